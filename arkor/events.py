@@ -1,0 +1,247 @@
+"""The events of a run, and their JSON.
+
+A number that is not finite must stay visible without the token `NaN` on the wire: the JSON carries
+`"loss": null` and `"nonFinite": {"loss": "nan" | "inf" | "-inf"}`; a bare `NaN` is understood too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from attrs import frozen
+
+from arkor.jobs import parse_artifacts
+from arkor.wire import to_wire
+
+
+@frozen
+class TrainingPreparing:
+    """Before the first step: what the worker is busy with (`message`, for a person). A client may ignore it."""
+
+    job_id: str
+    timestamp: str
+    message: str = ""
+
+
+@frozen
+class TrainingStarted:
+    """The first step is about to be taken; `total_steps` is how many there will be, where the backend says so."""
+
+    job_id: str
+    timestamp: str
+    total_steps: int | None = None
+
+
+@frozen
+class TrainingLog:
+    """The numbers of one step; each is None on steps that lack it, and may be NaN or infinite."""
+
+    job_id: str
+    timestamp: str
+    step: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    epoch: float | None = None
+    samples_per_second: float | None = None
+
+
+@frozen
+class CheckpointSaved:
+    """The adapter as of `step` is complete on disk and can be talked to."""
+
+    job_id: str
+    timestamp: str
+    step: int
+    artifacts: tuple[Any, ...] | None = None
+
+
+@frozen
+class TrainingCompleted:
+    job_id: str
+    timestamp: str
+    metrics: Mapping[str, Any] | None = None
+    artifacts: tuple[Any, ...] = ()
+
+
+@frozen
+class TrainingFailed:
+    """The run ended with `error`, a sentence."""
+
+    job_id: str
+    timestamp: str
+    error: str = "the backend gave no reason"
+    step: int | None = None
+    artifacts: tuple[Any, ...] = ()
+
+
+@frozen
+class TrainingCancelled:
+    """The run was stopped on request. Not a public wire event: its stream goes on with `end`."""
+
+    job_id: str
+    timestamp: str
+    step: int | None = None
+    artifacts: tuple[Any, ...] = ()
+
+
+Event = (
+    TrainingPreparing
+    | TrainingStarted
+    | TrainingLog
+    | CheckpointSaved
+    | TrainingCompleted
+    | TrainingFailed
+    | TrainingCancelled
+)
+
+TYPES: dict[str, type[Any]] = {
+    "training.preparing": TrainingPreparing,
+    "training.started": TrainingStarted,
+    "training.log": TrainingLog,
+    "checkpoint.saved": CheckpointSaved,
+    "training.completed": TrainingCompleted,
+    "training.failed": TrainingFailed,
+    "training.cancelled": TrainingCancelled,
+}
+TYPE_OF = {cls: name for name, cls in TYPES.items()}
+TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
+
+#: Field → wire name of the numbers that a log may carry.
+NUMBERS = {
+    "loss": "loss",
+    "eval_loss": "evalLoss",
+    "learning_rate": "learningRate",
+    "epoch": "epoch",
+    "samples_per_second": "samplesPerSecond",
+}
+
+
+class MalformedEvent(ValueError):
+    """A frame whose JSON is not the event that its type promises."""
+
+
+def now() -> str:
+    """The time stamp of an event: ISO 8601, UTC, milliseconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def encode_event(event: Event) -> dict[str, Any]:
+    """An event → its JSON object, `type` first; numbers that are not finite move into `nonFinite`."""
+    data: dict[str, Any] = {"type": TYPE_OF[type(event)], **to_wire(event)}
+    if isinstance(event, TrainingLog):
+        odd = {key: value for key in NUMBERS.values() if (value := data.get(key)) is not None and value - value != 0}
+        if odd:
+            data.update(dict.fromkeys(odd))
+            data["nonFinite"] = {key: "nan" if value != value else str(value) for key, value in odd.items()}
+    return data
+
+
+def decode_event(data: Any) -> Event | None:
+    """The JSON of a frame → the event, or None for a type that this version does not know.
+
+    Raises `MalformedEvent` when it is no object, or lacks what its type demands.
+    """
+    if not isinstance(data, dict):
+        raise MalformedEvent(f"expected an object, not {type(data).__name__}")
+    decode = _DECODERS.get(data.get("type") or "") if isinstance(data.get("type"), str) else None
+    return decode(data) if decode else None
+
+
+def _text(data: dict[str, Any], key: str, default: str = "") -> str:
+    value = data.get(key)
+    return value if isinstance(value, str) else default
+
+
+def _step(data: dict[str, Any]) -> int:
+    step = data.get("step")
+    if type(step) is int and step >= 0:
+        return step
+    if type(step) is float and step.is_integer() and step >= 0:
+        return int(step)
+    raise MalformedEvent("it has no step")
+
+
+def _optional_step(data: dict[str, Any]) -> int | None:
+    return _step(data) if data.get("step") is not None else None
+
+
+def _number(data: dict[str, Any], key: str) -> float | None:
+    value = data.get(key)
+    if type(value) is float:
+        return value
+    if type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf") if value > 0 else float("-inf")
+    if value is None and "nonFinite" in data:
+        odd = data["nonFinite"]
+        word = odd.get(key) if isinstance(odd, dict) else None
+        return float(word) if word in ("nan", "inf", "-inf") else None
+    return None
+
+
+def _decode_log(data: dict[str, Any]) -> TrainingLog:
+    return TrainingLog(
+        _text(data, "jobId"),
+        _text(data, "timestamp"),
+        _step(data),
+        _number(data, "loss"),
+        _number(data, "evalLoss"),
+        _number(data, "learningRate"),
+        _number(data, "epoch"),
+        _number(data, "samplesPerSecond"),
+    )
+
+
+def _decode_checkpoint(data: dict[str, Any]) -> CheckpointSaved:
+    artifacts = parse_artifacts(data["artifacts"]) if isinstance(data.get("artifacts"), list) else None
+    return CheckpointSaved(_text(data, "jobId"), _text(data, "timestamp"), _step(data), artifacts)
+
+
+def _decode_started(data: dict[str, Any]) -> TrainingStarted:
+    total = data.get("totalSteps")
+    return TrainingStarted(_text(data, "jobId"), _text(data, "timestamp"), total if type(total) is int else None)
+
+
+def _decode_completed(data: dict[str, Any]) -> TrainingCompleted:
+    metrics = data.get("metrics")
+    return TrainingCompleted(
+        _text(data, "jobId"),
+        _text(data, "timestamp"),
+        metrics if isinstance(metrics, dict) else None,
+        parse_artifacts(data.get("artifacts")),
+    )
+
+
+def _decode_failed(data: dict[str, Any]) -> TrainingFailed:
+    return TrainingFailed(
+        _text(data, "jobId"),
+        _text(data, "timestamp"),
+        _text(data, "error") or "the backend gave no reason",
+        _optional_step(data),
+        parse_artifacts(data.get("artifacts")),
+    )
+
+
+def _decode_cancelled(data: dict[str, Any]) -> TrainingCancelled:
+    artifacts = parse_artifacts(data.get("artifacts"))
+    return TrainingCancelled(_text(data, "jobId"), _text(data, "timestamp"), _optional_step(data), artifacts)
+
+
+def _decode_preparing(data: dict[str, Any]) -> TrainingPreparing:
+    return TrainingPreparing(_text(data, "jobId"), _text(data, "timestamp"), _text(data, "message"))
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any]], Event]] = {
+    "training.preparing": _decode_preparing,
+    "training.started": _decode_started,
+    "training.log": _decode_log,
+    "checkpoint.saved": _decode_checkpoint,
+    "training.completed": _decode_completed,
+    "training.failed": _decode_failed,
+    "training.cancelled": _decode_cancelled,
+}

@@ -1,0 +1,320 @@
+"""The nouns of a run: its configuration, its data source, the job, its artifacts, its result.
+
+The classes are plain data and decode whatever a newer backend sends; `JobConfig.check()` is what says no.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from arkor.errors import InvalidConfig, TrainingFailed
+from arkor.wire import from_wire
+
+
+class JobStatus(str, Enum):
+    """Where a job stands; compares equal to its plain string."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    __str__ = str.__str__
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@frozen
+class Scope:
+    """Whose call it is: the organisation and the project, by slug."""
+
+    org_slug: str
+    project_slug: str
+
+
+# Where the rows come from
+
+
+@frozen
+class HuggingFaceDataset:
+    """A data set of the Hugging Face hub; `split` and `subset` override its defaults."""
+
+    name: str
+    split: str | None = None
+    subset: str | None = None
+    type: str = field(default="huggingface", init=False)
+
+
+@frozen
+class BlobDataset:
+    """A file behind an HTTP(S) URL; `token` goes out as `Authorization: Bearer` and is never shown.
+
+    A URL that begins with `/v1/datasets/` is a file that was uploaded to the backend itself.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    type: str = field(default="blob", init=False)
+
+
+@frozen
+class FileDataset:
+    """A file on this machine; it is uploaded to the backend when the run is submitted."""
+
+    path: str = field(converter=str)
+    type: str = field(default="file", init=False)
+
+
+DatasetSource = HuggingFaceDataset | BlobDataset | FileDataset
+
+_SOURCES: dict[str, type[Any]] = {"huggingface": HuggingFaceDataset, "blob": BlobDataset, "file": FileDataset}
+
+
+def parse_dataset(value: Any) -> DatasetSource:
+    """A data set object or the seeds' dict → a checked `DatasetSource`; raises `InvalidConfig`."""
+    if isinstance(value, Mapping):
+        value = _dataset_from_dict(value)
+    if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
+        raise InvalidConfig("dataset", 'expected {"type": "huggingface" | "blob" | "file", …}, not ' + _shown(value))
+    required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
+    for name in attrs.fields_dict(type(value)):
+        item = getattr(value, name)
+        if (item is None and name == required) or (item is not None and (not isinstance(item, str) or not item)):
+            raise InvalidConfig(f"dataset.{name}", "must be a non-empty string")
+    if isinstance(value, BlobDataset) and not value.url.startswith(("http://", "https://", "/v1/datasets/")):
+        raise InvalidConfig("dataset.url", "must begin with http:// or https://; for a file on disk use FileDataset")
+    return value
+
+
+def _dataset_from_dict(value: Mapping[str, Any]) -> Any:
+    cls = _SOURCES.get(str(value.get("type")))
+    if cls is None:
+        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {_shown(value.get("type"))}')
+    rest = {key: item for key, item in value.items() if key != "type"}
+    known = [f.name for f in attrs.fields(cls) if f.init]
+    for key in rest:
+        if key not in known:
+            problem = f"is no field of a {value['type']} data set; it has {', '.join(known)}"
+            raise InvalidConfig(f"dataset.{key}", problem)
+    if known[0] not in rest:
+        raise InvalidConfig(f"dataset.{known[0]}", "is missing")
+    return cls(**rest)
+
+
+# What to train
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+Check = Callable[[str, Any], None]
+
+
+def _integer(minimum: int) -> Check:
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
+            raise InvalidConfig(name, f"must be a whole number of at least {minimum}, not {_shown(value)}")
+
+    return check
+
+
+def _number(*, above: float | None = None, minimum: float | None = None) -> Check:
+    bound = f"above {above:g}" if above is not None else f"of at least {minimum:g}"
+
+    def check(name: str, value: Any) -> None:
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not numeric or (above is not None and value <= above) or (minimum is not None and value < minimum):
+            raise InvalidConfig(name, f"must be a number {bound}, not {_shown(value)}")
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidConfig(name, f"must be True or False, not {_shown(value)}")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InvalidConfig(name, f"must be a non-empty string, not {_shown(value)}")
+
+
+def _warmup(name: str, value: Any) -> None:
+    """Whole steps, or below 1 the share of the run, as in transformers."""
+    _number(minimum=0)(name, value)
+    if isinstance(value, float) and value >= 1 and not value.is_integer():
+        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {_shown(value)}")
+
+
+FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
+
+
+def _format(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or value.get("type") not in FORMATS or len(value) > 1:
+        choices = ", ".join(f'{{"type": "{kind}"}}' for kind in FORMATS)
+        raise InvalidConfig(name, f"must be one of {choices}, not {_shown(value)}")
+
+
+def _split(name: str, value: Any) -> None:
+    """`"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
+    if isinstance(value, Mapping):
+        if not value or set(value) - {"train", "eval"}:
+            raise InvalidConfig(name, f'takes the keys "train" and "eval", not {_shown(dict(value))}')
+        if "train" in value:
+            _text(f"{name}.train", value["train"])
+        if "eval" in value and not isinstance(value["eval"], str):
+            _share(f"{name}.eval", value["eval"])
+    elif isinstance(value, str):
+        _text(name, value)
+    else:
+        _share(name, value)
+
+
+def _share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        problem = f"must name a split, or be the share to hold out (between 0 and 1), not {_shown(value)}"
+        raise InvalidConfig(name, problem)
+
+
+def _setting(check: Check) -> Any:
+    return field(default=None, metadata={"check": check})
+
+
+@frozen
+class LoraConfig:
+    """The adapter: rank `r`, scale `alpha`, `max_length` in tokens, `load_in_4bit` for QLoRA (CUDA only)."""
+
+    r: int
+    alpha: float
+    max_length: int | None = None
+    load_in_4bit: bool | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for name, check in (("r", _integer(1)), ("alpha", _number(above=0))):
+            check(f"lora.{name}", getattr(self, name))
+        if self.max_length is not None:
+            _integer(8)("lora.max_length", self.max_length)
+        if self.load_in_4bit is not None:
+            _boolean("lora.load_in_4bit", self.load_in_4bit)
+
+
+def _source(value: Any) -> Any:
+    """Tolerant: what is no data set that we know stays as it came."""
+    if not isinstance(value, Mapping):
+        return value
+    cls = _SOURCES.get(str(value.get("type")))
+    try:
+        return cls(**{key: item for key, item in value.items() if key != "type"}) if cls else dict(value)
+    except TypeError:
+        return dict(value)
+
+
+@frozen
+class JobConfig:
+    """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
+
+    model: str
+    dataset_source: Any = field(converter=_source)
+    dataset_format: Mapping[str, Any] | None = _setting(_format)
+    max_steps: int | None = _setting(_integer(1))
+    num_train_epochs: float | None = _setting(_number(above=0))
+    learning_rate: float | None = _setting(_number(above=0))
+    batch_size: int | None = _setting(_integer(1))
+    optim: str | None = _setting(_text)
+    lr_scheduler_type: str | None = _setting(_text)
+    weight_decay: float | None = _setting(_number(minimum=0))
+    warmup_steps: float | None = _setting(_warmup)
+    logging_steps: int | None = _setting(_integer(1))
+    save_steps: int | None = _setting(_integer(1))
+    eval_steps: int | None = _setting(_integer(1))
+    lora_r: int | None = _setting(_integer(1))
+    lora_alpha: float | None = _setting(_number(above=0))
+    max_length: int | None = _setting(_integer(8))
+    load_in_4bit: bool | None = _setting(_boolean)
+    train_on_responses_only: bool | None = _setting(_boolean)
+    dataset_split: Any = _setting(_split)
+    dry_run: bool | None = _setting(_boolean)
+    extra: Mapping[str, Any] = field(factory=dict)
+
+    def check(self) -> None:
+        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        _text("model", self.model)
+        parse_dataset(self.dataset_source)
+        for spec in attrs.fields(type(self)):
+            value = getattr(self, spec.name)
+            if value is not None and "check" in spec.metadata:
+                spec.metadata["check"](spec.name, value)
+
+
+# What came of it
+
+
+@frozen
+class Artifact:
+    """A thing that a run left behind: `kind` is `"checkpoint"` or `"final"`, `path` is below the run's folder."""
+
+    kind: str | None = None
+    step: int | None = None
+    path: str | None = None
+    bytes: int | None = None
+    extra: Mapping[str, Any] = field(factory=dict)
+
+
+def parse_artifacts(value: Any) -> tuple[Any, ...]:
+    """Objects become `Artifact`s; whatever else a backend lists is handed on as it came."""
+    items = value if isinstance(value, (list, tuple)) else ()
+    return tuple(from_wire(Artifact, item) if isinstance(item, Mapping) else item for item in items)
+
+
+def _status(value: Any) -> Any:
+    try:
+        return JobStatus(value)
+    except ValueError:
+        return value
+
+
+def _config(value: Any) -> Any:
+    return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
+
+
+@frozen
+class TrainingJob:
+    """A submitted run. Times are ISO 8601 in UTC."""
+
+    id: str
+    org_id: str
+    project_id: str
+    name: str
+    status: JobStatus = field(converter=_status)
+    config: JobConfig = field(converter=_config)
+    created_at: str
+    error: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    extra: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class TrainingResult:
+    """How a run ended: the job as the backend knows it and what the run left behind."""
+
+    job: TrainingJob
+    artifacts: tuple[Any, ...] = ()
+
+    def raise_for_status(self) -> TrainingResult:
+        """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
+        if self.job.status != JobStatus.COMPLETED:
+            reason = f": {self.job.error}" if self.job.error else ""
+            raise TrainingFailed(f"run {self.job.name!r} ({self.job.id}) is {self.job.status}{reason}")
+        return self

@@ -1,0 +1,31 @@
+"""Environment and paths, read when asked and never at import.
+
+What is not here: anything that a backend keeps below its home (`backend/home.py`) and anything of a project
+(`client/state.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VERSION = "0.1.0"
+
+#: The wire protocol that this package speaks. Raised only when an older peer could misunderstand a newer one.
+PROTOCOL = 1
+
+#: The managed Arkor cloud.
+MANAGED_CLOUD_API_URL = "https://api.arkor.ai"
+
+#: The model that needs no hub: its weights come in a Python package.
+STARTER_MODEL = "smollm2-135m-instruct"
+
+
+def arkor_home() -> Path:
+    """The folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`."""
+    return Path(os.environ.get("ARKOR_HOME") or Path.home() / ".arkor").expanduser().absolute()
+
+
+def cloud_api_url_from_env() -> str | None:
+    """`ARKOR_CLOUD_API_URL` without a trailing slash, or None when it is unset or empty."""
+    return (os.environ.get("ARKOR_CLOUD_API_URL") or "").strip().rstrip("/") or None

@@ -1,0 +1,64 @@
+"""attrs classes ⇄ the camelCase JSON of the wire.
+
+Decoding is tolerant: a key that the class does not know goes into its `extra` field, if it has one, and comes
+out again on encoding. Encoding leaves out what is None. Checking values is the business of the classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+import attrs
+
+T = TypeVar("T")
+
+
+@cache
+def camel(name: str) -> str:
+    """`"load_in_4bit"` → `"loadIn4bit"`."""
+    head, *rest = name.split("_")
+    return head + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+@cache
+def _names(cls: type[Any]) -> dict[str, str]:
+    """Wire name → attribute name of every field that the constructor takes, `extra` aside."""
+    return {camel(f.name): f.name for f in attrs.fields(cls) if f.init and f.name != "extra"}
+
+
+def to_wire(value: Any) -> Any:
+    """An attrs instance, an enum, or plain JSON → plain JSON."""
+    if attrs.has(type(value)):
+        pairs = ((f.name, getattr(value, f.name)) for f in attrs.fields(type(value)))
+        known = {camel(name): to_wire(item) for name, item in pairs if name != "extra" and item is not None}
+        return {**getattr(value, "extra", {}), **known}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_wire(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_wire(item) for key, item in value.items()}
+    return value
+
+
+def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
+    """A JSON object → an instance of `cls`; nested classes are the `converter`s of their fields.
+
+    Raises `TypeError` when a required field is missing.
+    """
+    fields: type[Any] = cls
+    names = _names(fields)
+    known = {names[key]: item for key, item in data.items() if key in names}
+    extra = {key: item for key, item in data.items() if key not in names}
+    if extra and "extra" in attrs.fields_dict(fields):
+        known["extra"] = extra
+    return cls(**known)
+
+
+def dumps(value: Any) -> str:
+    """Compact strict JSON on one line: never `NaN`, which strict parsers reject (raises ValueError)."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,88 @@
+"""What every test gets: a home of its own and no word from the outside; a real backend for those that ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from arkor.settings import PROTOCOL
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ARKOR_HOME below tmp_path, the hub offline, no proxy; a backend that the test started is stopped."""
+    for name in list(os.environ):
+        if name.startswith("ARKOR_") or name.lower().endswith("_proxy") or name in ("CI", "NO_COLOR"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "arkor-home"
+    monkeypatch.setenv("ARKOR_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    stop_backend(home)
+
+
+def stop_backend(home: Path) -> None:
+    """Stop the backend that `home/backend.json` names, and the runs that it started."""
+    for heartbeat in home.glob("runs/*/worker.pid"):
+        _kill(int(heartbeat.read_text() or 0))
+    file = home / "backend.json"
+    if file.exists():
+        _kill(json.loads(file.read_text())["pid"])
+
+
+def _kill(pid: int) -> None:
+    if pid > 1:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@frozen
+class Backend:
+    """A running embedded backend: where it listens, the owner's token, its home."""
+
+    url: str
+    token: str
+    home: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_backend(home: Path, *arguments: str) -> Backend:
+    """`python -m arkor.backend` in a process of its own; returns when it answers."""
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "arkor.backend", "--home", str(home), *arguments]
+    log = (home / "test-backend.log").open("wb")
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    log.close()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            found = json.loads((home / "backend.json").read_text())
+        except (FileNotFoundError, ValueError):
+            found = {}
+        if found.get("pid") == process.pid:
+            assert found["protocol"] == PROTOCOL
+            return Backend(found["url"], found["token"], home, process)
+        time.sleep(0.01)
+    raise AssertionError((home / "test-backend.log").read_text())
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[Backend]:
+    """A real backend process whose runs are played by the scripted engine, at `ARKOR_HOME`."""
+    started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    yield started
+    started.process.kill()
+    started.process.wait()
