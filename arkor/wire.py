@@ -25,7 +25,7 @@ def camel(name: str) -> str:
 
 
 @cache
-def _names(cls: type[Any]) -> dict[str, str]:
+def _names(cls: Any) -> dict[str, str]:
     """Wire name → attribute name of every field that the constructor takes, `extra` aside."""
     return {camel(f.name): f.name for f in attrs.fields(cls) if f.init and f.name != "extra"}
 
@@ -50,7 +50,7 @@ def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
 
     Raises `TypeError` when a required field is missing.
     """
-    fields: type[Any] = cls
+    fields: Any = cls
     names = _names(fields)
     known = {names[key]: item for key, item in data.items() if key in names}
     extra = {key: item for key, item in data.items() if key not in names}
