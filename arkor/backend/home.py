@@ -1,0 +1,161 @@
+"""What lies where below a backend's home: its files by name, and the folder of a run.
+
+Nothing here knows what is inside those files, the two that are JSON secrets aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from arkor.jobs import Artifact
+
+
+def prepare(home: Path) -> None:
+    """Make the home and its folders, for the owner's eyes alone. Raises OSError."""
+    for folder in (home, datasets_folder(home), runs_folder(home), models_folder(home)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def address_file(home: Path) -> Path:
+    """Where the server that listens says so: URL, token, pid."""
+    return home / "backend.json"
+
+
+def lock_file(home: Path) -> Path:
+    return home / "backend.lock"
+
+
+def owner_token_file(home: Path) -> Path:
+    """The token of the home's owner; it stays the same over restarts of the server."""
+    return home / "owner.token"
+
+
+def bell_file(home: Path) -> Path:
+    return home / "bell"
+
+
+def database_file(home: Path) -> Path:
+    return home / "arkor.db"
+
+
+def datasets_folder(home: Path) -> Path:
+    """Uploaded files, each named by the SHA-256 of its content."""
+    return home / "datasets"
+
+
+def runs_folder(home: Path) -> Path:
+    return home / "runs"
+
+
+def models_folder(home: Path) -> Path:
+    """Cache of converted models."""
+    return home / "models"
+
+
+@frozen
+class RunFolder:
+    """A run is a folder: what was asked (`job`), what happened (`events`), what was printed, what came of it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def pid(self) -> Path:
+        return self.path / "worker.pid"
+
+    @property
+    def secret(self) -> Path:
+        """The data set's token, while the run has not ended; nowhere else is it kept."""
+        return self.path / "secret.json"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / str(step)
+
+    def read_job(self) -> dict[str, Any]:
+        job: dict[str, Any] = json.loads(self.job.read_bytes())
+        return job
+
+    def blob_token(self) -> str | None:
+        try:
+            token: str = json.loads(self.secret.read_bytes())["blobToken"]
+        except FileNotFoundError:
+            return None
+        return token
+
+    def worker_pid(self) -> int | None:
+        """The process that says that it is this run's worker; whether it lives is the log's lock's to say."""
+        try:
+            return int(self.pid.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def forget_worker(self) -> None:
+        """Remove what is of use only while a worker runs: its process id and the secret."""
+        self.pid.unlink(missing_ok=True)
+        self.secret.unlink(missing_ok=True)
+
+    def artifact(self, kind: str, folder: Path, step: int | None) -> Artifact:
+        """`folder`, below this one, as the wire lists it; `bytes` is the sum of its files."""
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return Artifact(kind=kind, step=step, path=str(folder.relative_to(self.path)), bytes=size)
+
+
+def run_folder(home: Path, job_id: str) -> RunFolder:
+    return RunFolder(runs_folder(home) / job_id)
+
+
+def create_run(home: Path, job: dict[str, Any], blob_token: str | None) -> RunFolder:
+    """A new run's folder with its `job.json`, an empty event log, and the secret if there is one. Raises OSError."""
+    folder = run_folder(home, job["id"])
+    folder.path.mkdir(mode=0o700)
+    try:
+        write_atomically(folder.job, json.dumps(job, ensure_ascii=False, indent=1))
+        if blob_token is not None:
+            write_atomically(folder.secret, json.dumps({"blobToken": blob_token}))
+        folder.events.touch(mode=0o600)
+    except OSError:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    return folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Whole or not at all, mode 0600. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
