@@ -1,0 +1,139 @@
+"""The house: who may import whom, no cycles, functions that fit on a screen, what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arkor
+
+PACKAGE = Path(arkor.__file__).parent
+
+#: From the ground up; a room imports only from rooms that stand before it.
+FLOORS = """
+errors settings wire jobs events accounts deployments chat
+client.frames client.retry client.http client.credentials client.embedded
+client.replies client.api client.stream client.state client.connect
+callbacks display.plain display.terminal display
+trainer project __init__
+cli.errors cli.text cli.runs cli.chat cli.project cli.serve cli.main __main__
+""".split()
+
+BACKEND_FLOORS = """
+home log store sse datasets engine models engine_trl generate worker serving supervisor inference
+routes app __main__
+""".split()
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name below `arkor.`, parsed."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        relative = file.relative_to(PACKAGE)
+        if relative.parts[0] != "templates":
+            parts = [*relative.parts[:-1], relative.stem]
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+            found[name] = ast.parse(file.read_text("utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(name: str) -> set[str]:
+    """The rooms of the house that a room imports anywhere in it, inside functions too."""
+    found = set()
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "arkor":
+            base = (node.module or "").removeprefix("arkor").removeprefix(".")
+            names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+            found |= {n if n in MODULES else base or "__init__" for n in names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("arkor.") for a in node.names if a.name.startswith("arkor.")}
+    return found - {name}
+
+
+def floor_of(name: str) -> tuple[str, int] | None:
+    """The wing and the height of a room; a folder's height stands for the rooms in it that have none of their own."""
+    wing, order, local = ("front", FLOORS, name)
+    if name.startswith("backend"):
+        wing, order, local = ("backend", BACKEND_FLOORS, name.removeprefix("backend").removeprefix(".") or "home")
+    while local not in order:
+        if "." not in local:
+            return None
+        local = local.rsplit(".", 1)[0]
+    return wing, order.index(local)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name: str) -> None:
+    here = floor_of(name)
+    if here is None:
+        assert name in ("client", "cli"), f"{name} stands on no floor; give it one in FLOORS"
+        assert not imports_of(name)
+        return
+    for imported in imports_of(name):
+        there = floor_of(imported)
+        assert there is not None, f"{name} imports {imported}, which stands on no floor"
+        if here[0] == "backend" and there[0] == "front":
+            assert there[1] <= FLOORS.index("chat"), f"{name} imports {imported}; a backend shares only the vocabulary"
+        else:
+            assert here[0] == there[0], f"{name} imports {imported}; the backend is started, not imported"
+            same_folder = name.rsplit(".", 1)[0] == imported.rsplit(".", 1)[0] or imported == name.rsplit(".", 1)[0]
+            assert there[1] < here[1] or (there[1] == here[1] and same_folder), f"{name} imports {imported} upwards"
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {name: imports_of(name) & set(MODULES) for name in MODULES}
+    while leaves := [name for name, needs in graph.items() if not needs]:
+        for leaf in leaves:
+            del graph[leaf]
+        graph = {name: needs - set(leaves) for name, needs in graph.items()}
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None
+        if node.end_lineno - node.lineno + 1 > 60
+    }
+    assert not long
+
+
+def test_every_room_says_what_lives_there() -> None:
+    silent = [name for name, tree in MODULES.items() if tree.body and not ast.get_docstring(tree)]
+    assert not silent
+
+
+def test_the_readme_names_every_file_of_the_package() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    files = [str(f.relative_to(PACKAGE)) for f in PACKAGE.rglob("*.py") if f.read_text("utf-8").strip()]
+    missing = [file for file in files if not file.startswith("templates/") and Path(file).name not in readme]
+    assert not missing
+
+
+HEAVY = ("torch", "transformers", "starlette", "uvicorn", "sqlalchemy", "datasets", "tqdm", "click")
+
+
+def test_importing_arkor_is_light() -> None:
+    code = f"import sys, arkor; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.slow
+def test_importing_arkor_takes_less_than_a_quarter_of_a_second() -> None:
+    code = "import time; began = time.perf_counter(); import arkor; print(time.perf_counter() - began)"
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(7))
+    assert seconds < 0.25
+
+
+def test_the_public_list_is_sorted_and_true() -> None:
+    assert arkor.__all__ == sorted(arkor.__all__)
+    assert all(hasattr(arkor, name) for name in arkor.__all__)
