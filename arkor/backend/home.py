@@ -16,11 +16,16 @@ from attrs import frozen
 
 from arkor.jobs import Artifact
 
+#: How the name of an upload ends while it is coming in.
+UPLOADING = ".part"
+
 
 def prepare(home: Path) -> None:
-    """Make the home and its folders, for the owner's eyes alone. Raises OSError."""
+    """Make the home and its folders, for the owner's eyes alone, and clear away torn uploads. Raises OSError."""
     for folder in (home, datasets_folder(home), runs_folder(home), models_folder(home)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for abandoned in datasets_folder(home).glob(f"*{UPLOADING}"):
+        abandoned.unlink(missing_ok=True)
 
 
 def address_file(home: Path) -> Path:
@@ -124,6 +129,9 @@ class RunFolder:
         self.pid.unlink(missing_ok=True)
         self.secret.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def artifact(self, kind: str, folder: Path, step: int | None) -> Artifact:
         """`folder`, below this one, as the wire lists it; `bytes` is the sum of its files."""
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -144,7 +152,7 @@ def create_run(home: Path, job: dict[str, Any], blob_token: str | None) -> RunFo
             write_atomically(folder.secret, json.dumps({"blobToken": blob_token}))
         folder.events.touch(mode=0o600)
     except OSError:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.remove()
         raise
     return folder
 

@@ -1,0 +1,195 @@
+"""The server's process: `python -m arkor.backend --home DIR`.
+
+One server per home (a lock), found through `backend.json`. It leaves when told to (SIGTERM) and, if it was given a
+time for that, after a quiet while; workers go on without it. Exit codes: 0 left in peace, 2 could not start (the
+sentence on stderr says why), 3 another server serves this home.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+try:
+    import uvicorn
+
+    from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
+    from arkor.backend.store import Store, StoreError, new_token
+except ModuleNotFoundError as missing:
+    print(f"The backend needs {missing.name}: pip install 'arkor[local]'", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+from arkor.backend.home import address_file, database_file, lock_file, owner_token_file, prepare, write_atomically
+from arkor.settings import PROTOCOL, VERSION, arkor_home
+
+
+class CannotStart(Exception):
+    """Why not, in a sentence, and the exit code."""
+
+    def __init__(self, sentence: str, exit_code: int = 2) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
+class Server(uvicorn.Server):
+    """Leaves on a signal without dying of it, and when it is left alone; tells the streams before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, left_alone: Callable[[], bool], leave: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._left_alone = left_alone
+        self._leave = leave
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0 and self._left_alone():
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._leave()
+        await super().shutdown(sockets)
+
+
+def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:
+    """Serve until told to leave, or until nobody has called for `idle` seconds (0: never). Raises `CannotStart`."""
+    with usable(home):
+        prepare(home)
+    with only_server_of(home), usable(home), contextlib.closing(open_store(home)) as store:
+        token = owner_token(home)
+        store.ensure_owner(token)
+        listener = listen(host, port)
+        app = create_app(home, store, engine)
+        doorman = Doorman(app, loopback_only=host in LOOPBACK_NAMES)
+
+        def left_alone() -> bool:
+            quiet = doorman.quiet_since()
+            long_enough = idle > 0 and quiet is not None and time.monotonic() - quiet >= idle
+            return long_enough and store.count_unfinished() == 0
+
+        def leave() -> None:
+            address_file(home).unlink(missing_ok=True)
+            app.state.bell.close()
+
+        announce(home, listener, token)
+        Server(_config(doorman), left_alone, leave).run([listener])
+
+
+def _config(app: Doorman) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=2,
+    )
+
+
+@contextlib.contextmanager
+def usable(home: Path) -> Iterator[None]:
+    """An OSError in here is the home's fault."""
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename or home, error.strerror or error
+        sentence = f"The backend cannot use {where}: {why}. Mend that, or choose another home with ARKOR_HOME."
+        raise CannotStart(sentence) from error
+
+
+@contextlib.contextmanager
+def only_server_of(home: Path) -> Iterator[None]:
+    """Hold the home's lock."""
+    with usable(home):
+        lock = lock_file(home).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(f"Another backend serves {home} already.", 3) from None
+        yield
+
+
+def open_store(home: Path) -> Store:
+    """The home's database. Raises `CannotStart`."""
+    try:
+        return Store(database_file(home))
+    except StoreError as error:
+        raise CannotStart(str(error)) from error
+
+
+def owner_token(home: Path) -> str:
+    """The owner's token, which stays the same for as long as the home does. Raises OSError."""
+    file = owner_token_file(home)
+    with contextlib.suppress(FileNotFoundError):
+        if token := file.read_text(encoding="utf-8").strip():
+            return token
+    token = new_token()
+    write_atomically(file, token)
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts already; port 0 is a free one. Raises `CannotStart`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        why = getattr(error, "strerror", None) or error
+        sentence = f"The backend cannot listen on {host}, port {port}: {why}. Choose another with --port."
+        raise CannotStart(sentence) from error
+    return listener
+
+
+def announce(home: Path, listener: socket.socket, token: str) -> None:
+    """Say in `backend.json` where to call. Raises OSError."""
+    host, port = listener.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    address = {"url": url, "token": token, "pid": os.getpid(), "version": VERSION, "protocol": PROTOCOL}
+    write_atomically(address_file(home), json.dumps(address))
+
+
+def main() -> int:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m arkor.backend", description="Serve runs on this machine.")
+    parser.add_argument("--home", type=Path, default=None, help="folder for everything (default: ARKOR_HOME)")
+    parser.add_argument("--engine", choices=["trl", "scripted"], default="trl", help="what trains")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--idle", type=float, default=900.0, help="leave after so many quiet seconds; 0: never")
+    options = parser.parse_args()
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve((options.home or arkor_home()).absolute(), options.engine, options.host, options.port, options.idle)
+    except CannotStart as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The HTTP server's application: the routes, the shape of an error, what lives as long as the server.
+
+Who may call and what a body must look like is in `routes/`; the process around it in `__main__.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arkor.backend.bell import Bell
+from arkor.backend.home import bell_file
+from arkor.backend.inference import Inference
+from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
+from arkor.backend.store import Store
+from arkor.backend.supervisor import Supervisor
+from arkor.settings import PROTOCOL, VERSION
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def health(request: Request) -> Response:
+    """`GET /healthz`: that it is a backend, which, and whether it has work."""
+    active = request.app.state.store.count_unfinished()
+    return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
+
+
+def create_app(home: Path, store: Store, engine: str) -> Starlette:
+    """The application on `home`, whose runs `engine` trains."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.bell.open()
+        app.state.supervisor.start()
+        app.state.inference = Inference(home, engine)
+        yield
+        await app.state.inference.close()
+        app.state.supervisor.stop()
+
+    rooms = (auth, projects, jobs, datasets, inference)
+    routes = [Route("/healthz", health), *(route for room in rooms for route in room.routes)]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
+    app.router.redirect_slashes = False
+    app.state.home = home
+    app.state.engine = engine
+    app.state.store = store
+    app.state.bell = Bell(bell_file(home))
+    app.state.supervisor = Supervisor(home, store, engine)
+    return app
+
+
+# The shape of an error
+
+
+def _error(status: int, sentence: str, code: str | None) -> JSONResponse:
+    return JSONResponse({"error": sentence, **({"code": code} if code else {})}, status)
+
+
+def _refused(_request: Request, error: Any) -> Response:
+    return _error(error.status, error.sentence, error.code)
+
+
+def _http_error(request: Request, error: Any) -> Response:
+    sentences = {
+        404: (f"There is no {request.url.path} here.", "not_found"),
+        405: (f"{request.url.path} does not take {request.method}.", "method_not_allowed"),
+    }
+    sentence, code = sentences.get(error.status_code, (f"{error.detail}.", None))
+    response = _error(error.status_code, sentence, code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _fault(_request: Request, _exception: Exception) -> Response:
+    """What we did not foresee; the traceback is in the server's log, where the framework puts it."""
+    return _error(500, "The backend has a fault; its log says more (backend.log in its home).", "internal")
+
+
+def _disk_error(request: Request, error: Any) -> Response:
+    """A disk that is full or may not be written is the person's to mend; anything else is a fault."""
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        raise error
+    where = error.filename or request.app.state.home
+    return _error(507, f"{where} cannot be written: {error.strerror}. Free some space and try again.", "no_space")
+
+
+_HANDLERS = {Refusal: _refused, HTTPException: _http_error, OSError: _disk_error, Exception: _fault}
+
+
+class Doorman:
+    """Stands before the application: whom the host name leads here, the version on every answer, who is inside."""
+
+    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
+        self._app = app
+        self._loopback_only = loopback_only
+        self._inside = 0
+        self._last_left = time.monotonic()
+
+    def quiet_since(self) -> float | None:
+        """The `time.monotonic()` at which the last request or stream ended; None while there is one."""
+        return None if self._inside else self._last_left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def send_with_version(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Arkor-Version"] = VERSION
+            await send(message)
+
+        self._inside += 1
+        try:
+            if self._loopback_only and not _names_loopback(scope):
+                # A page of another site whose name was made to point here must not get in.
+                refusal = _error(403, "This backend answers to localhost alone; call it by that name.", "bad_host")
+                return await refusal(scope, receive, send_with_version)
+            return await self._app(scope, receive, send_with_version)
+        finally:
+            self._inside -= 1
+            self._last_left = time.monotonic()
+
+
+def _names_loopback(scope: Scope) -> bool:
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    try:
+        return urlsplit(f"//{host}").hostname in LOOPBACK_NAMES
+    except ValueError:
+        return False

@@ -1,0 +1,202 @@
+"""Jobs: submit, list, look at, cancel, and watch as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from arkor.backend.bell import Bell
+from arkor.backend.home import create_run, run_folder
+from arkor.backend.log import is_finished, read_events
+from arkor.backend.models import submission_problem
+from arkor.backend.routes import (
+    CallScope,
+    Refusal,
+    check_fields,
+    invalid,
+    read_object,
+    require_job,
+    require_scope,
+    require_text,
+)
+from arkor.backend.sse import END, PING, cursor, frames
+from arkor.backend.store import Job, Store, Taken, new_id
+from arkor.backend.supervisor import AlreadyOver
+from arkor.errors import InvalidConfig
+from arkor.events import TERMINAL_TYPES, now
+from arkor.jobs import BlobDataset, JobConfig, JobStatus, parse_dataset
+from arkor.wire import camel, from_wire, to_wire
+
+PING_SECONDS = 15.0
+
+
+# Submitting
+
+
+async def submit(request: Request) -> Response:
+    """`POST /v1/jobs`; with an `Idempotency-Key` that the project knows, the job of that key, once more."""
+    scope = await require_scope(request)
+    body = await read_object(request)
+    check_fields(body, ["name", "config"])
+    key = request.headers.get("idempotency-key") or None
+    if key and len(key) > 255:
+        raise invalid("Idempotency-Key", "must have at most 255 characters")
+    config, token = split_token(checked_config(body["config"]))
+    return await run_in_threadpool(_submit, request, scope, require_text(body, "name"), config, token, key)
+
+
+def _submit(
+    request: Request, scope: CallScope, name: str, config: JobConfig, token: str | None, key: str | None
+) -> Response:
+    state = request.app.state
+    if key and (known := state.store.job_of_key(scope.project, key)):
+        return JSONResponse({"job": job_json(state.supervisor.current(known))})
+    _refuse_hopeless(state.store, state.home, state.engine, scope, config)
+    job = Job(new_id(), scope.org.id, scope.project.id, name, JobStatus.QUEUED, to_wire(config), now())
+    folder = create_run(state.home, job_json(job), token)
+    try:
+        state.store.add_job(job, key)
+    except BaseException as error:
+        folder.remove()
+        if key and isinstance(error, Taken) and (known := state.store.job_of_key(scope.project, key)):
+            return JSONResponse({"job": job_json(state.supervisor.current(known))})
+        raise
+    state.supervisor.wake()
+    return JSONResponse({"job": job_json(job)}, 201)
+
+
+def checked_config(value: Any) -> JobConfig:
+    """The `config` of a request, else a 400 that names the field as it is on the wire."""
+    if not isinstance(value, Mapping):
+        raise invalid("config", "must be an object")
+    for name in ("model", "datasetSource"):
+        if value.get(name) is None:
+            raise invalid(f"config.{name}", "is missing")
+    source = value["datasetSource"]
+    if isinstance(source, Mapping) and source.get("type") == "file":
+        problem = 'a file must be uploaded first (POST /v1/datasets) and named as {"type": "blob", "url": …}'
+        raise invalid("config.datasetSource", problem)
+    config = from_wire(JobConfig, value)
+    try:
+        config.check()
+    except InvalidConfig as error:
+        raise invalid(_wire_name(error.field), error.problem) from None
+    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source))
+
+
+def _wire_name(field: str) -> str:
+    """`"dataset.url"` → `"config.datasetSource.url"`, `"lora_r"` → `"config.loraR"`."""
+    head, *rest = field.split(".")
+    return ".".join(["config", "datasetSource" if head == "dataset" else camel(head), *map(camel, rest)])
+
+
+def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
+    """The configuration without the token of its data set, and that token."""
+    source = config.dataset_source
+    if not isinstance(source, BlobDataset):
+        return config, None
+    return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
+
+
+def _refuse_hopeless(store: Store, home: Path, engine: str, scope: CallScope, config: JobConfig) -> None:
+    """A 400 for a run that cannot work, as far as that can be known at once."""
+    source = config.dataset_source
+    if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
+        digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
+        if not store.has_dataset(scope.project, digest):
+            raise invalid("config.datasetSource.url", "no file of this project was uploaded under it")
+    problem = submission_problem(config.model, home) if engine == "trl" else None
+    if problem:
+        raise invalid("config.model", problem)
+
+
+# Looking and cancelling
+
+
+async def list_jobs(request: Request) -> Response:
+    """`GET /v1/jobs`, newest first."""
+    scope = await require_scope(request)
+    state = request.app.state
+
+    def read() -> list[dict[str, Any]]:
+        return [job_json(state.supervisor.current(job)) for job in state.store.jobs(scope.project)]
+
+    return JSONResponse({"jobs": await run_in_threadpool(read)})
+
+
+async def get_job(request: Request) -> Response:
+    """`GET /v1/jobs/:id`; its events are in the stream alone."""
+    job = await require_job(request, await require_scope(request), request.path_params["id"])
+    return JSONResponse({"job": job_json(await run_in_threadpool(request.app.state.supervisor.current, job))})
+
+
+async def cancel_job(request: Request) -> Response:
+    """`POST /v1/jobs/:id/cancel`: 409 when it is over already."""
+    job = await require_job(request, await require_scope(request), request.path_params["id"])
+    supervisor = request.app.state.supervisor
+    try:
+        await run_in_threadpool(supervisor.cancel, job)
+    except AlreadyOver as error:
+        raise Refusal(409, f"The job {job.id!r} is {error} already.", "already_over") from None
+    return JSONResponse({"job": job_json(await run_in_threadpool(supervisor.current, job))}, 202)
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """A job as on the wire."""
+    answer: dict[str, Any] = to_wire(job)
+    answer.pop("cancelRequestedAt", None)
+    return answer
+
+
+# Watching
+
+
+async def stream_events(request: Request) -> Response:
+    """`GET /v1/jobs/:id/events/stream`: what was logged behind `Last-Event-ID`, then what is, until the run ends."""
+    job = await require_job(request, await require_scope(request), request.path_params["id"])
+    events = run_folder(request.app.state.home, job.id).events
+    body = tail(events, cursor(request.headers.get("last-event-id")), request.app.state.bell)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+
+
+async def tail(path: Path, after: int, bell: Bell) -> AsyncIterator[bytes]:
+    """The log behind `after` as frames, many in one piece, until its terminal event or the server's end."""
+    spoke = time.monotonic()
+    while not bell.closed:
+        finished = is_finished(path)  # asked before reading: whatever was written up to here will be read
+        events = read_events(path, after)
+        if events:
+            after, kind, _ = events[-1]
+            over = kind in TERMINAL_TYPES
+            yield frames(events) + (END if over else b"")
+            if over:
+                return
+            spoke = time.monotonic()
+            await asyncio.sleep(0)  # a long replay lets the others through
+        elif finished:
+            yield END
+            return
+        elif time.monotonic() - spoke >= PING_SECONDS:
+            yield PING
+            spoke = time.monotonic()
+        else:
+            await bell.wait(PING_SECONDS - (time.monotonic() - spoke))
+
+
+routes = [
+    Route("/v1/jobs", submit, methods=["POST"]),
+    Route("/v1/jobs", list_jobs, methods=["GET"]),
+    Route("/v1/jobs/{id}", get_job, methods=["GET"]),
+    Route("/v1/jobs/{id}/cancel", cancel_job, methods=["POST"]),
+    Route("/v1/jobs/{id}/events/stream", stream_events, methods=["GET"]),
+]

@@ -1,0 +1,49 @@
+"""The projects of an organisation."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from arkor.backend.routes import Refusal, check_fields, invalid, read_object, require_org, require_text
+from arkor.backend.store import Project, Taken
+
+_SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+
+
+async def list_projects(request: Request) -> Response:
+    """`GET /v1/projects?orgSlug`."""
+    _, org = await require_org(request)
+    projects = await run_in_threadpool(request.app.state.store.projects, org)
+    return JSONResponse({"org": {"slug": org.slug}, "projects": [_json(project) for project in projects]})
+
+
+async def create_project(request: Request) -> Response:
+    """`POST /v1/projects?orgSlug`: 409 when the organisation has one of that slug."""
+    _, org = await require_org(request)
+    body = await read_object(request)
+    check_fields(body, ["name", "slug"])
+    name, slug = require_text(body, "name"), body["slug"]
+    if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
+        problem = "must be 1 to 40 of a-z, 0-9 and -, with no - at either end"
+        raise invalid("slug", problem)
+    try:
+        project = await run_in_threadpool(request.app.state.store.create_project, org, name, slug)
+    except Taken:
+        sentence = f"The organisation {org.slug!r} already has a project {slug!r}."
+        raise Refusal(409, sentence, "slug_taken") from None
+    return JSONResponse({"project": _json(project)}, 201)
+
+
+def _json(project: Project) -> dict[str, str]:
+    return {"id": project.id, "slug": project.slug, "name": project.name, "orgId": project.org_id}
+
+
+routes = [
+    Route("/v1/projects", list_projects, methods=["GET"]),
+    Route("/v1/projects", create_project, methods=["POST"]),
+]

@@ -1,0 +1,366 @@
+"""Users, organisations, projects, jobs and uploaded files, in one database.
+
+SQLAlchemy Core on SQLite; one process writes (the server), from several threads. What a run did is not here but in its
+event log: the status of a job is a projection of that, written down when it is final.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from sqlalchemy import (
+    URL,
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from arkor.events import now
+from arkor.jobs import JobStatus
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("schema_version", Integer, nullable=False))
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("email", String(320)),
+    Column("created_at", String(32), nullable=False),
+)
+
+orgs = Table(
+    "orgs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("slug", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("slug", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    UniqueConstraint("org_id", "slug"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("project_id", ForeignKey("projects.id"), nullable=False, index=True),
+    Column("name", String(200), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("config", Text, nullable=False),
+    Column("error", Text),
+    Column("created_at", String(32), nullable=False),
+    Column("started_at", String(32)),
+    Column("completed_at", String(32)),
+    Column("cancel_requested_at", String(32)),
+    Column("idempotency_key", String(255)),
+    UniqueConstraint("project_id", "idempotency_key"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("project_id", ForeignKey("projects.id"), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("filename", String(255), primary_key=True),
+    Column("bytes", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+
+class StoreError(Exception):
+    """The database cannot be used; the sentence names it and the way out."""
+
+
+class Taken(Exception):
+    """What was to be created is there already."""
+
+
+@frozen
+class User:
+    id: str
+    email: str | None
+
+
+@frozen
+class Org:
+    id: str
+    slug: str
+    name: str
+
+
+@frozen
+class Project:
+    id: str
+    slug: str
+    name: str
+    org_id: str
+
+
+@frozen
+class Job:
+    """A job as it was submitted, and as it ended if it did; in between, its log knows better than `status`."""
+
+    id: str
+    org_id: str
+    project_id: str
+    name: str
+    status: JobStatus
+    config: Mapping[str, Any]
+    created_at: str
+    error: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    cancel_requested_at: str | None = None
+
+
+_JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_key")]
+_UNFINISHED = jobs.c.status.in_([JobStatus.QUEUED.value, JobStatus.RUNNING.value])
+
+
+def new_id() -> str:
+    """An id that cannot be guessed."""
+    return uuid.uuid4().hex
+
+
+def new_token() -> str:
+    return f"arkor_{secrets.token_urlsafe(32)}"
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+class Store:
+    """The database behind the server. Methods may be called from any thread; raises `StoreError` on opening alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine = create_engine(URL.create("sqlite", database=str(path)))
+        event.listen(self._engine, "connect", _enforce_foreign_keys)
+        try:
+            self._open()
+        except DBAPIError as error:
+            self.close()
+            problem = str(error.orig).rstrip(".")
+            raise StoreError(f"{path} cannot be used: {problem}. Mend it or move it out of the way.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _open(self) -> None:
+        with self._engine.begin() as connection:
+            names = inspect(connection).get_table_names()
+            if not names:
+                metadata.create_all(connection)
+                connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
+                return
+            version = connection.scalar(select(meta.c.schema_version)) if "meta" in names else None
+        if version is None:
+            raise StoreError(f"{self._path} is a database, but not one of arkor's. Move it out of the way.")
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self._path} was written by a newer arkor (schema {version}, this one knows {SCHEMA_VERSION}): "
+                "pip install --upgrade arkor"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
+
+    # Who calls
+
+    def ensure_owner(self, token: str) -> None:
+        """The user of this home, with org `local` and project `default`, reached by `token`."""
+        with self._engine.begin() as connection:
+            if connection.scalar(select(users.c.id).where(users.c.id == "local")) is None:
+                org = _add_identity(connection, "local", "local", "Local")
+                connection.execute(projects.insert().values(id=new_id(), org_id=org.id, slug="default", name="Default"))
+            values = {"hash": _hash(token), "user_id": "local", "created_at": now()}
+            connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
+
+    def create_identity(self) -> tuple[str, User, Org]:
+        """A new user with an org of their own, and the token that reaches them: shown this once."""
+        token, user_id = new_token(), new_id()
+        with self._engine.begin() as connection:
+            org = _add_identity(connection, user_id, f"anon-{user_id[:12]}", "Personal")
+            connection.execute(tokens.insert().values(hash=_hash(token), user_id=user_id, created_at=now()))
+        return token, User(user_id, None), org
+
+    def user(self, token: str) -> User | None:
+        """Who the token belongs to."""
+        digest = _hash(token)
+        query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+        return User(row.id, row.email) if row and hmac.compare_digest(row.hash, digest) else None
+
+    def orgs(self, user: User) -> list[Org]:
+        """The orgs that the user is a member of."""
+        with self._reading() as connection:
+            rows = connection.execute(select(orgs).where(orgs.c.owner_id == user.id)).all()
+        return [Org(row.id, row.slug, row.name) for row in rows]
+
+    # Projects
+
+    def projects(self, org: Org) -> list[Project]:
+        with self._reading() as connection:
+            rows = connection.execute(select(projects).where(projects.c.org_id == org.id).order_by(projects.c.slug))
+            return [Project(row.id, row.slug, row.name, row.org_id) for row in rows]
+
+    def project(self, org: Org, slug: str) -> Project | None:
+        query = select(projects).where(projects.c.org_id == org.id, projects.c.slug == slug)
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+        return Project(row.id, row.slug, row.name, row.org_id) if row else None
+
+    def create_project(self, org: Org, name: str, slug: str) -> Project:
+        """Raises `Taken` when the org has a project of that slug."""
+        project = Project(new_id(), slug, name, org.id)
+        try:
+            with self._engine.begin() as connection:
+                values = {"id": project.id, "org_id": org.id, "slug": slug, "name": name}
+                connection.execute(projects.insert().values(values))
+        except IntegrityError as error:
+            raise Taken(slug) from error
+        return project
+
+    # Jobs
+
+    def add_job(self, job: Job, idempotency_key: str | None) -> None:
+        """Raises `Taken` when the project has a job of that key."""
+        values = {
+            "id": job.id,
+            "org_id": job.org_id,
+            "project_id": job.project_id,
+            "name": job.name,
+            "status": job.status.value,
+            "config": json.dumps(job.config),
+            "created_at": job.created_at,
+            "idempotency_key": idempotency_key,
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(jobs.insert().values(values))
+        except IntegrityError as error:
+            raise Taken(idempotency_key) from error
+
+    def job(self, project: Project, job_id: str) -> Job | None:
+        query = select(*_JOB).where(jobs.c.id == job_id, jobs.c.project_id == project.id)
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+        return _job(row) if row else None
+
+    def job_of_key(self, project: Project, idempotency_key: str) -> Job | None:
+        """The job that was submitted with this key."""
+        same = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
+        with self._reading() as connection:
+            row = connection.execute(select(*_JOB).where(*same)).first()
+        return _job(row) if row else None
+
+    def jobs(self, project: Project) -> list[Job]:
+        """Newest first."""
+        query = select(*_JOB).where(jobs.c.project_id == project.id).order_by(jobs.c.seq.desc())
+        with self._reading() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def unfinished(self) -> list[Job]:
+        """The queued and the running jobs of everybody, in the order of submission."""
+        with self._reading() as connection:
+            return [_job(row) for row in connection.execute(select(*_JOB).where(_UNFINISHED).order_by(jobs.c.seq))]
+
+    def count_unfinished(self) -> int:
+        with self._reading() as connection:
+            return connection.scalar(select(func.count()).select_from(jobs).where(_UNFINISHED)) or 0
+
+    def update_job(self, job_id: str, **values: str | None) -> None:
+        """Write down what the log says (`status`, `error`, `started_at`, `completed_at`), or `cancel_requested_at`."""
+        with self._engine.begin() as connection:
+            connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+
+    def cancel_requested(self, job_id: str) -> bool:
+        with self._reading() as connection:
+            return connection.scalar(select(jobs.c.cancel_requested_at).where(jobs.c.id == job_id)) is not None
+
+    # Uploaded files
+
+    def add_dataset(self, project: Project, digest: str, filename: str, size: int) -> None:
+        """`size` in bytes; adding the same file again changes nothing."""
+        values = {
+            "project_id": project.id,
+            "id": digest,
+            "filename": filename,
+            "bytes": size,
+            "created_at": now(),
+        }
+        with self._engine.begin() as connection:
+            connection.execute(insert_or(datasets).values(values).on_conflict_do_nothing())
+
+    def has_dataset(self, project: Project, digest: str) -> bool:
+        query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
+        with self._reading() as connection:
+            return connection.execute(query).first() is not None
+
+
+def _enforce_foreign_keys(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:
+    org = Org(new_id(), slug, name)
+    connection.execute(users.insert().values(id=user_id, created_at=now()))
+    connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
+    return org
+
+
+def _job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)
+    return Job(**{**values, "status": JobStatus(values["status"]), "config": json.loads(values["config"])})
