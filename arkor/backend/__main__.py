@@ -26,6 +26,8 @@ try:
     from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
     from arkor.backend.store import Store, StoreError, new_token
 except ModuleNotFoundError as missing:
+    if (missing.name or "").startswith("arkor"):
+        raise
     print(f"The backend needs {missing.name}: pip install 'arkor[local]'", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 

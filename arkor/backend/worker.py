@@ -134,9 +134,8 @@ def _fill(folder: Path, write: Callable[[Path], None]) -> None:
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     """What JSON can say of the metrics; a number that is not finite becomes null."""
     plain = {key: value for key, value in metrics.items() if isinstance(value, (str, int, float)) or value is None}
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in plain.items()
-    }
+    odd = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {**plain, **dict.fromkeys(odd)}
 
 
 def outcome(run: Run, recorder: LogRecorder, engine: str) -> Event:

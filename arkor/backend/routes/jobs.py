@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from attrs import field, frozen
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -29,7 +31,7 @@ from arkor.backend.routes import (
     require_text,
 )
 from arkor.backend.sse import END, PING, cursor, frames
-from arkor.backend.store import Job, Store, Taken, new_id
+from arkor.backend.store import Job, Taken, new_id
 from arkor.backend.supervisor import AlreadyOver
 from arkor.errors import InvalidConfig
 from arkor.events import TERMINAL_TYPES, now
@@ -51,27 +53,47 @@ async def submit(request: Request) -> Response:
     if key and len(key) > 255:
         raise invalid("Idempotency-Key", "must have at most 255 characters")
     config, token = split_token(checked_config(body["config"]))
-    return await run_in_threadpool(_submit, request, scope, require_text(body, "name"), config, token, key)
+    submission = Submission(scope, require_text(body, "name"), config, token, key)
+    job, new = await run_in_threadpool(_submit, request.app.state, submission)
+    return JSONResponse({"job": job_json(job)}, 201 if new else 200)
 
 
-def _submit(
-    request: Request, scope: CallScope, name: str, config: JobConfig, token: str | None, key: str | None
-) -> Response:
-    state = request.app.state
-    if key and (known := state.store.job_of_key(scope.project, key)):
-        return JSONResponse({"job": job_json(state.supervisor.current(known))})
-    _refuse_hopeless(state.store, state.home, state.engine, scope, config)
-    job = Job(new_id(), scope.org.id, scope.project.id, name, JobStatus.QUEUED, to_wire(config), now())
-    folder = create_run(state.home, job_json(job), token)
+@frozen
+class Submission:
+    """What a `POST /v1/jobs` asks for, checked."""
+
+    scope: CallScope
+    name: str
+    config: JobConfig
+    token: str | None = field(repr=False)
+    key: str | None
+
+
+def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
+    """The job, and whether it is a new one. Its folder is there before the row that lets a slot take it."""
+    if known := _known(state, asked):
+        return known, False
+    _refuse_hopeless(state, asked)
+    project = asked.scope.project
+    job = Job(new_id(), project.org_id, project.id, asked.name, JobStatus.QUEUED, to_wire(asked.config), now())
+    folder = create_run(state.home, job_json(job), asked.token)
     try:
-        state.store.add_job(job, key)
-    except BaseException as error:
+        state.store.add_job(job, asked.key)
+    except Taken:
         folder.remove()
-        if key and isinstance(error, Taken) and (known := state.store.job_of_key(scope.project, key)):
-            return JSONResponse({"job": job_json(state.supervisor.current(known))})
+        if known := _known(state, asked):
+            return known, False
+        raise
+    except Exception:
+        folder.remove()
         raise
     state.supervisor.wake()
-    return JSONResponse({"job": job_json(job)}, 201)
+    return job, True
+
+
+def _known(state: State, asked: Submission) -> Job | None:
+    job = state.store.job_of_key(asked.scope.project, asked.key) if asked.key else None
+    return state.supervisor.current(job) if job else None
 
 
 def checked_config(value: Any) -> JobConfig:
@@ -107,14 +129,14 @@ def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
     return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
-def _refuse_hopeless(store: Store, home: Path, engine: str, scope: CallScope, config: JobConfig) -> None:
+def _refuse_hopeless(state: State, asked: Submission) -> None:
     """A 400 for a run that cannot work, as far as that can be known at once."""
-    source = config.dataset_source
+    source = asked.config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
-        if not store.has_dataset(scope.project, digest):
+        if not state.store.has_dataset(asked.scope.project, digest):
             raise invalid("config.datasetSource.url", "no file of this project was uploaded under it")
-    problem = submission_problem(config.model, home) if engine == "trl" else None
+    problem = submission_problem(asked.config.model, state.home) if state.engine == "trl" else None
     if problem:
         raise invalid("config.model", problem)
 
