@@ -16,6 +16,9 @@ import attrs
 
 T = TypeVar("T")
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 
 @cache
 def camel(name: str) -> str:
@@ -32,6 +35,8 @@ def _names(cls: Any) -> dict[str, str]:
 
 def to_wire(value: Any) -> Any:
     """An attrs instance, an enum, or plain JSON → plain JSON."""
+    if type(value) in _PLAIN:
+        return value
     if attrs.has(type(value)):
         pairs = ((f.name, getattr(value, f.name)) for f in attrs.fields(type(value)))
         known = {camel(name): to_wire(item) for name, item in pairs if name != "extra" and item is not None}
@@ -61,4 +66,4 @@ def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
 
 def dumps(value: Any) -> str:
     """Compact strict JSON on one line: never `NaN`, which strict parsers reject (raises ValueError)."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
