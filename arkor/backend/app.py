@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -95,6 +95,11 @@ def _fault(_request: Request, _exception: Exception) -> Response:
     return _error(500, "The backend has a fault; its log says more (backend.log in its home).", "internal")
 
 
+def _gone(_request: Request, _error: Exception) -> Response:
+    """The client hung up in the middle of its request; nobody will read this."""
+    return Response(status_code=400)
+
+
 def _disk_error(request: Request, error: Any) -> Response:
     """A disk that is full or may not be written is the person's to mend; anything else is a fault."""
     if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
@@ -103,7 +108,13 @@ def _disk_error(request: Request, error: Any) -> Response:
     return _error(507, f"{where} cannot be written: {error.strerror}. Free some space and try again.", "no_space")
 
 
-_HANDLERS = {Refusal: _refused, HTTPException: _http_error, OSError: _disk_error, Exception: _fault}
+_HANDLERS = {
+    Refusal: _refused,
+    HTTPException: _http_error,
+    ClientDisconnect: _gone,
+    OSError: _disk_error,
+    Exception: _fault,
+}
 
 
 class Doorman:

@@ -154,7 +154,8 @@ def read_standing(path: Path) -> Standing:
         return Standing(JobStatus.RUNNING, started_at=first["timestamp"])
     last = json.loads(line)
     status = JobStatus(last["type"].removeprefix("training."))
-    return Standing(status, last.get("error"), first["timestamp"], last["timestamp"])
+    began = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
+    return Standing(status, last.get("error"), began, last["timestamp"])
 
 
 def read_saved(path: Path) -> tuple[list[Any], int | None]:
