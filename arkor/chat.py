@@ -1,16 +1,22 @@
 """Talking to a model: the messages, which weights answer, the request.
 
-`messages`, `tools`, `tool_choice` and `response_format` are OpenAI's shapes, inner keys in snake_case.
+`messages`, `tools`, `tool_choice` and `response_format` are OpenAI's shapes, inner keys in snake_case. The classes
+are plain data; `InferenceRequest.check()` is what says no. Which tools and constraints a backend can honour is the
+backend's to say.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
+from arkor.errors import InvalidConfig
 from arkor.wire import from_wire
+
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @frozen
@@ -23,14 +29,18 @@ class Adapter:
 
 
 def _adapter(value: Any) -> Any:
-    return from_wire(Adapter, value) if isinstance(value, Mapping) else value
+    """Tolerant: what is no adapter stays as it came, for `check()` to refuse."""
+    complete = isinstance(value, Mapping) and "kind" in value and "jobId" in value
+    return from_wire(Adapter, value) if complete else value
 
 
 @frozen
 class InferenceRequest:
     """One chat completion from an adapter, or from `base_model` alone when `adapter` is None.
 
-    `temperature` 0 is greedy; `max_tokens` counts the answer; None leaves a choice to the backend.
+    `temperature` 0 is greedy, and so is None unless `top_p` asks for sampling: two checkpoints that answer
+    differently then differ by their training, not by the dice. `max_tokens` counts the answer; None leaves it to
+    the backend.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -44,3 +54,117 @@ class InferenceRequest:
     tool_choice: Any = None
     response_format: Mapping[str, Any] | None = None
     structured_outputs: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        if not _is_list(self.messages) or not self.messages:
+            raise InvalidConfig("messages", "must be a list of at least one message")
+        for index, message in enumerate(self.messages):
+            _check_message(f"messages[{index}]", message)
+        _check_weights(self.adapter, self.base_model)
+        _check_sampling(self.temperature, self.top_p, self.max_tokens)
+        if not isinstance(self.stream, bool):
+            raise InvalidConfig("stream", f"must be true or false, not {self.stream!r}")
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a checked message, its parts put together; empty when it has none."""
+    content = message.get("content")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+# Messages
+
+
+def _check_message(name: str, message: Any) -> None:
+    if not isinstance(message, Mapping):
+        raise InvalidConfig(name, 'must be an object like {"role": "user", "content": "Hello"}')
+    if message.get("role") not in ROLES:
+        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {message.get('role')!r}")
+    if message.get("tool_calls") is not None:
+        _check_tool_calls(f"{name}.tool_calls", message)
+    elif message.get("content") is None:
+        raise InvalidConfig(f"{name}.content", "is missing")
+    _check_content(f"{name}.content", message.get("content") or "")
+
+
+def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
+    calls = message["tool_calls"]
+    if message["role"] != "assistant":
+        raise InvalidConfig(name, "belong in messages of the assistant alone")
+    if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
+        raise InvalidConfig(name, "must be a list of objects")
+
+
+def _check_content(name: str, content: Any) -> None:
+    if isinstance(content, str):
+        _check_encodable(name, content)
+        return
+    if not _is_list(content):
+        raise InvalidConfig(name, f"must be a string or a list of text parts, not {type(content).__name__}")
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidConfig(f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; text is all that is taken')
+        _check_encodable(f"{name}[{index}].text", part["text"])
+
+
+def _check_encodable(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character") from None
+
+
+# Which weights
+
+
+def _check_weights(adapter: Any, base_model: Any) -> None:
+    if adapter is None and base_model is None:
+        raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
+    if base_model is not None and (not isinstance(base_model, str) or not base_model.strip() or "\0" in base_model):
+        raise InvalidConfig("base_model", "must be a non-empty string")
+    if adapter is not None:
+        _check_adapter(adapter)
+
+
+def _check_adapter(adapter: Any) -> None:
+    if not isinstance(adapter, Adapter):
+        shapes = '{"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
+        raise InvalidConfig("adapter", f"must be {shapes}")
+    if adapter.kind not in ("final", "checkpoint"):
+        raise InvalidConfig("adapter.kind", f'must be "final" or "checkpoint", not {adapter.kind!r}')
+    if not isinstance(adapter.job_id, str) or not adapter.job_id:
+        raise InvalidConfig("adapter.job_id", "must be a non-empty string")
+    if adapter.kind == "final" and adapter.step is not None:
+        raise InvalidConfig("adapter.step", "belongs to a checkpoint; the final adapter has none")
+    if adapter.kind == "checkpoint" and not _is_whole(adapter.step, 0):
+        raise InvalidConfig("adapter.step", f"must be the step of the checkpoint, not {adapter.step!r}")
+
+
+# Sampling
+
+
+def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
+    if temperature is not None and not (_is_number(temperature) and temperature >= 0):
+        raise InvalidConfig("temperature", f"must be a number of at least 0 (0 is greedy), not {temperature!r}")
+    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
+        raise InvalidConfig("top_p", f"must be a number above 0 and at most 1, not {top_p!r}")
+    if max_tokens is not None and not _is_whole(max_tokens, 1):
+        raise InvalidConfig("max_tokens", f"must be a whole number of at least 1, not {max_tokens!r}")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _is_whole(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**31

@@ -29,3 +29,13 @@ def arkor_home() -> Path:
 def cloud_api_url_from_env() -> str | None:
     """`ARKOR_CLOUD_API_URL` without a trailing slash, or None when it is unset or empty."""
     return (os.environ.get("ARKOR_CLOUD_API_URL") or "").strip().rstrip("/") or None
+
+
+def serving_idle_seconds() -> float:
+    """`ARKOR_SERVING_IDLE_SECONDS`: when the idle serving process leaves and frees its memory (600; 0 is never)."""
+    return float(os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or 600)
+
+
+def serving_memory_bytes() -> int | None:
+    """`ARKOR_SERVING_MEMORY_BYTES`: what base models may keep for inference; None is half of the device's memory."""
+    return int(os.environ.get("ARKOR_SERVING_MEMORY_BYTES") or 0) or None

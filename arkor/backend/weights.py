@@ -1,0 +1,227 @@
+"""The models that are in memory: each base once, with the adapters that were switched in lately.
+
+What is asked of them is in `generate.py`; how a base is found and read in `models.py`. Imports torch when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from arkor.backend.completion import CannotAnswer
+from arkor.backend.engine import RunError
+from arkor.backend.models import load_model, load_tokenizer, local_folder
+from arkor.chat import message_text
+
+#: Adapters of one base that stay in memory; the one that was used longest ago makes room.
+MOST_ADAPTERS = 8
+
+
+def placement() -> tuple[str, Any]:
+    """The device to answer on, and the number format of the weights: bf16 where the hardware computes in it."""
+    import torch  # noqa: PLC0415 - the scripted engine lives without it
+
+    if torch.cuda.is_available():
+        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if torch.backends.mps.is_available():
+        return "mps", torch.bfloat16
+    return "cpu", torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """Emulating it would be slower than fp32. Linux alone says so in a file."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def file_stamp(folder: str) -> int:
+    """When the weights in a folder were last written, so that new ones are never mistaken for old; 0 without any."""
+    return max((file.stat().st_mtime_ns for file in Path(folder).glob("*.safetensors")), default=0)
+
+
+class Weights:
+    """A base model in memory, ready to answer with any of its adapters or with none."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spoiled = False
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.stop_tokens = self._stop_tokens()
+        self.bytes = sum(tensor.nbytes for tensor in model.parameters())
+        self._peft: Any = None
+        self._adapters: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._active: str | None = None
+        self._loaded_so_far = 0
+
+    @property
+    def repetition_penalty(self) -> float:
+        """What the makers of the model recommend in its `generation_config.json`; 1 is none."""
+        return float(getattr(self.model.generation_config, "repetition_penalty", None) or 1.0)
+
+    def _stop_tokens(self) -> frozenset[int]:
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = ends if isinstance(ends, (list, tuple)) else [ends]
+        return frozenset(token for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
+
+    # Prompts
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens of the messages in the model's chat template. Raises `CannotAnswer`."""
+        plain = [{**message, "content": message_text(message)} for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program of the model's makers: it may raise anything
+            sentence = f"The chat template of {self.name} refuses these messages: {error}"
+            raise CannotAnswer(400, "template_refused", sentence) from error
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        if self.context is not None and len(tokens) >= self.context:
+            sentence = (
+                f"The prompt has {len(tokens)} tokens, and {self.name} takes {self.context} for prompt and answer "
+                "together. Shorten the messages."
+            )
+            raise CannotAnswer(400, "context_length_exceeded", sentence)
+        return tokens
+
+    # Adapters
+
+    def switch(self, adapter: str | None) -> None:
+        """Answer with the adapter in that folder from now on, or with the base alone. Raises `CannotAnswer`."""
+        name = None if adapter is None else self._adapter(adapter)
+        if name == self._active:
+            return
+        if name is None:
+            self._peft.base_model.disable_adapter_layers()
+        else:
+            if self._active is None:
+                self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(name)
+        self._active = name
+
+    def _adapter(self, folder: str) -> str:
+        key = (folder, file_stamp(folder))
+        if key not in self._adapters:
+            self._make_room()
+            self._adapters[key] = self._load(folder)
+        self._adapters.move_to_end(key)
+        return self._adapters[key]
+
+    def _load(self, folder: str) -> str:
+        from peft import PeftModel  # noqa: PLC0415 - as torch
+
+        self._loaded_so_far += 1
+        name = f"adapter-{self._loaded_so_far}"
+        _check_adapter_files(folder)
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name)
+                self._peft.base_model.disable_adapter_layers()
+            else:
+                self._peft.load_adapter(folder, name)
+        except Exception as error:
+            self.spoiled = True  # half of it may be in the model now
+            sentence = f"The adapter in {folder} does not fit {self.name}: {' '.join(str(error).split())[:300]}"
+            raise CannotAnswer(409, "adapter_unusable", sentence) from error
+        self.model.eval()
+        return name
+
+    def _make_room(self) -> None:
+        while len(self._adapters) >= MOST_ADAPTERS:
+            key = next(key for key, name in self._adapters.items() if name != self._active)
+            self._peft.delete_adapter(self._adapters.pop(key))
+
+
+def _check_adapter_files(folder: str) -> None:
+    """Whole safetensors and nothing else: PEFT would unpickle a `.bin` in their place."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - as torch
+
+    try:
+        with safe_open(str(Path(folder, "adapter_model.safetensors")), "pt") as file:
+            file.keys()
+    except (OSError, SafetensorError) as error:
+        sentence = f"The adapter in {folder} cannot be read: {error}"
+        raise CannotAnswer(409, "adapter_unusable", sentence) from error
+
+
+class Shelf:
+    """The bases in memory, loaded one at a time in a thread of their own.
+
+    Before a further one is loaded, those that were used longest ago go until all together fit into `limit` bytes
+    (half of the device's memory by default); one that is larger than that by itself is loaded all the same.
+    """
+
+    def __init__(self, home: Path, limit: int | None = None) -> None:
+        self._home = home
+        self._limit = limit if limit is not None else _memory() // 2
+        self._lock = Lock()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._bases: OrderedDict[tuple[str, int], Future[Weights]] = OrderedDict()
+
+    def get(self, model: str) -> Future[Weights]:
+        """The weights of that id or folder, once they are there; `CannotAnswer` comes out of the future."""
+        key = (model, file_stamp(model))
+        with self._lock:
+            if key not in self._bases or _lost(self._bases[key]):
+                self._bases[key] = self._loader.submit(self._load, model)
+            self._bases.move_to_end(key)
+            return self._bases[key]
+
+    def drop_idle(self, used: Sequence[Weights]) -> None:
+        """Let go of every base that is not in use."""
+        with self._lock:
+            for key, future in list(self._bases.items()):
+                if future.done() and (_lost(future) or not any(future.result() is weights for weights in used)):
+                    del self._bases[key]
+
+    def _load(self, model: str) -> Weights:
+        try:
+            folder = local_folder(model, self._home, _say)
+            self._make_room(_size_on_disk(folder))
+            device, dtype = placement()
+            loaded = load_model(folder, dtype=dtype).to(device).eval()
+            return Weights(model, loaded, load_tokenizer(folder))
+        except RunError as error:
+            raise CannotAnswer(400, "model_unavailable", str(error)) from error
+
+    def _make_room(self, needed: int) -> None:
+        with self._lock:
+            for key, future in list(self._bases.items()):
+                held = sum(other.result().bytes for other in self._bases.values() if other.done() and not _lost(other))
+                if held + needed <= self._limit:
+                    return
+                if future.done():
+                    del self._bases[key]
+
+
+def _lost(future: Future[Weights]) -> bool:
+    """Whether a base could not be loaded, or was spoiled since."""
+    if not future.done():
+        return False
+    return future.cancelled() or future.exception() is not None or future.result().spoiled
+
+
+def _memory() -> int:
+    """Of the device that answers, in bytes."""
+    import torch  # noqa: PLC0415 - as above
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _size_on_disk(folder: str) -> int:
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - the log of the serving process
