@@ -1,0 +1,306 @@
+"""`CloudApiClient`: a typed method for each route of the protocol.
+
+What every call has in common is in `http.py`; which backend a script talks to is found out in `connect.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import quote
+
+import requests
+from attrs import frozen
+
+from arkor.accounts import Me, Project
+from arkor.chat import InferenceRequest
+from arkor.client.credentials import Credentials
+from arkor.client.http import TIMEOUT, Access, Http
+from arkor.client.replies import ChatResponse, interruptible
+from arkor.deployments import Deployment, DeploymentKey
+from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
+from arkor.wire import from_wire, to_wire
+
+T = TypeVar("T")
+
+#: Seconds to wait for an answer that needs work first: a model to be loaded, a file to be stored.
+PATIENT_TIMEOUT = (10.0, 600.0)
+
+
+class CloudApiClient:
+    """The calls to one backend, in the name of one sign-in.
+
+    `scope` is the project that calls are about unless they name another one. Every method raises `CloudApiError` for
+    an error status and `BackendUnavailable` when there is no answer.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        credentials: Credentials | None = None,
+        *,
+        scope: Scope | None = None,
+        access: Access | None = None,
+    ) -> None:
+        self.credentials = credentials
+        self.scope = scope
+        self.http = Http(access or Access(base_url, credentials.bearer if credentials else None))
+
+    def __repr__(self) -> str:
+        return f"CloudApiClient({self.base_url!r}, scope={self.scope!r})"
+
+    @property
+    def base_url(self) -> str:
+        return self.http.access.base_url
+
+    # Account and projects
+
+    def me(self) -> Me:
+        """Who the token belongs to."""
+        return _decode(Me, self.http.call("GET", "/v1/me"), "user")
+
+    def list_projects(self, *, scope: Scope | None = None) -> list[Project]:
+        """The projects of the scope's organisation."""
+        query = {"orgSlug": self._scope(scope).org_slug}
+        return _list(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
+
+    def create_project(self, name: str, slug: str, *, scope: Scope | None = None) -> Project:
+        """A new project in the scope's organisation; `CloudApiError` 409 when the slug is taken."""
+        query = {"orgSlug": self._scope(scope).org_slug}
+        answer = self.http.call("POST", "/v1/projects", query=query, body={"name": name, "slug": slug})
+        return _one(Project, answer, "project")
+
+    # Jobs
+
+    def create_job(
+        self, name: str, config: JobConfig, *, idempotency_key: str | None = None, scope: Scope | None = None
+    ) -> TrainingJob:
+        """Submit a run. The same `idempotency_key` submits it once, however often it is sent.
+
+        Raises `InvalidConfig` for a value that no backend would take.
+        """
+        config.check()
+        if isinstance(config.dataset_source, FileDataset):
+            raise InvalidConfig("dataset", "a file goes to the backend first: client.upload_dataset(path)")
+        body = {"name": name, "config": to_wire(config)}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        query = self._query(scope)
+        answer = self.http.call("POST", "/v1/jobs", query=query, body=body, headers=headers, repeatable=True)
+        return _one(TrainingJob, answer, "job")
+
+    def list_jobs(self, *, scope: Scope | None = None) -> list[TrainingJob]:
+        """The runs of the project, newest first."""
+        return _list(TrainingJob, self.http.call("GET", "/v1/jobs", query=self._query(scope)), "jobs")
+
+    def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
+        path = f"/v1/jobs/{_segment('job_id', job_id)}"
+        return _one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
+
+    def cancel_job(self, job_id: str, *, scope: Scope | None = None) -> None:
+        """Ask the backend to stop the run; `CloudApiError` 409 when it has already ended."""
+        path = f"/v1/jobs/{_segment('job_id', job_id)}/cancel"
+        self.http.call("POST", path, query=self._query(scope))
+
+    def open_event_stream(
+        self,
+        job_id: str,
+        *,
+        last_event_id: str | None = None,
+        timeout: tuple[float, float] = TIMEOUT,
+        scope: Scope | None = None,
+    ) -> requests.Response:
+        """The run's events behind that id as server-sent events, still to be read; sent once, without a retry.
+
+        `timeout` is in seconds: to connect, and between two bytes.
+        """
+        path = f"/v1/jobs/{_segment('job_id', job_id)}/events/stream"
+        cursor = {} if last_event_id is None else {"Last-Event-ID": _header("last_event_id", last_event_id)}
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+        query = self._query(scope)
+        return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
+
+    # Data and inference
+
+    def upload_dataset(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> BlobDataset:
+        """Send a file to the backend, streamed from disk, and return it as a data set that runs can name.
+
+        Raises `InvalidConfig` for a file that cannot be read.
+        """
+        file = Path(path).expanduser()
+        query = {**self._query(scope), "filename": file.name}
+        answer = self.http.call(
+            "POST", "/v1/datasets", query=query, upload=_opener(file), timeout=PATIENT_TIMEOUT, repeatable=True
+        )
+        return _one(_Upload, answer, "dataset").as_source()
+
+    def chat(
+        self,
+        request: InferenceRequest,
+        *,
+        abort_signal: threading.Event | None = None,
+        scope: Scope | None = None,
+    ) -> ChatResponse:
+        """One chat completion, streamed or not as the request says; `abort_signal` ends it (`TrainerAborted`)."""
+        body, query = to_wire(request), self._query(scope)
+        headers = {"Accept": "text/event-stream" if request.stream else "application/json"}
+
+        def ask() -> requests.Response:
+            route = "/v1/inference/chat"
+            return self.http.open("POST", route, query=query, body=body, headers=headers, timeout=PATIENT_TIMEOUT)
+
+        return ChatResponse(interruptible(ask, abort_signal, requests.Response.close), abort_signal)
+
+    # Deployments
+
+    def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
+        return _list(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
+
+    def get_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> Deployment:
+        answer = self.http.call("GET", _endpoint(deployment_id), query=self._query(scope))
+        return _one(Deployment, answer, "deployment")
+
+    def create_deployment(
+        self,
+        slug: str,
+        target: Mapping[str, Any],
+        auth_mode: str,
+        *,
+        run_retention_mode: str | None = None,
+        run_retention_days: int | None = None,
+        scope: Scope | None = None,
+    ) -> Deployment:
+        """Put a model behind an address (`target`: see `Deployment`); `CloudApiError` 409 when the slug is taken."""
+        retention = _without_none(runRetentionMode=run_retention_mode, runRetentionDays=run_retention_days)
+        body = {"slug": slug, "target": to_wire(target), "authMode": auth_mode, **retention}
+        return _one(
+            Deployment, self.http.call("POST", "/v1/endpoints", query=self._query(scope), body=body), "deployment"
+        )
+
+    def update_deployment(
+        self,
+        deployment_id: str,
+        *,
+        target: Mapping[str, Any] | None = None,
+        auth_mode: str | None = None,
+        enabled: bool | None = None,
+        run_retention_mode: str | None = None,
+        run_retention_days: int | None = None,
+        scope: Scope | None = None,
+    ) -> Deployment:
+        """Change what is given, leave the rest as it is."""
+        body = _without_none(
+            target=to_wire(target),
+            authMode=auth_mode,
+            enabled=enabled,
+            runRetentionMode=run_retention_mode,
+            runRetentionDays=run_retention_days,
+        )
+        answer = self.http.call("PATCH", _endpoint(deployment_id), query=self._query(scope), body=body)
+        return _one(Deployment, answer, "deployment")
+
+    def delete_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> None:
+        """Take it down; its keys go too."""
+        self.http.call("DELETE", _endpoint(deployment_id), query=self._query(scope))
+
+    def list_deployment_keys(self, deployment_id: str, *, scope: Scope | None = None) -> list[DeploymentKey]:
+        answer = self.http.call("GET", f"{_endpoint(deployment_id)}/keys", query=self._query(scope))
+        return _list(DeploymentKey, answer, "keys")
+
+    def create_deployment_key(self, deployment_id: str, label: str, *, scope: Scope | None = None) -> DeploymentKey:
+        """A new key; its `plaintext` is in this answer and never again."""
+        path = f"{_endpoint(deployment_id)}/keys"
+        answer = self.http.call("POST", path, query=self._query(scope), body={"label": label})
+        return _one(DeploymentKey, answer, "key")
+
+    def revoke_deployment_key(self, deployment_id: str, key_id: str, *, scope: Scope | None = None) -> None:
+        """The key opens nothing from now on; it stays listed with `enabled` False."""
+        path = f"{_endpoint(deployment_id)}/keys/{_segment('key_id', key_id)}"
+        self.http.call("DELETE", path, query=self._query(scope))
+
+    # Scope
+
+    def _scope(self, scope: Scope | None) -> Scope:
+        chosen = scope or self.scope
+        if chosen is None:
+            raise ArkorError("this call is about a project; pass scope=Scope(org_slug, project_slug)")
+        return chosen
+
+    def _query(self, scope: Scope | None) -> dict[str, str]:
+        chosen = self._scope(scope)
+        return {"orgSlug": chosen.org_slug, "projectSlug": chosen.project_slug}
+
+
+# Requests
+
+
+def _segment(name: str, value: str) -> str:
+    """An id as one segment of a path, whatever is in it."""
+    if not isinstance(value, str) or not value or value in (".", ".."):
+        raise InvalidConfig(name, f"must be an id, not {value!r}")
+    return quote(value, safe="")
+
+
+def _endpoint(deployment_id: str) -> str:
+    return f"/v1/endpoints/{_segment('deployment_id', deployment_id)}"
+
+
+def _header(name: str, value: str) -> bytes:
+    if any(c in "\r\n\0" for c in value):
+        raise InvalidConfig(name, "must be the id of an event, on one line")
+    return value.encode("utf-8", "surrogatepass")
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _opener(file: Path) -> Callable[[], IO[bytes]]:
+    def open_file() -> IO[bytes]:
+        try:
+            return file.open("rb")
+        except OSError as error:
+            raise InvalidConfig("dataset.path", f"{file} cannot be read ({error.strerror})") from None
+
+    return open_file
+
+
+# Answers
+
+
+@frozen
+class _Upload:
+    """A stored file; `url` is relative to the backend."""
+
+    url: str
+
+    def as_source(self) -> BlobDataset:
+        return BlobDataset(self.url)
+
+
+def _one(cls: type[T], answer: Mapping[str, Any], key: str) -> T:
+    """`answer[key]` as an instance of `cls`; what the class does not know is kept in its `extra`."""
+    return _decode(cls, answer.get(key), key)
+
+
+def _list(cls: type[T], answer: Mapping[str, Any], key: str) -> list[T]:
+    items = answer.get(key)
+    if not isinstance(items, list):
+        raise _nonsense(key)
+    return [_decode(cls, item, key) for item in items]
+
+
+def _decode(cls: type[T], data: Any, name: str) -> T:
+    try:
+        return from_wire(cls, data)
+    except (TypeError, AttributeError):
+        raise _nonsense(name) from None
+
+
+def _nonsense(name: str) -> CloudApiError:
+    sentence = f"the backend's answer has no usable {name!r}; is this really the address of an Arkor backend?"
+    return CloudApiError(200, "bad_answer", sentence)

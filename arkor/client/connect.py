@@ -1,0 +1,73 @@
+"""Which backend a script talks to, in whose name, and about which project.
+
+An explicit `base_url`, else `ARKOR_CLOUD_API_URL`, else the URL of the credentials, else a backend of this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arkor.client.api import CloudApiClient
+from arkor.client.credentials import (
+    AnonymousCredentials,
+    Credentials,
+    default_cloud_api_url,
+    ensure_credentials,
+    read_credentials,
+    url_of,
+)
+from arkor.client.embedded import EmbeddedAccess
+from arkor.client.http import Access, checked_url
+from arkor.client.state import ensure_project, read_state
+from arkor.errors import ArkorError
+from arkor.jobs import Scope
+from arkor.settings import arkor_home, cloud_api_url_from_env
+
+
+def connect(
+    base_url: str | None = None,
+    credentials: Credentials | None = None,
+    project_dir: str | Path | None = None,
+) -> CloudApiClient:
+    """A client with its scope set; `client.http.access.why` says how the backend came to be chosen.
+
+    Starts a backend on this machine, gets an anonymous identity, creates the project, each where it is missing.
+    Raises `BackendUnavailable`, `CloudApiError`, `CredentialsError` or `ProjectStateMismatch`.
+    """
+    chosen = _choose(base_url, credentials)
+    if chosen is None:
+        access = EmbeddedAccess(arkor_home())
+        return CloudApiClient(access.base_url, access.credentials, scope=Scope("local", "default"), access=access)
+    url, why = chosen
+    known = credentials or ensure_credentials(url)
+    client = CloudApiClient(url, known, access=Access(url, known.bearer, why=why))
+    client.scope = ensure_project(client, _org_of(client, known, project_dir), project_dir).scope
+    return client
+
+
+def _choose(base_url: str | None, credentials: Credentials | None) -> tuple[str, str] | None:
+    """The backend's URL and how it came to be chosen; None for the one of this machine."""
+    if base_url is not None:
+        return checked_url(base_url), "base_url"
+    if cloud_api_url_from_env():
+        return checked_url(default_cloud_api_url()), "ARKOR_CLOUD_API_URL"
+    if credentials is not None:
+        return url_of(credentials), "credentials"
+    found = read_credentials()
+    return None if found is None else (url_of(found), "credentials file")
+
+
+def _org_of(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
+    """The organisation to work in: an anonymous identity's own; a person's only one, or the one of the project."""
+    if isinstance(credentials, AnonymousCredentials):
+        return credentials.org_slug
+    orgs = [org.slug for org in client.me().orgs]
+    state = read_state(project_dir)
+    if state is not None and state.org_slug in orgs:
+        return state.org_slug
+    if len(orgs) == 1:
+        return orgs[0]
+    raise ArkorError(
+        f"you are a member of {len(orgs)} organisations ({', '.join(orgs) or 'none'}); name the one to work in, "
+        'and its project, in .arkor/state.json: {"orgSlug": …, "projectSlug": …, "projectId": …}'
+    )

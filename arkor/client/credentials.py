@@ -1,0 +1,165 @@
+"""The sign-in: what it consists of, the file that keeps it, and an anonymous one for those who have none.
+
+Signing in as a person (OAuth) is not here; a backend of this machine needs no sign-in (`embedded.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from attrs import field, frozen
+
+from arkor.client.http import Access, Http, checked_url
+from arkor.errors import CloudApiError, CredentialsError
+from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env
+from arkor.wire import from_wire, to_wire
+
+
+@frozen
+class AnonymousCredentials:
+    """An identity that a backend gave out to whoever asked, with an organisation of its own."""
+
+    mode: ClassVar[str] = "anon"
+
+    token: str = field(repr=False)
+    anonymous_id: str
+    arkor_cloud_api_url: str
+    org_slug: str
+
+    @property
+    def bearer(self) -> str:
+        return self.token
+
+
+@frozen
+class OAuthCredentials:
+    """A person's sign-in; `expires_at` is in unix seconds."""
+
+    mode: ClassVar[str] = "oauth"
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    expires_at: float
+    auth0_domain: str
+    audience: str
+    client_id: str
+    arkor_cloud_api_url: str | None = None
+
+    @property
+    def bearer(self) -> str:
+        return self.access_token
+
+
+Credentials = AnonymousCredentials | OAuthCredentials
+
+_MODES: dict[str, type[Any]] = {cls.mode: cls for cls in (AnonymousCredentials, OAuthCredentials)}
+
+
+def credentials_path() -> Path:
+    """`credentials.json` in `ARKOR_HOME`."""
+    return arkor_home() / "credentials.json"
+
+
+def read_credentials() -> Credentials | None:
+    """The sign-in of this user; None when there is none, or when the file makes no sense.
+
+    Raises `CredentialsError` for a file that is there and cannot be read.
+    """
+    path = credentials_path()
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        problem = f"{path} cannot be read ({error.strerror}); mend its permissions, or move it away"
+        raise CredentialsError(problem) from error
+    return _parse(text)
+
+
+def _parse(text: str) -> Credentials | None:
+    try:
+        data = json.loads(text)
+        cls = _MODES[data["mode"]]
+        credentials: Credentials = from_wire(cls, {key: item for key, item in data.items() if key != "mode"})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    required = [credentials.bearer, *([credentials.org_slug] if isinstance(credentials, AnonymousCredentials) else [])]
+    url = credentials.arkor_cloud_api_url
+    return credentials if all(isinstance(v, str) and v for v in required) and isinstance(url, str | None) else None
+
+
+def write_credentials(credentials: Credentials) -> None:
+    """Keep the sign-in, mode 0600, whole or not at all. Raises `CredentialsError` when it cannot be written."""
+    path = credentials_path()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(path, {"mode": credentials.mode, **to_wire(credentials)})
+    except OSError as error:
+        problem = f"{path} cannot be written ({error.strerror}); make room or mend its permissions, or set ARKOR_HOME"
+        raise CredentialsError(problem) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any], mode: int = 0o600) -> None:
+    """Write beside and rename, so that a reader sees the old file or the new one. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def default_cloud_api_url(credentials: Credentials | None = None) -> str:
+    """`ARKOR_CLOUD_API_URL`, else the URL that the credentials are for, else the managed cloud's."""
+    return cloud_api_url_from_env() or url_of(credentials)
+
+
+def url_of(credentials: Credentials | None) -> str:
+    """The backend that the credentials are for; the managed cloud when they do not say."""
+    return ((credentials and credentials.arkor_cloud_api_url) or MANAGED_CLOUD_API_URL).rstrip("/")
+
+
+def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") -> AnonymousCredentials:
+    """Ask the backend for a new anonymous identity; nothing is written.
+
+    Raises `CloudApiError` or `BackendUnavailable`.
+    """
+    url = checked_url(base_url)
+    answer = Http(Access(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
+    try:
+        token, anonymous_id, org = answer["token"], answer["anonymousId"], answer["personalOrg"]["slug"]
+    except (KeyError, TypeError):
+        problem = f"{url} gave no anonymous identity in its answer; is this really the address of an Arkor backend?"
+        raise CloudApiError(200, "bad_answer", problem, method="POST", path="/v1/auth/anonymous") from None
+    return AnonymousCredentials(token, anonymous_id, url, org)
+
+
+def ensure_credentials(base_url: str | None = None) -> Credentials:
+    """The sign-in of this user for that backend; where there is none, an anonymous one, which is then kept.
+
+    Never overwrites a sign-in: raises `CredentialsError` when there is one for another backend.
+    """
+    found = read_credentials()
+    url = checked_url(base_url or default_cloud_api_url(found))
+    if found is None:
+        found = request_anonymous_token(url)
+        write_credentials(found)
+    elif url_of(found) != url:
+        problem = (
+            f"you are signed in to {url_of(found)}, but {url} was asked for; `arkor logout` ends that sign-in, "
+            "and another ARKOR_HOME keeps both"
+        )
+        raise CredentialsError(problem)
+    return found

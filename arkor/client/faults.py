@@ -1,0 +1,184 @@
+"""What goes wrong between us and a backend → an error whose sentence says what to do.
+
+Pure: responses and exceptions of requests go in, errors of arkor come out. Who tries again is in `http.py`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError, NewConnectionError
+
+from arkor.errors import BackendUnavailable, CloudApiError
+
+UPGRADE = "pip install --upgrade arkor"
+
+#: An error page longer than this is not read to its end.
+MAX_ERROR_BYTES = 64 * 1024
+_LONGEST_SENTENCE = 500
+
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+# An answer that is an error
+
+
+def error_of(response: requests.Response, token: str | None = None) -> CloudApiError:
+    """The error that a non-2xx answer stands for; reads a bounded part of its body and closes it.
+
+    `token` is cut out of the sentence, should the backend have echoed it.
+    """
+    body = _beginning(response)
+    sentence, code = _from_json(body)
+    sentence = sentence or _from_page(response, body)
+    if token:
+        sentence = sentence.replace(token, "[token]")
+    if response.status_code == 426 and UPGRADE not in sentence:
+        sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {UPGRADE}"
+    return CloudApiError(
+        response.status_code,
+        code,
+        sentence,
+        method=response.request.method,
+        path=urlsplit(response.request.url or "").path,
+        request_id=response.headers.get("X-Request-Id"),
+        retry_after=retry_after(response.headers),
+    )
+
+
+def bad_answer(response: requests.Response, problem: str) -> CloudApiError:
+    """The error for an answer that is a success by its status and nonsense by its body."""
+    where = urlsplit(response.url)
+    sentence = f"{where.scheme}://{where.netloc} {problem}; is this really the address of an Arkor backend?"
+    method = response.request.method
+    return CloudApiError(response.status_code, "bad_answer", sentence, method=method, path=where.path)
+
+
+def error_in_stream(data: Any) -> CloudApiError | None:
+    """The error that a frame of a streamed answer carries, in our shape or OpenAI's; None when it carries none."""
+    if not isinstance(data, dict) or not data.get("error"):
+        return None
+    sentence, code = _from_object(data)
+    inner = data["error"] if isinstance(data["error"], dict) else {}
+    status = data.get("status", inner.get("status"))
+    return CloudApiError(status if type(status) is int else 500, code, sentence or "the answer broke off with an error")
+
+
+def _beginning(response: requests.Response) -> bytes:
+    try:
+        body: bytes = response.raw.read(MAX_ERROR_BYTES, decode_content=True)
+    except (OSError, HTTPError):
+        body = b""
+    finally:
+        response.close()
+    return body
+
+
+def _from_json(body: bytes) -> tuple[str | None, str | None]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, None
+    return _from_object(data) if isinstance(data, dict) else (None, None)
+
+
+def _from_object(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Our shape `{"error", "code"}`, OpenAI's `{"error": {"message", "code"}}`, and what proxies make up."""
+    error = data.get("error")
+    inner: Mapping[str, Any] = error if isinstance(error, dict) else data
+    candidates = (error, inner.get("message"), inner.get("detail"))
+    sentence = next((_one_line(c) for c in candidates if isinstance(c, str) and c.strip()), None)
+    code = inner.get("code") or data.get("code")
+    return sentence, code if isinstance(code, str) else None
+
+
+def _from_page(response: requests.Response, body: bytes) -> str:
+    """One line for what is no JSON: the status, and the title or the first words of the page."""
+    text = body.decode("utf-8", "replace")
+    title = _TITLE.search(text)
+    if title or "<" in text[:200]:
+        text = html.unescape(title.group(1) if title else _NO_TEXT.sub(" ", text))
+    said = _one_line(text, 200)
+    status = f"the backend answered {response.status_code} {response.reason or ''}".rstrip()
+    return f"{status}: {said}" if said else status
+
+
+def _one_line(text: str, longest: int = _LONGEST_SENTENCE) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in text[: longest * 20])
+    line = " ".join(printable.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as `Retry-After` has them, given as a number or as a date; None when it says nothing useful."""
+    value = (headers.get("Retry-After") or "").strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return max(0.0, seconds - datetime.now(timezone.utc).timestamp()) if math.isfinite(seconds) else None
+
+
+# No answer at all
+
+
+def unavailable(base_url: str, error: Exception) -> BackendUnavailable:
+    """The error for a backend that could not be reached, or did not answer to the end."""
+    return BackendUnavailable(f"{base_url} {_why(error)}")
+
+
+def was_never_sent(error: BaseException) -> bool:
+    """Whether the request cannot have reached a backend, so that sending it again is safe whatever it asks."""
+    if isinstance(error, requests.ConnectTimeout):
+        return True
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(error, requests.ConnectionError) and isinstance(reason, NewConnectionError)
+
+
+def is_fault_of_trust(error: BaseException) -> bool:
+    """A certificate that is not trusted; no second attempt changes that."""
+    return isinstance(error, requests.exceptions.SSLError)
+
+
+def _why(error: Exception) -> str:
+    if is_fault_of_trust(error):
+        return (
+            "has a certificate that this machine does not trust; "
+            "if your company has its own authority, point REQUESTS_CA_BUNDLE to its certificates"
+        )
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "cannot be reached through the proxy; look at HTTPS_PROXY and NO_PROXY"
+    if isinstance(error, requests.ConnectTimeout):
+        return "cannot be reached (no connection in time); look at the address and the network"
+    if isinstance(error, requests.Timeout):
+        return "did not answer in time; try again, or look whether it is overloaded"
+    if was_never_sent(error):
+        return f"cannot be reached ({_root(error)}); look at the address, and whether the backend runs"
+    return f"broke off the connection ({_root(error)}); try again"
+
+
+def _root(error: BaseException) -> str:
+    """The innermost reason, in the words of the operating system where it has any; never a URL with a query."""
+    inner: Any = error
+    while True:
+        wrapped = getattr(inner, "reason", None) or (inner.args[-1] if getattr(inner, "args", None) else None)
+        if not isinstance(wrapped, BaseException):
+            break
+        inner = wrapped
+    cause = inner.__cause__ or inner.__context__
+    words = getattr(cause, "strerror", None) or getattr(inner, "strerror", None)
+    return str(words or type(inner).__name__)

@@ -1,0 +1,343 @@
+"""One requests session to one backend: who we are, time-outs, a status that is an error, a second attempt.
+
+It knows the manners of the protocol and none of its routes; those are in `api.py`. Sentences of errors are made
+in `faults.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import IO, Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import requests
+from attrs import field, frozen
+from requests.auth import AuthBase
+from tenacity import RetryCallState, Retrying, retry_if_exception
+from tenacity.wait import wait_exponential_jitter
+from urllib3.exceptions import HTTPError
+
+from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
+from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
+from arkor.settings import VERSION
+from arkor.wire import dumps
+
+logger = logging.getLogger("arkor")
+
+#: Seconds to connect, and between two bytes of an answer.
+TIMEOUT = (10.0, 60.0)
+#: Seconds for one call with all its attempts.
+RETRY_BUDGET = 30.0
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+class ArkorDeprecationWarning(DeprecationWarning):
+    """The backend will stop to understand this version; shown once per process."""
+
+
+class Access:
+    """Where a backend is and which token opens it. This one never changes; others can renew themselves.
+
+    `why` says, for a person, how this backend came to be chosen.
+    """
+
+    def __init__(self, base_url: str, token: str | None = None, *, why: str = "base_url") -> None:
+        self.base_url = checked_url(base_url)
+        self.token = checked_token(token)
+        self.why = why
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def renew(self) -> bool:
+        """Called when nobody listens at the address or the token is refused; True when trying again makes sense."""
+        return False
+
+
+def checked_url(base_url: str) -> str:
+    """The URL without its trailing slash. Raises `InvalidConfig` for what is no http(s) URL of a host."""
+    parts = _split(base_url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidConfig("base_url", f"must be a URL like https://api.arkor.ai, not {base_url!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InvalidConfig("base_url", "must have no user, password, query or fragment; a token goes into credentials")
+    return base_url.rstrip("/")
+
+
+def checked_token(token: str | None) -> str | None:
+    """The token. Raises `CredentialsError` for one that cannot stand in a header, without showing it."""
+    if token is not None and (not isinstance(token, str) or not token.isprintable() or " " in token or not token):
+        raise CredentialsError("the token of the credentials is empty or has characters that no token has")
+    return token
+
+
+def _split(url: Any) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that is no number
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return parts if isinstance(url, str) else None
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether the URL leads to this machine itself, where no proxy belongs."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@frozen
+class Call:
+    """What is sent: `query` and `headers` as requests takes them, `raw_headers` unchecked, `timeout` in seconds.
+
+    `upload` opens the file that is streamed as the body; it is called anew for each attempt.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] | None = None
+    body: Any = None
+    upload: Callable[[], IO[bytes]] | None = None
+    headers: Mapping[str, str] = field(factory=dict)
+    raw_headers: Mapping[str, bytes] = field(factory=dict)
+    timeout: tuple[float, float] = TIMEOUT
+    repeatable: bool = False
+
+    @property
+    def idempotent(self) -> bool:
+        return self.repeatable or self.method in _IDEMPOTENT
+
+    def data(self) -> bytes | IO[bytes] | None:
+        """The body to send. Raises `InvalidConfig` for what cannot be written as JSON, OSError for a file."""
+        if self.upload is not None:
+            return self.upload()
+        return None if self.body is None else _encoded(self.body)
+
+    def all_headers(self) -> dict[str, str]:
+        if self.upload is not None:
+            return {"Content-Type": "application/octet-stream", **self.headers}
+        return dict(self.headers) if self.body is None else {"Content-Type": "application/json", **self.headers}
+
+
+class Http:
+    """Calls to one backend; may be used from several threads, and in a process that was forked off."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._session: requests.Session | None = None
+        self._process = 0
+
+    def call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        """Send a `Call`, and return the JSON object that comes back (empty when there is no body).
+
+        Idempotent methods, and calls that are `repeatable`, are tried again for up to 30 s after faults that may
+        pass. Raises `CloudApiError`, or `BackendUnavailable` when there is no answer.
+        """
+        call = Call(method, path, **rest)
+
+        def again(error: BaseException) -> bool:
+            return was_never_sent(error) or (call.idempotent and _may_pass(error))
+
+        attempts = Retrying(
+            retry=retry_if_exception(again), wait=_wait, stop=_budget_is_spent, before_sleep=_tell, reraise=True
+        )
+        try:
+            return attempts(lambda: _object(self._send(call)))
+        except _NO_ANSWER as error:
+            raise unavailable(self.access.base_url, error) from error
+
+    def open(self, method: str, path: str, **rest: Any) -> requests.Response:
+        """Send a `Call` once, and return the answer with its body still to be read; the caller closes it.
+
+        Raises `CloudApiError` for an error status, `BackendUnavailable` when there is no answer.
+        """
+        try:
+            return self._send(Call(method, path, **rest))
+        except _NO_ANSWER as error:
+            raise unavailable(self.access.base_url, error) from error
+
+    def _send(self, call: Call) -> requests.Response:
+        """One attempt, and one more where the access could be renewed."""
+        try:
+            return self._send_once(call)
+        except (requests.ConnectionError, CloudApiError) as error:
+            refused = isinstance(error, CloudApiError) and error.status == 401
+            if not (refused or was_never_sent(error)) or not self.access.renew():
+                raise
+        return self._send_once(call)
+
+    def _send_once(self, call: Call) -> requests.Response:
+        base_url, token = self.access.base_url, self.access.token
+        session = self._own_session()
+        session.trust_env = not is_loopback(base_url)
+        data = call.data()
+        try:
+            response = session.request(
+                call.method,
+                base_url + call.path,
+                params=call.query,
+                data=data,
+                headers=call.all_headers(),
+                timeout=call.timeout,
+                auth=_LastHand(token, call.raw_headers),
+                stream=True,
+            )
+        finally:
+            if isinstance(data, io.IOBase):
+                data.close()
+        _report_deprecation(response.headers)
+        if not 200 <= response.status_code < 300:
+            raise error_of(response, token)
+        return response
+
+    def _own_session(self) -> requests.Session:
+        """This process's session: after a fork, the parent's connections are left alone."""
+        if self._session is None or self._process != os.getpid():
+            self._session, self._process = _Session(), os.getpid()
+        return self._session
+
+
+class _LastHand(AuthBase):
+    """Sets the token's header and those that requests would refuse (an id may begin with a blank).
+
+    Being there as `auth=`, it also keeps requests from putting a password of `.netrc` in the token's place.
+    """
+
+    def __init__(self, token: str | None, headers: Mapping[str, bytes]) -> None:
+        self._headers = dict(headers)
+        if token:
+            self._headers["Authorization"] = b"Bearer " + token.encode()
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers)  # type: ignore[arg-type] # bytes are sent as they are
+        return request
+
+
+class _Session(requests.Session):
+    """A session that keeps no cookies and follows a redirect only where the request stays what it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers.update({"X-Arkor-Client": f"arkor/{VERSION}", "User-Agent": f"arkor/{VERSION}"})
+        self.headers["Accept"] = "application/json"
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.max_redirects = 5
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Raises `CloudApiError` for a redirect to another origin: the token is meant for this one alone."""
+        target = super().get_redirect_target(resp)
+        if target is None:
+            return None
+        here, there = _split(resp.url), _split(urljoin(resp.url, target))
+        same_origin = here and there and (here.scheme, here.netloc) == (there.scheme, there.netloc)
+        if same_origin and (resp.request.method in ("GET", "HEAD") or resp.status_code in (307, 308)):
+            return target
+        resp.close()
+        where = f"{there.scheme}://{there.netloc}{there.path}" if there else "an address that makes no sense"
+        sentence = f"the backend redirects this call to {where}; if that is the right one, give its address instead"
+        path = here.path if here else None
+        raise CloudApiError(resp.status_code, "redirected", sentence, method=resp.request.method, path=path)
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Nothing: the origin is the same, and so is the header."""
+
+
+# Bodies
+
+
+def _encoded(body: Any) -> bytes:
+    try:
+        return dumps(body).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidConfig("request", f"cannot be written as JSON: {error}") from None
+
+
+def _object(response: requests.Response) -> dict[str, Any]:
+    with response:
+        content = response.content
+    if not content.strip():
+        return {}
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        kind = response.headers.get("Content-Type") or "no type"
+        raise bad_answer(response, f"answered with something that is no JSON ({kind})") from None
+    if not isinstance(data, dict):
+        raise bad_answer(response, "answered with something that is no JSON object")
+    return data
+
+
+# Trying again
+
+_NO_ANSWER = (requests.RequestException, HTTPError)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, CloudApiError):
+        return error.status in (408, 429) or error.status >= 500
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
+    return isinstance(error, passing) and not is_fault_of_trust(error)
+
+
+_jittered = wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.5)
+
+
+def _wait(state: RetryCallState) -> float:
+    """What the backend asked for, else twice as long each time."""
+    asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+    return _jittered(state) if asked is None else asked + _jittered(state) / 10
+
+
+def _budget_is_spent(state: RetryCallState) -> bool:
+    """Give up early where waiting as long as asked would go beyond the budget."""
+    return (state.seconds_since_start or 0.0) + _wait(state) > RETRY_BUDGET
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    fault = error if isinstance(error, CloudApiError) else type(error).__name__
+    logger.info("a call to the backend failed (%s); trying again in %.1f s", fault, state.upcoming_sleep)
+
+
+# Deprecation
+
+_telling = threading.Lock()
+_told: set[str] = set()
+
+
+def _report_deprecation(headers: Mapping[str, str]) -> None:
+    """Warn once per process, in the name of the main script, so that the warning shows by default."""
+    if not headers.get("Deprecation") or headers["Deprecation"].strip().lower() == "false":
+        return
+    with _telling:
+        if _told:
+            return
+        _told.add("deprecation")
+    sunset = headers.get("Sunset")
+    message = _warning_text(headers.get("Warning")) or "the backend will stop to support this version of arkor"
+    text = f"{message} (ends on {sunset})" if sunset else message
+    try:
+        warnings.warn_explicit(text, ArkorDeprecationWarning, "arkor", 1, module="__main__")
+    except ArkorDeprecationWarning:  # warnings are errors here; a call must not fail because of this one
+        logger.warning("%s", text)
+
+
+def _warning_text(value: str | None) -> str | None:
+    """`299 - "message"` → `message`; a text of another form as it is."""
+    if not value:
+        return None
+    _, quote, rest = value.partition('"')
+    text = rest.rsplit('"', 1)[0].replace('\\"', '"') if quote and '"' in rest else value
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:500] or None

@@ -1,0 +1,225 @@
+"""The answer of a chat completion: text as it comes, or all of it at once.
+
+The chunks are OpenAI's. How a request is sent is in `http.py`, what it asks in `arkor.chat`.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from types import TracebackType
+from typing import Any, TypeVar
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from arkor.client.faults import error_in_stream, unavailable
+from arkor.client.frames import FrameDecoder
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
+
+T = TypeVar("T")
+
+_CHUNK_BYTES = 64 * 1024
+_POLL_SECONDS = 0.05
+
+
+def interruptible(
+    call: Callable[[], T], abort_signal: threading.Event | None, discard: Callable[[T], Any] | None = None
+) -> T:
+    """The result of a blocking `call`; raises `TrainerAborted` within 0.1 s once the signal is set.
+
+    With a signal the call runs on a thread of its own. One that is abandoned ends by itself, with its time-out at the
+    latest; its late result goes to `discard`.
+    """
+    if abort_signal is None:
+        return call()
+    outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+    abandoned = threading.Event()
+    thread = threading.Thread(target=_run, args=(call, outcome, abandoned, discard), name="arkor-chat", daemon=True)
+    thread.start()
+    while not abort_signal.is_set():
+        if give := _take(outcome):
+            return give()
+    abandoned.set()
+    raise TrainerAborted("the abort signal is set; the answer was not waited for")
+
+
+def _take(outcome: queue.SimpleQueue[Callable[[], T]]) -> Callable[[], T] | None:
+    with suppress(queue.Empty):
+        return outcome.get(timeout=_POLL_SECONDS)
+    return None
+
+
+def _run(
+    call: Callable[[], T],
+    outcome: queue.SimpleQueue[Callable[[], T]],
+    abandoned: threading.Event,
+    discard: Callable[[T], Any] | None,
+) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
+        outcome.put(_raiser(error))
+        return
+    if abandoned.is_set() and discard is not None:
+        discard(result)
+    outcome.put(lambda: result)
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def give() -> Any:
+        raise error
+
+    return give
+
+
+class ChatResponse:
+    """One answer of a model. Iterate it for text as it comes, or take `text()`; it closes itself when exhausted.
+
+    `raw` is the `requests.Response`. Raises `CloudApiError` where the backend reports an error in mid-answer,
+    `BackendUnavailable` where the answer breaks off, `TrainerAborted` once the abort signal is set.
+    """
+
+    def __init__(self, response: requests.Response, abort_signal: threading.Event | None = None) -> None:
+        self.raw = response
+        self._abort_signal = abort_signal
+        self._streamed = response.headers.get("Content-Type", "").startswith("text/event-stream")
+        self._completion: dict[str, Any] | None = None
+        self._message: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._deltas = self._stream() if self._streamed else self._whole()
+
+    def __iter__(self) -> Iterator[str]:
+        """The parts of the text that have not been handed out yet."""
+        return self._deltas
+
+    def __enter__(self) -> ChatResponse:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; the backend stops to generate."""
+        _hang_up(self.raw)
+
+    def text(self) -> str:
+        """The whole text, what was already iterated included."""
+        return str(self.message["content"] or "")
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message as OpenAI has it, ready to be put into the next request; waits for the end."""
+        for _ in self._deltas:
+            pass
+        return self._message
+
+    def json(self) -> dict[str, Any]:
+        """The chat-completion object, of a request with `stream=False`; raises `ArkorError` otherwise."""
+        if self._streamed:
+            raise ArkorError("json() is for requests with stream=False; iterate the answer, or take its text()")
+        for _ in self._deltas:
+            pass
+        return self._completion or {}
+
+    # Reading
+
+    def _whole(self) -> Iterator[str]:
+        content = self._read(lambda: self.raw.content)
+        self.close()
+        self._completion = _completion(self.raw, content)
+        self._message = self._completion["choices"][0]["message"]
+        if text := self._message.get("content"):
+            yield text
+
+    def _stream(self) -> Iterator[str]:
+        decoder, finished = FrameDecoder(), False
+        try:
+            while chunk := self._read(lambda: self.raw.raw.read1(_CHUNK_BYTES, decode_content=True)):
+                for frame in decoder.feed(chunk):
+                    if frame.data.strip() == "[DONE]":
+                        return
+                    for choice in _choices(frame.data):
+                        finished = finished or bool(choice.get("finish_reason"))
+                        if text := self._take(choice.get("delta")):
+                            yield text
+        finally:
+            self.close()
+        if not finished:
+            raise BackendUnavailable("the backend broke off its answer before the end; ask again")
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return interruptible(read, self._abort_signal)
+        except TrainerAborted:
+            self.close()
+            raise
+        except (OSError, HTTPException, HTTPError) as error:  # those of requests are OSErrors
+            raise unavailable(_origin(self.raw), error) from error
+
+    def _take(self, delta: Any) -> str:
+        """Add a delta to the message; returns its text."""
+        if not isinstance(delta, dict):
+            return ""
+        text = delta.get("content")
+        for call in delta.get("tool_calls") or ():
+            _add_tool_call(self._message.setdefault("tool_calls", []), call)
+        if not isinstance(text, str):
+            return ""
+        self._message["content"] += text
+        return text
+
+
+def _choices(data: str) -> list[dict[str, Any]]:
+    """The choices of a chunk; a frame that is none is skipped. Raises `CloudApiError` for one with an error."""
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        return []
+    if error := error_in_stream(chunk):
+        raise error
+    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _add_tool_call(calls: list[dict[str, Any]], delta: Any) -> None:
+    """Tool calls come in pieces: `index` says of which call, the arguments are appended."""
+    if not isinstance(delta, dict):
+        return
+    index = delta.get("index", len(calls))
+    while type(index) is int and len(calls) <= index < 128:
+        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+    if type(index) is not int or not 0 <= index < len(calls):
+        return
+    call, function = calls[index], delta.get("function") or {}
+    call.update({key: delta[key] for key in ("id", "type") if delta.get(key)})
+    for key in ("name", "arguments"):
+        call["function"][key] += function.get(key) or ""
+
+
+def _completion(response: requests.Response, content: bytes) -> dict[str, Any]:
+    try:
+        completion = json.loads(content)
+        message = completion["choices"][0]["message"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        message = None
+    if not isinstance(message, dict):
+        problem = "the backend answered with something that is no chat completion"
+        raise CloudApiError(response.status_code, "bad_answer", problem)
+    return completion  # type: ignore[no-any-return] # it has a message, so it is an object
+
+
+def _origin(response: requests.Response) -> str:
+    return response.url.split("/v1/", 1)[0]
+
+
+def _hang_up(response: requests.Response) -> None:
+    """Wake a reader that is blocked in a read, which closing alone would wait for; then close."""
+    with suppress(RuntimeError, OSError, ValueError, AttributeError):  # it had already ended
+        response.raw.shutdown()
+    response.close()
