@@ -1,0 +1,270 @@
+"""The engine that trains: a run's configuration → data, model, adapter, TRL's loop, and what comes of it.
+
+The stages in order; what each one does is in a room of its own: `plan.py` (numbers), `datasets.py` (rows),
+`models.py` (loading), `tokens.py`, `lora.py`, `batches.py`, `sft.py` (the loop).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import field, frozen
+
+from arkor.backend.datasets import Rows, load_rows
+from arkor.backend.device import Device, choose_device
+from arkor.backend.download import private_urls_allowed
+from arkor.backend.engine import Recorder, Run, RunError
+from arkor.backend.memory import keep_freed_memory
+from arkor.backend.models import load_model, load_tokenizer, local_folder, quiet_libraries
+from arkor.backend.plan import (
+    DRY_EVAL_ROWS,
+    DRY_ROWS,
+    EVAL_ROWS,
+    EVAL_SHARE,
+    Plan,
+    check_names,
+    plan,
+    setting,
+)
+from arkor.backend.rows import PackedRows
+from arkor.backend.tokens import Encoded, encode
+from arkor.jobs import JobConfig
+
+#: Everything random in a run comes from this seed.
+SEED = 42
+
+
+@frozen
+class TrlEngine:
+    """Fine-tunes with TRL and PEFT on what is here. `precision` overrides the number format of the frozen weights."""
+
+    precision: str | None = field(default=None)
+
+    def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
+        """See `arkor.backend.engine.Engine.train`."""
+        check_names(run.config)
+        keep_freed_memory()
+        with _quiet():
+            device = choose_device(self.precision)
+            recorder.preparing(f"Training on {device.words}")
+            _check_device(run.config, device)
+            rows = _rows(run, recorder)
+            learner = _learner(run, device, recorder)
+            train, evaluation = _examples(run.config, rows, learner, recorder)
+            numbers = plan(run.config, len(train), evaluates=evaluation is not None)
+            if recorder.stopping:
+                return {}
+            trainer = _trainer(run, numbers, device, learner, (train, evaluation), recorder)
+            return _loop(trainer, numbers, recorder)
+
+
+@frozen
+class _Learner:
+    """What learns: the model with its adapter, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+# The stages
+
+
+def _check_device(config: JobConfig, device: Device) -> None:
+    if config.load_in_4bit and device.kind != "cuda":
+        raise RunError(
+            f"load_in_4bit needs an NVIDIA GPU, and this run is on {device.words}. "
+            "Leave load_in_4bit out: the weights are then kept in 16 or 32 bits."
+        )
+    if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise RunError("load_in_4bit needs the package bitsandbytes where the backend runs: pip install bitsandbytes")
+
+
+def _rows(run: Run, recorder: Recorder) -> Rows:
+    """The checked rows; a part is held out where `eval_steps` asks for it, a dry run takes the first ones."""
+    config = run.config
+    recorder.preparing("Reading the data")
+    rows = load_rows(
+        config.dataset_source,
+        format=(config.dataset_format or {}).get("type"),
+        split=config.dataset_split,
+        home=run.home,
+        token=run.blob_token,
+        allow_private=private_urls_allowed(),
+    )
+    for note in rows.notes:
+        recorder.preparing(note)
+    if config.train_on_responses_only and not rows.chat:
+        raise RunError(
+            "train_on_responses_only is for chats, but the rows are plain text, which has no responses. "
+            "Leave it out, or write the rows as messages."
+        )
+    if config.eval_steps and rows.eval is None:
+        rows = rows.hold_out(EVAL_SHARE, most=EVAL_ROWS)
+    return rows.head(DRY_ROWS, DRY_EVAL_ROWS) if config.dry_run else rows
+
+
+def _learner(run: Run, device: Device, recorder: Recorder) -> _Learner:
+    import transformers  # noqa: PLC0415 - who reads the plan of a run needs none
+
+    from arkor.backend.lora import add_adapter  # noqa: PLC0415 - as above
+
+    config = run.config
+    folder = local_folder(config.model, run.home, recorder.preparing)
+    recorder.preparing(f"Loading {config.model}")
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, dtype=device.dtype, **(_four_bit() if config.load_in_4bit else {}))
+    transformers.set_seed(SEED)
+    model = add_adapter(model, r=setting(config, "lora_r"), alpha=setting(config, "lora_alpha"))
+    return _Learner(model, tokenizer)
+
+
+def _four_bit() -> dict[str, Any]:
+    """QLoRA: the frozen weights in 4 bits, computed with in bf16."""
+    import torch  # noqa: PLC0415 - as above
+    import transformers  # noqa: PLC0415 - as above
+
+    packed = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": packed, "device_map": {"": 0}}
+
+
+def _examples(config: JobConfig, rows: Rows, learner: _Learner, recorder: Recorder) -> tuple[Encoded, Encoded | None]:
+    """The tokens of the rows to train on, and of those to evaluate on if there are any."""
+    length = _max_length(config, learner.model)
+    answers = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
+
+    def encoded(what: str, part: PackedRows) -> Encoded:
+        recorder.preparing(f"Tokenizing {len(part)} {what} rows")
+        found = encode(part, learner.tokenizer, answers_only=answers, max_length=length)
+        for note in found.notes(what, length):
+            recorder.preparing(note)
+        return found
+
+    return encoded("training", rows.train), encoded("evaluation", rows.eval) if rows.eval else None
+
+
+def _max_length(config: JobConfig, model: Any) -> int:
+    """Tokens of a row, at most; never more than the model has positions for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if config.max_length and limit and config.max_length > limit:
+        raise RunError(f"max_length is {config.max_length}, but {config.model} takes {limit} tokens at most.")
+    length: int = setting(config, "max_length")
+    return min(length, limit) if limit else length
+
+
+def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
+    """The plan of a run in the words of TRL's `SFTConfig`."""
+    return {
+        "max_steps": numbers.total_steps,
+        "per_device_train_batch_size": numbers.batch_size,
+        "per_device_eval_batch_size": numbers.batch_size,
+        "learning_rate": numbers.learning_rate,
+        "optim": numbers.optim,
+        "lr_scheduler_type": numbers.lr_scheduler_type,
+        "lr_scheduler_kwargs": numbers.schedule_settings,
+        "weight_decay": numbers.weight_decay,
+        "warmup_steps": numbers.warmup_steps,
+        "logging_steps": numbers.logging_steps,
+        "save_strategy": "steps",
+        "save_steps": numbers.save_steps,
+        "eval_strategy": "steps" if numbers.eval_steps else "no",
+        "eval_steps": numbers.eval_steps,
+        "seed": SEED,
+        "logging_nan_inf_filter": False,  # a loss that diverged is to be seen
+        "use_cpu": device.kind == "cpu",
+        "bf16": False,  # the weights are in it already; nothing is to be cast on the way
+        "dataloader_pin_memory": device.kind == "cuda",
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,  # rows are cut before
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _trainer(
+    run: Run,
+    numbers: Plan,
+    device: Device,
+    learner: _Learner,
+    examples: tuple[Encoded, Encoded | None],
+    recorder: Recorder,
+) -> Any:
+    from trl import SFTConfig  # noqa: PLC0415 - as above
+
+    from arkor.backend.sft import Collator, LeanTrainer  # noqa: PLC0415 - as above
+
+    deep = _needs_checkpointing(learner.model, device)
+    arguments = SFTConfig(
+        output_dir=str(run.folder), gradient_checkpointing=deep, **training_arguments(numbers, device)
+    )
+    train, evaluation = (_table(part) if part else None for part in examples)
+    return LeanTrainer(
+        recorder=recorder,
+        model=learner.model,
+        args=arguments,
+        processing_class=learner.tokenizer,
+        data_collator=Collator(device.dtype, learner.tokenizer.pad_token_id),
+        train_dataset=train,
+        eval_dataset=evaluation,
+    )
+
+
+def _needs_checkpointing(model: Any, device: Device) -> bool:
+    """Whether to compute activations twice rather than keep them: for models of a billion weights and more on a GPU."""
+    return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
+
+
+def _table(examples: Encoded) -> Any:
+    """As an Arrow table in memory, which takes 4 bytes a token."""
+    import datasets  # noqa: PLC0415 - as above
+    import pyarrow as arrow  # noqa: PLC0415 - as above
+
+    kind = arrow.list_(arrow.int32())
+    columns = {"input_ids": examples.input_ids, "labels": examples.labels}
+    return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
+
+
+def _loop(trainer: Any, numbers: Plan, recorder: Recorder) -> dict[str, Any]:
+    """The steps; what there is when the run is stopped is kept as a checkpoint."""
+    trainer.trust_flat(trainer.train_dataset[: numbers.batch_size])
+    recorder.started(numbers.total_steps)
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    step = trainer.state.global_step
+    if recorder.stopping:
+        if step and step % numbers.save_steps:
+            recorder.checkpoint(step, trainer.write_adapter)
+        return {}
+    recorder.final(trainer.write_adapter)
+    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3)}
+
+
+# The libraries
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, no chatter, nobody told."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import datasets  # noqa: PLC0415 - as above
+
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they speak to who wrote the code, not to who runs it
+        yield

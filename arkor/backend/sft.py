@@ -1,0 +1,178 @@
+"""TRL's `SFTTrainer`, with less work for the same losses: what it computes, and whom it tells.
+
+Data order, schedule, optimizer and clipping are TRL's and transformers'. Ours are the forward and backward pass (no
+padding, the head on labelled positions alone, no metrics that nobody asked for), evaluation by tokens, and that
+everything is told to a `Recorder` instead of being printed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from arkor.backend.batches import Piece, pieces
+from arkor.backend.engine import Recorder
+
+#: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
+#: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
+TRUSTED = 0.1
+
+
+class StopAsked(TrainerCallback):
+    """Ends the loop when the recorder says so."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
+        if self._recorder.stopping:
+            control.should_training_stop = True
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+class Collator:
+    """Examples → `{"pieces": […]}`; `flat` may be switched off when the model turns out not to honour it."""
+
+    def __init__(self, dtype: torch.dtype, pad: int) -> None:
+        self.flat = True
+        self._dtype = dtype
+        self._pad = pad
+
+    def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
+        laid = self.flat if flat is None else flat
+        return {"pieces": pieces(examples, flat=laid, dtype=self._dtype, pad=self._pad)}
+
+
+class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
+    """See the module."""
+
+    def __init__(self, *, recorder: Recorder, data_collator: Collator, **options: Any) -> None:
+        super().__init__(data_collator=data_collator, callbacks=[StopAsked(recorder)], **options)
+        self._recorder = recorder
+        self._seconds = 0.0
+        self._rows = 0
+        self._began = 0.0
+        self._last: dict[str, float] = {}
+        forward = self.model.get_base_model().forward
+        self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told what is trained here."""
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - the signature is theirs
+        """Nobody reads it."""
+        return 0
+
+    def summary(self) -> dict[str, float]:
+        """The last logged losses."""
+        return dict(self._last)
+
+    # Computing
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
+        """Forward and backward, piece by piece; returns the mean loss of the batch's labelled tokens."""
+        self._began = time.perf_counter()
+        model.train()
+        parts: list[Piece] = inputs["pieces"]
+        count = sum(len(piece.targets) for piece in parts)
+        total = torch.zeros((), device=self.args.device)
+        for piece in parts:
+            loss = self.token_losses(piece).sum() / count
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            if self._recorder.stopping:
+                break
+        return total
+
+    def token_losses(self, piece: Piece) -> Tensor:
+        """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
+        piece = piece.to(self.args.device)
+        columns, place = piece.columns.unique(return_inverse=True)
+        wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
+        logits = self.model(**piece.model_inputs, use_cache=False, **wanted).logits
+        picked = logits[piece.rows, place if self._keeps_logits else piece.columns]
+        return cross_entropy(picked.float(), piece.targets, reduction="none")
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss of all labelled tokens of the evaluation rows; NaN when it was stopped before the first."""
+        self._settle()
+        self.model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader():
+                for piece in batch["pieces"]:
+                    total += self.token_losses(piece).sum().item()
+                    count += len(piece.targets)
+                if self._recorder.stopping:
+                    break
+        metrics = {"eval_loss": total / count if count else float("nan")}
+        self._last |= metrics
+        self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
+        return metrics
+
+    def trust_flat(self, columns: dict[str, Sequence[Any]]) -> bool:
+        """Lay batches flat only if this model computes the same losses with and without; says which it is."""
+        collator: Collator = self.data_collator
+        examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        if window and window < max(len(row) for row in self.train_dataset["input_ids"]):
+            collator.flat = False
+            return False
+        self.model.eval()
+        with torch.no_grad():
+            padded = self._all_losses(collator(examples, flat=False)["pieces"])
+            try:
+                flat = self._all_losses(collator(examples, flat=True)["pieces"])
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a mask of its own kind
+                collator.flat = False
+                return False
+        noise = (flat - padded).square().mean().sqrt()
+        collator.flat = bool(noise <= TRUSTED * padded.std().clamp(min=1e-3))
+        return collator.flat
+
+    def _all_losses(self, parts: Sequence[Piece]) -> Tensor:
+        return torch.cat([self.token_losses(piece) for piece in parts])
+
+    # Telling
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """The numbers of a step go to the recorder; the summary at the end, nowhere."""
+        if "loss" not in logs:
+            return
+        self._settle()
+        speed = self._rows / self._seconds if self._seconds else None
+        self._seconds, self._rows = 0.0, 0
+        self._recorder.log(
+            self.state.global_step,
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            epoch=self.state.epoch,
+            samples_per_second=speed,
+        )
+        self._last["loss"] = logs["loss"]
+
+    def _settle(self) -> None:
+        """Count the step that began last as done; the time of evaluating and saving is not training's."""
+        if self._began:
+            self._seconds += time.perf_counter() - self._began
+            self._rows += self.args.per_device_train_batch_size
+            self._began = 0.0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        self._settle()
+        self._recorder.checkpoint(self.state.global_step, self.write_adapter)
+
+    def write_adapter(self, folder: Path) -> None:
+        """The adapter as safetensors with its configuration, and the tokenizer with its chat template."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.processing_class.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves to be filled in

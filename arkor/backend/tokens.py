@@ -1,0 +1,145 @@
+"""Rows → tokens, and which of them count for the loss.
+
+What an assistant says is found by comparing tokens: those of the chat up to its turn, and through it, with those of
+the whole. That needs nothing of the chat template but that it renders turns in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from attrs import define, field, frozen
+
+from arkor.backend.records import DataError
+from arkor.backend.rows import Row
+
+#: The label of a token that does not count.
+IGNORED = -100
+
+#: Rows that are tokenized at a time.
+CHUNK = 256
+
+
+@frozen
+class Example:
+    """The tokens of one row, and the labels: the same, or `IGNORED` where nothing is to be learnt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@define
+class Encoded:
+    """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it."""
+
+    input_ids: list[Any] = field(factory=list)
+    labels: list[Any] = field(factory=list)
+    cut: int = 0
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def notes(self, what: str, max_length: int) -> Iterator[str]:
+        """What a person should know of the `what` rows."""
+        if self.cut:
+            yield f"{self.cut} of {len(self) + self.left_out} {what} rows are longer than {max_length} tokens and are cut"
+        if self.left_out:
+            yield f"{self.left_out} {what} rows are left out: nothing to learn is within their first {max_length} tokens"
+
+
+def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> Encoded:
+    """Every row as tokens, cut at `max_length`. Raises `DataError` when a template refuses a row, or none is left."""
+    import numpy  # noqa: PLC0415 - it comes with torch
+
+    encoded = Encoded()
+    for start in range(0, len(rows), CHUNK):
+        chunk = [rows[index] for index in range(start, min(start + CHUNK, len(rows)))]
+        for example in _encode_chunk(chunk, tokenizer, answers_only, start):
+            encoded.cut += len(example.input_ids) > max_length
+            labels = example.labels[:max_length]
+            if all(label == IGNORED for label in labels[1:]):
+                encoded.left_out += 1
+                continue
+            encoded.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
+            encoded.labels.append(numpy.array(labels, dtype=numpy.int32))
+    if not len(encoded):
+        raise DataError(f"No row has anything to learn within its first {max_length} tokens; raise max_length.")
+    return encoded
+
+
+def _encode_chunk(chunk: list[Row], tokenizer: Any, answers_only: bool, start: int) -> Iterator[Example]:
+    """The texts of all rows go through the tokenizer in one call."""
+    texts: list[str] = []
+    spans: list[list[tuple[int, int]]] = []
+    for number, row in enumerate(chunk, start + 1):
+        rendered = _render(row, tokenizer, answers_only, number)
+        spans.append([(len(texts) + 1 + 2 * turn, len(texts) + 2 + 2 * turn) for turn in range(len(rendered) // 2)])
+        texts += rendered
+    tokens = _tokenize(texts, tokenizer)
+    position = 0
+    for number, (row, turns) in enumerate(zip(chunk, spans, strict=True), start + 1):
+        whole = tokens[position]
+        position += 1 + 2 * len(turns)
+        if "text" in row or not answers_only:
+            yield Example(whole, list(whole))
+        else:
+            yield _answers(whole, [(tokens[before], tokens[through]) for before, through in turns], number)
+
+
+def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Special tokens are in the texts already."""
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return found
+
+
+def _render(row: Row, tokenizer: Any, answers_only: bool, number: int) -> list[str]:
+    """The whole text; then, for each turn of the assistant, the text up to it and the text through it."""
+    if "text" in row:
+        return [_opening(tokenizer) + row["text"] + (tokenizer.eos_token or "")]
+    messages, tools = row["messages"], row.get("tools")
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"] if answers_only else []
+    try:
+        texts = [_apply(tokenizer, messages, tools)]
+        for index in turns:
+            before = _apply(tokenizer, messages[:index], tools, add_generation_prompt=True) if index else ""
+            through = texts[0] if index == len(messages) - 1 else _apply(tokenizer, messages[: index + 1], tools)
+            texts += [before, through]
+    except Exception as error:  # a template is a program of the model's makers: it may raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"Row {number}: the chat template of the model refuses it ({reason}).") from error
+    return texts
+
+
+def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+    return text
+
+
+def _opening(tokenizer: Any) -> str:
+    """What the tokenizer puts before a plain text."""
+    opens = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if opens else ""
+
+
+def _answers(whole: list[int], turns: list[tuple[list[int], list[int]]], number: int) -> Example:
+    """Labels where an assistant speaks, the token that ends its turn included."""
+    labels = [IGNORED] * len(whole)
+    for before, through in turns:
+        begin, end = _common(before, whole), _common(through, whole)
+        labels[begin:end] = whole[begin:end]
+    if all(label == IGNORED for label in labels):
+        raise DataError(
+            f"Row {number}: the assistant's words cannot be found in what the model's chat template makes of the row. "
+            "Set train_on_responses_only to False to learn every token."
+        )
+    return Example(whole, labels)
+
+
+def _common(part: list[int], whole: list[int]) -> int:
+    """How many tokens both begin with."""
+    for index, (left, right) in enumerate(zip(part, whole, strict=False)):
+        if left != right:
+            return index
+    return min(len(part), len(whole))
