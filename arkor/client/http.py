@@ -22,7 +22,7 @@ import requests
 from attrs import field, frozen
 from requests.auth import AuthBase
 from tenacity import RetryCallState, Retrying, retry_if_exception
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
 from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
@@ -34,8 +34,9 @@ logger = logging.getLogger("arkor")
 
 #: Seconds to connect, and between two bytes of an answer.
 TIMEOUT = (10.0, 60.0)
-#: Seconds for one call with all its attempts.
+#: Seconds within which a call is tried again, and within which it is where not even a connection comes about.
 RETRY_BUDGET = 30.0
+UNREACHABLE_BUDGET = 10.0
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
@@ -132,18 +133,22 @@ class Call:
 
 
 class Http:
-    """Calls to one backend; may be used from several threads, and in a process that was forked off."""
+    """Calls to one backend; may be used from several threads, and in a process that was forked off.
 
-    def __init__(self, access: Access) -> None:
+    `retry_budget` is in seconds; 0 sends every call once.
+    """
+
+    def __init__(self, access: Access, *, retry_budget: float = RETRY_BUDGET) -> None:
         self.access = access
+        self.retry_budget = retry_budget
         self._session: requests.Session | None = None
         self._process = 0
 
     def call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         """Send a `Call`, and return the JSON object that comes back (empty when there is no body).
 
-        Idempotent methods, and calls that are `repeatable`, are tried again for up to 30 s after faults that may
-        pass. Raises `CloudApiError`, or `BackendUnavailable` when there is no answer.
+        Idempotent methods, and calls that are `repeatable`, are tried again after faults that may pass. Raises
+        `CloudApiError`, or `BackendUnavailable` when there is no answer.
         """
         call = Call(method, path, **rest)
 
@@ -151,7 +156,7 @@ class Http:
             return was_never_sent(error) or (call.idempotent and _may_pass(error))
 
         attempts = Retrying(
-            retry=retry_if_exception(again), wait=_wait, stop=_budget_is_spent, before_sleep=_tell, reraise=True
+            retry=retry_if_exception(again), wait=_wait, stop=self._is_spent, before_sleep=_tell, reraise=True
         )
         try:
             return attempts(lambda: _object(self._send(call)))
@@ -167,6 +172,13 @@ class Http:
             return self._send(Call(method, path, **rest))
         except _NO_ANSWER as error:
             raise unavailable(self.access.base_url, error) from error
+
+    def _is_spent(self, state: RetryCallState) -> bool:
+        """Give up early where the wait itself would go beyond the budget."""
+        error = _error(state)
+        unreachable = error is not None and was_never_sent(error)
+        budget = min(self.retry_budget, UNREACHABLE_BUDGET) if unreachable else self.retry_budget
+        return (state.seconds_since_start or 0.0) + _wait(state) > budget
 
     def _send(self, call: Call) -> requests.Response:
         """One attempt, and one more where the access could be renewed."""
@@ -291,24 +303,23 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, passing) and not is_fault_of_trust(error)
 
 
-_jittered = wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.5)
+_jittered = wait_exponential(multiplier=0.25, max=8.0) + wait_random(0.0, 0.25)
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
 
 
 def _wait(state: RetryCallState) -> float:
     """What the backend asked for, else twice as long each time."""
-    asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+    asked = getattr(_error(state), "retry_after", None)
     return _jittered(state) if asked is None else asked + _jittered(state) / 10
 
 
-def _budget_is_spent(state: RetryCallState) -> bool:
-    """Give up early where waiting as long as asked would go beyond the budget."""
-    return (state.seconds_since_start or 0.0) + _wait(state) > RETRY_BUDGET
-
-
 def _tell(state: RetryCallState) -> None:
-    error = state.outcome and state.outcome.exception()
+    error = _error(state)
     fault = error if isinstance(error, CloudApiError) else type(error).__name__
-    logger.info("a call to the backend failed (%s); trying again in %.1f s", fault, state.upcoming_sleep)
+    logger.warning("a call to the backend failed (%s); trying again in %.1f s", fault, state.upcoming_sleep)
 
 
 # Deprecation
