@@ -1,0 +1,106 @@
+"""Fine-tune open-weight language models from plain, blocking Python.
+
+trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
+result = trainer.wait()
+"""
+
+from arkor.callbacks import (
+    CheckpointContext,
+    CompletedContext,
+    FailedContext,
+    StartedContext,
+    TrainerCallbacks,
+    TrainingLogContext,
+)
+from arkor.chat import Adapter
+from arkor.client.api import CloudApiClient
+from arkor.client.credentials import (
+    AnonymousCredentials,
+    OAuthCredentials,
+    credentials_path,
+    default_cloud_api_url,
+    ensure_credentials,
+    read_credentials,
+    request_anonymous_token,
+    write_credentials,
+)
+from arkor.client.replies import ChatResponse
+from arkor.client.retry import ReconnectPolicy
+from arkor.client.state import read_state, state_path, write_state
+from arkor.errors import (
+    ArkorError,
+    BackendUnavailable,
+    CloudApiError,
+    CredentialsError,
+    InvalidConfig,
+    ProjectStateMismatch,
+    StreamLost,
+    TrainerAborted,
+    TrainingFailed,
+)
+from arkor.jobs import (
+    Artifact,
+    BlobDataset,
+    FileDataset,
+    HuggingFaceDataset,
+    JobConfig,
+    JobStatus,
+    LoraConfig,
+    TrainingJob,
+    TrainingResult,
+)
+from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
+from arkor.settings import VERSION
+from arkor.trainer import StartedJob, Trainer, create_trainer
+
+__version__ = VERSION
+
+__all__ = [
+    "Adapter",
+    "AnonymousCredentials",
+    "Arkor",
+    "ArkorError",
+    "Artifact",
+    "BackendUnavailable",
+    "BlobDataset",
+    "ChatResponse",
+    "CheckpointContext",
+    "CloudApiClient",
+    "CloudApiError",
+    "CompletedContext",
+    "CredentialsError",
+    "FailedContext",
+    "FileDataset",
+    "HuggingFaceDataset",
+    "InvalidConfig",
+    "JobConfig",
+    "JobStatus",
+    "LoraConfig",
+    "OAuthCredentials",
+    "ProjectStateMismatch",
+    "ReconnectPolicy",
+    "StartedContext",
+    "StartedJob",
+    "StreamLost",
+    "Trainer",
+    "TrainerAborted",
+    "TrainerCallbacks",
+    "TrainingFailed",
+    "TrainingJob",
+    "TrainingLogContext",
+    "TrainingResult",
+    "__version__",
+    "create_arkor",
+    "create_trainer",
+    "credentials_path",
+    "default_cloud_api_url",
+    "ensure_credentials",
+    "is_arkor",
+    "read_credentials",
+    "read_state",
+    "request_anonymous_token",
+    "run_trainer",
+    "state_path",
+    "write_credentials",
+    "write_state",
+]

@@ -16,9 +16,9 @@ PACKAGE = Path(arkor.__file__).parent
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
 errors settings wire jobs events accounts deployments chat
-client.frames client.retry client.http client.credentials client.embedded
+client.frames client.retry client.faults client.http client.credentials client.embedded
 client.replies client.api client.stream client.state client.connect
-callbacks display.plain display.terminal display
+callbacks dispatch display
 trainer project __init__
 cli.errors cli.text cli.runs cli.chat cli.project cli.serve cli.main __main__
 """.split()

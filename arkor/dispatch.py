@@ -1,0 +1,131 @@
+"""Events → callbacks, one at a time: the job as it stands, the context of each moment, what a raising callback means.
+
+Where events come from, and who waits for them, is the business of `trainer.py` and `client/stream.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import attrs
+
+from arkor.callbacks import (
+    CheckpointContext,
+    CompletedContext,
+    FailedContext,
+    Infer,
+    Listeners,
+    StartedContext,
+    TrainingLogContext,
+)
+from arkor.chat import Adapter
+from arkor.client.api import CloudApiClient
+from arkor.client.stream import StreamEnd, StreamFault
+from arkor.events import (
+    CheckpointSaved,
+    Event,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingLog,
+    TrainingStarted,
+)
+from arkor.jobs import JobStatus, TrainingJob, TrainingResult
+
+logger = logging.getLogger("arkor")
+
+CallbackErrors = Literal["reconnect", "raise", "log"]
+
+
+class Dispatcher:
+    """Keeps the `job` up to date with its events; `result` is None until the run has ended.
+
+    The result is there before the callbacks of the terminal event are called, so that no exception can cost it.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        listeners: Listeners,
+        callback_errors: CallbackErrors,
+        client: Callable[[], CloudApiClient],
+    ) -> None:
+        self.job = job
+        self.result: TrainingResult | None = None
+        self._listeners = listeners
+        self._callback_errors = callback_errors
+        self._client = client
+
+    def dispatch(self, event: Event | StreamEnd) -> StreamFault | None:
+        """Hand one event to its callbacks; a fault asks for a reconnect behind it."""
+        handler = _HANDLERS.get(type(event))
+        return handler(self, event) if handler else None
+
+    def _on_started(self, event: TrainingStarted) -> StreamFault | None:
+        self._advance(JobStatus.RUNNING, started_at=event.timestamp)
+        return self._call("on_started", StartedContext(self.job))
+
+    def _on_log(self, event: TrainingLog) -> StreamFault | None:
+        if not self._listeners.wants("on_log"):
+            return None
+        context = TrainingLogContext(
+            event.step,
+            event.loss,
+            event.eval_loss,
+            event.learning_rate,
+            event.epoch,
+            event.samples_per_second,
+            self.job,
+        )
+        return self._call("on_log", context)
+
+    def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
+        adapter = Adapter("checkpoint", self.job.id, event.step)
+        infer = Infer(self._client(), adapter)
+        return self._call("on_checkpoint", CheckpointContext(event.step, adapter, self.job, infer, event.artifacts))
+
+    def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
+        self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
+        self.result = TrainingResult(self.job, event.artifacts)
+        return self._call("on_completed", CompletedContext(self.job, event.artifacts))
+
+    def _on_failed(self, event: TrainingFailed) -> StreamFault | None:
+        self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)
+        self.result = TrainingResult(self.job, event.artifacts)
+        return self._call("on_failed", FailedContext(self.job, event.error))
+
+    def _on_cancelled(self, event: TrainingCancelled) -> None:
+        self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)
+        self.result = TrainingResult(self.job, event.artifacts)
+
+    def _on_end(self, _: StreamEnd) -> None:
+        """The stream is over without a terminal event: only the backend knows how the run stands."""
+        self.job = self._client().get_job(self.job.id)
+        self.result = TrainingResult(self.job)
+
+    def _advance(self, status: JobStatus, **changes: Any) -> None:
+        self.job = attrs.evolve(self.job, status=status, **changes)
+
+    def _call(self, moment: str, context: Any) -> StreamFault | None:
+        try:
+            self._listeners.call(moment, context)
+        except Exception as error:
+            if self._callback_errors == "raise":
+                raise
+            logger.exception("the callback %s raised; the run itself goes on", moment)
+            if self._callback_errors == "reconnect":
+                return StreamFault(f"the callback {moment} raised {type(error).__name__}")
+        return None
+
+
+_HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {
+    TrainingStarted: Dispatcher._on_started,
+    TrainingLog: Dispatcher._on_log,
+    CheckpointSaved: Dispatcher._on_checkpoint,
+    TrainingCompleted: Dispatcher._on_completed,
+    TrainingFailed: Dispatcher._on_failed,
+    TrainingCancelled: Dispatcher._on_cancelled,
+    StreamEnd: Dispatcher._on_end,
+}

@@ -1,0 +1,110 @@
+"""A project: its manifest, and how its trainer is found.
+
+The entry point is `train.py`, or `[tool.arkor] entry` in pyproject.toml; in it stands, at module level,
+`arkor = create_arkor(trainer=…)` or `trainer = Trainer(…)`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from attrs import frozen
+
+from arkor.errors import InvalidConfig
+from arkor.jobs import TrainingResult
+from arkor.trainer import Trainer
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_ENTRY = "train.py"
+
+
+@frozen
+class Arkor:
+    """What a project offers; today, its trainer."""
+
+    trainer: Trainer | None = None
+
+
+def create_arkor(trainer: Trainer | None = None) -> Arkor:
+    """The manifest that `arkor start` and `run_trainer()` look for in the entry point."""
+    if trainer is not None and not isinstance(trainer, Trainer):
+        raise InvalidConfig("trainer", f"must be a Trainer, not {type(trainer).__name__}")
+    return Arkor(trainer)
+
+
+def is_arkor(value: Any) -> bool:
+    return isinstance(value, Arkor)
+
+
+def run_trainer(path: str | Path | None = None) -> TrainingResult:
+    """Find the project's trainer and wait for its run; `path` is the entry file or the project's folder."""
+    return load_entry(path).wait()
+
+
+def load_entry(path: str | Path | None = None) -> Trainer:
+    """The trainer of the entry file. Raises `InvalidConfig` when there is none, and what the file itself raises."""
+    file = find_entry(path)
+    module = _execute(file)
+    trainer = _trainer_of(module)
+    if trainer is None:
+        raise InvalidConfig("entry", f"{file} has neither `arkor = create_arkor(trainer=…)` nor `trainer = Trainer(…)`")
+    return trainer
+
+
+def find_entry(path: str | Path | None = None) -> Path:
+    """The entry file, absolute; `path` is the file itself or the project's folder (default: the current one)."""
+    given = Path(path or ".").absolute()
+    if given.is_file():
+        return given
+    if not given.is_dir():
+        raise InvalidConfig("entry", f"there is no {given}")
+    configured = _configured_entry(given / "pyproject.toml")
+    file = given / (configured or DEFAULT_ENTRY)
+    if not file.is_file():
+        where = "named in pyproject.toml " if configured else ""
+        raise InvalidConfig("entry", f"there is no {file} {where}(`arkor init` writes one)")
+    return file
+
+
+def _configured_entry(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    try:
+        tool = tomllib.loads(file.read_text("utf-8")).get("tool", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig("entry", f"{file} cannot be read: {error}") from None
+    entry = tool.get("arkor", {}).get("entry")
+    if entry is not None and not isinstance(entry, str):
+        raise InvalidConfig("entry", f"[tool.arkor] entry in {file} must be a string")
+    return entry
+
+
+def _execute(file: Path) -> ModuleType:
+    """Run the entry file as a module of its own, with its folder first on the path as for a script."""
+    spec = importlib.util.spec_from_file_location("arkor_entry", file)
+    if spec is None or spec.loader is None:
+        raise InvalidConfig("entry", f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["arkor_entry"] = module
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def _trainer_of(module: ModuleType) -> Trainer | None:
+    manifest = getattr(module, "arkor", None)
+    if isinstance(manifest, Arkor):
+        return manifest.trainer
+    trainer = getattr(module, "trainer", None)
+    return trainer if isinstance(trainer, Trainer) else None

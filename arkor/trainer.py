@@ -1,0 +1,348 @@
+"""The trainer: describe a run, start it, wait for it, react in callbacks.
+
+`wait()` takes typed events from the pump of `client/stream.py` and hands them, on the caller's thread, to
+`dispatch.py`. Nothing here trains: that is the backend's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import requests
+from attrs import frozen
+
+from arkor.callbacks import Infer, Listeners
+from arkor.chat import Adapter
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.client.credentials import Credentials
+from arkor.client.replies import ChatResponse
+from arkor.client.retry import Patience, ReconnectPolicy
+from arkor.client.stream import EventStream, StreamEnd
+from arkor.dispatch import CallbackErrors, Dispatcher
+from arkor.display import progress_for
+from arkor.errors import ArkorError, BackendUnavailable, InvalidConfig
+from arkor.jobs import (
+    DatasetSource,
+    FileDataset,
+    JobConfig,
+    LoraConfig,
+    TrainingJob,
+    TrainingResult,
+    parse_dataset,
+)
+
+
+@frozen
+class StartedJob:
+    job_id: str
+
+
+class Trainer:
+    """One fine-tuning run, described here, trained by a backend.
+
+    Every setting that stays None is the backend's to choose. `callbacks` is a `TrainerCallbacks`, a dict, an object
+    with some of its methods, or a list of these. Raises `InvalidConfig` for a value of the wrong type or range and
+    `TypeError` for a keyword that does not exist; nothing is sent before `start()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        dataset: DatasetSource | Mapping[str, Any],
+        *,
+        lora: LoraConfig | Mapping[str, Any] | None = None,
+        max_steps: int | None = None,
+        num_train_epochs: float | None = None,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        optim: str | None = None,
+        lr_scheduler_type: str | None = None,
+        weight_decay: float | None = None,
+        warmup_steps: float | None = None,
+        logging_steps: int | None = None,
+        save_steps: int | None = None,
+        eval_steps: int | None = None,
+        train_on_responses_only: bool | None = None,
+        dataset_format: Mapping[str, Any] | str | None = None,
+        dataset_split: Any = None,
+        dry_run: bool | None = None,
+        callbacks: Any = None,
+        callback_errors: CallbackErrors = "reconnect",
+        abort_signal: threading.Event | None = None,
+        progress: bool | Literal["auto"] = "auto",
+        reconnect: ReconnectPolicy | None = None,
+        base_url: str | None = None,
+        credentials: Credentials | None = None,
+        project_dir: str | Path | None = None,
+        **unknown: Any,
+    ) -> None:
+        given = locals()
+        _refuse_unknown(unknown)
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidConfig("name", "must be a non-empty string")
+        self.name = name
+        settings = {name: given[name] for name in _SETTINGS}
+        if isinstance(dataset_format, str):
+            settings["dataset_format"] = {"type": dataset_format}
+        model = _absolute_if_folder(model, project_dir)
+        self._config: JobConfig | None = JobConfig(model, parse_dataset(dataset), **settings, **_lora(lora))
+        self._config.check()
+        self._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
+        self._connect_with: tuple[Any, ...] = (base_url, credentials, project_dir)
+
+    @classmethod
+    def attach(
+        cls,
+        job_id: str,
+        *,
+        callbacks: Any = None,
+        since: str = "start",
+        callback_errors: CallbackErrors = "reconnect",
+        abort_signal: threading.Event | None = None,
+        progress: bool | Literal["auto"] = "auto",
+        reconnect: ReconnectPolicy | None = None,
+        base_url: str | None = None,
+        credentials: Credentials | None = None,
+        project_dir: str | Path | None = None,
+    ) -> Trainer:
+        """Watch a run that something else submitted.
+
+        `since` is `"start"` (its whole history, then live), `"now"`, or the id of the last event that was seen.
+        """
+        if not isinstance(job_id, str) or not job_id:
+            raise InvalidConfig("job_id", "must be the id of a run")
+        trainer = cls.__new__(cls)
+        trainer.name = job_id
+        trainer._config = None
+        trainer._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
+        trainer._connect_with = (base_url, credentials, project_dir)
+        trainer._attached_to = job_id
+        trainer._stream.cursor = None if since == "start" else since
+        return trainer
+
+    def _watch_with(
+        self,
+        callbacks: Any,
+        callback_errors: CallbackErrors,
+        abort_signal: threading.Event | None,
+        progress: bool | str,
+        reconnect: ReconnectPolicy | None,
+    ) -> None:
+        if callback_errors not in ("reconnect", "raise", "log"):
+            raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
+        if abort_signal is not None and not all(hasattr(abort_signal, name) for name in ("is_set", "wait")):
+            raise InvalidConfig("abort_signal", f"must be a threading.Event, not {type(abort_signal).__name__}")
+        self._listeners = Listeners(callbacks)
+        self._callback_errors = callback_errors
+        self._abort_signal = abort_signal
+        self._progress = progress
+        self._stream = EventStream(self._open, reconnect or ReconnectPolicy())
+        self._idempotency_key = uuid.uuid4().hex
+        self._starting = threading.Lock()
+        self._waiting = threading.Lock()
+        self._client: CloudApiClient | None = None
+        self._attached_to: str | None = None
+        self._job: TrainingJob | None = None
+        self._dispatcher: Dispatcher | None = None
+
+    def __repr__(self) -> str:
+        return f"Trainer(name={self.name!r}, job_id={self.job_id!r})"
+
+    @property
+    def job_id(self) -> str | None:
+        """The run's id; None before `start()`."""
+        return self._job.id if self._job else self._attached_to
+
+    # The three verbs
+
+    def start(self) -> StartedJob:
+        """Submit the run, once, however often and from however many threads this is called; dispatches nothing.
+
+        Raises `InvalidConfig` or `CloudApiError` when it is refused, `BackendUnavailable` when nobody answers.
+        """
+        with self._starting:
+            if self._job is None:
+                self._job = self._submit()
+            return StartedJob(self._job.id)
+
+    def wait(self, timeout: float | None = None) -> TrainingResult:
+        """Watch the run to its end, calling the callbacks on this thread; starts it if need be.
+
+        Returns for completed, failed and cancelled runs alike; after the end, the same result at once. `timeout` is
+        in seconds. Raises `TimeoutError`, `TrainerAborted` (the abort signal), or `StreamLost`; in each case the run
+        goes on, and a further `wait()` goes on behind the last event that was dispatched.
+        """
+        if not self._waiting.acquire(blocking=False):
+            raise ArkorError("wait() of this trainer is already running; one wait() at a time")
+        try:
+            if self._dispatcher is not None and self._dispatcher.result is not None:
+                return self._dispatcher.result
+            patience = Patience.until(self._abort_signal, timeout)
+            patience.check()
+            self._start_patiently(patience)
+            return self._watch(patience)
+        finally:
+            self._waiting.release()
+
+    def cancel(self) -> None:
+        """Ask the backend to stop the run; nothing before `start()`. From any thread, from callbacks too.
+
+        Raises `CloudApiError` if the backend refuses (409 when the run has already ended).
+        """
+        if self.job_id is not None:
+            self._connected().cancel_job(self.job_id)
+
+    def chat(
+        self,
+        messages: str | list[Mapping[str, Any]],
+        *,
+        adapter: Literal["final", "base"] | int = "final",
+        **options: Any,
+    ) -> ChatResponse:
+        """Talk to the run's model: its final adapter, its base, or the checkpoint of a step.
+
+        `options` are those of `ctx.infer`. Raises `CloudApiError` when there is no such adapter (yet).
+        """
+        job = self._known_job()
+        if adapter == "base":
+            return Infer(self._connected(), None, job.config.model)(messages, **options)
+        chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, int(adapter))
+        return Infer(self._connected(), chosen)(messages, **options)
+
+    # Submitting it
+
+    def _connected(self) -> CloudApiClient:
+        if self._client is None:
+            self._client = connect(*self._connect_with)
+        return self._client
+
+    def _known_job(self) -> TrainingJob:
+        if self._job is None and self._attached_to is None:
+            raise ArkorError("the run has not been started; call start() or wait() first")
+        self.start()
+        assert self._job is not None  # noqa: S101 - start() has set it
+        return self._job
+
+    def _submit(self) -> TrainingJob:
+        client = self._connected()
+        if self._attached_to is not None:
+            return client.get_job(self._attached_to)
+        config = self._config
+        assert config is not None  # noqa: S101 - only attach() leaves it None
+        if isinstance(config.dataset_source, FileDataset):
+            config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
+        return client.create_job(self.name, config, idempotency_key=self._idempotency_key)
+
+    def _start_patiently(self, patience: Patience) -> None:
+        """`start()` on a thread of its own, so that the abort signal and Ctrl-C are heard meanwhile."""
+        if self._job is not None:
+            return
+        outcome: queue.Queue[BaseException | StartedJob] = queue.Queue()
+        thread = threading.Thread(target=_report, args=(self.start, outcome), name="arkor-start", daemon=True)
+        thread.start()
+        answer = patience.poll(lambda seconds: _get(outcome, seconds))
+        thread.join()
+        if isinstance(answer, BaseException):
+            raise answer
+
+    # Watching it
+
+    def _open(self, cursor: str | None) -> requests.Response:
+        job_id = self.job_id or ""
+        try:
+            return self._connected().open_event_stream(job_id, last_event_id=cursor)
+        except BackendUnavailable:
+            self._client = None  # a backend of this machine may have moved to another port: look again
+            return self._connected().open_event_stream(job_id, last_event_id=cursor)
+
+    def _watch(self, patience: Patience) -> TrainingResult:
+        if self._dispatcher is None:
+            self._dispatcher = Dispatcher(self._known_job(), self._listeners, self._callback_errors, self._connected)
+        dispatcher, stream = self._dispatcher, self._stream
+        with closing(stream.events(patience)) as events, progress_for(self._progress, dispatcher.job) as progress:
+            fault = None
+            while dispatcher.result is None:
+                event = next(events) if fault is None else events.throw(fault)
+                if not isinstance(event, StreamEnd):
+                    progress.on_event(event)
+                with progress.paused():
+                    fault = dispatcher.dispatch(event)
+        return dispatcher.result
+
+
+def create_trainer(*args: Any, **kwargs: Any) -> Trainer:
+    """The same as `Trainer(…)`, in the spelling of the TypeScript SDK."""
+    return Trainer(*args, **kwargs)
+
+
+def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
+    for name in unknown:
+        snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+        known = [parameter for parameter in inspect.signature(Trainer).parameters if parameter != "unknown"]
+        nearest = difflib.get_close_matches(snake, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise TypeError(f"Trainer() has no keyword {name!r}{hint}")
+
+
+#: The keywords that go into the `JobConfig` under their own name.
+_SETTINGS = [name for name in inspect.signature(Trainer).parameters if name in attrs.fields_dict(JobConfig)]
+_SETTINGS.remove("model")
+
+
+def _lora(lora: LoraConfig | Mapping[str, Any] | None) -> dict[str, Any]:
+    """`lora=` → the fields of the `JobConfig` that it stands for."""
+    if lora is None:
+        return {}
+    if not isinstance(lora, LoraConfig):
+        lora = _lora_from_dict(lora)
+    return {
+        "lora_r": lora.r,
+        "lora_alpha": lora.alpha,
+        "max_length": lora.max_length,
+        "load_in_4bit": lora.load_in_4bit,
+    }
+
+
+def _lora_from_dict(lora: Mapping[str, Any]) -> LoraConfig:
+    if not isinstance(lora, Mapping):
+        raise InvalidConfig("lora", f"must be a LoraConfig or a dict, not {type(lora).__name__}")
+    known = list(attrs.fields_dict(LoraConfig))
+    for name in lora:
+        if name not in known:
+            raise InvalidConfig(f"lora.{name}", f"is no field of LoraConfig; it has {', '.join(known)}")
+    for name in ("r", "alpha"):
+        if name not in lora:
+            raise InvalidConfig(f"lora.{name}", "is missing")
+    return LoraConfig(**lora)
+
+
+def _absolute_if_folder(model: Any, project_dir: str | Path | None) -> Any:
+    """`./my-model` means a folder here; the backend, which runs elsewhere, gets its absolute path."""
+    if isinstance(model, str) and model.startswith((".", "~", "/")):
+        return str((Path(project_dir or ".") / Path(model).expanduser()).resolve())
+    return model
+
+
+def _report(function: Callable[[], Any], outcome: queue.Queue[Any]) -> None:
+    try:
+        outcome.put(function())
+    except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
+        outcome.put(error)
+
+
+def _get(outcome: queue.Queue[Any], seconds: float) -> Any:
+    try:
+        return outcome.get(timeout=seconds)
+    except queue.Empty:
+        return None

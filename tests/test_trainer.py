@@ -1,0 +1,371 @@
+"""The trainer as a script uses it, against a real backend whose runs are played by the scripted engine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import arkor
+from arkor import (
+    ArkorError,
+    CloudApiError,
+    FileDataset,
+    InvalidConfig,
+    LoraConfig,
+    ReconnectPolicy,
+    Trainer,
+    TrainerAborted,
+    TrainerCallbacks,
+    TrainingFailed,
+    create_trainer,
+)
+from arkor.client.connect import connect
+from tests.conftest import Backend, start_backend
+
+HUB = {"type": "huggingface", "name": "some/rows"}
+QUICK = ReconnectPolicy(initial_delay=0.01, max_delay=0.05)
+
+
+def make(**settings: Any) -> Trainer:
+    return Trainer(
+        **{"name": "a run", "model": "some-model", "dataset": HUB, "progress": False, "reconnect": QUICK, **settings}
+    )
+
+
+@pytest.fixture
+def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Its steps take a tenth of a second."""
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
+    started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+class Notes:
+    """Callbacks as an object; remembers every moment."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.threads: set[int] = set()
+
+    def _note(self, what: str) -> None:
+        self.seen.append(what)
+        self.threads.add(threading.get_ident())
+
+    def on_started(self, ctx: arkor.StartedContext) -> None:
+        assert ctx.job.status == "running"
+        self._note("started")
+
+    def on_log(self, ctx: arkor.TrainingLogContext) -> None:
+        assert ctx.loss == pytest.approx(2 * 0.9**ctx.step)
+        self._note(f"log {ctx.step}")
+
+    def on_checkpoint(self, ctx: arkor.CheckpointContext) -> None:
+        assert (ctx.adapter.kind, ctx.adapter.step, ctx.adapter.job_id) == ("checkpoint", ctx.step, ctx.job.id)
+        self._note(f"checkpoint {ctx.step}")
+
+    def on_completed(self, ctx: arkor.CompletedContext) -> None:
+        assert ctx.job.status == "completed"
+        self._note("completed")
+
+
+def test_a_run_from_start_to_end(backend: Backend) -> None:
+    notes = Notes()
+    trainer = make(max_steps=4, save_steps=2, callbacks=notes)
+    assert trainer.job_id is None
+    result = trainer.wait()
+    assert notes.seen == ["started", "log 1", "log 2", "checkpoint 2", "log 3", "log 4", "checkpoint 4", "completed"]
+    assert notes.threads == {threading.get_ident()}
+    assert result.job.status == "completed"
+    assert result.job.id == trainer.job_id
+    assert [artifact.kind for artifact in result.artifacts] == ["checkpoint", "checkpoint", "final"]
+    assert result.raise_for_status() is result
+    assert trainer.wait() is result
+
+
+def test_callbacks_in_all_their_shapes(backend: Backend) -> None:
+    seen: list[str] = []
+    callbacks = [
+        {"on_started": lambda ctx: seen.append("dict")},
+        TrainerCallbacks(on_started=lambda ctx: seen.append("class")),
+        [{"on_started": lambda ctx: seen.append("nested")}],
+    ]
+    make(max_steps=1, callbacks=callbacks).wait()
+    assert seen == ["dict", "class", "nested"]
+
+
+def test_start_submits_once_from_many_threads(backend: Backend) -> None:
+    trainer = make(max_steps=1)
+    ids: list[str] = []
+    threads = [threading.Thread(target=lambda: ids.append(trainer.start().job_id)) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(ids) == {trainer.job_id}
+    assert len(connect().list_jobs()) == 1
+
+
+def test_a_failed_run_returns_and_says_why(backend: Backend) -> None:
+    errors: list[str] = []
+    result = make(model="scripted/fail", callbacks={"on_failed": lambda ctx: errors.append(ctx.error)}).wait()
+    assert result.job.status == "failed"
+    assert errors == [result.job.error]
+    assert "fails by design" in errors[0]
+    with pytest.raises(TrainingFailed, match="fails by design"):
+        result.raise_for_status()
+
+
+def test_a_worker_that_dies_is_a_failed_run(backend: Backend) -> None:
+    result = make(model="scripted/crash").wait(timeout=30)
+    assert result.job.status == "failed"
+    assert "13" in (result.job.error or "")
+
+
+def test_a_diverged_loss_is_nan(backend: Backend) -> None:
+    losses: list[float | None] = []
+    make(learning_rate=1e6, max_steps=2, callbacks={"on_log": lambda ctx: losses.append(ctx.loss)}).wait()
+    assert [math.isnan(loss or 0) for loss in losses] == [True, True]
+
+
+def test_cancel_from_inside_a_callback(slow_backend: Backend) -> None:
+    trainer = make(max_steps=1000)
+
+    def stop(ctx: arkor.TrainingLogContext) -> None:
+        if ctx.step == 3:
+            trainer.cancel()
+
+    trainer = make(max_steps=1000, callbacks={"on_log": stop})
+    began = time.monotonic()
+    result = trainer.wait()
+    assert result.job.status == "cancelled"
+    assert time.monotonic() - began < 10
+    with pytest.raises(CloudApiError) as refused:
+        trainer.cancel()
+    assert refused.value.status == 409
+    with pytest.raises(TrainingFailed):
+        result.raise_for_status()
+
+
+def test_cancel_before_start_is_nothing() -> None:
+    make().cancel()
+
+
+def test_an_abort_leaves_the_run_going_and_the_next_wait_goes_on(slow_backend: Backend) -> None:
+    steps: list[int] = []
+    abort = threading.Event()
+
+    def note(ctx: arkor.TrainingLogContext) -> None:
+        steps.append(ctx.step)
+        if ctx.step == 3:
+            abort.set()
+
+    trainer = make(max_steps=12, callbacks={"on_log": note}, abort_signal=abort)
+    with pytest.raises(TrainerAborted):
+        trainer.wait()
+    assert steps == [1, 2, 3]
+    abort.clear()
+    assert trainer.wait().job.status == "completed"
+    assert steps == list(range(1, 13))
+
+
+def test_a_timeout_leaves_the_run_going(slow_backend: Backend) -> None:
+    steps: list[int] = []
+    trainer = make(max_steps=12, callbacks={"on_log": lambda ctx: steps.append(ctx.step)})
+    trainer.start()
+    with pytest.raises(TimeoutError):
+        trainer.wait(timeout=0.5)
+    assert trainer.wait(timeout=30).job.status == "completed"
+    assert steps == list(range(1, 13))
+
+
+def test_only_one_wait_at_a_time(slow_backend: Backend) -> None:
+    trainer = make(max_steps=20)
+    trainer.start()
+    thread = threading.Thread(target=trainer.wait)
+    thread.start()
+    time.sleep(0.3)
+    with pytest.raises(ArkorError, match="already running"):
+        trainer.wait()
+    thread.join()
+
+
+def raising_at(step: int, seen: list[int]) -> Any:
+    def on_log(ctx: arkor.TrainingLogContext) -> None:
+        seen.append(ctx.step)
+        if ctx.step == step:
+            raise RuntimeError("my mistake")
+
+    return on_log
+
+
+@pytest.mark.parametrize("mode", ["reconnect", "log"])
+def test_an_exception_in_a_callback_is_logged_and_skipped(
+    mode: Any, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+    result = make(max_steps=5, callbacks={"on_log": raising_at(2, seen)}, callback_errors=mode).wait()
+    assert result.job.status == "completed"
+    assert seen == [1, 2, 3, 4, 5]
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].exc_info is not None
+    assert any("reconnecting" in record.getMessage() for record in caplog.records) == (mode == "reconnect")
+
+
+def test_an_exception_is_raised_where_that_was_asked_for(backend: Backend) -> None:
+    seen: list[int] = []
+    trainer = make(max_steps=5, callbacks={"on_log": raising_at(2, seen)}, callback_errors="raise")
+    with pytest.raises(RuntimeError, match="my mistake"):
+        trainer.wait()
+    assert trainer.wait().job.status == "completed"
+    assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("mode", ["reconnect", "log", "raise"])
+def test_an_exception_on_the_terminal_event_does_not_cost_the_result(mode: Any, backend: Backend) -> None:
+    def fail(ctx: arkor.CompletedContext) -> None:
+        raise RuntimeError("too late")
+
+    trainer = make(max_steps=1, callbacks={"on_completed": fail}, callback_errors=mode)
+    if mode == "raise":
+        with pytest.raises(RuntimeError):
+            trainer.wait()
+    result = trainer.wait()
+    assert result.job.status == "completed"
+    assert result.artifacts
+
+
+def test_all_callbacks_get_an_event_even_if_one_raises(backend: Backend) -> None:
+    seen: list[int] = []
+    second = {"on_log": lambda ctx: seen.append(ctx.step)}
+    make(max_steps=3, callbacks=[{"on_log": raising_at(2, [])}, second], callback_errors="log").wait()
+    assert seen == [1, 2, 3]
+
+
+def test_attach_sees_the_whole_history(backend: Backend) -> None:
+    first = make(max_steps=3)
+    first.wait()
+    notes = Notes()
+    attached = Trainer.attach(first.job_id or "", callbacks=notes, progress=False)
+    assert attached.start().job_id == first.job_id
+    result = attached.wait()
+    assert notes.seen[0] == "started"
+    assert notes.seen[-1] == "completed"
+    assert [line for line in notes.seen if line.startswith("log")] == ["log 1", "log 2", "log 3"]
+    assert result.job.name == "a run"
+
+
+def test_attach_from_now_leaves_the_history_out(slow_backend: Backend) -> None:
+    first = make(max_steps=30)
+    first.start()
+    with pytest.raises(TimeoutError):
+        first.wait(timeout=1.0)
+    steps: list[int] = []
+    attached = Trainer.attach(
+        first.job_id or "", since="now", progress=False, callbacks={"on_log": lambda ctx: steps.append(ctx.step)}
+    )
+    assert attached.wait().job.status == "completed"
+    assert steps
+    assert steps[0] > 3
+    assert steps == list(range(steps[0], 31))
+
+
+def test_infer_and_chat_reach_the_model(backend: Backend) -> None:
+    answers: list[str] = []
+    trainer = make(max_steps=2, callbacks={"on_checkpoint": lambda ctx: answers.append(ctx.infer("Hello").text())})
+    trainer.wait()
+    assert answers == ["scripted: Hello", "scripted: Hello"]
+    question = [{"role": "user", "content": "Hi there"}]
+    assert trainer.chat(question).text() == "scripted: Hi there"
+    assert trainer.chat(question, adapter="base", stream=False).text() == "scripted: Hi there"
+    assert trainer.chat(question, adapter=1).text() == "scripted: Hi there"
+    with pytest.raises(CloudApiError) as missing:
+        trainer.chat(question, adapter=77)
+    assert missing.value.status == 404
+
+
+def test_chat_before_start_says_so() -> None:
+    with pytest.raises(ArkorError, match="not been started"):
+        make().chat("hello")
+
+
+def test_a_file_is_uploaded(backend: Backend, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "hello"}\n')
+    result = make(dataset=FileDataset(str(file)), max_steps=1).wait()
+    assert result.job.config.dataset_source.url.startswith("/v1/datasets/")
+
+
+def test_a_file_that_is_not_there(backend: Backend) -> None:
+    with pytest.raises(InvalidConfig, match=r"nowhere\.jsonl"):
+        make(dataset=FileDataset("nowhere.jsonl")).wait()
+
+
+def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> None:
+    trainer = make(model=str(tmp_path / "no-such-model"))
+    with pytest.raises(CloudApiError, match="no-such-model"):
+        trainer.start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"maxSteps": 3}, TypeError, "did you mean 'max_steps'"),
+        ({"learning_rat": 3}, TypeError, "did you mean 'learning_rate'"),
+        ({"max_steps": "many"}, InvalidConfig, "max_steps: must be a whole number"),
+        ({"max_steps": 0}, InvalidConfig, "at least 1"),
+        ({"max_steps": True}, InvalidConfig, "max_steps"),
+        ({"learning_rate": -1}, InvalidConfig, "learning_rate: must be a number above 0"),
+        ({"learning_rate": math.nan}, InvalidConfig, "learning_rate"),
+        ({"num_train_epochs": 0}, InvalidConfig, "num_train_epochs"),
+        ({"warmup_steps": 2.5}, InvalidConfig, "warmup_steps"),
+        ({"model": ""}, InvalidConfig, "model"),
+        ({"name": " "}, InvalidConfig, "name"),
+        ({"dataset": "rows.jsonl"}, InvalidConfig, "dataset"),
+        ({"dataset": {"type": "ftp"}}, InvalidConfig, "dataset.type"),
+        ({"dataset": {"type": "file"}}, InvalidConfig, "dataset.path: is missing"),
+        ({"dataset": {"type": "blob", "url": "rows.jsonl"}}, InvalidConfig, "http://"),
+        ({"dataset_format": "chat"}, InvalidConfig, "chatml"),
+        ({"dataset_split": 2}, InvalidConfig, "dataset_split"),
+        ({"lora": {"r": 0, "alpha": 1}}, InvalidConfig, "lora.r"),
+        ({"lora": {"r": 8}}, InvalidConfig, "lora.alpha: is missing"),
+        ({"lora": {"r": 8, "alpha": 8, "rank": 1}}, InvalidConfig, "lora.rank"),
+        ({"dry_run": 1}, InvalidConfig, "dry_run"),
+        ({"callbacks": {"onLog": print}}, InvalidConfig, "did you mean 'on_log'"),
+        ({"callbacks": {"on_log": 3}}, InvalidConfig, "must be a function"),
+        ({"callbacks": object()}, InvalidConfig, "has none of"),
+        ({"callback_errors": "ignore"}, InvalidConfig, "callback_errors"),
+        ({"abort_signal": True}, InvalidConfig, "threading.Event"),
+    ],
+)
+def test_a_mistake_is_named_at_construction(settings: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as raised:
+        make(**settings)
+    assert words in str(raised.value)
+
+
+def test_an_async_callback_is_refused() -> None:
+    async def on_log(ctx: arkor.TrainingLogContext) -> None: ...
+
+    with pytest.raises(InvalidConfig, match="plain function"):
+        make(callbacks={"on_log": on_log})
+
+
+def test_the_seeds_spelling() -> None:
+    trainer = create_trainer(name="x", model="m", dataset=HUB, lora=LoraConfig(r=8, alpha=16))
+    assert isinstance(trainer, Trainer)
+    assert trainer.name == "x"
+
+
+def test_a_token_never_shows() -> None:
+    trainer = make(dataset={"type": "blob", "url": "https://example.com/rows.jsonl", "token": "s3cret"})
+    assert "s3cret" not in repr(trainer)
+    assert "s3cret" not in repr(trainer._config)
