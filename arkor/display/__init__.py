@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Literal, Protocol
 
-from arkor.display.plain import PlainProgress, Tally
+from arkor.display.plain import PlainProgress
+from arkor.display.tally import Tally
 from arkor.display.terminal import TerminalProgress
 from arkor.errors import InvalidConfig
 from arkor.events import Event

@@ -6,6 +6,7 @@ left counts down during a long step, and behind whatever was printed while it wa
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -14,8 +15,10 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.plain import Tally, clock, number
+from arkor.display.tally import Tally, clock, number
 from arkor.events import Event
+
+_logger = logging.getLogger("arkor")
 
 _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25
@@ -44,6 +47,7 @@ class TerminalProgress:
         self._ticker = threading.Thread(target=self._tick, name="arkor-progress", daemon=True)
 
     def __enter__(self) -> TerminalProgress:
+        _logger.addFilter(self._step_aside)
         self._ticker.start()
         return self
 
@@ -66,12 +70,24 @@ class TerminalProgress:
 
     def close(self) -> None:
         """Leave the line as it stands and go to the next one."""
+        _logger.removeFilter(self._step_aside)
         with self._lock:
             self._finish()
         if self._ticker.is_alive():
             self._ticker.join()
 
+    def _step_aside(self, _: logging.LogRecord) -> bool:
+        """A filter on what arkor logs (a reconnect, a callback that raised): make room for it, let it through."""
+        with self._lock:
+            self._erase()
+        return True
+
     # Drawing: always under the lock
+
+    def _erase(self) -> None:
+        if self._visible:
+            self._write(_ERASE)
+            self._visible = False
 
     def _finish(self) -> None:
         if not self._closed.is_set():
@@ -159,9 +175,7 @@ class _Pause(AbstractContextManager[None]):
         progress = self._progress
         with progress._lock:
             progress._pauses += 1
-            if progress._visible:
-                progress._write(_ERASE)
-                progress._visible = False
+            progress._erase()
 
     def __exit__(self, *_: object) -> None:
         progress = self._progress

@@ -1,4 +1,4 @@
-"""The tally's words, and progress as plain lines."""
+"""The words of the tally, and progress as plain lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from arkor.display import Silence, progress_for
-from arkor.display.plain import PlainProgress, Tally, clock, number
+from arkor.display.plain import PlainProgress
+from arkor.display.tally import Tally, clock, number
 from arkor.errors import InvalidConfig
 from arkor.events import (
     CheckpointSaved,

@@ -19,9 +19,9 @@ from arkor.display.terminal import TerminalProgress
 from arkor.events import TrainingLog
 
 SCRIPT = """
-import sys, time
+import logging, sys, time
 from arkor.display import progress_for
-from arkor.display.plain import Tally
+from arkor.display.tally import Tally
 from arkor.display.terminal import TerminalProgress
 from arkor.events import *
 
@@ -70,6 +70,8 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
                 if step % 10 == 0:
                     print("an answer at step", step, flush=True)
             time.sleep(0.11)
+            if step == 15:
+                logging.getLogger("arkor").warning("the stream broke; reconnecting in 1.0 s")
             if step == 8:
                 progress.on_event(CheckpointSaved("j", at(1 + 2 * step), step))
         progress.on_event(TrainingCompleted("j", at(41)))
@@ -79,6 +81,7 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
     )
     assert left_standing(written) == [
         "an answer at step 10",
+        "the stream broke; reconnecting in 1.0 s",
         "an answer at step 20",
         "triage: completed, step 20/20, loss 0.0231 ↘, in 0:40",
         "compared",

@@ -1,0 +1,154 @@
+"""What is known of a run in progress, and the words for it.
+
+`Tally` takes events in and gives words out; who shows them, and when, is the business of the displays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from datetime import datetime
+from itertools import islice
+
+from arkor.events import (
+    CheckpointSaved,
+    Event,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingLog,
+    TrainingPreparing,
+    TrainingStarted,
+)
+
+_RECENT_STEPS = 24  # that speed and trend are taken from
+_LEVEL = 0.01  # a change of less than this share is none
+
+
+class Tally:
+    """Where a run stands, as far as its events have told. Speed comes from their time stamps, so a replay is exact."""
+
+    def __init__(self, name: str = "run", total: int | None = None) -> None:
+        self.name = one_line(name)
+        self.total = total
+        self.step = 0
+        self.phase = "waiting to start"
+        self.checkpoint: int | None = None
+        self.ended = False
+        self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._marks: deque[tuple[int, str]] = deque(maxlen=_RECENT_STEPS)
+        self._started_at = ""
+        self._last_at = ""
+
+    def take(self, event: Event) -> None:
+        """Take in the next event; costs about a microsecond."""
+        if isinstance(event, TrainingLog):
+            self._log(event)
+        elif isinstance(event, CheckpointSaved):
+            self.step, self.checkpoint = max(self.step, event.step), event.step
+        elif isinstance(event, TrainingPreparing):
+            self.phase = one_line(event.message) or "preparing"
+        elif isinstance(event, TrainingStarted):
+            self.total = event.total_steps or self.total
+            self.phase, self._started_at = "training", event.timestamp
+            self._marks.append((0, event.timestamp))
+        elif isinstance(event, (TrainingCompleted, TrainingFailed, TrainingCancelled)):
+            self._end(event)
+
+    def _log(self, event: TrainingLog) -> None:
+        self.phase = "training"
+        self.step = event.step
+        self._marks.append((event.step, event.timestamp))
+        if event.loss is not None:
+            self._losses.append(event.loss)
+
+    def _end(self, event: TrainingCompleted | TrainingFailed | TrainingCancelled) -> None:
+        self.ended, self._last_at = True, event.timestamp
+        if isinstance(event, TrainingCompleted):
+            self.phase = "completed"
+        elif isinstance(event, TrainingFailed):
+            self.phase = one_line(f"failed: {event.error}")
+        else:
+            self.phase = "cancelled"
+
+    # The words
+
+    @property
+    def training(self) -> bool:
+        return self.phase == "training"
+
+    @property
+    def loss(self) -> float | None:
+        """The latest loss; None before the first."""
+        return self._losses[-1] if self._losses else None
+
+    @property
+    def trend(self) -> int:
+        """Where the loss is going, newer half of the latest ones against the older: -1 down, 1 up, 0 level."""
+        half = len(self._losses) // 2
+        if half == 0:
+            return 0
+        older = sum(islice(self._losses, half)) / half
+        newer = sum(islice(self._losses, len(self._losses) - half, None)) / half
+        if not math.isfinite(older - newer) or abs(newer - older) <= _LEVEL * abs(older):
+            return 0
+        return 1 if newer > older else -1
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Over the latest steps; None before the second mark."""
+        if len(self._marks) < 2:
+            return None
+        (first, began), (last, ended) = self._marks[0], self._marks[-1]
+        seconds = _seconds_between(began, ended)
+        return seconds / (last - first) if seconds is not None and last > first else None
+
+    def speed(self) -> str:
+        """`"1.3 s/step"`, `"24 steps/s"`, or nothing yet."""
+        pace = self.seconds_per_step
+        if not pace or pace < 0:
+            return ""
+        return f"{pace:.1f} s/step" if pace >= 1 else f"{1 / pace:.3g} steps/s"
+
+    def time_left(self, since_last_step: float = 0.0) -> str:
+        """`"1:42 left"`, or nothing as long as nobody can know."""
+        pace = self.seconds_per_step
+        if not pace or pace < 0 or not self.total or self.step >= self.total:
+            return ""
+        return f"{clock(max(0.0, pace * (self.total - self.step) - since_last_step))} left"
+
+    def duration(self) -> str:
+        """How long the training took, once it has ended: `"in 1:42"`."""
+        seconds = _seconds_between(self._started_at, self._last_at)
+        return "" if seconds is None else f"in {clock(seconds)}"
+
+    def steps(self) -> str:
+        return f"{self.step}/{self.total}" if self.total else str(self.step)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, escape codes and the like, which would tear a line of progress."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def number(value: float) -> str:
+    """A loss in as few characters as are worth reading."""
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """`"0:07"`, `"1:42"`, `"2:05:11"`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _seconds_between(began: str, ended: str) -> float | None:
+    try:
+        return max(0.0, (_instant(ended) - _instant(began)).total_seconds())
+    except (ValueError, TypeError):  # a backend whose time stamps are none
+        return None
+
+
+def _instant(timestamp: str) -> datetime:
+    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
