@@ -23,16 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkor.backend.bell import Bell
 from arkor.backend.home import bell_file
-from arkor.backend.routes import Refusal, auth, datasets, jobs, projects
+from arkor.backend.inference import Inference
+from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
 from arkor.backend.store import Store
 from arkor.backend.supervisor import Supervisor
 from arkor.settings import PROTOCOL, VERSION
-
-try:
-    from arkor.backend.inference import Inference
-    from arkor.backend.routes import inference
-except ImportError:
-    Inference = inference = None
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -50,13 +45,12 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.bell.open()
         app.state.supervisor.start()
-        app.state.inference = Inference(home, engine) if Inference else None
+        app.state.inference = Inference(home, engine)
         yield
-        if Inference:
-            await app.state.inference.close()
+        await app.state.inference.close()
         app.state.supervisor.stop()
 
-    rooms = (auth, projects, jobs, datasets, *([inference] if inference else []))
+    rooms = (auth, projects, jobs, datasets, inference)
     routes = [Route("/healthz", health), *(route for room in rooms for route in room.routes)]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
     app.router.redirect_slashes = False

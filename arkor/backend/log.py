@@ -132,12 +132,12 @@ def read_events(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tu
 
 
 def is_finished(path: Path) -> bool:
-    """Whether the last event is a terminal one."""
+    """Whether nothing more will come: the last event is a terminal one, or somebody has removed the log."""
     try:
         with path.open("rb", buffering=0) as file:
             return _type(_last_line(file.fileno())[1]) in TERMINAL_TYPES
     except FileNotFoundError:
-        return False
+        return True
 
 
 def read_standing(path: Path) -> Standing:

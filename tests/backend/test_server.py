@@ -1,0 +1,163 @@
+"""The server's process: starting, being found, leaving, and saying why it cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from arkor.settings import PROTOCOL, VERSION
+from tests.backend.caller import Caller, owner
+from tests.conftest import Backend, start_backend
+
+COMMAND = [sys.executable, "-m", "arkor.backend", "--engine", "scripted"]
+
+
+def fails(*arguments: str, prefix: str = "") -> subprocess.CompletedProcess[str]:
+    """What a server that cannot start says; it must be a sentence."""
+    command = prefix + shlex.join([*COMMAND, *arguments])
+    result = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=30)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.strip().endswith(".")
+    return result
+
+
+def test_how_it_is_found(backend: Backend) -> None:
+    file = backend.home / "backend.json"
+    found = json.loads(file.read_text())
+    assert set(found) == {"url", "token", "pid", "version", "protocol"}
+    assert (found["pid"], found["version"], found["protocol"]) == (backend.process.pid, VERSION, PROTOCOL)
+    assert found["url"].startswith("http://127.0.0.1:")
+    assert file.stat().st_mode & 0o777 == 0o600
+    for path in backend.home.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0 or path.name == "test-backend.log", path
+
+
+def test_it_leaves_when_told_to(backend: Backend) -> None:
+    began = time.monotonic()
+    backend.process.send_signal(signal.SIGTERM)
+    assert backend.process.wait(timeout=10) == 0
+    assert time.monotonic() - began < 2
+    assert not (backend.home / "backend.json").exists()
+    assert (backend.home / "test-backend.log").read_text() == ""
+
+
+def test_the_owners_token_stays(backend: Backend) -> None:
+    backend.process.kill()
+    backend.process.wait()
+    second = start_backend(backend.home, "--engine", "scripted")
+    assert second.token == backend.token
+    assert Caller(second.url, backend.token).call("GET", "/v1/me").status_code == 200
+    second.process.kill()
+    second.process.wait()
+
+
+def test_there_is_one_server_per_home(backend: Backend) -> None:
+    result = fails("--home", str(backend.home))
+    assert result.returncode == 3
+    assert str(backend.home) in result.stderr
+    assert json.loads((backend.home / "backend.json").read_text())["pid"] == backend.process.pid
+
+
+def test_it_leaves_after_a_quiet_while(tmp_path: Path) -> None:
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "1")
+    for _ in range(3):
+        time.sleep(0.5)
+        assert owner(backend).call("GET", "/healthz").status_code == 200
+    assert backend.process.wait(timeout=10) == 0
+
+
+def test_it_stays_for_a_run_and_for_a_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "0.5")
+    job = owner(backend).submit(maxSteps=20)
+    time.sleep(1.5)
+    assert backend.process.poll() is None
+    assert list(owner(backend).events(job))[-1].event == "end"
+    assert backend.process.wait(timeout=10) == 0
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = fails("--home", str(tmp_path), "--port", port)
+    assert result.returncode == 2
+    assert port in result.stderr
+    assert "--port" in result.stderr
+
+
+def test_a_port_that_is_none(tmp_path: Path) -> None:
+    assert fails("--home", str(tmp_path), "--port", "70000").returncode == 2
+
+
+def test_a_home_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = fails("--home", str(tmp_path / "file" / "home"))
+    assert result.returncode == 2
+    assert str(tmp_path / "file") in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_home_that_is_read_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert fails("--home", str(tmp_path)).returncode == 2
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    result = fails("--home", str(tmp_path), prefix="ulimit -f 0; ")
+    assert result.returncode == 2
+    assert str(tmp_path) in result.stderr
+
+
+def test_a_database_that_is_garbage(tmp_path: Path) -> None:
+    (tmp_path / "arkor.db").write_bytes(b"garbage " * 1000)
+    result = fails("--home", str(tmp_path))
+    assert result.returncode == 2
+    assert str(tmp_path / "arkor.db") in result.stderr
+    assert (tmp_path / "arkor.db").read_bytes() == b"garbage " * 1000
+
+
+def test_what_a_dead_server_left_is_no_obstacle(backend: Backend) -> None:
+    backend.process.kill()
+    backend.process.wait()
+    (backend.home / "datasets" / ".torn.part").write_bytes(b"x")
+    second = start_backend(backend.home, "--engine", "scripted")
+    assert second.url != backend.url
+    assert not (backend.home / "datasets" / ".torn.part").exists()
+    second.process.kill()
+    second.process.wait()
+
+
+def test_it_starts_fast_and_stays_small(tmp_path: Path) -> None:
+    began = time.monotonic()
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    assert requests.get(f"{backend.url}/healthz", timeout=10).status_code == 200
+    assert time.monotonic() - began < 2
+    process = psutil.Process(backend.process.pid)
+    assert process.memory_info().rss < 150_000_000
+    before = sum(process.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(process.cpu_times()[:2]) - before < 0.04  # 2 % of a core
+    backend.process.kill()
+    backend.process.wait()
+
+
+def test_it_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, arkor.backend.__main__, arkor.backend.worker; print('torch' in sys.modules, 'trl' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]

@@ -1,0 +1,241 @@
+"""Runs under a server that may die at any moment, and so may they."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from arkor.backend.home import RunFolder, run_folder
+from arkor.backend.log import is_held
+from tests.backend.caller import owner
+from tests.conftest import Backend, start_backend
+
+
+@pytest.fixture(autouse=True)
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")
+
+
+def again(backend: Backend) -> Backend:
+    return start_backend(backend.home, "--engine", "scripted")
+
+
+def kill(backend: Backend) -> None:
+    backend.process.kill()
+    backend.process.wait()
+
+
+def pid_of(folder: RunFolder) -> int:
+    deadline = time.monotonic() + 10
+    while (pid := folder.worker_pid()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return pid
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+def test_runs_wait_for_each_other_in_order(backend: Backend) -> None:
+    caller = owner(backend)
+    jobs = [caller.submit(name=str(number), maxSteps=5) for number in range(3)]
+    ended = [caller.until(job, "completed") for job in jobs]
+    for earlier, later in itertools.pairwise(ended):
+        assert earlier["completedAt"] <= later["startedAt"]
+
+
+def test_the_next_run_starts_at_once(backend: Backend) -> None:
+    caller = owner(backend)
+    first, second = caller.submit(maxSteps=20), caller.submit(maxSteps=1)
+    assert caller.job(second)["status"] == "queued"
+    caller.until(first, "completed")
+    began = time.monotonic()
+    caller.until(second, "running", "completed")
+    assert time.monotonic() - began < 3  # a fifth of a second for a process to start, and a busy machine
+
+
+def test_a_killed_server_is_not_missed(backend: Backend) -> None:
+    caller = owner(backend)
+    running, waiting = caller.submit(maxSteps=100), caller.submit(maxSteps=1)
+    caller.until_step(running, 3)
+    folder = run_folder(backend.home, running)
+    pid = pid_of(folder)
+    kill(backend)
+    assert is_held(folder.events)
+    second = again(backend)
+    caller = owner(second)
+    assert caller.job(running)["status"] == "running"
+    assert pid_of(folder) == pid
+    frames = list(caller.events(running))
+    assert [f.data["step"] for f in frames if f.event == "training.log"] == list(range(1, 101))
+    assert frames[-2].event == "training.completed"
+    assert caller.until(waiting, "completed")
+    kill(second)
+
+
+def test_a_run_that_ended_while_no_server_was_there(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=20)
+    caller.until_step(job, 2)
+    pid = pid_of(run_folder(backend.home, job))
+    kill(backend)
+    while not gone(pid):
+        time.sleep(0.01)
+    second = again(backend)
+    assert owner(second).job(job)["status"] == "completed"
+    kill(second)
+
+
+def test_a_run_that_was_killed_while_no_server_was_there(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000, saveSteps=1)
+    caller.until_step(job, 3)
+    pid = pid_of(run_folder(backend.home, job))
+    kill(backend)
+    os.kill(pid, signal.SIGKILL)
+    second = again(backend)
+    caller = owner(second)
+    ended = caller.until(job, "failed")
+    assert "while no server was watching" in ended["error"]
+    last = list(caller.events(job))[-2]
+    assert last.data["step"] >= 3
+    assert [artifact["step"] for artifact in last.data["artifacts"]] == list(range(1, last.data["step"] + 1))
+    kill(second)
+
+
+def test_a_worker_that_crashes_is_told_of_at_once(backend: Backend) -> None:
+    caller = owner(backend)
+    crashing, next_one = caller.submit(model="scripted/crash"), caller.submit(maxSteps=1)
+    caller.until_step(crashing, 2)
+    began = time.monotonic()
+    error = caller.until(crashing, "failed")["error"]
+    assert time.monotonic() - began < 1.5
+    assert "exit code 13" in error
+    assert str(run_folder(backend.home, crashing).worker_log) in error
+    caller.until(next_one, "completed")
+
+
+def test_a_worker_that_is_killed_is_told_of(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 2)
+    os.kill(pid_of(run_folder(backend.home, job)), signal.SIGKILL)
+    began = time.monotonic()
+    assert "SIGKILL" in caller.until(job, "failed")["error"]
+    assert time.monotonic() - began < 1.5
+
+
+def test_cancelling_a_running_job(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000, saveSteps=1)
+    caller.until_step(job, 2)
+    pid = pid_of(run_folder(backend.home, job))
+    began = time.monotonic()
+    assert caller.cancel(job).status_code == 202
+    caller.until(job, "cancelled")
+    assert time.monotonic() - began < 2
+    *_, last, end = caller.events(job)
+    assert (last.event, end.event) == ("training.cancelled", "end")
+    assert len(last.data["artifacts"]) >= 2
+    while not gone(pid):
+        time.sleep(0.01)
+    again_ = caller.cancel(job)
+    assert again_.status_code == 409
+    assert again_.json()["code"] == "already_over"
+
+
+def test_cancelling_a_queued_job(backend: Backend) -> None:
+    caller = owner(backend)
+    running, waiting = caller.submit(maxSteps=1000), caller.submit()
+    caller.until(running, "running")
+    answer = caller.cancel(waiting)
+    assert answer.json()["job"]["status"] == "cancelled"
+    assert "startedAt" not in answer.json()["job"]
+    assert [frame.event for frame in caller.events(waiting)] == ["training.cancelled", "end"]
+    assert caller.job(running)["status"] == "running"
+    caller.cancel(running)
+    assert caller.call("GET", "/healthz").json()["activeRuns"] in (0, 1)
+
+
+def test_cancelling_at_the_very_start(backend: Backend) -> None:
+    caller = owner(backend)
+    for pause in (0, 0.02, 0.05, 0.1, 0.15):
+        job = caller.submit(maxSteps=1000)
+        time.sleep(pause)
+        assert caller.cancel(job).status_code == 202
+        caller.until(job, "cancelled", seconds=5)
+    assert caller.until(caller.submit(maxSteps=1), "completed")
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_listen_is_killed(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 2)
+    pid = pid_of(run_folder(backend.home, job))
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    caller.cancel(job)
+    caller.until(job, "cancelled")
+    assert time.monotonic() - began < 5
+    assert gone(pid)
+
+
+def test_a_cancellation_survives_the_server(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 2)
+    pid = pid_of(run_folder(backend.home, job))
+    os.kill(pid, signal.SIGSTOP)
+    caller.cancel(job)
+    kill(backend)
+    os.kill(pid, signal.SIGKILL)
+    second = again(backend)
+    assert owner(second).until(job, "cancelled")
+    kill(second)
+
+
+def test_queued_jobs_survive_the_server(backend: Backend) -> None:
+    caller = owner(backend)
+    jobs = [caller.submit(maxSteps=10) for _ in range(3)]
+    kill(backend)
+    second = again(backend)
+    for job in jobs:
+        assert owner(second).until(job, "completed")
+    kill(second)
+
+
+def test_a_run_whose_folder_vanished_does_not_stop_the_queue(backend: Backend) -> None:
+    caller = owner(backend)
+    running, waiting, next_one = caller.submit(maxSteps=30), caller.submit(), caller.submit(maxSteps=1)
+    run_folder(backend.home, waiting).remove()
+    caller.until(running, "completed")
+    caller.until(next_one, "completed")
+    assert "cannot be written" in caller.job(waiting)["error"]
+    assert [frame.event for frame in caller.events(waiting)] == ["end"]
+
+
+def test_the_secret_is_gone_when_a_worker_dies(backend: Backend) -> None:
+    caller = owner(backend)
+    source = {"type": "blob", "url": "https://example.com/rows.jsonl", "token": "hush-hush"}
+    job = caller.submit(model="scripted/crash", datasetSource=source)
+    folder = run_folder(backend.home, job)
+    assert "hush-hush" in folder.secret.read_text()
+    assert folder.secret.stat().st_mode & 0o777 == 0o600
+    caller.until(job, "failed")
+    deadline = time.monotonic() + 2
+    while folder.secret.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for file in backend.home.rglob("*"):
+        assert not file.is_file() or b"hush-hush" not in file.read_bytes()
