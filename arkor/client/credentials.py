@@ -140,6 +140,8 @@ def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") 
     answer = Http(Access(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
     try:
         token, anonymous_id, org = answer["token"], answer["anonymousId"], answer["personalOrg"]["slug"]
+        if not all(isinstance(value, str) and value for value in (token, anonymous_id, org)):
+            raise TypeError
     except (KeyError, TypeError):
         problem = f"{url} gave no anonymous identity in its answer; is this really the address of an Arkor backend?"
         raise CloudApiError(200, "bad_answer", problem, method="POST", path="/v1/auth/anonymous") from None

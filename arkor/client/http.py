@@ -36,7 +36,7 @@ logger = logging.getLogger("arkor")
 TIMEOUT = (10.0, 60.0)
 #: Seconds within which a call is tried again, and within which it is where not even a connection comes about.
 RETRY_BUDGET = 30.0
-UNREACHABLE_BUDGET = 10.0
+UNREACHABLE_BUDGET = 5.0
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
