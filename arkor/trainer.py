@@ -30,7 +30,7 @@ from arkor.client.retry import Patience, ReconnectPolicy
 from arkor.client.stream import EventStream, StreamEnd
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for
-from arkor.errors import ArkorError, BackendUnavailable, InvalidConfig
+from arkor.errors import ArkorError, InvalidConfig
 from arkor.jobs import (
     DatasetSource,
     FileDataset,
@@ -136,7 +136,7 @@ class Trainer:
         callbacks: Any,
         callback_errors: CallbackErrors,
         abort_signal: threading.Event | None,
-        progress: bool | str,
+        progress: bool | Literal["auto"],
         reconnect: ReconnectPolicy | None,
     ) -> None:
         if callback_errors not in ("reconnect", "raise", "log"):
@@ -259,12 +259,7 @@ class Trainer:
     # Watching it
 
     def _open(self, cursor: str | None) -> requests.Response:
-        job_id = self.job_id or ""
-        try:
-            return self._connected().open_event_stream(job_id, last_event_id=cursor)
-        except BackendUnavailable:
-            self._client = None  # a backend of this machine may have moved to another port: look again
-            return self._connected().open_event_stream(job_id, last_event_id=cursor)
+        return self._connected().open_event_stream(self._known_job().id, last_event_id=cursor)
 
     def _watch(self, patience: Patience) -> TrainingResult:
         if self._dispatcher is None:
