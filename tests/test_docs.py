@@ -1,0 +1,196 @@
+"""The documentation: its code runs, its links lead somewhere, and it leaves out nothing that is public."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from attrs import frozen
+
+import arkor
+from arkor.backend.datasets import load_rows
+from arkor.backend.home import datasets_folder
+from arkor.backend.plan import DEFAULTS
+from arkor.backend.records import DataError
+from arkor.jobs import BlobDataset
+from docs import write_help
+from tests.conftest import PROJECT, Backend, start_backend, stop_backend
+
+DOCS = PROJECT / "docs"
+PAGES = [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+_FENCE = re.compile(r"(?:<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+@frozen
+class Block:
+    """A fenced block; `note` is the HTML comment on the line before it, `line` the line where its text begins."""
+
+    language: str
+    text: str
+    note: str
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    source = page.read_text("utf-8")
+    return [
+        Block(found["language"], found["text"], found["note"] or "", source.count("\n", 0, found.start("text")) + 1)
+        for found in _FENCE.finditer(source)
+    ]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(PROJECT))
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Execute a page's Python in one namespace, with the files that it shows in `folder`, the current one.
+
+    `<!-- file: NAME -->` before a block puts it on disk; `<!-- prints -->` before one says that it is what the
+    Python above it prints.
+    """
+    namespace: dict[str, object] = {"__name__": "docs"}
+    printed = io.StringIO()
+    for block in blocks_of(page):
+        if block.note.startswith("file: "):
+            (folder / block.note.removeprefix("file: ")).write_text(block.text, "utf-8")
+        if block.language == "python":
+            printed = io.StringIO()
+            code = compile("\n" * (block.line - 1) + block.text, named(page), "exec")
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+        if block.note == "prints":
+            assert printed.getvalue() == block.text, f"{named(page)}:{block.line}"
+
+
+WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
+
+
+@pytest.fixture(scope="module")
+def shared_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """One backend with the scripted engine for all pages."""
+    started = start_backend(tmp_path_factory.mktemp("docs-home"), "--engine", "scripted")
+    yield started
+    stop_backend(started.home)
+    started.process.wait()
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=named)
+def test_the_code_of_a_page_runs(
+    page: Path, shared_backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ARKOR_HOME", str(shared_backend.home))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        run_page(page, folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_faults_read_as_the_data_page_says(tmp_path: Path) -> None:
+    blocks = {block.note: block.text for block in blocks_of(DOCS / "data.md")}
+    shown = [note.removeprefix("faults of: ") for note in blocks if note.startswith("faults of: ")]
+    assert shown
+    for name in shown:
+        content = blocks[f"file: {name}"].encode()
+        digest = hashlib.sha256(content).hexdigest()
+        datasets_folder(tmp_path).mkdir(exist_ok=True)
+        (datasets_folder(tmp_path) / digest).write_bytes(content)
+        with pytest.raises(DataError) as fault:
+            load_rows(BlobDataset(f"/v1/datasets/{digest}/{name}"), home=tmp_path)
+        assert f"{fault.value}\n" == blocks[f"faults of: {name}"]
+
+
+def test_every_block_names_its_language() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", page.read_text("utf-8"), re.M)
+        assert all(fences[::2]), f"{named(page)} has a block without a language"
+        assert not any(fences[1::2]), f"{named(page)} has a block that is not closed"
+
+
+_LINK = re.compile(r"\]\((?!https?://)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for link in _LINK.finditer(page.read_text("utf-8")):
+        target = (page.parent / link["path"]).resolve() if link["path"] else page
+        assert target.exists(), f"{named(page)}: {link[0]}"
+        assert not link["anchor"] or link["anchor"] in anchors_of(target), f"{named(page)}: {link[0]}"
+
+
+def test_every_page_can_be_reached_from_the_first() -> None:
+    reached, waiting = set(), [PROJECT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = {(page.parent / link["path"]).resolve() for link in _LINK.finditer(page.read_text("utf-8"))}
+        waiting += [link for link in links - reached if link.suffix == ".md"]
+    assert not set(PAGES) - reached
+
+
+def test_every_public_name_is_documented() -> None:
+    words = set(re.findall(r"\w+", (DOCS / "reference.md").read_text("utf-8")))
+    assert not set(arkor.__all__) - words
+
+
+def settings_table() -> dict[str, list[str]]:
+    """Field → the cells of its row in configuration.md."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (DOCS / "configuration.md").read_text("utf-8"), re.M)
+    return {name: cells.split(" | ") for name, cells in rows}
+
+
+def test_every_setting_of_a_run_is_documented() -> None:
+    assert settings_table().keys() == {field.name for field in attrs.fields(arkor.JobConfig)} - {"extra"}
+
+
+def test_the_defaults_are_those_of_the_engine() -> None:
+    table = settings_table()
+    for name, value in DEFAULTS.items():
+        assert value is None or f"`{value}`" in table[name], f"configuration.md: {name} is {value} by default"
+
+
+def test_the_help_texts_are_those_of_the_commands() -> None:
+    page = write_help.PAGE.read_text("utf-8")
+    assert write_help.with_help(page) == page, "run: python docs/write_help.py"
+    described = {block.note.removeprefix("help: ") for block in blocks_of(write_help.PAGE)}
+    assert write_help.arkor.commands.keys() <= described
+
+
+def files_on_the_map() -> set[str]:
+    """The paths below `arkor/` that the README's map of the house names, taken from its indentation."""
+    tree = next(block.text for block in blocks_of(PROJECT / "README.md") if block.text.startswith("arkor/\n"))
+    folders, found = [""], set()
+    for indent, name in re.findall(r"^((?:  )+)(\S+)", tree, re.M):
+        depth = len(indent) // 2
+        folders[depth:] = [folders[depth - 1] + name]
+        found.add(folders[depth])
+    return found
+
+
+def test_the_map_of_the_house_is_true() -> None:
+    package = PROJECT / "arkor"
+    files = {str(file.relative_to(package)) for file in package.rglob("*.py")}
+    rooms = {file for file in files if not file.startswith("templates/")}
+    assert {path for path in files_on_the_map() if path.endswith(".py")} == rooms
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## \[(.*?)\]", (PROJECT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert versions[0] == arkor.__version__
