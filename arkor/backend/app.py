@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,10 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkor.backend.bell import Bell
-from arkor.backend.home import bell_file
+from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
-from arkor.backend.store import Store
+from arkor.backend.store import Store, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
 from arkor.settings import PROTOCOL, VERSION
 
@@ -96,10 +97,15 @@ def _gone(_request: Request, _error: Exception) -> Response:
 
 def _disk_error(request: Request, error: Any) -> Response:
     """A disk that is full or may not be written is the person's to mend; anything else is a fault."""
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+    home = request.app.state.home
+    if isinstance(error, DBAPIError):
+        mendable, where, why = is_disk_trouble(error), database_file(home), error.orig
+    else:
+        mendable = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+        where, why = error.filename or home, error.strerror
+    if not mendable:
         raise error
-    where = error.filename or request.app.state.home
-    return _error(507, f"{where} cannot be written: {error.strerror}. Free some space and try again.", "no_space")
+    return _error(507, f"{where} cannot be written: {why}. Free some space and try again.", "no_space")
 
 
 _HANDLERS = {
@@ -107,6 +113,7 @@ _HANDLERS = {
     HTTPException: _http_error,
     ClientDisconnect: _gone,
     OSError: _disk_error,
+    DBAPIError: _disk_error,
     Exception: _fault,
 }
 

@@ -31,6 +31,10 @@ class LogHeld(Exception):
     """Another process is writing this log."""
 
 
+class LogDamaged(Exception):
+    """Something else than arkor has written into this log."""
+
+
 @frozen
 class Tail:
     """The last complete event: its id (0 when there is none) and its type."""
@@ -141,33 +145,39 @@ def is_finished(path: Path) -> bool:
 
 
 def read_standing(path: Path) -> Standing:
-    """Where the run stands: no event yet is queued, a terminal one says how it ended, else it is running."""
+    """Where the run stands: no event yet is queued, a terminal one says how it ended, else it is running.
+
+    Raises `LogDamaged`.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())
             if not line:
                 return Standing(JobStatus.QUEUED)
-            first = json.loads(_read_lines(file.fileno(), 0, _BLOCK)[0][2])
+            first = _object(_read_lines(file.fileno(), 0, _BLOCK)[0][2])
     except FileNotFoundError:
         return Standing(JobStatus.QUEUED)
     if _type(line) not in TERMINAL_TYPES:
         return Standing(JobStatus.RUNNING, started_at=first["timestamp"])
-    last = json.loads(line)
+    last = _object(line)
     status = JobStatus(last["type"].removeprefix("training."))
     began = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
     return Standing(status, last.get("error"), began, last["timestamp"])
 
 
 def read_saved(path: Path) -> tuple[list[Any], int | None]:
-    """The artifacts of the checkpoints in the log, as on the wire, and the last step that it mentions."""
+    """The artifacts of the checkpoints in the log, as on the wire, and the last step that it mentions.
+
+    Raises `LogDamaged`.
+    """
     artifacts: list[Any] = []
     step = None
     after = 0
     while events := read_events(path, after, 1024 * 1024):
         for after, kind, line in events:  # noqa: B007 - the last id is where the next round begins
             if kind in ("training.log", "checkpoint.saved"):
-                data = json.loads(line)
-                step = data["step"]
+                data = _object(line)
+                step = data.get("step")
                 artifacts += data.get("artifacts") or []
     return artifacts, step
 
@@ -199,7 +209,15 @@ def _line_start(file: int, offset: int) -> int:
 
 
 def _type(line: bytes) -> str:
-    return line[_TYPE_STARTS : line.find(b'"', _TYPE_STARTS)].decode()
+    return line[_TYPE_STARTS : line.find(b'"', _TYPE_STARTS)].decode("utf-8", "replace")
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+        return {**data, "type": data["type"], "timestamp": data["timestamp"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise LogDamaged(f"{error!r} in {line[:80]!r}") from error
 
 
 def _last_line(file: int) -> tuple[int, bytes]:

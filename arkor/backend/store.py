@@ -350,6 +350,12 @@ class Store:
             return connection.execute(query).first() is not None
 
 
+def is_disk_trouble(error: DBAPIError) -> bool:
+    """Whether the database could not be written for want of space or permission."""
+    name = getattr(error.orig, "sqlite_errorname", "") or str(error.orig)
+    return any(word in name.lower() for word in ("full", "ioerr", "readonly", "i/o"))
+
+
 def _enforce_foreign_keys(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 

@@ -14,19 +14,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import attrs
 
 from arkor.backend.bell import ring
 from arkor.backend.home import RunFolder, bell_file, run_folder
-from arkor.backend.log import LogWriter, is_held, read_saved, read_standing
+from arkor.backend.log import LogDamaged, LogWriter, Standing, is_held, read_saved, read_standing
 from arkor.backend.store import Job, Store
 from arkor.events import Event, TrainingCancelled, TrainingFailed, now
 from arkor.jobs import JobStatus
 
 #: How long a worker has to end by itself after it was told to, in seconds.
 GRACE_SECONDS = 4.0
+
+#: How long to wait before another attempt to write down how a run ended.
+RETRY_SECONDS = 3.0
 
 logger = logging.getLogger("arkor.backend")
 
@@ -69,7 +73,10 @@ class Supervisor:
         """The job as its log has it now."""
         if job.status.terminal:
             return job
-        standing = read_standing(run_folder(self._home, job.id).events)
+        try:
+            standing = read_standing(run_folder(self._home, job.id).events)
+        except LogDamaged:  # the slot that closes the run will say so
+            return job
         return attrs.evolve(job, **attrs.asdict(standing, recurse=False))
 
     def cancel(self, job: Job) -> None:
@@ -83,13 +90,13 @@ class Supervisor:
             if status.terminal:
                 raise AlreadyOver(status.value)
             self._store.update_job(job.id, cancel_requested_at=now())
-            waiting = job.id not in self._claimed
-            if waiting:
-                self._claimed[job.id] = None
-            else:
-                self._stop(folder)
-        if waiting:
+            if job.id in self._claimed or is_held(folder.events):
+                return self._stop(folder)
+            self._claimed[job.id] = None
+        try:
             self._close(job, folder, "")
+        finally:
+            self._release(job)
 
     # A slot
 
@@ -103,14 +110,23 @@ class Supervisor:
                 self._claimed[job.id] = None
             try:
                 self._see_through(job)
-            except Exception:  # one run's fault must not stop the queue
-                logger.exception("The end of run %s could not be recorded", job.id)
+            except Exception:
+                # A full disk, as a rule. The job is still first in the queue, so this is where it goes on.
+                logger.exception("The end of run %s could not be recorded; trying again", job.id)
+                time.sleep(RETRY_SECONDS)
+            finally:
+                self._release(job)
 
     def _next(self) -> Job | None:
         """The first job in the order of submission that no slot has; one that is being worked on before all others."""
         free = [job for job in self._store.unfinished() if job.id not in self._claimed]
         living = (job for job in free if is_held(run_folder(self._home, job.id).events))
         return next(living, free[0] if free else None)
+
+    def _release(self, job: Job) -> None:
+        with self._change:
+            del self._claimed[job.id]
+            self._change.notify_all()
 
     def _see_through(self, job: Job) -> None:
         """One run, from wherever it stands to its end."""
@@ -120,7 +136,7 @@ class Supervisor:
             process = self._begin(job, folder)
             if process is not None:
                 how = _how_it_ended(process.wait())
-        except OSError as error:
+        except (OSError, LogDamaged) as error:
             how = f"before it began ({error})"
         self._close(job, folder, how)
 
@@ -155,16 +171,13 @@ class Supervisor:
             with LogWriter(folder.events, wait=True) as log:
                 if not log.tail.terminal:
                     log.append(self._obituary(job, folder, how), sync=True)
-        except OSError as error:
-            problem = f"The run's log cannot be written: {error}"
-            self._store.update_job(job.id, status=JobStatus.FAILED.value, error=problem, completed_at=now())
-            raise
+            standing = read_standing(folder.events)
+        except (FileNotFoundError, LogDamaged) as error:
+            problem = f"The run's log is gone or damaged ({error})"
+            standing = Standing(JobStatus.FAILED, problem, completed_at=now())
+        self._store.update_job(job.id, **{**attrs.asdict(standing, recurse=False), "status": standing.status.value})
         ring(bell_file(self._home))
-        standing = attrs.asdict(read_standing(folder.events), recurse=False)
-        self._store.update_job(job.id, **{**standing, "status": standing["status"].value})
         folder.forget_worker()
-        with self._change:
-            del self._claimed[job.id]
 
     def _obituary(self, job: Job, folder: RunFolder, how: str) -> Event:
         artifacts, step = read_saved(folder.events)

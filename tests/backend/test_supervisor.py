@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
+import psutil
 import pytest
 
 from arkor.backend.home import RunFolder, run_folder
 from arkor.backend.log import is_held
-from tests.backend.caller import owner
+from arkor.backend.sse import END
+from tests.backend.caller import CONFIG, owner
 from tests.conftest import Backend, start_backend
+
+Again = Callable[[Backend], Backend]
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +27,17 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")
 
 
-def again(backend: Backend) -> Backend:
-    return start_backend(backend.home, "--engine", "scripted")
+@pytest.fixture
+def again() -> Iterator[Again]:
+    """Starts another server on the home of one that is dead."""
+    with ExitStack() as servers:
+
+        def start(dead: Backend) -> Backend:
+            started = start_backend(dead.home, "--engine", "scripted")
+            servers.callback(kill, started)
+            return started
+
+        yield start
 
 
 def kill(backend: Backend) -> None:
@@ -40,10 +55,9 @@ def pid_of(folder: RunFolder) -> int:
 
 def gone(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    return state == "Z"
 
 
 def test_runs_wait_for_each_other_in_order(backend: Backend) -> None:
@@ -64,7 +78,7 @@ def test_the_next_run_starts_at_once(backend: Backend) -> None:
     assert time.monotonic() - began < 3  # a fifth of a second for a process to start, and a busy machine
 
 
-def test_a_killed_server_is_not_missed(backend: Backend) -> None:
+def test_a_killed_server_is_not_missed(backend: Backend, again: Again) -> None:
     caller = owner(backend)
     running, waiting = caller.submit(maxSteps=100), caller.submit(maxSteps=1)
     caller.until_step(running, 3)
@@ -80,10 +94,9 @@ def test_a_killed_server_is_not_missed(backend: Backend) -> None:
     assert [f.data["step"] for f in frames if f.event == "training.log"] == list(range(1, 101))
     assert frames[-2].event == "training.completed"
     assert caller.until(waiting, "completed")
-    kill(second)
 
 
-def test_a_run_that_ended_while_no_server_was_there(backend: Backend) -> None:
+def test_a_run_that_ended_while_no_server_was_there(backend: Backend, again: Again) -> None:
     caller = owner(backend)
     job = caller.submit(maxSteps=20)
     caller.until_step(job, 2)
@@ -93,10 +106,9 @@ def test_a_run_that_ended_while_no_server_was_there(backend: Backend) -> None:
         time.sleep(0.01)
     second = again(backend)
     assert owner(second).job(job)["status"] == "completed"
-    kill(second)
 
 
-def test_a_run_that_was_killed_while_no_server_was_there(backend: Backend) -> None:
+def test_a_run_that_was_killed_while_no_server_was_there(backend: Backend, again: Again) -> None:
     caller = owner(backend)
     job = caller.submit(maxSteps=1000, saveSteps=1)
     caller.until_step(job, 3)
@@ -110,7 +122,6 @@ def test_a_run_that_was_killed_while_no_server_was_there(backend: Backend) -> No
     last = list(caller.events(job))[-2]
     assert last.data["step"] >= 3
     assert [artifact["step"] for artifact in last.data["artifacts"]] == list(range(1, last.data["step"] + 1))
-    kill(second)
 
 
 def test_a_worker_that_crashes_is_told_of_at_once(backend: Backend) -> None:
@@ -191,7 +202,7 @@ def test_a_worker_that_does_not_listen_is_killed(backend: Backend) -> None:
     assert gone(pid)
 
 
-def test_a_cancellation_survives_the_server(backend: Backend) -> None:
+def test_a_cancellation_survives_the_server(backend: Backend, again: Again) -> None:
     caller = owner(backend)
     job = caller.submit(maxSteps=1000)
     caller.until_step(job, 2)
@@ -202,17 +213,15 @@ def test_a_cancellation_survives_the_server(backend: Backend) -> None:
     os.kill(pid, signal.SIGKILL)
     second = again(backend)
     assert owner(second).until(job, "cancelled")
-    kill(second)
 
 
-def test_queued_jobs_survive_the_server(backend: Backend) -> None:
+def test_queued_jobs_survive_the_server(backend: Backend, again: Again) -> None:
     caller = owner(backend)
     jobs = [caller.submit(maxSteps=10) for _ in range(3)]
     kill(backend)
     second = again(backend)
     for job in jobs:
         assert owner(second).until(job, "completed")
-    kill(second)
 
 
 def test_a_run_whose_folder_vanished_does_not_stop_the_queue(backend: Backend) -> None:
@@ -221,8 +230,42 @@ def test_a_run_whose_folder_vanished_does_not_stop_the_queue(backend: Backend) -
     run_folder(backend.home, waiting).remove()
     caller.until(running, "completed")
     caller.until(next_one, "completed")
-    assert "cannot be written" in caller.job(waiting)["error"]
+    assert "gone or damaged" in caller.job(waiting)["error"]
     assert [frame.event for frame in caller.events(waiting)] == ["end"]
+
+
+def test_a_damaged_log_does_not_stop_the_queue(backend: Backend, again: Again) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 1)
+    folder = run_folder(backend.home, job)
+    kill(backend)
+    os.kill(pid_of(folder), signal.SIGKILL)
+    folder.events.write_bytes(b"what is this\n\xff\n")
+    second = again(backend)
+    caller = owner(second)
+    assert caller.until(caller.submit(maxSteps=1), "completed")
+    assert "gone or damaged" in caller.job(job)["error"]
+    assert caller.call("GET", f"/v1/jobs/{job}/events/stream").content.endswith(END)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="fills the disk by a Linux limit")
+def test_a_disk_that_is_full_for_a_while(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 2)
+    server, pid = backend.process.pid, pid_of(run_folder(backend.home, job))
+    whole = resource.prlimit(server, resource.RLIMIT_FSIZE)
+    resource.prlimit(server, resource.RLIMIT_FSIZE, (0, whole[1]))
+    answer = caller.call("POST", "/v1/jobs", json={"name": "n", "config": CONFIG})
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+    assert str(backend.home) in answer.json()["error"]
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.3)
+    assert caller.call("GET", "/healthz").json()["activeRuns"] == 1
+    resource.prlimit(server, resource.RLIMIT_FSIZE, whole)
+    assert caller.until(job, "failed")
+    assert caller.until(caller.submit(maxSteps=1), "completed")
 
 
 def test_the_secret_is_gone_when_a_worker_dies(backend: Backend) -> None:

@@ -186,23 +186,27 @@ async def stream_events(request: Request) -> Response:
     """`GET /v1/jobs/:id/events/stream`: what was logged behind `Last-Event-ID`, then what is, until the run ends."""
     job = await require_job(request, await require_scope(request), request.path_params["id"])
     events = run_folder(request.app.state.home, job.id).events
-    body = tail(events, cursor(request.headers.get("last-event-id")), request.app.state.bell)
+    after = cursor(request.headers.get("last-event-id"))
+    body = tail(events, after, request.app.state.bell, over=job.status.terminal)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def tail(path: Path, after: int, bell: Bell) -> AsyncIterator[bytes]:
-    """The log behind `after` as frames, many in one piece, until its terminal event or the server's end."""
+async def tail(path: Path, after: int, bell: Bell, *, over: bool) -> AsyncIterator[bytes]:
+    """The log behind `after` as frames, many in one piece, until its terminal event or the server's end.
+
+    `over`: the run is, even if its log should be damaged and not say so.
+    """
     spoke = time.monotonic()
     while not bell.closed:
-        finished = is_finished(path)  # asked before reading: whatever was written up to here will be read
+        finished = over or is_finished(path)  # asked before reading: whatever was written up to here will be read
         events = read_events(path, after)
         if events:
             after, kind, _ = events[-1]
-            over = kind in TERMINAL_TYPES
-            yield frames(events) + (END if over else b"")
-            if over:
+            if kind in TERMINAL_TYPES:
+                yield frames(events) + END
                 return
+            yield frames(events)
             spoke = time.monotonic()
             await asyncio.sleep(0)  # a long replay lets the others through
         elif finished:
