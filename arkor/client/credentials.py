@@ -138,14 +138,16 @@ def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") 
     """
     url = checked_url(base_url)
     answer = Http(Access(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
-    try:
-        token, anonymous_id, org = answer["token"], answer["anonymousId"], answer["personalOrg"]["slug"]
-        if not all(isinstance(value, str) and value for value in (token, anonymous_id, org)):
-            raise TypeError
-    except (KeyError, TypeError):
+    org = answer.get("personalOrg")
+    token, anonymous_id, slug = (
+        answer.get("token"),
+        answer.get("anonymousId"),
+        isinstance(org, dict) and org.get("slug"),
+    )
+    if not (isinstance(token, str) and isinstance(anonymous_id, str) and isinstance(slug, str) and token and slug):
         problem = f"{url} gave no anonymous identity in its answer; is this really the address of an Arkor backend?"
-        raise CloudApiError(200, "bad_answer", problem, method="POST", path="/v1/auth/anonymous") from None
-    return AnonymousCredentials(token, anonymous_id, url, org)
+        raise CloudApiError(200, "bad_answer", problem, method="POST", path="/v1/auth/anonymous")
+    return AnonymousCredentials(token, anonymous_id, url, slug)
 
 
 def ensure_credentials(base_url: str | None = None) -> Credentials:

@@ -228,7 +228,7 @@ def _usable(home: Path) -> Iterator[None]:
 def _only_starter(home: Path) -> Iterator[None]:
     """One process at a time decides whether to start; the lock ends with its holder, however that ends."""
     with _usable(home):
-        lock = (home / "start.lock").open("w")
+        lock = open(home / "start.lock", "w", opener=_private)  # noqa: SIM115 - closed below, outside of this net
     with lock:
         with _usable(home):
             _wait_for_lock(lock, home)
@@ -294,7 +294,7 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     if not sys.executable:
         raise BackendUnavailable("this Python does not know its own executable; start `arkor serve` yourself")
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home)]
-    with _usable(home), log.open("ab") as output:
+    with _usable(home), open(log, "ab", opener=_private) as output:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             cwd=home,
@@ -306,6 +306,10 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
         )
         _started.append(process)
         return process, output.tell()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _environment() -> dict[str, str]:

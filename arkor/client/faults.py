@@ -25,6 +25,7 @@ UPGRADE = "pip install --upgrade arkor"
 #: An error page longer than this is not read to its end.
 MAX_ERROR_BYTES = 64 * 1024
 _LONGEST_SENTENCE = 500
+_SHORTEST_SECRET = 8  # characters; what is shorter is no secret, and may be part of a word
 
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -42,7 +43,7 @@ def error_of(response: requests.Response, token: str | None = None) -> CloudApiE
     body = _beginning(response)
     sentence, code = _from_json(body)
     sentence = sentence or _from_page(response, body)
-    if token:
+    if token and len(token) >= _SHORTEST_SECRET:
         sentence = sentence.replace(token, "[token]")
     if response.status_code == 426 and UPGRADE not in sentence:
         sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {UPGRADE}"
