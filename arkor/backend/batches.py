@@ -43,7 +43,7 @@ class Piece:
 
 
 def pieces(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[Piece]:
-    """A batch of `{"input_ids", "labels"}` as pieces, none of more than `LONGEST_FLAT` tokens unless one row has more."""
+    """A batch of `{"input_ids", "labels"}` as pieces of at most `LONGEST_FLAT` tokens, unless one row has more."""
     pairs: list[Pair] = [(example["input_ids"], example["labels"]) for example in examples]
     lay = _flat if flat else _padded
     return [lay(group, dtype, pad) if len(group) > 1 else _padded(group, dtype, pad) for group in _groups(pairs)]

@@ -21,7 +21,6 @@ from arkor.backend.datasets import Rows, load_rows
 from arkor.backend.device import Device, choose_device
 from arkor.backend.download import private_urls_allowed
 from arkor.backend.engine import Recorder, Run, RunError
-from arkor.backend.memory import keep_freed_memory
 from arkor.backend.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.plan import (
     DRY_EVAL_ROWS,
@@ -33,6 +32,7 @@ from arkor.backend.plan import (
     plan,
     setting,
 )
+from arkor.backend.process import keep_freed_memory, wait_without_spinning
 from arkor.backend.rows import PackedRows
 from arkor.backend.tokens import Encoded, encode
 from arkor.jobs import JobConfig
@@ -51,6 +51,7 @@ class TrlEngine:
         """See `arkor.backend.engine.Engine.train`."""
         check_names(run.config)
         keep_freed_memory()
+        wait_without_spinning()
         with _quiet():
             device = choose_device(self.precision)
             recorder.preparing(f"Training on {device.words}")
@@ -61,7 +62,9 @@ class TrlEngine:
             numbers = plan(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
-            trainer = _trainer(run, numbers, device, learner, (train, evaluation), recorder)
+            arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
+            tables = _table(train), _table(evaluation) if evaluation else None
+            trainer = _trainer(learner, arguments, device, tables, recorder)
             return _loop(trainer, numbers, recorder)
 
 
@@ -194,30 +197,21 @@ def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
 
 
 def _trainer(
-    run: Run,
-    numbers: Plan,
-    device: Device,
-    learner: _Learner,
-    examples: tuple[Encoded, Encoded | None],
-    recorder: Recorder,
+    learner: _Learner, arguments: dict[str, Any], device: Device, tables: tuple[Any, Any], recorder: Recorder
 ) -> Any:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.sft import Collator, LeanTrainer  # noqa: PLC0415 - as above
 
     deep = _needs_checkpointing(learner.model, device)
-    arguments = SFTConfig(
-        output_dir=str(run.folder), gradient_checkpointing=deep, **training_arguments(numbers, device)
-    )
-    train, evaluation = (_table(part) if part else None for part in examples)
     return LeanTrainer(
         recorder=recorder,
         model=learner.model,
-        args=arguments,
+        args=SFTConfig(gradient_checkpointing=deep, **arguments),
         processing_class=learner.tokenizer,
         data_collator=Collator(device.dtype, learner.tokenizer.pad_token_id),
-        train_dataset=train,
-        eval_dataset=evaluation,
+        train_dataset=tables[0],
+        eval_dataset=tables[1],
     )
 
 

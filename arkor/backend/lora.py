@@ -7,7 +7,7 @@ for the backward pass but the input. The small weights stay fp32, as their updat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
 
 
 def target_modules(model: Any) -> list[str]:
-    """The linear layers of `model` but its head: by the last part of their names where that tells them, else in full."""
+    """The linear layers of `model` but its head: by the last part of their names where that is enough, else in full."""
     head = model.get_output_embeddings()
     linear_layers = {name for name, module in _linear_layers(model) if module is not head}
     others = {name for name, _ in model.named_modules()} - linear_layers
@@ -65,24 +65,21 @@ def _forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
         return linear(x, base.weight, base.bias)
     (name,) = module.active_adapters
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    product: Tensor = _AdaptedLinear.apply(x, base.weight, base.bias, down, up, module.scaling[name])
-    return product
+    apply: Callable[..., Tensor] = _AdaptedLinear.apply
+    return apply(x, (base.weight, base.bias), down, up, module.scaling[name])
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """`x @ weight.T + bias + scale * x @ down.T @ up.T`, where `weight` and `bias` are frozen."""
+    """`x @ weight.T + bias + scale * x @ down.T @ up.T`, where weight and bias are `frozen`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Any:
+    def forward(ctx: Any, x: Tensor, frozen: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:  # noqa: PLR0917
         rows = x.reshape(-1, x.shape[-1])
         down, up = down.to(x.dtype), (up * scale).to(x.dtype)
         inner = rows @ down.T
-        out = linear(rows, weight, bias).addmm_(inner, up.T)
-        ctx.save_for_backward(rows, weight, down, up, inner)
-        ctx.scale = scale
-        ctx.shape = x.shape
+        out = linear(rows, *frozen).addmm_(inner, up.T)
+        ctx.save_for_backward(rows, frozen[0], down, up, inner)
+        ctx.scale, ctx.shape = scale, x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -95,4 +92,4 @@ class _AdaptedLinear(torch.autograd.Function):
             x_grad = (grad @ weight).addmm_(inner_grad, down).view(ctx.shape)
         down_grad = (inner_grad.T @ rows).float()
         up_grad = (grad.T @ inner).float() * ctx.scale
-        return x_grad, None, None, down_grad, up_grad, None
+        return x_grad, None, down_grad, up_grad, None

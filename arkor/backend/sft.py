@@ -27,7 +27,7 @@ from arkor.backend.engine import Recorder
 TRUSTED = 0.1
 
 
-class StopAsked(TrainerCallback):
+class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Ends the loop when the recorder says so."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -96,7 +96,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def token_losses(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
         piece = piece.to(self.args.device)
-        columns, place = piece.columns.unique(return_inverse=True)
+        columns, place = torch.unique(piece.columns, return_inverse=True)
         wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
         logits = self.model(**piece.model_inputs, use_cache=False, **wanted).logits
         picked = logits[piece.rows, place if self._keeps_logits else piece.columns]

@@ -43,10 +43,11 @@ class Encoded:
 
     def notes(self, what: str, max_length: int) -> Iterator[str]:
         """What a person should know of the `what` rows."""
+        total = len(self) + self.left_out
         if self.cut:
-            yield f"{self.cut} of {len(self) + self.left_out} {what} rows are longer than {max_length} tokens and are cut"
+            yield f"{self.cut} of {total} {what} rows are longer than {max_length} tokens (max_length) and are cut"
         if self.left_out:
-            yield f"{self.left_out} {what} rows are left out: nothing to learn is within their first {max_length} tokens"
+            yield f"{self.left_out} of {total} {what} rows are left out: their answers begin behind max_length"
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> Encoded:
@@ -71,21 +72,11 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
 
 def _encode_chunk(chunk: list[Row], tokenizer: Any, answers_only: bool, start: int) -> Iterator[Example]:
     """The texts of all rows go through the tokenizer in one call."""
-    texts: list[str] = []
-    spans: list[list[tuple[int, int]]] = []
-    for number, row in enumerate(chunk, start + 1):
-        rendered = _render(row, tokenizer, answers_only, number)
-        spans.append([(len(texts) + 1 + 2 * turn, len(texts) + 2 + 2 * turn) for turn in range(len(rendered) // 2)])
-        texts += rendered
-    tokens = _tokenize(texts, tokenizer)
-    position = 0
-    for number, (row, turns) in enumerate(zip(chunk, spans, strict=True), start + 1):
-        whole = tokens[position]
-        position += 1 + 2 * len(turns)
-        if "text" in row or not answers_only:
-            yield Example(whole, list(whole))
-        else:
-            yield _answers(whole, [(tokens[before], tokens[through]) for before, through in turns], number)
+    rendered = [_render(row, tokenizer, answers_only, number) for number, row in enumerate(chunk, start + 1)]
+    tokens = iter(_tokenize([text for texts in rendered for text in texts], tokenizer))
+    for number, texts in enumerate(rendered, start + 1):
+        whole, *rest = [next(tokens) for _ in texts]
+        yield _answers(whole, rest, number) if rest else Example(whole, list(whole))
 
 
 def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -97,7 +88,8 @@ def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
 def _render(row: Row, tokenizer: Any, answers_only: bool, number: int) -> list[str]:
     """The whole text; then, for each turn of the assistant, the text up to it and the text through it."""
     if "text" in row:
-        return [_opening(tokenizer) + row["text"] + (tokenizer.eos_token or "")]
+        end = tokenizer.eos_token or ""
+        return [_opening(tokenizer) + row["text"].removesuffix(end) + end]
     messages, tools = row["messages"], row.get("tools")
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"] if answers_only else []
     try:
@@ -123,10 +115,13 @@ def _opening(tokenizer: Any) -> str:
     return str(tokenizer.bos_token) if opens else ""
 
 
-def _answers(whole: list[int], turns: list[tuple[list[int], list[int]]], number: int) -> Example:
-    """Labels where an assistant speaks, the token that ends its turn included."""
+def _answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
+    """Labels where an assistant speaks, the token that ends its turn included.
+
+    `turns` are, turn by turn, the tokens before it and the tokens through it.
+    """
     labels = [IGNORED] * len(whole)
-    for before, through in turns:
+    for before, through in zip(turns[::2], turns[1::2], strict=True):
         begin, end = _common(before, whole), _common(through, whole)
         labels[begin:end] = whole[begin:end]
     if all(label == IGNORED for label in labels):
