@@ -118,7 +118,8 @@ class Trainer:
     ) -> Trainer:
         """Watch a run that something else submitted.
 
-        `since` is `"start"` (its whole history, then live), `"now"`, or the id of the last event that was seen.
+        `since` is `"start"` (its whole history, then live), `"now"`, or the id of the last event that was seen. A
+        backend that does not know `"now"` sends the history all the same.
         """
         if not isinstance(job_id, str) or not job_id:
             raise InvalidConfig("job_id", "must be the id of a run")
@@ -128,7 +129,8 @@ class Trainer:
         trainer._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
         trainer._connect_with = (base_url, credentials, project_dir)
         trainer._attached_to = job_id
-        trainer._stream.cursor = None if since == "start" else since
+        trainer._from_now = since == "now"
+        trainer._stream.cursor = None if since in ("start", "now") else since
         return trainer
 
     def _watch_with(
@@ -153,6 +155,7 @@ class Trainer:
         self._waiting = threading.Lock()
         self._client: CloudApiClient | None = None
         self._attached_to: str | None = None
+        self._from_now = False
         self._job: TrainingJob | None = None
         self._dispatcher: Dispatcher | None = None
 
@@ -259,7 +262,8 @@ class Trainer:
     # Watching it
 
     def _open(self, cursor: str | None) -> requests.Response:
-        return self._connected().open_event_stream(self._known_job().id, last_event_id=cursor)
+        from_now = self._from_now and cursor is None
+        return self._connected().open_event_stream(self._known_job().id, last_event_id=cursor, from_now=from_now)
 
     def _watch(self, patience: Patience) -> TrainingResult:
         if self._dispatcher is None:

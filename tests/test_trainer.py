@@ -264,17 +264,18 @@ def test_attach_sees_the_whole_history(backend: Backend) -> None:
 
 
 def test_attach_from_now_leaves_the_history_out(slow_backend: Backend) -> None:
-    first = make(max_steps=30)
-    first.start()
-    with pytest.raises(TimeoutError):
-        first.wait(timeout=1.0)
+    enough = threading.Event()
+    watch_five = {"on_log": lambda ctx: enough.set() if ctx.step == 5 else None}
+    first = make(max_steps=30, abort_signal=enough, callbacks=watch_five)
+    with pytest.raises(TrainerAborted):
+        first.wait()
     steps: list[int] = []
     attached = Trainer.attach(
         first.job_id or "", since="now", progress=False, callbacks={"on_log": lambda ctx: steps.append(ctx.step)}
     )
     assert attached.wait().job.status == "completed"
     assert steps
-    assert steps[0] > 3
+    assert steps[0] > 5
     assert steps == list(range(steps[0], 31))
 
 

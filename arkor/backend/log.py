@@ -135,6 +135,15 @@ def read_events(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tu
         return []
 
 
+def last_id(path: Path) -> int:
+    """The id of the last complete event; 0 when there is none."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _last_line(file.fileno())[0]
+    except FileNotFoundError:
+        return 0
+
+
 def is_finished(path: Path) -> bool:
     """Whether nothing more will come: the last event is a terminal one, or somebody has removed the log."""
     try:

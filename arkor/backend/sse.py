@@ -18,6 +18,11 @@ def frames(events: Iterable[tuple[int, str, bytes]]) -> bytes:
     return b"".join([b"id: %d\nevent: %s\ndata: %s\n\n" % (id_, kind.encode(), line) for id_, kind, line in events])
 
 
+def mark(id_: int) -> bytes:
+    """A frame without data: it moves the reader's cursor and says nothing."""
+    return b"id: %d\n\n" % id_
+
+
 def cursor(last_event_id: str | None) -> int:
     """A `Last-Event-ID` → where to go on; what is no id of ours begins at the start, so that nothing gets lost."""
     text = (last_event_id or "").strip()

@@ -111,17 +111,19 @@ class CloudApiClient:
         job_id: str,
         *,
         last_event_id: str | None = None,
+        from_now: bool = False,
         timeout: tuple[float, float] = TIMEOUT,
         scope: Scope | None = None,
     ) -> requests.Response:
         """The run's events behind that id as server-sent events, still to be read; sent once, without a retry.
 
-        `timeout` is in seconds: to connect, and between two bytes.
+        Without an id, its whole history, or with `from_now` none of it, where the backend knows how. `timeout` is in
+        seconds: to connect, and between two bytes.
         """
         path = f"/v1/jobs/{_segment('job_id', job_id)}/events/stream"
         cursor = {} if last_event_id is None else {"Last-Event-ID": _header("last_event_id", last_event_id)}
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
-        query = self._query(scope)
+        query = {**self._query(scope), **({"since": "now"} if from_now else {})}
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
 
     # Data and inference

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from arkor.backend.bell import Bell
 from arkor.backend.home import create_run, run_folder
-from arkor.backend.log import is_finished, read_events
+from arkor.backend.log import is_finished, last_id, read_events
 from arkor.backend.models import submission_problem
 from arkor.backend.routes import (
     CallScope,
@@ -30,7 +30,7 @@ from arkor.backend.routes import (
     require_scope,
     require_text,
 )
-from arkor.backend.sse import END, PING, cursor, frames
+from arkor.backend.sse import END, PING, cursor, frames, mark
 from arkor.backend.store import Job, Taken, new_id
 from arkor.backend.supervisor import AlreadyOver
 from arkor.errors import InvalidConfig
@@ -183,20 +183,28 @@ def job_json(job: Job) -> dict[str, Any]:
 
 
 async def stream_events(request: Request) -> Response:
-    """`GET /v1/jobs/:id/events/stream`: what was logged behind `Last-Event-ID`, then what is, until the run ends."""
+    """`GET /v1/jobs/:id/events/stream`: what was logged behind `Last-Event-ID`, then what is, until the run ends.
+
+    `since=now` leaves the history out, and tells the reader at once where it begins.
+    """
     job = await require_job(request, await require_scope(request), request.path_params["id"])
     events = run_folder(request.app.state.home, job.id).events
-    after = cursor(request.headers.get("last-event-id"))
-    body = tail(events, after, request.app.state.bell, over=job.status.terminal)
+    seen = request.headers.get("last-event-id")
+    from_now = seen is None and request.query_params.get("since") == "now"
+    after = last_id(events) if from_now else cursor(seen)
+    greeting = mark(after) if from_now else b""
+    body = tail(events, after, request.app.state.bell, over=job.status.terminal, greeting=greeting)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def tail(path: Path, after: int, bell: Bell, *, over: bool) -> AsyncIterator[bytes]:
+async def tail(path: Path, after: int, bell: Bell, *, over: bool, greeting: bytes = b"") -> AsyncIterator[bytes]:
     """The log behind `after` as frames, many in one piece, until its terminal event or the server's end.
 
-    `over`: the run is, even if its log should be damaged and not say so.
+    `over`: the run is, even if its log should be damaged and not say so. `greeting` comes first.
     """
+    if greeting:
+        yield greeting
     spoke = time.monotonic()
     while not bell.closed:
         finished = over or is_finished(path)  # asked before reading: whatever was written up to here will be read
