@@ -1,0 +1,128 @@
+"""Talk to a model in the terminal: the adapter of a run, one of its checkpoints, or a base model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import click
+from attrs import define, field, frozen
+
+from arkor.chat import Adapter, InferenceRequest
+from arkor.cli.errors import exit_code_of
+from arkor.cli.runs import find_job
+from arkor.cli.text import in_a_terminal, say
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.errors import ArkorError, BackendUnavailable
+from arkor.jobs import JobStatus, TrainingJob
+from arkor.settings import STARTER_MODEL
+
+Message = dict[str, str]
+
+
+@frozen
+class Target:
+    """Who answers: an adapter or a base model, and what to call it."""
+
+    name: str
+    adapter: Adapter | None = None
+    base_model: str | None = None
+
+
+@define
+class Conversation:
+    """The messages so far, and where they go."""
+
+    client: CloudApiClient
+    target: Target
+    system: str | None
+    settings: dict[str, Any]
+    messages: list[Message] = field(factory=list)
+
+    def ask(self, text: str) -> Iterator[str]:
+        """The answer as it comes; question and answer are remembered once it is complete."""
+        asked = [*self.messages, {"role": "user", "content": text}]
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        target = self.target
+        request = InferenceRequest(
+            head + asked, adapter=target.adapter, base_model=target.base_model, stream=True, **self.settings
+        )
+        with self.client.chat(request) as answer:
+            yield from answer
+            self.messages = [*asked, {"role": "assistant", "content": answer.text()}]
+
+
+@click.command()
+@click.argument("target", required=False, metavar="[JOB[@STEP] | MODEL]")
+@click.option("-m", "--message", help="Ask this one thing, print the answer, leave.")
+@click.option("-s", "--system", help="The system prompt; best the one that the model was trained with.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 always picks the likeliest word.")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1), help="Pick only among the likeliest words.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The answer's length at most.")
+def chat(target: str | None, message: str | None, system: str | None, **settings: Any) -> None:
+    """Talk to a run's adapter (JOB), one of its checkpoints (JOB@STEP), or a base model.
+
+    Without a target: to the latest run that completed. A question may also come through a pipe.
+    """
+    client = connect()
+    conversation = Conversation(client, _target_of(client, target), system, settings)
+    if message is None and not in_a_terminal():
+        message = sys.stdin.read().strip()
+        if not message:
+            raise click.UsageError("there is nothing to ask: stdin is empty, and there is no --message")
+    if message is not None:
+        _print_answer(conversation, message)
+    else:
+        _converse(conversation)
+
+
+def _target_of(client: CloudApiClient, given: str | None) -> Target:
+    if given is None:
+        completed = [job for job in client.list_jobs() if job.status == JobStatus.COMPLETED]
+        return _final(completed[0]) if completed else Target(STARTER_MODEL, base_model=STARTER_MODEL)
+    job_id, at, step = given.rpartition("@")
+    if at and step.isdigit():
+        job = find_job(client, job_id)
+        return Target(f"{job.name} at step {step}", Adapter("checkpoint", job.id, int(step)))
+    if any(job.id.startswith(given) for job in client.list_jobs()):
+        return _final(find_job(client, given))
+    return Target(given, base_model=given)
+
+
+def _final(job: TrainingJob) -> Target:
+    return Target(f"{job.name} ({job.id})", Adapter("final", job.id))
+
+
+def _print_answer(conversation: Conversation, text: str) -> None:
+    for part in conversation.ask(text):
+        say(part, nl=False)
+    say()
+
+
+def _converse(conversation: Conversation) -> None:
+    with suppress(ImportError):
+        import readline  # noqa: F401 - line editing and history for input()
+    say(f"Talking to {conversation.target.name}. An empty line or Ctrl-D leaves; /new starts afresh.", err=True)
+    with suppress(EOFError):
+        while text := input("> ").strip():
+            if text == "/new":
+                conversation.messages = []
+            else:
+                _answer_or_say_why(conversation, text)
+
+
+def _answer_or_say_why(conversation: Conversation, text: str) -> None:
+    """Ctrl-C stops the answer, a refusal is shown; neither ends the conversation."""
+    try:
+        _print_answer(conversation, text)
+    except KeyboardInterrupt:
+        say()
+    except BackendUnavailable:
+        raise
+    except ArkorError as error:
+        if exit_code_of(error) and not conversation.messages:
+            raise
+        say(str(error), err=True)

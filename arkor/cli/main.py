@@ -1,0 +1,47 @@
+"""The command `arkor`: the list of its commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from arkor.cli.chat import chat
+from arkor.cli.errors import leave_the_pipe, run
+from arkor.cli.project import init, start
+from arkor.cli.runs import cancel, jobs, logs
+from arkor.cli.serve import serve
+from arkor.settings import VERSION
+
+
+class Commands(click.Group):
+    """Lists its commands in the order in which one needs them; a closed pipe is no failure, as it is to click."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return leave_the_pipe()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message="arkor %(version)s")
+def arkor() -> None:
+    """Fine-tune open-weight language models from plain, blocking Python."""
+
+
+for command in (init, start, jobs, logs, cancel, chat, serve):
+    arkor.add_command(command)
+
+
+def main() -> None:
+    """The entry point; leaves with the exit codes that `errors.py` names."""
+    sys.exit(run(lambda: arkor(prog_name="arkor", standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

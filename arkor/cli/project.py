@@ -1,0 +1,123 @@
+"""A project: scaffold one, run its trainer."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+import arkor as package
+from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, place_of, project_error
+from arkor.cli.text import say
+from arkor.errors import ArkorError, InvalidConfig
+from arkor.jobs import Artifact, JobStatus, TrainingResult
+from arkor.project import find_entry, load_entry
+from arkor.settings import arkor_home
+from arkor.trainer import Trainer
+
+T = TypeVar("T")
+
+TEMPLATES = {
+    "triage": "sort support tickets by category and urgency, as JSON",
+    "translate": "translate short everyday sentences",
+    "redaction": "replace personal data by tags",
+}
+
+_TEMPLATES_FOLDER = Path(package.__file__).parent / "templates"
+
+
+@click.command()
+@click.argument("directory", default=".", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    default="triage",
+    show_default=True,
+    help="; ".join(f"{name}: {what}" for name, what in TEMPLATES.items()) + ".",
+)
+def init(directory: Path, template: str) -> None:
+    """Write a project into DIR (default: here), ready to run without a network."""
+    source = _TEMPLATES_FOLDER / template
+    files = sorted(file.relative_to(source) for file in source.rglob("*") if _belongs(file))
+    taken = [str(file) for file in files if (directory / file).exists()]
+    if taken:
+        raise click.UsageError(f"{directory} already has {', '.join(taken)}; nothing was written")
+    for file in files:
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, directory / file)
+    say(f"Wrote a project that learns to {TEMPLATES[template]}:")
+    for file in files:
+        say(f"  {directory / file}")
+    say("Next:")
+    if directory.resolve() != Path.cwd():
+        say(f"  cd {directory}")
+    say("  arkor start")
+
+
+def _belongs(file: Path) -> bool:
+    return file.is_file() and "__pycache__" not in file.parts
+
+
+@click.command()
+@click.argument("entry", required=False, type=click.Path(path_type=Path))
+def start(entry: Path | None) -> int:
+    """Run the trainer of ENTRY (a file or a project's folder; default: here) and watch it to its end."""
+    file = find_entry(entry)
+    trainer = _in_their_code(file, lambda: load_entry(file))
+    try:
+        say(f"{trainer.name}: run {trainer.start().job_id}")
+        result = _in_their_code(file, trainer.wait)
+    except KeyboardInterrupt:
+        _say_how_to_go_on(trainer)
+        return INTERRUPTED
+    except ProjectError:
+        _say_how_to_go_on(trainer)
+        raise
+    return _ended(result)
+
+
+def _in_their_code(file: Path, call: Callable[[], T]) -> T:
+    """What the project's code raises is shown as its author needs it; a wrong value is, with the line it stands in."""
+    try:
+        return call()
+    except InvalidConfig as error:
+        place = place_of(error, file)
+        if place is None:
+            raise
+        raise click.UsageError(f"{place}: {error}") from error
+    except (ArkorError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise project_error(error) from error
+
+
+def _say_how_to_go_on(trainer: Trainer) -> None:
+    job_id = trainer.job_id
+    if job_id is None:
+        say("Nothing was submitted.", err=True)
+    else:
+        say(f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}", err=True)
+
+
+def _ended(result: TrainingResult) -> int:
+    job = result.job
+    sys.stdout.flush()
+    if job.status != JobStatus.COMPLETED:
+        say(f"Run {job.id} {job.status}{f': {job.error}' if job.error else '.'}", err=True)
+        return FAILED
+    folder = _adapter_folder(result)
+    if folder is not None:
+        say(f"The adapter is in {folder}")
+    say(f"Talk to it: arkor chat {job.id}")
+    return OK
+
+
+def _adapter_folder(result: TrainingResult) -> Path | None:
+    """Where the final adapter lies, if it lies on this machine."""
+    finals = [item.path for item in result.artifacts if isinstance(item, Artifact) and item.kind == "final"]
+    folder = arkor_home() / "runs" / result.job.id / (finals[-1] or "") if finals else None
+    return folder if folder is not None and folder.is_dir() else None

@@ -1,0 +1,119 @@
+"""The runs of a project: list them, read their logs, cancel them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from arkor.cli.errors import OK
+from arkor.cli.text import event_line, instant, say, table, took, when
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.client.retry import Patience, ReconnectPolicy
+from arkor.client.stream import EventStream, StreamEnd
+from arkor.errors import CloudApiError
+from arkor.events import Event, encode_event, now
+from arkor.jobs import JobStatus, TrainingJob
+from arkor.wire import dumps, to_wire
+
+_SILENCE_SECONDS = 1.0  # after which what was logged so far has come
+
+
+def find_job(client: CloudApiClient, given: str) -> TrainingJob:
+    """The run whose id is `given`, or the only one whose id begins so. Raises `click.BadParameter`."""
+    jobs = client.list_jobs()
+    matches = [job for job in jobs if job.id == given] or [job for job in jobs if given and job.id.startswith(given)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise click.BadParameter(f"there is no run {given!r}; `arkor jobs` lists them", param_hint="JOB")
+    ids = ", ".join(job.id for job in matches[:5])
+    raise click.BadParameter(f"{given!r} is the beginning of {len(matches)} runs: {ids}", param_hint="JOB")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+def jobs(as_json: bool) -> None:
+    """List the runs, newest first."""
+    found = connect().list_jobs()
+    if as_json:
+        say(json.dumps(to_wire(found), indent=2, ensure_ascii=False))
+    elif found:
+        rows = [(job.id, job.name, str(job.status), when(job.created_at), took(job), _model(job)) for job in found]
+        say(table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows))
+    else:
+        say("There are no runs yet; `arkor init` writes a project, `arkor start` runs it.")
+
+
+def _model(job: TrainingJob) -> str:
+    return str(getattr(job.config, "model", ""))
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until the run ends.")
+@click.option("--json", "as_json", is_flag=True, help="Print the events as they travel, one JSON object a line.")
+def logs(job: str, follow: bool, as_json: bool) -> None:
+    """Print what a run has logged, from its beginning."""
+    client = connect()
+    found = find_job(client, job)
+    stream = EventStream(partial(_open, client, found.id), ReconnectPolicy())
+    wait_for_more = follow or _has_ended(found)
+    events = _live(stream) if wait_for_more else _so_far(stream)
+    for event in events:
+        say(dumps(encode_event(event)) if as_json else event_line(event))
+
+
+def _open(client: CloudApiClient, job_id: str, cursor: str | None) -> Any:
+    return client.open_event_stream(job_id, last_event_id=cursor)
+
+
+def _has_ended(job: TrainingJob) -> bool:
+    return isinstance(job.status, JobStatus) and job.status.terminal
+
+
+def _live(stream: EventStream) -> Iterator[Event]:
+    for event in stream.events(Patience()):
+        if isinstance(event, StreamEnd):
+            return
+        yield event
+
+
+def _so_far(stream: EventStream) -> Iterator[Event]:
+    """What was logged up to now: a live stream does not say where its history ends, its time stamps and a pause do."""
+    asked_at, patience = instant(now()), Patience(deadline=time.monotonic() + 10 * _SILENCE_SECONDS)
+    try:
+        for event in stream.events(patience):
+            if isinstance(event, StreamEnd) or _is_later(event, asked_at):
+                return
+            yield event
+            patience.deadline = time.monotonic() + _SILENCE_SECONDS
+    except TimeoutError:
+        return
+
+
+def _is_later(event: Event, moment: Any) -> bool:
+    logged_at = instant(event.timestamp)
+    return logged_at is not None and logged_at > moment
+
+
+@click.command()
+@click.argument("job")
+def cancel(job: str) -> int:
+    """Stop a run; what it has saved so far is kept."""
+    client = connect()
+    found = find_job(client, job)
+    try:
+        client.cancel_job(found.id)
+    except CloudApiError as error:
+        if error.status != 409:
+            raise
+        say(f"{found.id} has already ended: it is {client.get_job(found.id).status}.", err=True)
+        return 1
+    say(f"{found.id} is being cancelled; `arkor logs {found.id}` tells when it has stopped.")
+    return OK

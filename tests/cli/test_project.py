@@ -1,0 +1,194 @@
+"""`arkor init` and `arkor start`: what they print, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arkor.settings import VERSION
+from tests.cli.conftest import ARKOR, Run
+from tests.conftest import Backend
+
+WriteEntry = Callable[..., Path]
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").stdout == f"arkor {VERSION}\n"
+
+
+def test_help_lists_the_commands_in_the_order_of_their_use(run: Run) -> None:
+    lines = run("--help").stdout.split("Commands:")[1].split("\n")
+    named = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert named == ["init", "start", "jobs", "logs", "cancel", "chat", "serve"]
+
+
+# init
+
+
+@pytest.mark.parametrize("template", ["triage", "translate", "redaction"])
+def test_init_writes_a_project(run: Run, project: Path, template: str) -> None:
+    done = run("init", "mine", "--template", template)
+    assert done.returncode == 0
+    written = {str(file.relative_to(project / "mine")) for file in (project / "mine").rglob("*") if file.is_file()}
+    assert written == {"README.md", "train.py", "data/train.jsonl", "data/heldout.jsonl"}
+    assert done.stdout.endswith("Next:\n  cd mine\n  arkor start\n")
+
+
+def test_init_overwrites_nothing(run: Run, project: Path) -> None:
+    (project / "train.py").write_text("mine")
+    done = run("init")
+    assert done.returncode == 2
+    assert "already has train.py; nothing was written" in done.stderr
+    assert [file.name for file in project.iterdir()] == ["train.py"]
+
+
+def test_init_knows_three_templates(run: Run) -> None:
+    done = run("init", "--template", "poetry")
+    assert done.returncode == 2
+    assert "'triage', 'translate', 'redaction'" in done.stderr
+
+
+def test_init_says_why_it_cannot_write(run: Run, project: Path) -> None:
+    (project / "occupied").write_text("a file")
+    done = run("init", "occupied/inside")
+    assert done.returncode == 2
+    assert "occupied" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# start
+
+
+def test_start_watches_a_run_to_its_end(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+    write_entry('print("hello from the entry")\n')
+    done = run("start")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    job_id = lines[1].removeprefix("demo: run ")
+    assert lines == [
+        "hello from the entry",
+        f"demo: run {job_id}",
+        f"The adapter is in {backend.home}/runs/{job_id}/final",
+        f"Talk to it: arkor chat {job_id}",
+    ]
+    assert "demo: training, 5 steps" in done.stderr
+    assert "demo: checkpoint 5 saved" in done.stderr
+    assert "demo: completed, step 5/5" in done.stderr
+
+
+def test_start_takes_a_file_or_a_folder(backend: Backend, run: Run, write_entry: WriteEntry, project: Path) -> None:
+    file = write_entry()
+    assert run("start", str(file)).returncode == 0
+    assert run("start", str(project)).returncode == 0
+
+
+def test_a_failed_run_ends_with_1(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+    write_entry(model="scripted/fail")
+    done = run("start")
+    assert done.returncode == 1
+    assert "failed: This model fails by design; name another one." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_an_entry_ends_with_2(run: Run, project: Path) -> None:
+    done = run("start")
+    assert done.returncode == 2
+    assert str(project / "train.py") in done.stderr
+    assert "arkor init" in done.stderr
+
+
+@pytest.mark.parametrize("before", ["import numppy\n", "answer = 1 / 0\n", "def f():\n    raise KeyError('x')\nf()\n"])
+def test_a_mistake_in_the_entry_is_shown_as_its_author_needs_it(run: Run, write_entry: WriteEntry, before: str) -> None:
+    file = write_entry(before)
+    done = run("start")
+    assert done.returncode == 2
+    shown = done.stderr.splitlines()
+    assert shown[0] == "Traceback (most recent call last):"
+    assert shown[1].startswith(f'  File "{file}", line ')
+    assert all(str(file) in line for line in shown if line.startswith("  File"))
+    assert "Error" in shown[-1]
+
+
+def test_a_syntax_error_in_the_entry_shows_the_line(run: Run, project: Path) -> None:
+    (project / "train.py").write_text("trainer = (\n")
+    done = run("start")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f'File "{project}/train.py", line 1' in done.stderr
+    assert "SyntaxError" in done.stderr
+
+
+def test_a_wrong_value_in_the_entry_names_the_line_and_the_field(run: Run, write_entry: WriteEntry) -> None:
+    write_entry(steps=0)
+    done = run("start")
+    assert done.returncode == 2
+    assert "train.py, line 3: max_steps: must be a whole number of at least 1, not 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_entry_without_a_trainer(run: Run, project: Path) -> None:
+    (project / "train.py").write_text("trainer = None\n")
+    done = run("start")
+    assert done.returncode == 2
+    assert "create_arkor" in done.stderr
+
+
+def test_a_backend_that_nobody_serves(run: Run, write_entry: WriteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_CLOUD_API_URL", "not a url")
+    write_entry()
+    done = run("start")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_callback_that_raises_in_raise_mode(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+    file = write_entry(
+        """
+        def on_log(log):
+            raise RuntimeError("as asked")
+        """,
+        arguments=', callbacks={"on_log": on_log}, callback_errors="raise"',
+    )
+    done = run("start")
+    assert done.returncode == 2
+    assert f'File "{file}"' in done.stderr
+    assert "RuntimeError: as asked" in done.stderr
+    assert "The run goes on. Watch it: arkor logs " in done.stderr
+
+
+@pytest.fixture
+def slow_backend(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Backend:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
+    return request.getfixturevalue("backend")  # type: ignore[no-any-return]
+
+
+def test_ctrl_c_leaves_the_run_going(slow_backend: Backend, run: Run, write_entry: WriteEntry, project: Path) -> None:
+    write_entry(steps=40)
+    command = [*ARKOR, "start"]
+    watching = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    job_id = watching.stdout.readline().split()[-1]
+    time.sleep(1)
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    sentence = f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}"
+    assert said.splitlines()[-1] == sentence
+    assert "Traceback" not in said
+    followed = run("logs", job_id[:12], "--follow").stdout.splitlines()
+    assert followed[-1].endswith("completed")
+
+
+def test_the_command_is_installed_beside_python() -> None:
+    installed = Path(sys.executable).with_name("arkor")
+    if not installed.exists():
+        pytest.skip("arkor runs from its folder here, without being installed")
+    said = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert said.stdout == f"arkor {VERSION}\n"

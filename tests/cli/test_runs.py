@@ -1,0 +1,129 @@
+"""`arkor jobs`, `logs` and `cancel` on real runs of a real backend."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ARKOR, Run
+from tests.conftest import Backend
+
+WriteEntry = Callable[..., Path]
+
+
+def test_no_runs_yet(backend: Backend, run: Run) -> None:
+    assert run("jobs").stdout.startswith("There are no runs yet")
+    assert json.loads(run("jobs", "--json").stdout) == []
+
+
+def test_jobs_in_a_table_and_as_json(run: Run, finished: str) -> None:
+    head, row = run("jobs").stdout.splitlines()
+    assert head.split() == ["ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"]
+    assert re.fullmatch(rf"{finished} +demo +completed +\d{{4}}-\d\d-\d\d \d\d:\d\d +0:\d\d +scripted/model", row)
+    (job,) = json.loads(run("jobs", "--json").stdout)
+    assert (job["id"], job["status"], job["config"]["maxSteps"]) == (finished, "completed", 5)
+
+
+def test_the_log_of_a_run_that_has_ended(run: Run, finished: str) -> None:
+    lines = run("logs", finished).stdout.splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)
+    told = [line[10:] for line in lines]
+    assert "training, 5 steps" in told
+    assert any(re.match(r"step 1 +loss 1\.8000  learning rate ", line) for line in told)
+    assert "checkpoint 5 saved" in told
+    assert told[-1] == "completed"
+    assert run("logs", finished, "--follow").stdout.splitlines() == lines
+
+
+def test_the_log_as_json(run: Run, finished: str) -> None:
+    events = [json.loads(line) for line in run("logs", finished, "--json").stdout.splitlines()]
+    assert [event["step"] for event in events if event["type"] == "training.log"] == [1, 2, 3, 4, 5]
+    assert events[-1]["type"] == "training.completed"
+    assert {event["jobId"] for event in events} == {finished}
+
+
+def test_a_job_may_be_named_by_the_beginning_of_its_id(run: Run, finished: str) -> None:
+    assert run("logs", finished[:6]).returncode == 0
+    unknown = run("logs", "nothing-like-it")
+    assert unknown.returncode == 2
+    assert "there is no run 'nothing-like-it'; `arkor jobs` lists them" in unknown.stderr
+
+
+def test_two_runs_of_the_same_beginning(run: Run, finished: str, write_entry: WriteEntry) -> None:
+    write_entry(steps=1)
+    run("start")
+    ambiguous = run("cancel", "")
+    assert ambiguous.returncode == 2
+    both = [line.split()[0] for line in run("jobs").stdout.splitlines()[1:]]
+    shared = next((first[:1] for first, second in [both] if first[0] == second[0]), None)
+    if shared:
+        assert "is the beginning of 2 runs" in run("logs", shared).stderr
+
+
+def test_a_reader_that_has_enough(run: Run, finished: str, project: Path) -> None:
+    """`arkor logs X | head -1`: no complaint about the closed pipe."""
+    logs = subprocess.Popen([*ARKOR, "logs", finished], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=project)
+    head = subprocess.run(["head", "-1"], stdin=logs.stdout, capture_output=True, check=True)
+    assert logs.stdout is not None
+    assert logs.stderr is not None
+    logs.stdout.close()
+    complaint = logs.stderr.read()
+    logs.stderr.close()
+    assert (logs.wait(20), complaint) == (0, b"")
+    assert len(head.stdout.splitlines()) == 1
+
+
+def test_a_reader_that_is_gone_before_the_first_word(finished: str, project: Path) -> None:
+    code = "import os, sys; os.execv(sys.executable, [sys.executable, '-m', 'arkor', 'jobs'])"
+    jobs = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=project)
+    assert jobs.stdout is not None
+    jobs.stdout.close()
+    assert jobs.stderr is not None
+    assert jobs.stderr.read() == b""
+    jobs.stderr.close()
+    assert jobs.wait(20) == 0
+
+
+@pytest.fixture
+def running(
+    project: Path, write_entry: WriteEntry, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> str:
+    """The id of a run that takes its time, submitted and left alone."""
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
+    request.getfixturevalue("backend")
+    file = write_entry(steps=200)
+    code = f"import runpy; print(runpy.run_path({str(file)!r})['trainer'].start().job_id)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def until_it_logs(run: Run, job_id: str) -> list[str]:
+    for _ in range(50):
+        if "step" in (said := run("logs", job_id).stdout):
+            return said.splitlines()
+        time.sleep(0.1)
+    raise AssertionError("the run has logged nothing")
+
+
+def test_the_log_of_a_run_in_progress_ends_with_now(run: Run, running: str) -> None:
+    lines = until_it_logs(run, running)
+    assert "completed" not in lines[-1]
+    assert run("jobs").stdout.splitlines()[1].split()[2] == "running"
+
+
+def test_cancel(run: Run, running: str) -> None:
+    until_it_logs(run, running)
+    done = run("cancel", running)
+    assert done.returncode == 0
+    assert running in done.stdout
+    followed = run("logs", running, "--follow").stdout.splitlines()
+    assert followed[-1].endswith("cancelled")
+    again = run("cancel", running)
+    assert again.returncode == 1
+    assert "has already ended: it is cancelled" in again.stderr
