@@ -149,7 +149,7 @@ def test_leaving_the_block_hangs_up() -> None:
 
     def until_gone(connection: socket.socket, headers: dict[str, str]) -> None:
         connection.sendall(STREAM_HEAD + chunk("a"))
-        while connection.recv(4096):  # the body of the request
+        while connection.recv(4096):
             pass
         gone.set()
 
