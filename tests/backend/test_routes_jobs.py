@@ -217,8 +217,9 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[B
     """A backend, and a job that waits for another one for as long as the test may take."""
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
-    owner(backend).submit(maxSteps=1000)
-    yield backend, owner(backend).submit()
+    caller = owner(backend)
+    caller.until(caller.submit(maxSteps=1000), "running")  # so that there is a worker.pid to stop it by
+    yield backend, caller.submit()
     backend.process.kill()
     backend.process.wait()
 
