@@ -1,0 +1,54 @@
+"""Teach a small model to translate short English sentences into French: `arkor start` runs this file."""
+
+import json
+import re
+from pathlib import Path
+
+from arkor import LoraConfig, Trainer, create_arkor
+
+DATA = Path(__file__).parent / "data"
+HELD_OUT = [json.loads(row)["messages"] for row in (DATA / "heldout.jsonl").read_text("utf-8").splitlines()]
+*SAMPLE, _ = HELD_OUT[0]
+
+
+def on_checkpoint(ctx):
+    """How does the half-trained model translate one sentence that it never sees in training?"""
+    try:
+        answer = ctx.infer(SAMPLE, temperature=0, max_tokens=32).text()
+    except Exception as error:
+        answer = f"no answer ({error})"
+    print(f"step {ctx.step}: {SAMPLE[-1]['content']!r} → {answer}")
+
+
+def likeness(answer, expected):
+    """How many of the words are the same, from 0 to 1: twice the shared ones over those of both."""
+    ours, theirs = (set(re.findall(r"\w+", text.lower())) for text in (answer, expected))
+    return 2 * len(ours & theirs) / max(1, len(ours) + len(theirs))
+
+
+def on_completed(ctx):
+    """Base and tuned model side by side on every held-out sentence, and how near each comes to the French one."""
+    scores = {"base": 0.0, "final": 0.0}
+    for *sentence, expected in HELD_OUT:
+        print(f"\n{sentence[-1]['content']}\n  expected  {expected['content']}")
+        for adapter in scores:
+            answer = trainer.chat(sentence, adapter=adapter, temperature=0, max_tokens=32).text().strip()
+            scores[adapter] += likeness(answer, expected["content"])
+            print(f"  {adapter:8}  {' '.join(answer.split())}")
+    print()
+    for adapter, score in scores.items():
+        print(f"{adapter:5}  {score / len(HELD_OUT):.0%} of the words right")
+
+
+trainer = Trainer(
+    name="translate",
+    model="smollm2-135m-instruct",
+    dataset={"type": "file", "path": str(DATA / "train.jsonl")},
+    lora=LoraConfig(r=16, alpha=16),
+    max_steps=120,
+    learning_rate=1e-3,
+    batch_size=8,
+    callbacks={"on_checkpoint": on_checkpoint, "on_completed": on_completed},
+)
+
+arkor = create_arkor(trainer=trainer)

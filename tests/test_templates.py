@@ -1,0 +1,118 @@
+"""The templates' data is what it says, and their scripts are what `arkor start` takes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import arkor
+from arkor.project import load_entry
+
+TEMPLATES = Path(arkor.__file__).parent / "templates"
+NAMES = ["redaction", "translate", "triage"]
+
+Row = list[dict[str, str]]
+
+
+def rows(template: str, part: str) -> list[Row]:
+    text = (TEMPLATES / template / "data" / f"{part}.jsonl").read_text("utf-8")
+    return [json.loads(line)["messages"] for line in text.splitlines()]
+
+
+def questions(template: str, part: str) -> list[str]:
+    return [row[1]["content"] for row in rows(template, part)]
+
+
+def answers(template: str, part: str) -> list[str]:
+    return [row[2]["content"] for row in rows(template, part)]
+
+
+def test_there_are_three() -> None:
+    assert sorted(folder.name for folder in TEMPLATES.iterdir() if (folder / "train.py").exists()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_script_is_an_entry(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # its paths are relative to the file, not to here
+    assert load_entry(TEMPLATES / name / "train.py").name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_every_row_is_a_question_and_its_answer(name: str, part: str) -> None:
+    for row in rows(name, part):
+        assert [message["role"] for message in row] == ["system", "user", "assistant"]
+        assert all(message["content"] == message["content"].strip() != "" for message in row)
+    assert len({row[0]["content"] for row in rows(name, part)}) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_a_few_hundred_rows_and_no_two_the_same(name: str) -> None:
+    train, held_out = questions(name, "train"), questions(name, "heldout")
+    assert len(train) >= 300
+    assert 30 <= len(held_out) <= 60
+    plain = [re.sub(r"\W+", " ", text.lower()).strip() for text in train + held_out]
+    assert [text for text, count in Counter(plain).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_held_out_is_not_trained_on_in_other_words(name: str) -> None:
+    """The nearest training row of each held-out one: short sentences about the same world, but no copies."""
+    matcher = difflib.SequenceMatcher(autojunk=False)
+    near = []
+    for text in questions(name, "heldout"):
+        matcher.set_seq2(text.lower())
+        for other in questions(name, "train"):
+            matcher.set_seq1(other.lower())
+            if matcher.real_quick_ratio() > 0.85 and matcher.quick_ratio() > 0.85 and matcher.ratio() > 0.85:
+                near.append((text, other))
+    assert near == []
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_the_labels_of_triage_are_in_balance(part: str) -> None:
+    labels = [json.loads(answer) for answer in answers("triage", part)]
+    assert all(list(label) == ["category", "urgency"] for label in labels)
+    categories = Counter(label["category"] for label in labels)
+    urgencies = Counter(label["urgency"] for label in labels)
+    assert set(categories) == {"billing", "bug", "cancellation", "delivery", "feature", "login"}
+    assert set(urgencies) == {"low", "medium", "high"}
+    assert max(categories.values()) <= 1.5 * min(categories.values())
+    assert max(urgencies.values()) <= 2 * min(urgencies.values())
+
+
+TAGS = {"NAME", "EMAIL", "PHONE", "ADDRESS", "DATE", "CARD", "IBAN"}
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_redaction_only_puts_tags_in(part: str) -> None:
+    counted: Counter[str] = Counter()
+    for question, answer in zip(questions("redaction", part), answers("redaction", part), strict=True):
+        tags = re.findall(r"\[(\w+)\]", answer)
+        counted.update(tags or ["nothing"])
+        pattern = ".+?".join(re.escape(kept) for kept in re.split(r"\[\w+\]", answer))
+        assert re.fullmatch(pattern, question), question
+        assert not re.search(r"@|\d{6}", answer), answer
+    assert set(counted) == TAGS | {"nothing"}
+    assert min(counted.values()) >= (15 if part == "train" else 3)
+
+
+def test_the_addresses_in_redaction_are_nobody_s() -> None:
+    texts = questions("redaction", "train") + questions("redaction", "heldout")
+    hosts = [host.rstrip(".") for text in texts for host in re.findall(r"@([\w.-]+)", text)]
+    assert hosts
+    assert [host for host in hosts if not re.search(r"\.(example|test)$|\.example\.(com|net|org)$", host)] == []
+
+
+def test_translate_has_both_languages_and_the_whole_sentence() -> None:
+    pairs = list(zip(questions("translate", "train"), answers("translate", "train"), strict=True))
+    accented = sum(bool(re.search(r"[àâçéèêëîïôùûœÀÉÊÎ]", french)) for _, french in pairs)
+    assert accented > len(pairs) / 4
+    for english, french in pairs:
+        assert english[-1] in ".?!"
+        assert french[-1] in ".?!"
