@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from attrs import frozen
 
@@ -33,20 +34,12 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def stop_backend(home: Path) -> None:
-    """Stop the backend that `home/backend.json` names, and the runs that it started."""
-    for heartbeat in home.glob("runs/*/worker.pid"):
-        _kill(int(heartbeat.read_text() or 0))
-    file = home / "backend.json"
-    if file.exists():
-        _kill(json.loads(file.read_text())["pid"])
-
-
-def _kill(pid: int) -> None:
-    if pid > 1:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    """Kill every process that works on `home`: its server first, so that nothing new is started."""
+    for _ in range(2):
+        for process in sorted(psutil.process_iter(["pid", "cmdline"]), key=lambda process: process.pid):
+            if str(home) in (process.info["cmdline"] or []) and process.pid != os.getpid():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @frozen

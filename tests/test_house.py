@@ -24,8 +24,10 @@ cli.errors cli.text cli.runs cli.chat cli.project cli.serve cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """
-home log store sse datasets engine models engine_trl generate worker serving supervisor inference
-routes app __main__
+home bell log store sse engine process device
+records rows download datasets models plan
+tokens batches lora sft engine_trl completion weights generate
+worker serving supervisor inference routes app __main__
 """.split()
 
 
