@@ -11,12 +11,11 @@ import click
 from attrs import define, field, frozen
 
 from arkor.chat import Adapter, InferenceRequest
-from arkor.cli.errors import exit_code_of
 from arkor.cli.runs import find_job
 from arkor.cli.text import in_a_terminal, say
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.errors import ArkorError, BackendUnavailable
+from arkor.errors import ArkorError
 from arkor.jobs import JobStatus, TrainingJob
 from arkor.settings import STARTER_MODEL
 
@@ -115,14 +114,12 @@ def _converse(conversation: Conversation) -> None:
 
 
 def _answer_or_say_why(conversation: Conversation, text: str) -> None:
-    """Ctrl-C stops the answer, a refusal is shown; neither ends the conversation."""
+    """Ctrl-C stops the answer; a refusal is shown, or ends it all when there has not been a single answer yet."""
     try:
         _print_answer(conversation, text)
     except KeyboardInterrupt:
         say()
-    except BackendUnavailable:
-        raise
     except ArkorError as error:
-        if exit_code_of(error) and not conversation.messages:
+        if not conversation.messages:
             raise
         say(str(error), err=True)

@@ -62,9 +62,11 @@ def logs(job: str, follow: bool, as_json: bool) -> None:
     """Print what a run has logged, from its beginning."""
     client = connect()
     found = find_job(client, job)
+    if found.status == JobStatus.QUEUED and not follow:
+        say(f"{found.id} is still queued; with --follow its log is printed as it comes.", err=True)
+        return
     stream = EventStream(partial(_open, client, found.id), ReconnectPolicy())
-    wait_for_more = follow or _has_ended(found)
-    events = _live(stream) if wait_for_more else _so_far(stream)
+    events = _live(stream) if follow or _has_ended(found) else _so_far(stream)
     for event in events:
         say(dumps(encode_event(event)) if as_json else event_line(event))
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 import click
 
-from arkor.display.tally import clock, number
+from arkor.display.tally import clock, number, one_line
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -31,7 +31,7 @@ def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be; the last one is not padded."""
-    every = [head, *rows]
+    every = [[one_line(text) for text in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in every) for column in range(len(head))]
     return "\n".join(
         "  ".join(_cell(text, width) for text, width in zip(row, widths, strict=True)).rstrip() for row in every
@@ -78,11 +78,11 @@ def _told(event: Event) -> str:
     if isinstance(event, CheckpointSaved):
         return f"checkpoint {event.step} saved"
     if isinstance(event, TrainingPreparing):
-        return event.message
+        return one_line(event.message)
     if isinstance(event, TrainingStarted):
         return f"training, {event.total_steps} steps" if event.total_steps else "training"
     if isinstance(event, TrainingFailed):
-        return f"failed: {event.error}"
+        return one_line(f"failed: {event.error}")
     return "cancelled" if isinstance(event, TrainingCancelled) else "completed"
 
 

@@ -23,11 +23,12 @@ def on_completed(ctx):
     """Base and tuned model side by side on every held-out ticket, and how often each is right."""
     right = {"base": 0, "final": 0}
     for *ticket, expected in HELD_OUT:
-        print(f"\n{ticket[-1]['content']}\n  expected  {expected['content']}")
+        print(f"\n{ticket[-1]['content']}")
         for adapter in right:
             answer = trainer.chat(ticket, adapter=adapter, temperature=0, max_tokens=24).text().strip()
-            right[adapter] += answer == expected["content"]
-            print(f"  {adapter:8}  {' '.join(answer.split())}")
+            is_right = answer == expected["content"]
+            right[adapter] += is_right
+            print(f"  {adapter:5}  {'right' if is_right else 'wrong'}  {' '.join(answer.split())}")
     print()
     for adapter, count in right.items():
         print(f"{adapter:5}  {count} of {len(HELD_OUT)} right ({count / len(HELD_OUT):.0%})")
