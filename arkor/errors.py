@@ -3,7 +3,7 @@
     ArkorError                    catch this one to catch them all
     ├── InvalidConfig             a value of yours is wrong (also a ValueError); names the field
     ├── CloudApiError             the backend answered with an error status
-    ├── BackendUnavailable        no backend could be found or started on this machine
+    ├── BackendUnavailable        the backend could not be reached, or none started on this machine
     ├── StreamLost                reconnecting was given up; the last fault is its __cause__
     ├── TrainerAborted            the abort signal was set while wait() was waiting
     ├── TrainingFailed            result.raise_for_status() on a run that did not complete
@@ -72,7 +72,7 @@ class CloudApiError(ArkorError):
 
 
 class BackendUnavailable(ArkorError):
-    """No backend could be found or started on this machine; the sentence says why and what to do."""
+    """The backend could not be reached or broke off, or none could be started here; the sentence says what to do."""
 
 
 class StreamLost(ArkorError):
