@@ -58,8 +58,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
     """A byte-level tokenizer: 256 bytes and four special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - collecting tests loads no torch
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - as above
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -76,8 +76,8 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
 
 def make_tiny_model(folder: Path, architecture: str = "llama", chat_template: str | None = CHATML) -> Path:
     """Save a model of `architecture` into `folder`, the same weights each time, and return the folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import torch  # noqa: PLC0415 - as above
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as above
 
     tokenizer = tiny_tokenizer(chat_template)
     ends = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 3}

@@ -1,0 +1,390 @@
+"""Data sources → rows: every format, every kind of file, and a sentence for every fault."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from arkor.backend.datasets import DataError, Rows, load_rows
+from arkor.backend.rows import PackedRows
+from arkor.jobs import BlobDataset, HuggingFaceDataset
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+def jsonl(*records: Any) -> bytes:
+    return "\n".join(json.dumps(record) for record in records).encode()
+
+
+def upload(home: Path, data: bytes, name: str = "tickets.jsonl") -> BlobDataset:
+    digest = hashlib.sha256(data).hexdigest()
+    (home / "datasets").mkdir(parents=True, exist_ok=True)
+    (home / "datasets" / digest).write_bytes(data)
+    return BlobDataset(f"/v1/datasets/{digest}/{name}")
+
+
+def load(home: Path, data: bytes, name: str = "tickets.jsonl", **options: Any) -> Rows:
+    return load_rows(upload(home, data, name), home=home, **options)
+
+
+def fault(home: Path, data: bytes, name: str = "tickets.jsonl", **options: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        load(home, data, name, **options)
+    return str(raised.value)
+
+
+# Formats
+
+
+FORMATS = {
+    "chatml": (CHAT, CHAT["messages"]),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        CHAT["messages"],
+    ),
+    "alpaca": ({"instruction": "Hi", "input": "", "output": "Hello"}, CHAT["messages"]),
+    "prompt_completion": ({"prompt": "Hi", "completion": "Hello"}, CHAT["messages"]),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_format_is_recognised_by_its_fields_or_by_its_name(tmp_path: Path, name: str, named: bool) -> None:
+    record, messages = FORMATS[name]
+    rows = load(tmp_path, jsonl(record), format=name if named else None)
+    assert rows.format == name
+    assert rows.train[0] == {"messages": messages}
+    assert rows.chat
+
+
+def test_plain_text(tmp_path: Path) -> None:
+    rows = load(tmp_path, jsonl({"text": "Once upon a time"}))
+    assert rows.train[0] == {"text": "Once upon a time"}
+    assert not rows.chat
+
+
+def test_the_named_format_wins_over_the_fields(tmp_path: Path) -> None:
+    rows = load(tmp_path, jsonl({**CHAT, "text": "plain"}), format="text")
+    assert rows.train[0] == {"text": "plain"}
+
+
+def test_fields_that_play_no_part_are_told(tmp_path: Path) -> None:
+    rows = load(tmp_path, jsonl({"text": "a", "category": "b"}))
+    assert rows.notes == ("Rows are read as text; these fields play no part: category",)
+
+
+def test_an_alpaca_input_follows_its_instruction(tmp_path: Path) -> None:
+    rows = load(tmp_path, jsonl({"instruction": "Translate.", "input": "Hallo", "output": "Hello"}))
+    assert rows.train[0]["messages"][0]["content"] == "Translate.\n\nHallo"
+
+
+def test_tools_and_tool_calls_are_kept(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    answer = {"role": "tool", "tool_call_id": "1", "content": "3"}
+    record = {"messages": [CHAT["messages"][0], call, answer, CHAT["messages"][1]], "tools": [{"type": "function"}]}
+    row = load(tmp_path, jsonl(record)).train[0]
+    assert row["tools"] == record["tools"]
+    assert row["messages"][1]["tool_calls"] == call["tool_calls"]
+    assert row["messages"][2]["tool_call_id"] == "1"
+
+
+# Files
+
+
+def as_csv(*records: dict[str, str]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def as_parquet(*records: dict[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(records)), sink)
+    return sink.getvalue()
+
+
+PAIR = {"prompt": "Hé, “you”, 😀\nthere", "completion": "Oui, là"}
+FILES = {
+    "a.jsonl": jsonl(PAIR, PAIR),
+    "blank-lines.jsonl": b"\n" + jsonl(PAIR) + b"\r\n\r\n" + jsonl(PAIR) + b"\n",
+    "bom.jsonl": b"\xef\xbb\xbf" + jsonl(PAIR, PAIR),
+    "no-name": jsonl(PAIR, PAIR),
+    "lines.json": jsonl(PAIR, PAIR),
+    "array.json": json.dumps([PAIR, PAIR]).encode(),
+    "pretty.json": json.dumps([PAIR, PAIR], indent=2, ensure_ascii=False).encode(),
+    "data.json": json.dumps({"data": [PAIR, PAIR]}).encode(),
+    "a.csv": as_csv(PAIR, PAIR),
+    "bom.csv": b"\xef\xbb\xbf" + as_csv(PAIR, PAIR),
+    "tabs.tsv": b"prompt\tcompletion\na\tb\nc\td\n",
+    "a.parquet": as_parquet(PAIR, PAIR),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file(tmp_path: Path, name: str, zipped: bool) -> None:
+    data = gzip.compress(FILES[name]) if zipped else FILES[name]
+    rows = load(tmp_path, data, f"{name}.gz" if zipped else name)
+    assert len(rows.train) == 2
+    if name != "tabs.tsv":
+        assert [message["content"] for message in rows.train[1]["messages"]] == list(PAIR.values())
+
+
+def test_one_record_of_several_lines_is_a_data_set(tmp_path: Path) -> None:
+    assert len(load(tmp_path, json.dumps(CHAT, indent=2).encode(), "one.json").train) == 1
+
+
+def test_messages_may_stand_in_a_csv_cell(tmp_path: Path) -> None:
+    rows = load(tmp_path, as_csv({"messages": json.dumps(CHAT["messages"])}), "cells.csv")
+    assert rows.train[0] == CHAT
+
+
+# Faults of rows
+
+
+def chat(*messages: Any) -> dict[str, Any]:
+    return {"messages": list(messages)}
+
+
+USER, ASSISTANT = CHAT["messages"]
+
+BAD_ROWS: dict[str, tuple[Any, str]] = {
+    "no assistant": (chat(USER), "messages: has no message of the assistant"),
+    "unknown role": (chat(USER, {"role": "robot", "content": "x"}), 'messages[1].role: must be "system", "user"'),
+    "role not text": (chat(USER, {"role": 3, "content": "x"}), "messages[1].role: must be"),
+    "content not text": (chat(USER, {"role": "assistant", "content": 5}), "messages[1].content: must be a string"),
+    "content parts": (chat({"role": "user", "content": [{"type": "text"}]}, ASSISTANT), "messages[0].content: must"),
+    "content null": (chat({"role": "user", "content": None}, ASSISTANT), "messages[0].content: must be a string"),
+    "no content": (chat(USER, {"role": "assistant"}), "messages[1].content: is missing; the message has role"),
+    "no role": (chat({"content": "x"}, ASSISTANT), "messages[0].role: is missing; the message has content"),
+    "empty answer": (chat(USER, {"role": "assistant", "content": " "}), "messages[1].content: is empty"),
+    "message not object": (chat("Hi", ASSISTANT), "messages[0]: must be {"),
+    "messages not list": ({"messages": {"role": "user"}}, "messages: must be a list of messages"),
+    "messages empty": ({"messages": []}, "messages: is an empty list"),
+    "messages null": ({"messages": None}, "messages: is missing"),
+    "row not object": ([1, 2], "a row must be an object"),
+    "half a character": (chat(USER, {"role": "assistant", "content": "\ud83d"}), "half a character (\\ud83d)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_told_by_file_line_and_field(tmp_path: Path, name: str) -> None:
+    record, words = BAD_ROWS[name]
+    sentence = fault(tmp_path, jsonl(CHAT, record))
+    assert sentence.startswith("tickets.jsonl has 1 bad row; nothing was trained:\n  line 2: ")
+    assert words in sentence
+
+
+def test_an_unknown_shape_says_which_shapes_there_are(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, jsonl({"question": "a", "answer": "b"}))
+    assert "line 1: the row has question, answer, but a row must have one of: messages; conversations" in sentence
+
+
+def test_a_named_format_names_the_field_that_is_missing(tmp_path: Path) -> None:
+    assert "output: is missing; the row has instruction" in fault(
+        tmp_path, jsonl({"instruction": "x"}), format="alpaca"
+    )
+
+
+def test_a_null_in_one_row_of_parquet(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, as_parquet({"text": "a"}, {"text": None}), "a.parquet")
+    assert "row 2: text: is missing" in sentence
+
+
+def test_twenty_faults_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, jsonl(*[chat(USER)] * 25, CHAT))
+    assert sentence.startswith("tickets.jsonl has 25 bad rows")
+    assert sentence.count("\n  line ") == 20
+    assert sentence.endswith("… and 5 more")
+
+
+# Faults of lines and files
+
+
+def test_json_that_breaks_off_in_a_line(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, jsonl(CHAT) + b'\n{"messages": [{"role": "us\n' + jsonl(CHAT))
+    assert "line 2: is no valid JSON (" in sentence
+    assert "write one whole JSON object per line" in sentence
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    assert "line 1: is nested too deeply" in fault(tmp_path, b"[" * 100_000)
+    assert "too deeply" in fault(tmp_path, b"[" * 100_000, "deep.json")
+
+
+def test_a_number_of_too_many_digits(tmp_path: Path) -> None:
+    assert "line 1: holds a value that cannot be read" in fault(tmp_path, b'{"text": ' + b"9" * 5000 + b"}")
+
+
+WHOLE_FILES: dict[str, tuple[bytes, str, str]] = {
+    "empty": (b"", "a.jsonl", "a.jsonl is empty."),
+    "blank": (b" \n\n", "a.jsonl", "a.jsonl is empty."),
+    "empty list": (b"[]", "a.json", "a.json is an empty list."),
+    "header alone": (b"prompt,completion\n", "a.csv", "a.csv is empty."),
+    "latin-1": (
+        jsonl(CHAT) + '\n{"text": "café"}'.encode("latin-1"),
+        "a.jsonl",
+        "a.jsonl, line 2 is not UTF-8 (byte 0xE9",
+    ),
+    "latin-1 array": ('[\n{"text": "café"}]'.encode("latin-1"), "a.json", "a.json, line 2 is not UTF-8 (byte 0xE9"),
+    "utf-16": ('{"text": "a"}'.encode("utf-16"), "a.jsonl", "a.jsonl is in UTF-16; save it as UTF-8"),
+    "web page": (b"\n<!DOCTYPE html><html>", "a.jsonl", "a.jsonl is a web page, not data."),
+    "zip": (b"PK\x03\x04rest", "a.zip", "a.zip is a ZIP archive"),
+    "cut gzip": (gzip.compress(jsonl(*[CHAT] * 999))[:-20], "a.jsonl.gz", "in the middle of its gzip stream"),
+    "array without end": (b'[{"text": "a"}\n', "a.json", "a comma or the closing ] is missing"),
+    "array broken": (b'[{"text": "a"},\n {"text": ]', "a.json", "a.json, line 2: the file is no valid JSON"),
+    "not a list": (b'"hello"', "a.json", "a.json must be a list of rows"),
+    "doubled header": (b"text,text\na,b\n", "a.csv", "line 1: the column 'text' is there twice"),
+    "open quote": (b'text\n"never closed\n', "a.csv", "Is a quotation mark not closed?"),
+    "no parquet": (b"{}", "a.parquet", "a.parquet is no Parquet file"),
+    "cut parquet": (as_parquet(PAIR)[:-30], "a.parquet", "cannot be read as Parquet"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_FILES)
+def test_a_file_that_is_of_no_use_has_its_sentence(tmp_path: Path, name: str) -> None:
+    data, file, words = WHOLE_FILES[name]
+    assert words in fault(tmp_path, data, file)
+
+
+def test_a_csv_row_with_too_many_cells(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, b"prompt,completion\na,b\nHello, you,Hi\n", "a.csv")
+    assert "line 3: has 3 cells, but the header has 2" in sentence
+
+
+def test_an_upload_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not on this backend any more"):
+        load_rows(BlobDataset(f"/v1/datasets/{'0' * 64}/a.jsonl"), home=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../../secret", "%2e%2e/x", "etc/passwd"])
+def test_an_upload_path_leads_nowhere_else(tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_bytes(jsonl(CHAT))
+    with pytest.raises(DataError, match="is not on this backend any more"):
+        load_rows(BlobDataset(f"/v1/datasets/{path}"), home=tmp_path)
+
+
+# Splits
+
+
+NUMBERED = jsonl(*[{"text": str(number)} for number in range(100)])
+
+
+def numbers(rows: PackedRows | None) -> list[int]:
+    return [int(row["text"]) for row in rows or ()]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", range(100)),
+        ("train[:20]", range(20)),
+        ("train[10%:]", range(10, 100)),
+        ("train[-5:]", range(95, 100)),
+        ("[5:7]", range(5, 7)),
+        ({"train": "train[:30]"}, range(30)),
+    ],
+)
+def test_a_slice_of_a_file(tmp_path: Path, split: Any, expected: range) -> None:
+    rows = load(tmp_path, NUMBERED, split=split)
+    assert numbers(rows.train) == list(expected)
+    assert rows.eval is None
+
+
+@pytest.mark.parametrize("split", [0.2, {"eval": 0.2}])
+def test_a_share_is_held_out(tmp_path: Path, split: Any) -> None:
+    rows = load(tmp_path, NUMBERED, split=split)
+    assert len(rows.train) == 80
+    assert sorted(numbers(rows.train) + numbers(rows.eval)) == list(range(100))
+    assert numbers(rows.eval) != list(range(80, 100)), "a random part, not the end"
+    assert numbers(load(tmp_path, NUMBERED, split=split).eval) == numbers(rows.eval), "the same part each time"
+
+
+def test_train_and_eval_by_slices(tmp_path: Path) -> None:
+    rows = load(tmp_path, NUMBERED, split={"train": "train[:90%]", "eval": "train[90%:]"})
+    assert numbers(rows.eval) == list(range(90, 100))
+    assert numbers(rows.train) == list(range(90))
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [("test", 'has the one split "train"'), ("train[a:]", "cannot be read"), ("train[100:]", "leaves none of the 100")],
+)
+def test_a_split_that_cannot_be(tmp_path: Path, split: str, words: str) -> None:
+    assert words in fault(tmp_path, NUMBERED, split=split)
+
+
+def test_one_row_cannot_be_divided(tmp_path: Path) -> None:
+    assert "needs at least two" in fault(tmp_path, jsonl(CHAT), split=0.5)
+
+
+# The hub's library, on a repository that lies in the working directory
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    folder = tmp_path / "acme" / "tickets"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_bytes(NUMBERED)
+    (folder / "test.jsonl").write_bytes(jsonl({"text": "1000"}, {"text": "1001"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return "acme/tickets"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_a_hugging_face_data_set(tmp_path: Path, repository: str) -> None:
+    source = HuggingFaceDataset(repository)
+    assert numbers(load_rows(source, home=tmp_path).train) == list(range(100))
+    assert numbers(load_rows(HuggingFaceDataset(repository, split="test"), home=tmp_path).train) == [1000, 1001]
+    assert numbers(load_rows(source, split="train[:3]", home=tmp_path).train) == [0, 1, 2]
+    both = load_rows(source, split={"train": "train[:5]", "eval": "test"}, home=tmp_path)
+    assert (numbers(both.train), numbers(both.eval)) == ([0, 1, 2, 3, 4], [1000, 1001])
+    with pytest.raises(DataError, match=r"cannot be loaded.*dev"):
+        load_rows(source, split="dev", home=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_a_hugging_face_data_set_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"acme/nothing"):
+        load_rows(HuggingFaceDataset("acme/nothing"), home=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secrets", "/etc", "a/b/c", "~x"])
+def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is no name of a Hugging Face data set"):
+        load_rows(HuggingFaceDataset(name), home=tmp_path)
+
+
+# Size
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_little_memory(tmp_path: Path) -> None:
+    line = jsonl({"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y" * 20}]})
+    source = upload(tmp_path, (line + b"\n") * 1_000_000)
+    code = (
+        "import resource, sys; from pathlib import Path; from arkor.backend.datasets import load_rows;"
+        "from arkor.jobs import BlobDataset;"
+        f"rows = load_rows(BlobDataset({source.url!r}), home=Path({str(tmp_path)!r}));"
+        "print(len(rows.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    count, peak = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    megabytes = int(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+    assert count == "1000000"
+    assert megabytes < 600
