@@ -4,7 +4,7 @@
     script -qec "stty cols 100; arkor start" /tmp/run.typescript
     python docs/images/draw_run.py /tmp/run.typescript ~/.arkor/runs/ID
 
-The two are kept beside the picture as `run.typescript` and `run.jsonl`; without arguments it is drawn from these.
+What is shown of them is kept beside the picture, as `run.txt` and `run.jsonl`; without arguments these are drawn.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ INK, DIM, BLUE, GREEN, RED, PAPER = "#d6dbe3", "#7d8793", "#79b8ff", "#7ee2a8", 
 COLOURS = (
     (r"^\$ ", INK),
     (r"^triage.*\d+%\|", BLUE),
-    (r"^(final|  final) ", GREEN),
-    (r"^(base|  base) ", RED),
+    (r"^final|^  \w+ +right", GREEN),
+    (r"^base|^  \w+ +wrong", RED),
     (r"^step \d+:", INK),
     (r"", DIM),
 )
 
 #: How much of the run is behind the bar of the first screen.
-SHARE = 0.6
-LAST_LINES = 15
+SHARE = 0.85
+
+#: How many paragraphs of the end are shown.
+LAST = 4
 
 
 def screen(typescript: str) -> list[str]:
@@ -55,6 +57,12 @@ def in_mid_run(typescript: str) -> list[str]:
         if int(bar[1]) >= SHARE * int(bar[2]):
             return screen(typescript[: bar.end()])
     raise SystemExit("run.typescript has no progress bar")
+
+
+def at_the_end(typescript: str) -> list[str]:
+    """The last paragraphs that were printed."""
+    printed = "\n".join(line.rstrip() for line in screen(typescript)).strip()
+    return "\n\n".join(printed.split("\n\n")[-LAST:]).split("\n")
 
 
 def folded(lines: list[str]) -> list[str]:
@@ -95,8 +103,7 @@ def chart(top: float, events: list[dict]) -> list[str]:
     return [floor, line, *dots, text(ends, top + CHART + 22, DIM)]
 
 
-def picture(typescript: str, events: list[dict]) -> str:
-    shown = [*in_mid_run(typescript), "⋮", *screen(typescript.rstrip())[-LAST_LINES:]]
+def picture(shown: list[str], events: list[dict]) -> str:
     lines = paragraphs(["$ arkor start", *shown])
     rows = [text(line, BAR + LINE * (number + 1), colour) for number, (line, colour) in enumerate(lines)]
     top = BAR + LINE * (len(lines) + 1.5)
@@ -111,9 +118,11 @@ def picture(typescript: str, events: list[dict]) -> str:
 
 
 def keep(typescript: Path, run: Path) -> None:
-    """Copy what the picture is drawn from; `script`'s own first and last line stay behind."""
-    lines = typescript.read_bytes().splitlines(keepends=True)
-    (HERE / "run.typescript").write_bytes(b"".join(line for line in lines if not line.startswith(b"Script ")))
+    """Write down what the picture is drawn from; `script`'s own first and last line stay behind."""
+    lines = typescript.read_bytes().decode().splitlines(keepends=True)
+    printed = "".join(line for line in lines if not line.startswith("Script "))
+    shown = [*in_mid_run(printed), "⋮", *at_the_end(printed)]
+    (HERE / "run.txt").write_text("\n".join(shown) + "\n", "utf-8")
     (HERE / "run.jsonl").write_bytes((run / "events.jsonl").read_bytes())
 
 
@@ -121,5 +130,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         keep(*map(Path, sys.argv[1:]))
     log = [json.loads(line) for line in (HERE / "run.jsonl").read_text("utf-8").splitlines()]
-    drawn = picture((HERE / "run.typescript").read_bytes().decode(), log)
-    (HERE / "run.svg").write_text(drawn, "utf-8")
+    (HERE / "run.svg").write_text(picture((HERE / "run.txt").read_text("utf-8").splitlines(), log), "utf-8")
