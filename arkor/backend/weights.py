@@ -1,6 +1,6 @@
 """The models that are in memory: each base once, with the adapters that were switched in lately.
 
-What is asked of them is in `generate.py`; how a base is found and read in `models.py`. Imports torch when it is used.
+What is asked of them is in `generate.py`; how a base is found and read in `models.py`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,17 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+
 from arkor.backend.completion import CannotAnswer
+from arkor.backend.device import choose_device
 from arkor.backend.engine import RunError
 from arkor.backend.models import load_model, load_tokenizer, local_folder
 from arkor.chat import message_text
 
 #: Adapters of one base that stay in memory; the one that was used longest ago makes room.
 MOST_ADAPTERS = 8
-
-
-def placement() -> tuple[str, Any]:
-    """The device to answer on, and the number format of the weights: bf16 where the hardware computes in it."""
-    import torch  # noqa: PLC0415 - the scripted engine lives without it
-
-    if torch.cuda.is_available():
-        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if torch.backends.mps.is_available():
-        return "mps", torch.bfloat16
-    return "cpu", torch.bfloat16 if _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """Emulating it would be slower than fp32. Linux alone says so in a file."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def file_stamp(folder: str) -> int:
@@ -117,7 +101,7 @@ class Weights:
         return self._adapters[key]
 
     def _load(self, folder: str) -> str:
-        from peft import PeftModel  # noqa: PLC0415 - as torch
+        from peft import PeftModel  # noqa: PLC0415 - slow to import, and a base alone needs none of it
 
         self._loaded_so_far += 1
         name = f"adapter-{self._loaded_so_far}"
@@ -143,8 +127,6 @@ class Weights:
 
 def _check_adapter_files(folder: str) -> None:
     """Whole safetensors and nothing else: PEFT would unpickle a `.bin` in their place."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - as torch
-
     try:
         with safe_open(str(Path(folder, "adapter_model.safetensors")), "pt") as file:
             file.keys()
@@ -154,7 +136,10 @@ def _check_adapter_files(folder: str) -> None:
 
 
 class Shelf:
-    """The bases in memory, loaded one at a time in a thread of their own.
+    """The bases in memory, loaded one at a time in a thread of their own while others answer.
+
+    A base that is being built changes torch's default number format for the whole process, so nothing that runs
+    beside it may rely on the default.
 
     Before a further one is loaded, those that were used longest ago go until all together fit into `limit` bytes
     (half of the device's memory by default); one that is larger than that by itself is loaded all the same.
@@ -187,8 +172,8 @@ class Shelf:
         try:
             folder = local_folder(model, self._home, _say)
             self._make_room(_size_on_disk(folder))
-            device, dtype = placement()
-            loaded = load_model(folder, dtype=dtype).to(device).eval()
+            device = choose_device()
+            loaded = load_model(folder, dtype=device.dtype).to(device.kind).eval()
             return Weights(model, loaded, load_tokenizer(folder))
         except RunError as error:
             raise CannotAnswer(400, "model_unavailable", str(error)) from error
@@ -212,8 +197,6 @@ def _lost(future: Future[Weights]) -> bool:
 
 def _memory() -> int:
     """Of the device that answers, in bytes."""
-    import torch  # noqa: PLC0415 - as above
-
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

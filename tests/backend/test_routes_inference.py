@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+
+from tests.backend.caller import Caller, owner, stranger
+from tests.conftest import Backend, start_backend
+from tests.fakes.byte_model import make_adapter, make_base
+
+QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie heißt du, 你好?"}]
+ANSWER = "scripted: Wie heißt du, 你好?"
+BASE = {"messages": QUESTION, "baseModel": "any/model"}
+
+
+def chat(caller: Caller, body: Any, **rest: Any) -> requests.Response:
+    return caller.call("POST", "/v1/inference/chat", json=body, **rest)
+
+
+def chunks(answer: requests.Response) -> list[Any]:
+    """The data of every frame; the last one must be `[DONE]`."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *frames, rest = answer.content.decode().split("\n\n")
+    assert rest == ""
+    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
+    assert frames.pop() == "data: [DONE]"
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+def refused(answer: requests.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    return str(answer.json()["error"])
+
+
+def serving_process(backend: Backend) -> psutil.Process | None:
+    children = psutil.Process(backend.process.pid).children()
+    return next((child for child in children if "arkor.backend.serving" in child.cmdline()), None)
+
+
+@pytest.fixture
+def slow_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripted generator takes 20 ms a word."""
+    monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.02")
+
+
+@pytest.fixture
+def job(backend: Backend) -> str:
+    """A run that is over, with checkpoints of steps 2, 4, … 10."""
+    caller = owner(backend)
+    job_id = caller.submit()
+    caller.until(job_id, "completed")
+    return job_id
+
+
+# The shapes
+
+
+def test_streamed_by_default(backend: Backend) -> None:
+    first, *middle, last = chunks(chat(owner(backend), BASE))
+    assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in middle) == ANSWER
+    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert last["usage"] == {"prompt_tokens": 6, "completion_tokens": 5, "total_tokens": 11}
+    for chunk in (first, *middle, last):
+        assert chunk["object"] == "chat.completion.chunk"
+        assert chunk["model"] == "any/model"
+        assert chunk["id"] == first["id"]
+        assert abs(chunk["created"] - time.time()) < 60
+
+
+def test_whole_when_asked(backend: Backend) -> None:
+    answer = chat(owner(backend), {**BASE, "stream": False, "maxTokens": 3, "temperature": 0.5, "topP": 0.9}).json()
+    assert answer["object"] == "chat.completion"
+    message = {"role": "assistant", "content": "scripted: Wie heißt "}
+    assert answer["choices"] == [{"index": 0, "message": message, "finish_reason": "length"}]
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.usefixtures("slow_words")
+def test_every_word_comes_when_it_exists(backend: Backend) -> None:
+    chat(owner(backend), BASE)
+    times = []
+    with chat(owner(backend), {**BASE, "messages": [{"role": "user", "content": "word " * 20}]}, stream=True) as answer:
+        while answer.raw.read1():
+            times.append(time.monotonic())
+    assert len(times) > 15
+    assert times[-1] - times[0] > 0.3
+
+
+# Which weights
+
+
+def test_final_and_checkpoint_of_a_job(backend: Backend, job: str) -> None:
+    for adapter, label in (({"kind": "final"}, job), ({"kind": "checkpoint", "step": 4}, f"{job}@4")):
+        body = {"messages": QUESTION, "adapter": {"jobId": job, **adapter}, "stream": False}
+        answer = chat(owner(backend), body).json()
+        assert answer["choices"][0]["message"]["content"] == ANSWER
+        assert answer["model"] == label
+
+
+def test_a_base_model_beside_an_adapter_must_be_its_own(backend: Backend, job: str) -> None:
+    body = {"messages": QUESTION, "adapter": {"kind": "final", "jobId": job}, "stream": False}
+    assert chat(owner(backend), {**body, "baseModel": "scripted/model"}).status_code == 200
+    sentence = refused(chat(owner(backend), {**body, "baseModel": "other"}), 400)
+    assert "'scripted/model'" in sentence
+    assert "'other'" in sentence
+
+
+def test_what_is_not_there_is_404_and_says_what_is(backend: Backend, job: str) -> None:
+    def ask(**adapter: Any) -> str:
+        return refused(chat(owner(backend), {"messages": QUESTION, "adapter": {"jobId": job, **adapter}}), 404)
+
+    assert "2, 4, 6, 8, 10" in ask(kind="checkpoint", step=3)
+    run = backend.home / "runs" / job
+    (run / "checkpoints" / "4" / "adapter_model.safetensors").unlink()
+    (run / "checkpoints" / ".6.new").mkdir()
+    assert "2, 6, 8, 10" in ask(kind="checkpoint", step=4)
+    shutil.rmtree(run / "final")
+    assert "no final adapter" in ask(kind="final")
+    shutil.rmtree(run / "checkpoints")
+    assert "no checkpoint yet" in ask(kind="final")
+    assert "no job" in ask(kind="final", jobId="0" * 32)
+    assert "no job" in ask(kind="final", jobId="../../etc")
+
+
+def test_another_project_sees_nothing_of_it(backend: Backend, job: str) -> None:
+    body = {"messages": QUESTION, "adapter": {"kind": "final", "jobId": job}}
+    refused(chat(stranger(backend), body), 404)
+    refused(chat(Caller(backend.url, "wrong"), body), 401)
+    refused(chat(owner(backend), body, params={"orgSlug": "local"}), 400)
+
+
+@pytest.mark.usefixtures("slow_words")
+def test_a_checkpoint_answers_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    with backend.process:
+        caller = owner(backend)
+        job = caller.submit(maxSteps=100, saveSteps=2)
+        for frame in caller.events(job):
+            if frame.event == "checkpoint.saved":
+                break
+        adapter = {"kind": "checkpoint", "jobId": job, "step": frame.data["step"]}
+        answer = chat(caller, {"messages": QUESTION, "adapter": adapter, "stream": False})
+        assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+        assert caller.job(job)["status"] == "running"
+        backend.process.kill()
+
+
+# What is refused
+
+FIELDS: list[tuple[str, dict[str, Any]]] = [
+    ("messages", {"messages": []}),
+    ("messages", {"messages": None}),
+    ("messages[0].role", {"messages": [{"role": "robot", "content": "a"}]}),
+    ("messages[0].tool_calls", {"messages": [{"role": "assistant", "tool_calls": 1}]}),
+    ("messages[0].content", {"messages": [{"role": "user", "content": 1}]}),
+    ("adapter.jobId", {"adapter": {"kind": "final", "jobId": ""}}),
+    ("adapter", {"baseModel": None}),
+    ("baseModel", {"baseModel": ""}),
+    ("temperature", {"temperature": -1}),
+    ("topP", {"topP": 2}),
+    ("maxTokens", {"maxTokens": -1}),
+    ("stream", {"stream": 1}),
+    ("max_tokens", {"max_tokens": 5}),
+    ("stop", {"stop": ["\n"]}),
+    ("tools", {"tools": [{"type": "function", "function": {"name": "add"}}]}),
+    ("tools", {"toolChoice": "required"}),
+    ("responseFormat", {"responseFormat": {"type": "json_object"}}),
+    ("structuredOutputs", {"structuredOutputs": {"choice": ["a", "b"]}}),
+]
+
+
+def test_a_bad_field_is_named(backend: Backend) -> None:
+    for field, change in FIELDS:
+        answer = chat(owner(backend), {**BASE, **change})
+        assert refused(answer, 400).startswith(f"{field}:"), answer.text
+        assert answer.json()["code"]
+    assert serving_process(backend) is None  # none of them was worth a process
+
+
+def test_what_changes_nothing_is_taken(backend: Backend) -> None:
+    harmless = {"tools": [], "toolChoice": "auto", "responseFormat": {"type": "text"}, "structuredOutputs": None}
+    assert chat(owner(backend), {**BASE, **harmless}).status_code == 200
+
+
+def test_a_body_that_is_too_large_is_413(backend: Backend) -> None:
+    refused(chat(owner(backend), {**BASE, "messages": [{"role": "user", "content": "x" * 5_000_000}]}), 413)
+
+
+def test_a_failure_before_the_first_word_is_a_status(backend: Backend) -> None:
+    for stream in (True, False):
+        answer = chat(owner(backend), {**BASE, "baseModel": "scripted/fail", "stream": stream})
+        assert "as it was asked to" in refused(answer, 503)
+
+
+def test_a_failure_in_mid_stream_is_a_frame_before_the_end(backend: Backend) -> None:
+    *_, last = chunks(chat(owner(backend), {**BASE, "baseModel": "scripted/break"}))
+    assert last["error"]["code"] == "scripted"
+    assert "as it was asked to" in last["error"]["message"]
+    refused(chat(owner(backend), {**BASE, "baseModel": "scripted/break", "stream": False}), 503)
+
+
+# The process behind it
+
+
+def test_a_crash_fails_what_is_in_progress_and_the_next_request_is_answered(backend: Backend) -> None:
+    sentence = refused(chat(owner(backend), {**BASE, "baseModel": "scripted/crash"}), 503)
+    assert "exit code 13" in sentence
+    assert str(backend.home / "serving.log") in sentence
+    assert chunks(chat(owner(backend), BASE))
+
+
+@pytest.mark.usefixtures("slow_words")
+def test_a_killed_process_ends_the_streams_with_a_sentence(backend: Backend) -> None:
+    long = {**BASE, "messages": [{"role": "user", "content": "word " * 500}]}
+    with chat(owner(backend), long, stream=True) as answer:
+        assert answer.raw.read1()
+        child = serving_process(backend)
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        rest = b"".join(iter(answer.raw.read1, b""))
+    assert b"SIGKILL" in rest
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert chunks(chat(owner(backend), BASE))
+
+
+@pytest.mark.usefixtures("slow_words")
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_the_generation(backend: Backend, stream: bool) -> None:
+    chunks(chat(owner(backend), BASE))
+    child = serving_process(backend)
+    assert child is not None
+    body = json.dumps({**BASE, "stream": stream, "messages": [{"role": "user", "content": "word " * 3000}]})
+    url = urlsplit(backend.url)
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        head = "POST /v1/inference/chat?orgSlug=local&projectSlug=default HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Authorization: Bearer {backend.token}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall((head + body).encode())
+        time.sleep(0.3)
+        assert writes(child) >= 3
+    time.sleep(0.1)
+    assert writes(child) == 0
+
+
+def writes(process: psutil.Process, seconds: float = 0.2) -> int:
+    """How often a process writes in that time."""
+    before = process.io_counters().write_count
+    time.sleep(seconds)
+    return int(process.io_counters().write_count - before)
+
+
+@pytest.mark.usefixtures("slow_words")
+def test_several_clients_are_answered_side_by_side(backend: Backend) -> None:
+    chunks(chat(owner(backend), BASE))
+    seconds: list[float] = []
+
+    def ask() -> None:
+        began = time.monotonic()
+        chunks(chat(owner(backend), {**BASE, "messages": [{"role": "user", "content": "word " * 30}]}))
+        seconds.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seconds) == 8
+    assert max(seconds) < 4 * 30 * 0.02  # one after the other would take eight times
+
+
+@pytest.fixture
+def brief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """A backend whose serving process leaves after 0.3 s."""
+    monkeypatch.setenv("ARKOR_SERVING_IDLE_SECONDS", "0.3")
+    started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    with started.process:
+        yield started
+        started.process.kill()
+
+
+def test_it_leaves_when_it_is_not_needed_and_comes_back(brief: Backend) -> None:
+    chunks(chat(owner(brief), BASE))
+    assert serving_process(brief) is not None
+    deadline = time.monotonic() + 5
+    while serving_process(brief) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    chunks(chat(owner(brief), BASE))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_it_goes_with_the_server(backend: Backend, number: signal.Signals) -> None:
+    chunks(chat(owner(backend), BASE))
+    child = serving_process(backend)
+    assert child is not None
+    backend.process.send_signal(number)
+    backend.process.wait(timeout=10)
+    child.wait(timeout=2)
+
+
+def test_the_server_stays_light(backend: Backend) -> None:
+    chunks(chat(owner(backend), BASE))
+    maps = Path(f"/proc/{backend.process.pid}/maps")
+    if maps.exists():
+        assert "libtorch" not in maps.read_text()
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    base = make_base(tmp_path / "base", context=128)
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    job = owner(backend).submit(model=base)
+    owner(backend).until(job, "completed")
+    backend.process.terminate()
+    backend.process.wait()
+    for seed, name in enumerate(("final", "checkpoints/4"), start=1):
+        shutil.rmtree(backend.home / "runs" / job / name)
+        make_adapter(backend.home / "runs" / job / name, base, seed=seed)
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "trl")
+    with backend.process:
+        caller = owner(backend)
+        weights = [{"adapter": {"kind": "final", "jobId": job}}, {"baseModel": base}]
+        weights.append({"adapter": {"kind": "checkpoint", "jobId": job, "step": 4}})
+        said = []
+        for one in (*weights, *weights):
+            parts = chunks(chat(caller, {"messages": QUESTION, "maxTokens": 12, **one}))
+            said.append("".join(part["choices"][0]["delta"].get("content", "") for part in parts))
+        assert said[:3] == said[3:]
+        assert len(set(said[:3])) == 3
+        long = {"messages": [{"role": "user", "content": "x" * 200}], "baseModel": base}
+        assert "takes 128" in refused(chat(caller, long), 400)
+        assert "no folder" in refused(chat(caller, {"messages": QUESTION, "baseModel": "/nowhere"}), 400)
+        backend.process.kill()
