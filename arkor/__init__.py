@@ -14,6 +14,7 @@ from arkor.callbacks import (
 )
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
 from arkor.client.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
@@ -46,6 +47,7 @@ from arkor.jobs import (
     JobConfig,
     JobStatus,
     LoraConfig,
+    Scope,
     TrainingJob,
     TrainingResult,
 )
@@ -79,6 +81,7 @@ __all__ = [
     "OAuthCredentials",
     "ProjectStateMismatch",
     "ReconnectPolicy",
+    "Scope",
     "StartedContext",
     "StartedJob",
     "StreamLost",
@@ -90,6 +93,7 @@ __all__ = [
     "TrainingLogContext",
     "TrainingResult",
     "__version__",
+    "connect",
     "create_arkor",
     "create_trainer",
     "credentials_path",

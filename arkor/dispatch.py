@@ -114,7 +114,7 @@ class Dispatcher:
         except Exception as error:
             if self._callback_errors == "raise":
                 raise
-            logger.exception("the callback %s raised; the run itself goes on", moment)
+            logger.exception("the callback %s raised; the run itself is not touched by it", moment)
             if self._callback_errors == "reconnect":
                 return StreamFault(f"the callback {moment} raised {type(error).__name__}")
         return None

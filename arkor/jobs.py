@@ -84,7 +84,7 @@ def parse_dataset(value: Any) -> DatasetSource:
     if isinstance(value, Mapping):
         value = _dataset_from_dict(value)
     if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
-        raise InvalidConfig("dataset", 'expected {"type": "huggingface" | "blob" | "file", …}, not ' + _shown(value))
+        raise InvalidConfig("dataset", _instead_of(value))
     required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
     for name in attrs.fields_dict(type(value)):
         item = getattr(value, name)
@@ -93,6 +93,15 @@ def parse_dataset(value: Any) -> DatasetSource:
     if isinstance(value, BlobDataset) and not value.url.startswith(("http://", "https://", "/v1/datasets/")):
         raise InvalidConfig("dataset.url", "must begin with http:// or https://; for a file on disk use FileDataset")
     return value
+
+
+def _instead_of(value: Any) -> str:
+    """What to write instead of a plain string, or of anything else."""
+    if not isinstance(value, str):
+        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {_shown(value)}'
+    if value.startswith(("http://", "https://")):
+        return f'write {{"type": "blob", "url": {value!r}}}'
+    return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
 
 
 def _dataset_from_dict(value: Mapping[str, Any]) -> Any:
@@ -162,8 +171,8 @@ FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
 
 def _format(name: str, value: Any) -> None:
     if not isinstance(value, Mapping) or value.get("type") not in FORMATS or len(value) > 1:
-        choices = ", ".join(f'{{"type": "{kind}"}}' for kind in FORMATS)
-        raise InvalidConfig(name, f"must be one of {choices}, not {_shown(value)}")
+        kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
+        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, FORMATS))}, not {_shown(kind)}")
 
 
 def _split(name: str, value: Any) -> None:
@@ -316,5 +325,6 @@ class TrainingResult:
         """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
         if self.job.status != JobStatus.COMPLETED:
             reason = f": {self.job.error}" if self.job.error else ""
-            raise TrainingFailed(f"run {self.job.name!r} ({self.job.id}) is {self.job.status}{reason}")
+            verb = "was cancelled" if self.job.status == JobStatus.CANCELLED else self.job.status
+            raise TrainingFailed(f"the run {self.job.name!r} ({self.job.id}) {verb}{reason}")
         return self

@@ -95,8 +95,9 @@ class Trainer:
         settings = {name: given[name] for name in _SETTINGS}
         if isinstance(dataset_format, str):
             settings["dataset_format"] = {"type": dataset_format}
-        model = _absolute_if_folder(model, project_dir)
-        self._config: JobConfig | None = JobConfig(model, parse_dataset(dataset), **settings, **_lora(lora))
+        here = Path(project_dir or ".").absolute()
+        source = _absolute_if_file(parse_dataset(dataset), here)
+        self._config: JobConfig | None = JobConfig(_absolute_if_folder(model, here), source, **settings, **_lora(lora))
         self._config.check()
         self._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
         self._connect_with: tuple[Any, ...] = (base_url, credentials, project_dir)
@@ -145,6 +146,10 @@ class Trainer:
             raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
         if abort_signal is not None and not all(hasattr(abort_signal, name) for name in ("is_set", "wait")):
             raise InvalidConfig("abort_signal", f"must be a threading.Event, not {type(abort_signal).__name__}")
+        if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
+            raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
+        if progress not in ("auto", True, False):
+            raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
         self._listeners = Listeners(callbacks)
         self._callback_errors = callback_errors
         self._abort_signal = abort_signal
@@ -326,11 +331,18 @@ def _lora_from_dict(lora: Mapping[str, Any]) -> LoraConfig:
     return LoraConfig(**lora)
 
 
-def _absolute_if_folder(model: Any, project_dir: str | Path | None) -> Any:
+def _absolute_if_folder(model: Any, here: Path) -> Any:
     """`./my-model` means a folder here; the backend, which runs elsewhere, gets its absolute path."""
     if isinstance(model, str) and model.startswith((".", "~", "/")):
-        return str((Path(project_dir or ".") / Path(model).expanduser()).resolve())
+        return str((here / Path(model).expanduser()).resolve())
     return model
+
+
+def _absolute_if_file(source: DatasetSource, here: Path) -> DatasetSource:
+    """A file is where it was named, even if the script goes elsewhere before the run is submitted."""
+    if isinstance(source, FileDataset):
+        return FileDataset(str(here / Path(source.path).expanduser()))
+    return source
 
 
 def _report(function: Callable[[], Any], outcome: queue.Queue[Any]) -> None:

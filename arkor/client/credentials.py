@@ -162,8 +162,8 @@ def ensure_credentials(base_url: str | None = None) -> Credentials:
         write_credentials(found)
     elif url_of(found) != url:
         problem = (
-            f"you are signed in to {url_of(found)}, but {url} was asked for; `arkor logout` ends that sign-in, "
-            "and another ARKOR_HOME keeps both"
+            f"you are signed in to {url_of(found)}, but {url} was asked for; to end that sign-in, remove "
+            f"{credentials_path()}; to keep both, set another ARKOR_HOME"
         )
         raise CredentialsError(problem)
     return found

@@ -77,7 +77,7 @@ def ensure_project(client: CloudApiClient, org_slug: str, project_dir: str | Pat
     if found is not None and found.org_slug != org_slug:
         raise ProjectStateMismatch(
             f"{state_path(project_dir)} belongs to the organisation {found.org_slug!r}, but you are signed in to "
-            f"{org_slug!r}; sign in to {found.org_slug!r} (`arkor login`), or remove that file to start a new project"
+            f"{org_slug!r}; sign in to {found.org_slug!r}, or remove that file to start a new project"
         )
     if found is None:
         found = _create(client, org_slug, state_path(project_dir).parents[1].resolve())
