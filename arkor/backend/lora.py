@@ -48,9 +48,15 @@ def target_modules(model: Any) -> list[str]:
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """`nn.Linear`, what stands in for it in a quantized model, and GPT-2's transposed one."""
+    """`nn.Linear`, what stands in for it in a quantized model, and GPT-2's transposed one.
+
+    The last layer of a state-space block (it has a convolution beside it) is left out: its kernels take the bare
+    weight, past any adapter.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
+        block, _, last = name.rpartition(".")
+        fused = last == "out_proj" and hasattr(model.get_submodule(block), "conv1d")
+        if isinstance(module, (nn.Linear, Conv1D)) and not fused:
             yield name, module
 
 

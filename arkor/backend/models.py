@@ -255,7 +255,7 @@ _ADVICE = {
 def _sentences(folder: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a dozen libraries read a model, each with errors of its own
         text = " ".join(str(error).split())
         advice = next((advice for words, advice in _ADVICE.items() if words.lower() in text.lower()), None)
         raise RunError(f"The model {folder} {advice or f'cannot be loaded: {text[:300]}'}.") from error

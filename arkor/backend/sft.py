@@ -55,6 +55,8 @@ class Collator:
 class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     """See the module."""
 
+    control: Any
+
     def __init__(self, *, recorder: Recorder, data_collator: Collator, **options: Any) -> None:
         super().__init__(data_collator=data_collator, callbacks=[StopAsked(recorder)], **options)
         self._recorder = recorder
@@ -117,6 +119,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         metrics = {"eval_loss": total / count if count else float("nan")}
         self._last |= metrics
         self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def trust_flat(self, columns: dict[str, Sequence[Any]]) -> bool:
@@ -159,6 +162,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             samples_per_second=speed,
         )
         self._last["loss"] = logs["loss"]
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _settle(self) -> None:
         """Count the step that began last as done; the time of evaluating and saving is not training's."""

@@ -18,6 +18,7 @@ class Notebook:
         self.logs: list[dict[str, Any]] = []
         self.checkpoints: list[int] = []
         self.finished = False
+        self.metrics: dict[str, Any] = {}
         self._stop_at = stop_at
 
     def preparing(self, message: str) -> None:
@@ -42,6 +43,10 @@ class Notebook:
     def _fill(self, folder: Path, write: Callable[[Path], None]) -> None:
         folder.mkdir(parents=True)
         write(folder)
+
+    def logs_without_speed(self) -> list[dict[str, Any]]:
+        """What must be the same when the same run is made again."""
+        return [{name: value for name, value in log.items() if name != "samples_per_second"} for log in self.logs]
 
     @property
     def losses(self) -> list[float]:

@@ -13,6 +13,9 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+#: Of the made-up weights; ten times the usual, so that there is something in them for an adapter to work with.
+SPREAD = 0.2
+
 #: Shaped like the real ones of that name: grouped attention, gated units, tied or untied heads, transposed layers.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -33,7 +36,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 256,
         "sliding_window": 16,
     },
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 256,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "gpt_neox": {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -81,7 +92,8 @@ def make_tiny_model(folder: Path, architecture: str = "llama", chat_template: st
 
     tokenizer = tiny_tokenizer(chat_template)
     ends = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 3}
-    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **ends, **ARCHITECTURES[architecture])
+    shape = {"vocab_size": len(tokenizer), "initializer_range": SPREAD, **ARCHITECTURES[architecture]}
+    config = AutoConfig.for_model(architecture, **shape, **ends)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
