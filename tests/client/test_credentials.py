@@ -181,7 +181,9 @@ def test_ensure_never_overwrites_a_sign_in() -> None:
     before = credentials_path().read_bytes()
     with answering(Answer(201, IDENTITY)) as server, pytest.raises(CredentialsError) as caught:
         ensure_credentials(server.url)
-    assert all(word in str(caught.value) for word in ("https://api.example", server.url, str(credentials_path()), "ARKOR_HOME"))
+    assert all(
+        word in str(caught.value) for word in ("https://api.example", server.url, str(credentials_path()), "ARKOR_HOME")
+    )
     assert server.requests == []
     assert credentials_path().read_bytes() == before
 

@@ -102,9 +102,7 @@ def test_state_of_another_organisation_is_left_alone(tmp_path: Path) -> None:
     write_state(STATE, tmp_path)
     with answering(Answer()) as server, pytest.raises(ProjectStateMismatch) as caught:
         ensure_project(client(server), "org-2", tmp_path)
-    assert all(
-        word in str(caught.value) for word in (str(state_path(tmp_path)), "org-1", "org-2", "sign in", "remove")
-    )
+    assert all(word in str(caught.value) for word in (str(state_path(tmp_path)), "org-1", "org-2", "sign in", "remove"))
     assert server.requests == []
     assert read_state(tmp_path) == STATE
 

@@ -221,7 +221,9 @@ def test_no_reader_stays_behind() -> None:
     data=st.data(),
 )
 @settings(max_examples=40, deadline=None)
-def test_whatever_the_server_does_each_event_is_handed_on_once(log: int, script: list[str], data: st.DataObject) -> None:
+def test_whatever_the_server_does_each_event_is_handed_on_once(
+    log: int, script: list[str], data: st.DataObject
+) -> None:
     """A server with a log and a schedule of faults; in the end it behaves."""
     schedule = [(kind, data.draw(st.integers(0, log))) for kind in script]
 

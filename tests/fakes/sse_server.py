@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 #: Gets the open socket and the request's headers (lower-case names); what it does is what the client sees.
 Step = Callable[[socket.socket, dict[str, str]], None]
@@ -38,10 +38,8 @@ class ScriptedServer:
             headers = _read_request(connection)
             step = self.steps[min(len(self.requests), len(self.steps) - 1)]
             self.requests.append(headers)
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 step(connection, headers)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
 
     def close(self) -> None:
         self.released.set()
