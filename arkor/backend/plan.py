@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from arkor.backend.engine import RunError
+from arkor.errors import InvalidConfig
 from arkor.jobs import JobConfig
 
 #: What a field means that was left open; None is worked out from the run, as the comment says.
@@ -92,18 +92,19 @@ def setting(config: JobConfig, name: str) -> Any:
 
 
 def check_names(config: JobConfig) -> None:
-    """Raise `RunError` for an optimizer or a schedule that does not exist here, with the list of those that do."""
+    """Raise `InvalidConfig` for an optimizer or a schedule that does not exist here, with the list of those that do."""
     optim, schedule = setting(config, "optim"), setting(config, "lr_scheduler_type")
     if optim not in OPTIMIZERS:
-        raise RunError(f"optim: there is no {optim!r}; choose one of {', '.join(OPTIMIZERS)}.")
+        raise InvalidConfig("optim", f"there is no {optim!r}; choose one of {', '.join(OPTIMIZERS)}")
     package = OPTIMIZERS[optim]
     if package and importlib.util.find_spec(package) is None:
-        raise RunError(
-            f"optim: {optim!r} needs the package {package}, which is not installed where the backend runs. "
-            f"Run: pip install {package}, or choose {DEFAULTS['optim']!r}."
+        raise InvalidConfig(
+            "optim",
+            f"{optim!r} needs the package {package}, which is not installed where the backend runs; "
+            f"run pip install {package} there, or choose {DEFAULTS['optim']!r}",
         )
     if schedule not in SCHEDULES:
-        raise RunError(f"lr_scheduler_type: there is no {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+        raise InvalidConfig("lr_scheduler_type", f"there is no {schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
 
 def plan(config: JobConfig, rows: int, *, evaluates: bool) -> Plan:

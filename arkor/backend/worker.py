@@ -24,6 +24,7 @@ from arkor.backend.bell import ring
 from arkor.backend.engine import Run, RunError, load_engine
 from arkor.backend.home import RunFolder, bell_file, write_atomically
 from arkor.backend.log import LogHeld, LogWriter
+from arkor.errors import InvalidConfig
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -142,7 +143,7 @@ def outcome(run: Run, recorder: LogRecorder, engine: str) -> Event:
     """Train, and return the event that ends the run, whatever happens."""
     try:
         metrics = load_engine(engine).train(run, recorder)
-    except RunError as error:
+    except (RunError, InvalidConfig) as error:
         sentence = str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an engine raises ends as a sentence
         traceback.print_exc()

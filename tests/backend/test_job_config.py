@@ -11,8 +11,8 @@ import attrs
 import pytest
 
 from arkor.backend import plan as room
-from arkor.backend.engine import RunError
 from arkor.backend.plan import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, plan
+from arkor.errors import InvalidConfig
 from arkor.jobs import BlobDataset, JobConfig
 
 SOURCE = BlobDataset("/v1/datasets/x/a.jsonl")
@@ -76,18 +76,18 @@ def test_every_open_field_has_a_default_and_no_other() -> None:
 
 
 def test_an_unknown_optimizer_lists_the_known_ones() -> None:
-    with pytest.raises(RunError, match=r"optim: there is no 'adam'; choose one of adamw_torch, .*sgd"):
+    with pytest.raises(InvalidConfig, match=r"optim: there is no 'adam'; choose one of adamw_torch, .*sgd"):
         check_names(config(optim="adam"))
 
 
 def test_an_unknown_schedule_lists_the_known_ones() -> None:
-    with pytest.raises(RunError, match=r"lr_scheduler_type: there is no 'cos'; choose one of linear, cosine"):
+    with pytest.raises(InvalidConfig, match=r"lr_scheduler_type: there is no 'cos'; choose one of linear, cosine"):
         check_names(config(lr_scheduler_type="cos"))
 
 
 def test_an_optimizer_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(room.OPTIMIZERS, "adamw_8bit", "no_such_package")
-    with pytest.raises(RunError, match="pip install no_such_package, or choose 'adamw_torch_fused'"):
+    with pytest.raises(InvalidConfig, match="pip install no_such_package, or choose 'adamw_torch_fused'"):
         check_names(config(optim="adamw_8bit"))
 
 

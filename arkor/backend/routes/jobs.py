@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from arkor.backend.bell import Bell
 from arkor.backend.home import create_run, run_folder
 from arkor.backend.log import is_finished, last_id, read_events
 from arkor.backend.models import submission_problem
+from arkor.backend.plan import check_names
 from arkor.backend.routes import (
     CallScope,
     Refusal,
@@ -108,11 +110,18 @@ def checked_config(value: Any) -> JobConfig:
         problem = 'a file must be uploaded first (POST /v1/datasets) and named as {"type": "blob", "url": …}'
         raise invalid("config.datasetSource", problem)
     config = from_wire(JobConfig, value)
-    try:
+    with naming_the_field():
         config.check()
+    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source))
+
+
+@contextmanager
+def naming_the_field() -> Iterator[None]:
+    """An `InvalidConfig` in here becomes a 400 that names the field as it is on the wire."""
+    try:
+        yield
     except InvalidConfig as error:
         raise invalid(_wire_name(error.field), error.problem) from None
-    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source))
 
 
 def _wire_name(field: str) -> str:
@@ -136,9 +145,12 @@ def _refuse_hopeless(state: State, asked: Submission) -> None:
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
         if not state.store.has_dataset(asked.scope.project, digest):
             raise invalid("config.datasetSource.url", "no file of this project was uploaded under it")
-    problem = submission_problem(asked.config.model, state.home) if state.engine == "trl" else None
-    if problem:
+    if state.engine != "trl":
+        return
+    if problem := submission_problem(asked.config.model, state.home):
         raise invalid("config.model", problem)
+    with naming_the_field():
+        check_names(asked.config)
 
 
 # Looking and cancelling
