@@ -87,7 +87,7 @@ def test_an_unknown_schedule_lists_the_known_ones() -> None:
 
 def test_an_optimizer_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(room.OPTIMIZERS, "adamw_8bit", "no_such_package")
-    with pytest.raises(InvalidConfig, match="pip install no_such_package, or choose 'adamw_torch_fused'"):
+    with pytest.raises(InvalidConfig, match="pip install no_such_package there, or choose 'adamw_torch_fused'"):
         check_names(config(optim="adamw_8bit"))
 
 
