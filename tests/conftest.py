@@ -79,3 +79,13 @@ def backend(tmp_path: Path) -> Iterator[Backend]:
     yield started
     started.process.kill()
     started.process.wait()
+
+
+@pytest.fixture
+def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The same, with steps that take a tenth of a second."""
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
+    started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    yield started
+    started.process.kill()
+    started.process.wait()

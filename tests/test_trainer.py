@@ -26,7 +26,7 @@ from arkor import (
     create_trainer,
 )
 from arkor.client.connect import connect
-from tests.conftest import Backend, start_backend
+from tests.conftest import Backend
 
 HUB = {"type": "huggingface", "name": "some/rows"}
 QUICK = ReconnectPolicy(initial_delay=0.01, max_delay=0.05)
@@ -36,16 +36,6 @@ def make(**settings: Any) -> Trainer:
     return Trainer(
         **{"name": "a run", "model": "some-model", "dataset": HUB, "progress": False, "reconnect": QUICK, **settings}
     )
-
-
-@pytest.fixture
-def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Its steps take a tenth of a second."""
-    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
-    started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
-    yield started
-    started.process.kill()
-    started.process.wait()
 
 
 class Notes:
