@@ -20,6 +20,7 @@ from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
 from arkor.backend.completion import CannotAnswer, Completion, Delta, Done, Reply
+from arkor.backend.threads import Threads
 from arkor.backend.weights import Shelf, Weights
 
 #: Tokens of an answer when the request leaves its length open.
@@ -261,6 +262,7 @@ class TorchGenerator:
 
     def __init__(self, home: Path, memory: int | None = None) -> None:
         self._shelf = Shelf(home, memory)
+        self._threads = Threads(torch.get_num_threads(), torch.set_num_threads)
         self._waiting: list[_Waiting] = []
         self._batches: list[Batch] = []
 
@@ -286,8 +288,9 @@ class TorchGenerator:
             wait([one.weights for one in self._waiting], NAP_SECONDS, FIRST_COMPLETED)
         replies = self._admit()
         readers = [batch for batch in self._batches if batch.reading]
-        for batch in [batch for batch in self._batches if not batch.reading] + readers[:1]:
-            replies += self._advance(batch)
+        with self._threads.measured():
+            for batch in [batch for batch in self._batches if not batch.reading] + readers[:1]:
+                replies += self._advance(batch)
         self._merge()
         return replies
 

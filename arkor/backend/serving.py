@@ -84,12 +84,7 @@ def take_stdout() -> BinaryIO:
 
 
 def be_modest() -> None:
-    """Let runs go first, with the processor and, where the system can be told, with memory. Before torch is imported.
-
-    Threads that wait for each other sleep instead of spinning: beside a run that spins as well, a token would
-    otherwise take ten times as long, and the run would suffer from it too.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """Let runs go first, with the processor and, where the system can be told, with memory."""
     os.nice(NICENESS)
     with contextlib.suppress(OSError):  # Linux alone has it
         Path("/proc/self/oom_score_adj").write_text("500")

@@ -1,0 +1,69 @@
+"""How many threads to compute with: every core's while they are free, fewer while others want them too.
+
+Threads of one computation wait for each other, spinning. Once another process takes one core of two, a token takes
+twenty times as long, and the other process, which may be a run, suffers from the spinning. A single thread does not
+mind company.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: How long to compute between two looks at it, in seconds.
+WINDOW_SECONDS = 0.2
+
+#: So many times a second a thread is made to give up its core when somebody else wants it; alone, a few times.
+CROWDED_RATE = 25.0
+
+#: How long it must have been quiet before more threads are tried, in seconds: at first, and after many failures.
+FIRST_PATIENCE, LAST_PATIENCE = 0.4, 30.0
+
+
+class Threads:
+    """Sets, through `use`, between 1 and `most` threads for the computations in `measured()`."""
+
+    def __init__(self, most: int, use: Callable[[int], None]) -> None:
+        self.count = 1
+        self._most = most
+        self._use = use
+        self._seconds = 0.0
+        self._preemptions = 0
+        self._quiet = 0.0
+        self._patience = FIRST_PATIENCE
+        use(1)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around some computation, however long."""
+        began, before = time.monotonic(), _preemptions()
+        yield
+        self.observe(time.monotonic() - began, _preemptions() - before)
+
+    def observe(self, seconds: float, preemptions: int) -> None:
+        """Take in how often the system took a core away in so many seconds of computing."""
+        self._seconds += seconds
+        self._preemptions += preemptions
+        if self._seconds < WINDOW_SECONDS:
+            return
+        crowded = self._preemptions > CROWDED_RATE * self.count * self._seconds
+        self._quiet = 0.0 if crowded else self._quiet + self._seconds
+        self._seconds, self._preemptions = 0.0, 0
+        if crowded and self.count > 1:
+            self._patience = min(self._patience * 2, LAST_PATIENCE)
+            self._set(self.count // 2)
+        elif self.count < self._most and self._quiet >= self._patience:
+            self._set(min(self.count * 2, self._most))
+        elif self._quiet >= LAST_PATIENCE:
+            self._patience = FIRST_PATIENCE
+
+    def _set(self, count: int) -> None:
+        self.count, self._quiet = count, 0.0
+        self._use(count)
+
+
+def _preemptions() -> int:
+    """How often, so far, a thread of this process had to give up its core."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
