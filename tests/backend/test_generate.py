@@ -21,8 +21,11 @@ from arkor.backend.weights import Shelf
 from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
 
-#: PEFT asks transformers by a name that this one is about to give up.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # torch alone takes seconds to import
+    # PEFT asks transformers by a name that this one is about to give up.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 QUESTION = ({"role": "user", "content": "Wie heißt du? 你好"},)
 
@@ -381,7 +384,6 @@ def test_bases_that_are_not_used_leave_when_another_needs_room(tmp_path: Path) -
 # The real thing
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fp32")
 def test_the_starter_model_says_what_transformers_generates(tmp_path: Path, generator: TorchGenerator) -> None:
     messages = ({"role": "user", "content": "What is the capital of France?"},)

@@ -18,7 +18,6 @@ import requests
 
 from tests.backend.caller import Caller, owner, stranger
 from tests.conftest import Backend, start_backend
-from tests.fakes.byte_model import make_adapter, make_base
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie heißt du, 你好?"}]
 ANSWER = "scripted: Wie heißt du, 你好?"
@@ -50,6 +49,15 @@ def serving_process(backend: Backend) -> psutil.Process | None:
     return next((child for child in children if "arkor.backend.serving" in child.cmdline()), None)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A scripted backend for tests that leave it as it was."""
+    started = start_backend(tmp_path_factory.mktemp("shared"), "--engine", "scripted")
+    with started.process:
+        yield started
+        started.process.kill()
+
+
 @pytest.fixture
 def slow_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripted generator takes 20 ms a word."""
@@ -57,9 +65,9 @@ def slow_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job(backend: Backend) -> str:
+def job(shared: Backend) -> str:
     """A run that is over, with checkpoints of steps 2, 4, … 10."""
-    caller = owner(backend)
+    caller = owner(shared)
     job_id = caller.submit()
     caller.until(job_id, "completed")
     return job_id
@@ -68,8 +76,8 @@ def job(backend: Backend) -> str:
 # The shapes
 
 
-def test_streamed_by_default(backend: Backend) -> None:
-    first, *middle, last = chunks(chat(owner(backend), BASE))
+def test_streamed_by_default(shared: Backend) -> None:
+    first, *middle, last = chunks(chat(owner(shared), BASE))
     assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in middle) == ANSWER
     assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
@@ -81,8 +89,8 @@ def test_streamed_by_default(backend: Backend) -> None:
         assert abs(chunk["created"] - time.time()) < 60
 
 
-def test_whole_when_asked(backend: Backend) -> None:
-    answer = chat(owner(backend), {**BASE, "stream": False, "maxTokens": 3, "temperature": 0.5, "topP": 0.9}).json()
+def test_whole_when_asked(shared: Backend) -> None:
+    answer = chat(owner(shared), {**BASE, "stream": False, "maxTokens": 3, "temperature": 0.5, "topP": 0.9}).json()
     assert answer["object"] == "chat.completion"
     message = {"role": "assistant", "content": "scripted: Wie heißt "}
     assert answer["choices"] == [{"index": 0, "message": message, "finish_reason": "length"}]
@@ -103,28 +111,28 @@ def test_every_word_comes_when_it_exists(backend: Backend) -> None:
 # Which weights
 
 
-def test_final_and_checkpoint_of_a_job(backend: Backend, job: str) -> None:
+def test_final_and_checkpoint_of_a_job(shared: Backend, job: str) -> None:
     for adapter, label in (({"kind": "final"}, job), ({"kind": "checkpoint", "step": 4}, f"{job}@4")):
         body = {"messages": QUESTION, "adapter": {"jobId": job, **adapter}, "stream": False}
-        answer = chat(owner(backend), body).json()
+        answer = chat(owner(shared), body).json()
         assert answer["choices"][0]["message"]["content"] == ANSWER
         assert answer["model"] == label
 
 
-def test_a_base_model_beside_an_adapter_must_be_its_own(backend: Backend, job: str) -> None:
+def test_a_base_model_beside_an_adapter_must_be_its_own(shared: Backend, job: str) -> None:
     body = {"messages": QUESTION, "adapter": {"kind": "final", "jobId": job}, "stream": False}
-    assert chat(owner(backend), {**body, "baseModel": "scripted/model"}).status_code == 200
-    sentence = refused(chat(owner(backend), {**body, "baseModel": "other"}), 400)
+    assert chat(owner(shared), {**body, "baseModel": "scripted/model"}).status_code == 200
+    sentence = refused(chat(owner(shared), {**body, "baseModel": "other"}), 400)
     assert "'scripted/model'" in sentence
     assert "'other'" in sentence
 
 
-def test_what_is_not_there_is_404_and_says_what_is(backend: Backend, job: str) -> None:
+def test_what_is_not_there_is_404_and_says_what_is(shared: Backend, job: str) -> None:
     def ask(**adapter: Any) -> str:
-        return refused(chat(owner(backend), {"messages": QUESTION, "adapter": {"jobId": job, **adapter}}), 404)
+        return refused(chat(owner(shared), {"messages": QUESTION, "adapter": {"jobId": job, **adapter}}), 404)
 
     assert "2, 4, 6, 8, 10" in ask(kind="checkpoint", step=3)
-    run = backend.home / "runs" / job
+    run = shared.home / "runs" / job
     (run / "checkpoints" / "4" / "adapter_model.safetensors").unlink()
     (run / "checkpoints" / ".6.new").mkdir()
     assert "2, 6, 8, 10" in ask(kind="checkpoint", step=4)
@@ -136,11 +144,11 @@ def test_what_is_not_there_is_404_and_says_what_is(backend: Backend, job: str) -
     assert "no job" in ask(kind="final", jobId="../../etc")
 
 
-def test_another_project_sees_nothing_of_it(backend: Backend, job: str) -> None:
+def test_another_project_sees_nothing_of_it(shared: Backend, job: str) -> None:
     body = {"messages": QUESTION, "adapter": {"kind": "final", "jobId": job}}
-    refused(chat(stranger(backend), body), 404)
-    refused(chat(Caller(backend.url, "wrong"), body), 401)
-    refused(chat(owner(backend), body, params={"orgSlug": "local"}), 400)
+    refused(chat(stranger(shared), body), 404)
+    refused(chat(Caller(shared.url, "wrong"), body), 401)
+    refused(chat(owner(shared), body, params={"orgSlug": "local"}), 400)
 
 
 @pytest.mark.usefixtures("slow_words")
@@ -192,36 +200,36 @@ def test_a_bad_field_is_named(backend: Backend) -> None:
     assert serving_process(backend) is None  # none of them was worth a process
 
 
-def test_what_changes_nothing_is_taken(backend: Backend) -> None:
+def test_what_changes_nothing_is_taken(shared: Backend) -> None:
     harmless = {"tools": [], "toolChoice": "auto", "responseFormat": {"type": "text"}, "structuredOutputs": None}
-    assert chat(owner(backend), {**BASE, **harmless}).status_code == 200
+    assert chat(owner(shared), {**BASE, **harmless}).status_code == 200
 
 
-def test_a_body_that_is_too_large_is_413(backend: Backend) -> None:
-    refused(chat(owner(backend), {**BASE, "messages": [{"role": "user", "content": "x" * 5_000_000}]}), 413)
+def test_a_body_that_is_too_large_is_413(shared: Backend) -> None:
+    refused(chat(owner(shared), {**BASE, "messages": [{"role": "user", "content": "x" * 5_000_000}]}), 413)
 
 
-def test_a_failure_before_the_first_word_is_a_status(backend: Backend) -> None:
+def test_a_failure_before_the_first_word_is_a_status(shared: Backend) -> None:
     for stream in (True, False):
-        answer = chat(owner(backend), {**BASE, "baseModel": "scripted/fail", "stream": stream})
+        answer = chat(owner(shared), {**BASE, "baseModel": "scripted/fail", "stream": stream})
         assert "as it was asked to" in refused(answer, 503)
 
 
-def test_a_failure_in_mid_stream_is_a_frame_before_the_end(backend: Backend) -> None:
-    *_, last = chunks(chat(owner(backend), {**BASE, "baseModel": "scripted/break"}))
+def test_a_failure_in_mid_stream_is_a_frame_before_the_end(shared: Backend) -> None:
+    *_, last = chunks(chat(owner(shared), {**BASE, "baseModel": "scripted/break"}))
     assert last["error"]["code"] == "scripted"
     assert "as it was asked to" in last["error"]["message"]
-    refused(chat(owner(backend), {**BASE, "baseModel": "scripted/break", "stream": False}), 503)
+    refused(chat(owner(shared), {**BASE, "baseModel": "scripted/break", "stream": False}), 503)
 
 
 # The process behind it
 
 
-def test_a_crash_fails_what_is_in_progress_and_the_next_request_is_answered(backend: Backend) -> None:
-    sentence = refused(chat(owner(backend), {**BASE, "baseModel": "scripted/crash"}), 503)
+def test_a_crash_fails_what_is_in_progress_and_the_next_request_is_answered(shared: Backend) -> None:
+    sentence = refused(chat(owner(shared), {**BASE, "baseModel": "scripted/crash"}), 503)
     assert "exit code 13" in sentence
-    assert str(backend.home / "serving.log") in sentence
-    assert chunks(chat(owner(backend), BASE))
+    assert str(shared.home / "serving.log") in sentence
+    assert chunks(chat(owner(shared), BASE))
 
 
 @pytest.mark.usefixtures("slow_words")
@@ -312,9 +320,9 @@ def test_it_goes_with_the_server(backend: Backend, number: signal.Signals) -> No
     child.wait(timeout=2)
 
 
-def test_the_server_stays_light(backend: Backend) -> None:
-    chunks(chat(owner(backend), BASE))
-    maps = Path(f"/proc/{backend.process.pid}/maps")
+def test_the_server_stays_light(shared: Backend) -> None:
+    chunks(chat(owner(shared), BASE))
+    maps = Path(f"/proc/{shared.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
 
@@ -324,6 +332,8 @@ def test_the_server_stays_light(backend: Backend) -> None:
 
 @pytest.mark.slow
 def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.fakes.byte_model import make_adapter, make_base  # noqa: PLC0415 - imports torch
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     base = make_base(tmp_path / "base", context=128)
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")

@@ -15,7 +15,6 @@ import pytest
 from attrs import define
 
 from arkor.backend.completion import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
-from tests.fakes.byte_model import make_base
 
 
 @define
@@ -141,6 +140,8 @@ def test_it_lets_runs_go_first(served: Served) -> None:
 
 @pytest.mark.slow
 def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
+    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+
     base = make_base(tmp_path / "base")
     served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
     with served.process:

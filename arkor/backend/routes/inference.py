@@ -203,9 +203,13 @@ async def _frames(answer: Answer, reply: Reply, shape: Shape) -> AsyncIterator[b
         yield shape.chunk({"content": reply.text})
         reply = await answer.next()
     if isinstance(reply, Failed):
-        yield _frame({"error": {"message": reply.sentence, "code": reply.code, "type": "server_error"}}) + END
+        yield _frame({"error": _openai_error(reply)}) + END
     else:
         yield shape.chunk({}, reply.finish_reason, usage=usage(reply)) + END
+
+
+def _openai_error(failed: Failed) -> dict[str, Any]:
+    return {"message": failed.sentence, "type": "server_error", "code": failed.code, "status": failed.status}
 
 
 def _frame(value: Mapping[str, Any]) -> bytes:
