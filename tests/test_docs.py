@@ -15,10 +15,10 @@ import pytest
 from attrs import frozen
 
 import arkor
-from arkor.backend.datasets import load_rows
+from arkor.backend.data.datasets import load_rows
+from arkor.backend.data.records import DataError
 from arkor.backend.home import datasets_folder
-from arkor.backend.plan import DEFAULTS
-from arkor.backend.records import DataError
+from arkor.backend.training.plan import DEFAULTS
 from arkor.jobs import BlobDataset
 from docs import write_help
 from tests.conftest import PROJECT, Backend, start_backend, stop_backend

@@ -88,7 +88,7 @@ def load_engine(name: str) -> Engine:
     """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
     if name == "scripted":
         return ScriptedEngine()
-    engine: Engine = importlib.import_module("arkor.backend.engine_trl").TrlEngine()
+    engine: Engine = importlib.import_module("arkor.backend.training.engine_trl").TrlEngine()
     return engine
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import attrs
 
-from arkor.backend.completion import CannotAnswer, Completion, Delta, Failed, Reply, reply_from_json
+from arkor.backend.generation.completion import CannotAnswer, Completion, Delta, Failed, Reply, reply_from_json
 from arkor.backend.home import RunFolder
 from arkor.chat import Adapter
 from arkor.settings import serving_idle_seconds

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from arkor.backend.completion import EchoGenerator, Generator, Reply, completion_from_json, reply_to_json
+from arkor.backend.generation.completion import EchoGenerator, Generator, Reply, completion_from_json, reply_to_json
 from arkor.settings import serving_memory_bytes
 from arkor.wire import dumps
 
@@ -34,7 +34,7 @@ def load_generator(engine: str, home: Path) -> Generator:
     """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
     if engine == "scripted":
         return EchoGenerator()
-    generator: Generator = importlib.import_module("arkor.backend.generate").TorchGenerator(
+    generator: Generator = importlib.import_module("arkor.backend.generation.generate").TorchGenerator(
         home, serving_memory_bytes()
     )
     return generator

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from attrs import define
 
-from arkor.backend.completion import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
+from arkor.backend.generation.completion import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
 
 
 @define

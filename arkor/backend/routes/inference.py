@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from arkor.backend.completion import CannotAnswer, Completion, Delta, Done, Failed, Reply
+from arkor.backend.generation.completion import CannotAnswer, Completion, Delta, Done, Failed, Reply
 from arkor.backend.home import run_folder
 from arkor.backend.inference import Answer, adapter_folder
 from arkor.backend.models import submission_problem

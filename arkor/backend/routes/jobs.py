@@ -21,7 +21,6 @@ from arkor.backend.bell import Bell
 from arkor.backend.home import create_run, run_folder
 from arkor.backend.log import is_finished, last_id, read_events
 from arkor.backend.models import submission_problem
-from arkor.backend.plan import check_names
 from arkor.backend.routes import (
     CallScope,
     Refusal,
@@ -35,6 +34,7 @@ from arkor.backend.routes import (
 from arkor.backend.sse import END, PING, cursor, frames, mark
 from arkor.backend.store import Job, Taken, new_id
 from arkor.backend.supervisor import AlreadyOver
+from arkor.backend.training.plan import check_names
 from arkor.errors import InvalidConfig
 from arkor.events import TERMINAL_TYPES, now
 from arkor.jobs import BlobDataset, JobConfig, JobStatus, parse_dataset

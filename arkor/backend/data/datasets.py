@@ -17,10 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, field, frozen
 
-from arkor.backend.download import download
+from arkor.backend.data.download import download
+from arkor.backend.data.records import DataError, Record, read_records
+from arkor.backend.data.rows import BadRow, PackedRows, Row, ignored_fields, read_row, recognise
 from arkor.backend.home import datasets_folder
-from arkor.backend.records import DataError, Record, read_records
-from arkor.backend.rows import BadRow, PackedRows, Row, ignored_fields, read_row, recognise
 from arkor.jobs import BlobDataset, HuggingFaceDataset
 
 #: So many faults are told one by one; the rest is counted.

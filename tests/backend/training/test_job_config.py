@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import pytest
 
-from arkor.backend import plan as room
-from arkor.backend.plan import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, plan
+from arkor.backend.training import plan as room
+from arkor.backend.training.plan import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, plan
 from arkor.errors import InvalidConfig
 from arkor.jobs import BlobDataset, JobConfig
 
@@ -111,7 +111,7 @@ def test_every_number_of_the_plan_reaches_the_trainer() -> None:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.device import Device  # noqa: PLC0415 - as above
-    from arkor.backend.engine_trl import training_arguments  # noqa: PLC0415 - as above
+    from arkor.backend.training.engine_trl import training_arguments  # noqa: PLC0415 - as above
 
     asked = config(
         max_steps=77,

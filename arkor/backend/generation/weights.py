@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from arkor.backend.completion import CannotAnswer
 from arkor.backend.device import choose_device
 from arkor.backend.engine import RunError
+from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.models import load_model, load_tokenizer, local_folder
 from arkor.chat import message_text
 

@@ -19,9 +19,9 @@ from attrs import define, field
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
-from arkor.backend.completion import CannotAnswer, Completion, Delta, Done, Reply
+from arkor.backend.generation.completion import CannotAnswer, Completion, Delta, Done, Reply
+from arkor.backend.generation.weights import Shelf, Weights
 from arkor.backend.threads import Threads
-from arkor.backend.weights import Shelf, Weights
 
 #: Tokens of an answer when the request leaves its length open.
 DEFAULT_MAX_TOKENS = 512

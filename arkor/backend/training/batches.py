@@ -13,7 +13,7 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from arkor.backend.tokens import IGNORED
+from arkor.backend.training.tokens import IGNORED
 
 #: A sequence of examples laid end to end has at most so many tokens: its attention grows with their square.
 LONGEST_FLAT = 2048

@@ -17,12 +17,14 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.backend.datasets import Rows, load_rows
+from arkor.backend.data.datasets import Rows, load_rows
+from arkor.backend.data.download import private_urls_allowed
+from arkor.backend.data.rows import PackedRows
 from arkor.backend.device import Device, choose_device
-from arkor.backend.download import private_urls_allowed
 from arkor.backend.engine import Recorder, Run, RunError
 from arkor.backend.models import load_model, load_tokenizer, local_folder, quiet_libraries
-from arkor.backend.plan import (
+from arkor.backend.process import keep_freed_memory, wait_without_spinning
+from arkor.backend.training.plan import (
     DRY_EVAL_ROWS,
     DRY_ROWS,
     EVAL_ROWS,
@@ -32,9 +34,7 @@ from arkor.backend.plan import (
     plan,
     setting,
 )
-from arkor.backend.process import keep_freed_memory, wait_without_spinning
-from arkor.backend.rows import PackedRows
-from arkor.backend.tokens import Encoded, encode
+from arkor.backend.training.tokens import Encoded, encode
 from arkor.jobs import JobConfig
 
 #: Everything random in a run comes from this seed.
@@ -116,7 +116,7 @@ def _rows(run: Run, recorder: Recorder) -> Rows:
 def _learner(run: Run, device: Device, recorder: Recorder) -> _Learner:
     import transformers  # noqa: PLC0415 - who reads the plan of a run needs none
 
-    from arkor.backend.lora import add_adapter  # noqa: PLC0415 - as above
+    from arkor.backend.training.lora import add_adapter  # noqa: PLC0415 - as above
 
     config = run.config
     folder = local_folder(config.model, run.home, recorder.preparing)
@@ -201,7 +201,7 @@ def _trainer(
 ) -> Any:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
-    from arkor.backend.sft import Collator, LeanTrainer  # noqa: PLC0415 - as above
+    from arkor.backend.training.sft import Collator, LeanTrainer  # noqa: PLC0415 - as above
 
     deep = _needs_checkpointing(learner.model, device)
     return LeanTrainer(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from arkor.backend.engine import Run, RunError
-from arkor.backend.engine_trl import TrlEngine
+from arkor.backend.training.engine_trl import TrlEngine
 from arkor.jobs import BlobDataset, JobConfig
 from tests.fakes.notebook import Notebook
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
@@ -295,8 +295,8 @@ def _plain_trl(bench: Bench, folder: Path) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed  # noqa: PLC0415 - as above
     from trl import SFTConfig, SFTTrainer  # noqa: PLC0415 - as above
 
-    from arkor.backend.engine_trl import SEED  # noqa: PLC0415 - as above
-    from arkor.backend.lora import target_modules  # noqa: PLC0415 - as above
+    from arkor.backend.training.engine_trl import SEED  # noqa: PLC0415 - as above
+    from arkor.backend.training.lora import target_modules  # noqa: PLC0415 - as above
 
     model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
     rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in CHATS]

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from arkor.backend.batches import Piece, pieces
 from arkor.backend.engine import Recorder
+from arkor.backend.training.batches import Piece, pieces
 
 #: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
 #: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPT2Config, MambaConfig, MistralConfig
 
-from arkor.backend import weights as weights_room
-from arkor.backend.completion import Completion, Delta, Done, Failed, Reply
 from arkor.backend.device import choose_device
-from arkor.backend.generate import TextStream, TorchGenerator, sample
-from arkor.backend.weights import Shelf
+from arkor.backend.generation import weights as weights_room
+from arkor.backend.generation.completion import Completion, Delta, Done, Failed, Reply
+from arkor.backend.generation.generate import TextStream, TorchGenerator, sample
+from arkor.backend.generation.weights import Shelf
 from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
 
@@ -149,7 +149,7 @@ def test_every_architecture_answers_in_company(tmp_path: Path, generator: TorchG
 def test_a_long_prompt_is_read_in_pieces(
     tmp_path: Path, generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("arkor.backend.generate.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("arkor.backend.generation.generate.PREFILL_TOKENS", 16)
     expected = reference(folders["base"], None, [{"role": "user", "content": "word " * 20}], 20)
     generator.submit(ask(folders, text="word " * 20, max_tokens=20))
     assert text_of(run(generator)["q"]) == expected

@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from arkor.backend.records import DataError
-from arkor.backend.rows import Row
+from arkor.backend.data.records import DataError
+from arkor.backend.data.rows import Row
 
 #: The label of a token that does not count.
 IGNORED = -100

@@ -16,8 +16,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from arkor.backend.datasets import DataError, Rows, load_rows
-from arkor.backend.rows import PackedRows
+from arkor.backend.data.datasets import DataError, Rows, load_rows
+from arkor.backend.data.rows import PackedRows
 from arkor.jobs import BlobDataset, HuggingFaceDataset
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -379,7 +379,7 @@ def test_a_million_rows_take_little_memory(tmp_path: Path) -> None:
     line = jsonl({"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y" * 20}]})
     source = upload(tmp_path, (line + b"\n") * 1_000_000)
     code = (
-        "import resource, sys; from pathlib import Path; from arkor.backend.datasets import load_rows;"
+        "import resource, sys; from pathlib import Path; from arkor.backend.data.datasets import load_rows;"
         "from arkor.jobs import BlobDataset;"
         f"rows = load_rows(BlobDataset({source.url!r}), home=Path({str(tmp_path)!r}));"
         "print(len(rows.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from arkor.backend import download as room
-from arkor.backend.datasets import DataError, load_rows
-from arkor.backend.download import download
+from arkor.backend.data import download as room
+from arkor.backend.data.datasets import DataError, load_rows
+from arkor.backend.data.download import download
 from arkor.jobs import BlobDataset
 
 ROWS = b'{"text": "a"}\n{"text": "b"}\n'

@@ -1,0 +1,1 @@
+"""A data source → checked rows: fetched, read, recognised, every fault named."""

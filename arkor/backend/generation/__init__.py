@@ -1,0 +1,1 @@
+"""Base and adapter → tokens → text, in the serving process."""
