@@ -1,4 +1,4 @@
-"""Teach a small model to translate short English sentences into French: `arkor start` runs this file."""
+"""Teach a small model to translate short French sentences into English: `arkor start` runs this file."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def likeness(answer, expected):
 
 
 def on_completed(ctx):
-    """Base and tuned model side by side on every held-out sentence, and how near each comes to the French one."""
+    """Base and tuned model side by side on every held-out sentence, and how near each comes to the English one."""
     scores = {"base": 0.0, "final": 0.0}
     for *sentence, expected in HELD_OUT:
         print(f"\n{sentence[-1]['content']}\n  expected  {expected['content']}")
@@ -45,7 +45,7 @@ trainer = Trainer(
     model="smollm2-135m-instruct",
     dataset={"type": "file", "path": str(DATA / "train.jsonl")},
     lora=LoraConfig(r=16, alpha=16),
-    max_steps=120,
+    max_steps=60,
     learning_rate=1e-3,
     batch_size=8,
     callbacks={"on_checkpoint": on_checkpoint, "on_completed": on_completed},
