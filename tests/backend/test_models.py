@@ -138,8 +138,7 @@ class TestLoading:
         with pytest.raises(RunError, match=r"The model .* cannot be loaded"):
             room.load_model(str(folder))
 
-    @pytest.mark.parametrize("opens", [True, False])
-    def test_a_model_without_a_chat_template_gets_a_plain_one(self, tmp_path: Path, opens: bool) -> None:
+    def test_a_model_without_a_chat_template_gets_a_plain_one(self, tmp_path: Path) -> None:
         tokenizer = room.load_tokenizer(str(make_tiny_model(tmp_path / "model", "gpt2", None)))
         messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
