@@ -19,7 +19,7 @@ WINDOW_SECONDS = 0.2
 CROWDED_RATE = 25.0
 
 #: How long it must have been quiet before more threads are tried, in seconds: at first, and after many failures.
-FIRST_PATIENCE, LAST_PATIENCE = 0.4, 30.0
+FIRST_PATIENCE, LAST_PATIENCE = 0.4, 5.0
 
 
 class Threads:

@@ -54,7 +54,7 @@ def test_it_tries_again_more_and_more_rarely(used: list[int]) -> None:
 def test_a_long_quiet_restores_its_trust(used: list[int]) -> None:
     threads = Threads(2, used.append)
     for _ in range(5):
-        quiet(threads, 2 * LAST_PATIENCE)
+        quiet(threads, 3 * LAST_PATIENCE)
         crowded(threads)
     quiet(threads, 1)
     assert threads.count == 2
