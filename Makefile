@@ -52,7 +52,9 @@ lint: setup ## Check style and types alone
 	$(BIN)/mypy
 
 bench: setup ## Fine-tune on real bank messages, beside plain TRL
-	$(BIN)/python tests/benchmarks/banking77.py
+	$(BIN)/python -m tests.benchmarks.banking77
+	$(BIN)/python -m tests.benchmarks.speed
+	$(BIN)/python -m tests.benchmarks.overhead
 
 format: setup ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix arkor tests
