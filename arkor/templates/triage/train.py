@@ -40,7 +40,7 @@ trainer = Trainer(
     model="smollm2-135m-instruct",
     dataset={"type": "file", "path": str(DATA / "train.jsonl")},
     lora=LoraConfig(r=16, alpha=16),
-    max_steps=60,
+    max_steps=90,
     learning_rate=1e-3,
     batch_size=8,
     callbacks={"on_checkpoint": on_checkpoint, "on_completed": on_completed},
