@@ -15,8 +15,9 @@ from contextlib import contextmanager
 #: How long to compute between two looks at it, in seconds.
 WINDOW_SECONDS = 0.2
 
-#: So many times a second a thread is made to give up its core when somebody else wants it; alone, a few times.
-CROWDED_RATE = 25.0
+#: When others want its core, a thread has to give it up more often than this a second, and computes less than this
+#: share of the time. Either alone proves nothing: a short visit is harmless, and threads without work rest.
+CROWDED_RATE, CROWDED_SHARE = 25.0, 0.85
 
 #: How long it must have been quiet before more threads are tried, in seconds: at first, and after many failures.
 FIRST_PATIENCE, LAST_PATIENCE = 0.4, 5.0
@@ -30,6 +31,7 @@ class Threads:
         self._most = most
         self._use = use
         self._seconds = 0.0
+        self._busy = 0.0
         self._preemptions = 0
         self._quiet = 0.0
         self._patience = FIRST_PATIENCE
@@ -38,19 +40,21 @@ class Threads:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Around some computation, however long."""
-        began, before = time.monotonic(), _preemptions()
+        began, busy, before = time.monotonic(), time.process_time(), _preemptions()
         yield
-        self.observe(time.monotonic() - began, _preemptions() - before)
+        self.observe(time.monotonic() - began, time.process_time() - busy, _preemptions() - before)
 
-    def observe(self, seconds: float, preemptions: int) -> None:
-        """Take in how often the system took a core away in so many seconds of computing."""
+    def observe(self, seconds: float, busy: float, preemptions: int) -> None:
+        """Take in what so many seconds of computing got: time on all cores, in seconds, and cores taken away."""
         self._seconds += seconds
+        self._busy += busy
         self._preemptions += preemptions
         if self._seconds < WINDOW_SECONDS:
             return
-        crowded = self._preemptions > CROWDED_RATE * self.count * self._seconds
+        wanted = self.count * self._seconds
+        crowded = self._preemptions > CROWDED_RATE * wanted and self._busy < CROWDED_SHARE * wanted
         self._quiet = 0.0 if crowded else self._quiet + self._seconds
-        self._seconds, self._preemptions = 0.0, 0
+        self._seconds, self._busy, self._preemptions = 0.0, 0.0, 0
         if crowded and self.count > 1:
             self._patience = min(self._patience * 2, LAST_PATIENCE)
             self._set(self.count // 2)

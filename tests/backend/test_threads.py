@@ -16,11 +16,11 @@ def used() -> list[int]:
 
 def quiet(threads: Threads, seconds: float) -> None:
     for _ in range(round(seconds / 0.05)):
-        threads.observe(0.05, 0)
+        threads.observe(0.05, 0.04 * threads.count, 0)
 
 
 def crowded(threads: Threads) -> None:
-    threads.observe(2.0, 500)
+    threads.observe(2.0, 0.5 * 2.0 * threads.count, 500)
 
 
 def test_it_begins_modestly_and_takes_what_is_free(used: list[int]) -> None:
@@ -58,6 +58,14 @@ def test_a_long_quiet_restores_its_trust(used: list[int]) -> None:
         crowded(threads)
     quiet(threads, 1)
     assert threads.count == 2
+
+
+def test_short_visits_and_rest_are_no_crowd(used: list[int]) -> None:
+    threads = Threads(2, used.append)
+    for busy, preemptions in ((1.9, 300), (0.6, 5)) * 10:
+        quiet(threads, 0.5)
+        threads.observe(1.0, busy, preemptions)
+    assert used == [1, 2]
 
 
 def test_crowding_by_real_processes_is_noticed(used: list[int]) -> None:
