@@ -30,7 +30,8 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("ARKOR_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield
-    stop_backend(home)
+    if home.exists():
+        stop_backend(home)
 
 
 def stop_backend(home: Path) -> None:

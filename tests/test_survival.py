@@ -10,9 +10,14 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 from arkor import Trainer
 from arkor.client.embedded import find_or_start
 from tests.conftest import Backend
+
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
 
 SCRIPT = """
 from arkor import Trainer

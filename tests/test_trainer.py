@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,23 @@ from arkor import (
     create_trainer,
 )
 from arkor.client.connect import connect
-from tests.conftest import Backend
+from tests.conftest import Backend, start_backend, stop_backend
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """One backend for all tests of this file that leave it as it was."""
+    started = start_backend(tmp_path_factory.mktemp("trainer") / "home", "--engine", "scripted")
+    yield started
+    stop_backend(started.home)
+    started.process.wait()
+
+
+@pytest.fixture
+def backend(server: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    monkeypatch.setenv("ARKOR_HOME", str(server.home))
+    return server
+
 
 HUB = {"type": "huggingface", "name": "some/rows"}
 QUICK = ReconnectPolicy(initial_delay=0.01, max_delay=0.05)
@@ -92,7 +109,7 @@ def test_callbacks_in_all_their_shapes(backend: Backend) -> None:
 
 
 def test_start_submits_once_from_many_threads(backend: Backend) -> None:
-    trainer = make(max_steps=1)
+    trainer = make(name="ten threads", max_steps=1)
     ids: list[str] = []
     threads = [threading.Thread(target=lambda: ids.append(trainer.start().job_id)) for _ in range(10)]
     for thread in threads:
@@ -100,7 +117,7 @@ def test_start_submits_once_from_many_threads(backend: Backend) -> None:
     for thread in threads:
         thread.join()
     assert set(ids) == {trainer.job_id}
-    assert len(connect().list_jobs()) == 1
+    assert [job.name for job in connect().list_jobs()].count("ten threads") == 1
 
 
 def test_a_failed_run_returns_and_says_why(backend: Backend) -> None:

@@ -19,6 +19,9 @@ import requests
 from tests.backend.caller import Caller, owner, stranger
 from tests.conftest import Backend, start_backend
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie heißt du, 你好?"}]
 ANSWER = "scripted: Wie heißt du, 你好?"
 BASE = {"messages": QUESTION, "baseModel": "any/model"}

@@ -20,6 +20,9 @@ from arkor.settings import PROTOCOL, VERSION
 from tests.backend.caller import Caller, owner
 from tests.conftest import Backend, start_backend
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 COMMAND = [sys.executable, "-m", "arkor.backend", "--engine", "scripted"]
 
 

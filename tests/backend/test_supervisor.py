@@ -22,6 +22,9 @@ from tests.conftest import Backend, start_backend
 Again = Callable[[Backend], Backend]
 
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 @pytest.fixture(autouse=True)
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")

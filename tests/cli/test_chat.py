@@ -8,7 +8,11 @@ import select
 import sys
 import time
 
+import pytest
+
 from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
 def test_one_question_to_a_run(run: Run, finished: str) -> None:

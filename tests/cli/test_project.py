@@ -19,6 +19,9 @@ from tests.conftest import Backend
 WriteEntry = Callable[..., Path]
 
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 def test_the_version(run: Run) -> None:
     assert run("--version").stdout == f"arkor {VERSION}\n"
 

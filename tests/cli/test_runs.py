@@ -18,6 +18,9 @@ from tests.conftest import Backend
 WriteEntry = Callable[..., Path]
 
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 def test_no_runs_yet(backend: Backend, run: Run) -> None:
     assert run("jobs").stdout.startswith("There are no runs yet")
     assert json.loads(run("jobs", "--json").stdout) == []

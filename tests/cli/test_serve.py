@@ -13,6 +13,8 @@ import requests
 
 from tests.cli.conftest import ARKOR, Run
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
 
 def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     home = tmp_path / "served"

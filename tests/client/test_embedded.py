@@ -25,6 +25,9 @@ from arkor.settings import PROTOCOL, VERSION, arkor_home
 from tests.conftest import Backend, start_backend, stop_backend
 from tests.fakes.http_server import Answer, Request, answering
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+
 FIND = "from arkor.client.embedded import *; f = find_or_start(); print(f.arkor_cloud_api_url, f.token)"
 
 
