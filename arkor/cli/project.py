@@ -112,7 +112,7 @@ def _ended(result: TrainingResult) -> int:
     folder = _adapter_folder(result)
     if folder is not None:
         say(f"The adapter is in {folder}")
-    say(f"Talk to it: arkor chat {job.id}")
+    say(f"Talk to it: arkor chat {job.id}   (with --system and the system prompt of its rows, if they have one)")
     return OK
 
 

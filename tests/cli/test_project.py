@@ -79,7 +79,7 @@ def test_start_watches_a_run_to_its_end(backend: Backend, run: Run, write_entry:
         "hello from the entry",
         f"demo: run {job_id}",
         f"The adapter is in {backend.home}/runs/{job_id}/final",
-        f"Talk to it: arkor chat {job_id}",
+        f"Talk to it: arkor chat {job_id}   (with --system and the system prompt of its rows, if they have one)",
     ]
     assert "demo: training, 5 steps" in done.stderr
     assert "demo: checkpoint 5 saved" in done.stderr

@@ -8,15 +8,20 @@ from arkor import LoraConfig, Trainer, create_arkor
 DATA = Path(__file__).parent / "data"
 HELD_OUT = [json.loads(row)["messages"] for row in (DATA / "heldout.jsonl").read_text("utf-8").splitlines()]
 *SAMPLE, _ = HELD_OUT[0]
+SYSTEM = SAMPLE[0]["content"]
+
+
+def on_started(ctx):
+    print(f"A message to watch, never seen in training: {SAMPLE[-1]['content']}")
 
 
 def on_checkpoint(ctx):
-    """What does the half-trained model make of one message that it never sees in training?"""
+    """What does the half-trained model make of it?"""
     try:
         answer = ctx.infer(SAMPLE, temperature=0, max_tokens=64).text()
     except Exception as error:
         answer = f"no answer ({error})"
-    print(f"step {ctx.step}: {SAMPLE[-1]['content']!r} → {answer}")
+    print(f"step {ctx.step}: {answer}")
 
 
 def on_completed(ctx):
@@ -33,6 +38,7 @@ def on_completed(ctx):
     print()
     for name, count in right.items():
         print(f"{name:5}  {count} of {len(compared)} right ({count / len(compared):.0%})")
+    print(f'\nAsk it yourself: arkor chat {ctx.job.id} --system "{SYSTEM}"')
 
 
 trainer = Trainer(
@@ -43,7 +49,7 @@ trainer = Trainer(
     max_steps=80,
     learning_rate=1e-3,
     batch_size=8,
-    callbacks={"on_checkpoint": on_checkpoint, "on_completed": on_completed},
+    callbacks={"on_started": on_started, "on_checkpoint": on_checkpoint, "on_completed": on_completed},
 )
 
 arkor = create_arkor(trainer=trainer)

@@ -9,15 +9,20 @@ from arkor import LoraConfig, Trainer, create_arkor
 DATA = Path(__file__).parent / "data"
 HELD_OUT = [json.loads(row)["messages"] for row in (DATA / "heldout.jsonl").read_text("utf-8").splitlines()]
 *SAMPLE, _ = HELD_OUT[0]
+SYSTEM = SAMPLE[0]["content"]
+
+
+def on_started(ctx):
+    print(f"A sentence to watch, never seen in training: {SAMPLE[-1]['content']}")
 
 
 def on_checkpoint(ctx):
-    """How does the half-trained model translate one sentence that it never sees in training?"""
+    """What does the half-trained model make of it?"""
     try:
         answer = ctx.infer(SAMPLE, temperature=0, max_tokens=32).text()
     except Exception as error:
         answer = f"no answer ({error})"
-    print(f"step {ctx.step}: {SAMPLE[-1]['content']!r} → {answer}")
+    print(f"step {ctx.step}: {answer}")
 
 
 def likeness(answer, expected):
@@ -39,6 +44,7 @@ def on_completed(ctx):
     print()
     for name, score in scores.items():
         print(f"{name:5}  {score / len(compared):.0%} of the words right")
+    print(f'\nAsk it yourself: arkor chat {ctx.job.id} --system "{SYSTEM}"')
 
 
 trainer = Trainer(
@@ -49,7 +55,7 @@ trainer = Trainer(
     max_steps=60,
     learning_rate=1e-3,
     batch_size=8,
-    callbacks={"on_checkpoint": on_checkpoint, "on_completed": on_completed},
+    callbacks={"on_started": on_started, "on_checkpoint": on_checkpoint, "on_completed": on_completed},
 )
 
 arkor = create_arkor(trainer=trainer)
