@@ -61,6 +61,14 @@ def test_it_is_a_few_hundred_rows_and_no_two_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_its_readme_counts_right_and_names_the_system_prompt(name: str) -> None:
+    readme = (TEMPLATES / name / "README.md").read_text("utf-8")
+    assert f"`data/train.jsonl`: {len(rows(name, 'train'))} " in readme
+    assert f"`data/heldout.jsonl`: {len(rows(name, 'heldout'))} more" in readme
+    assert f'--system "{rows(name, "train")[0][0]["content"]}"' in readme
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_held_out_is_not_trained_on_in_other_words(name: str) -> None:
     """The nearest training row of each held-out one: short sentences about the same world, but no copies."""
     matcher = difflib.SequenceMatcher(autojunk=False)
