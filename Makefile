@@ -38,7 +38,7 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo
 	@echo "The project is in demo/, its run in build/demo-home (and nothing in ~/.arkor). To go on from here:"
 	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
-	@echo "  arkor chat"
+	@echo "  arkor jobs"
 
 test: setup lint ## Check style and types, run every test
 	$(BIN)/python -m pytest
