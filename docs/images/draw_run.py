@@ -25,7 +25,7 @@ INK, DIM, BLUE, GREEN, RED, PAPER = "#d6dbe3", "#7d8793", "#79b8ff", "#7ee2a8", 
 COLOURS = (
     (r"^\$ ", INK),
     (r"^triage.*\d+%\|", BLUE),
-    (r"^final|^  \w+ +right", GREEN),
+    (r"^tuned|^  \w+ +right", GREEN),
     (r"^base|^  \w+ +wrong", RED),
     (r"^step \d+:", INK),
     (r"", DIM),
