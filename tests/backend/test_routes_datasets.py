@@ -14,6 +14,8 @@ import pytest
 from tests.backend.caller import CONFIG, Caller, stranger
 from tests.conftest import Backend
 
+pytestmark = pytest.mark.slow  # real processes, terminals or clocks
+
 
 def upload(caller: Caller, data: bytes | Iterator[bytes], filename: str = "rows.jsonl") -> dict[str, object]:
     answer = caller.call("POST", "/v1/datasets", params={**caller.scope, "filename": filename}, data=data)

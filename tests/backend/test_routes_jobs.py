@@ -20,6 +20,9 @@ from arkor.events import TrainingCompleted, TrainingLog
 from tests.backend.caller import CONFIG, Caller, owner, stranger
 from tests.conftest import Backend, start_backend
 
+pytestmark = pytest.mark.slow  # real processes, terminals or clocks
+
+
 BLOB = {"type": "blob", "url": "https://example.com/rows.jsonl", "token": "hush-hush"}
 
 

@@ -16,6 +16,8 @@ from attrs import define
 
 from arkor.backend.generation.completion import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
 
+pytestmark = pytest.mark.slow  # real processes, terminals or clocks
+
 
 @define
 class Served:

@@ -18,6 +18,9 @@ import pytest
 from arkor.display.terminal import TerminalProgress
 from arkor.events import TrainingLog
 
+pytestmark = pytest.mark.slow  # real processes, terminals or clocks
+
+
 SCRIPT = """
 import logging, sys, time
 from arkor.display import progress_for
