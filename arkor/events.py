@@ -35,6 +35,28 @@ class TrainingStarted:
 
 
 @frozen
+class TrainingResumed:
+    """A worker died (`reason`, in words) and the run goes on from the checkpoint of `step`; 0 is from the start.
+
+    The steps between that checkpoint and the last logged one are computed again and not logged again.
+    """
+
+    job_id: str
+    timestamp: str
+    step: int
+    reason: str = ""
+
+
+@frozen
+class TrainingWarning:
+    """The run goes on, but a person should know of `message`: that a full disk had no room for a checkpoint, say."""
+
+    job_id: str
+    timestamp: str
+    message: str = ""
+
+
+@frozen
 class TrainingLog:
     """The numbers of one step; each is None on steps that lack it, and may be NaN or infinite."""
 
@@ -90,6 +112,8 @@ class TrainingCancelled:
 Event = (
     TrainingPreparing
     | TrainingStarted
+    | TrainingResumed
+    | TrainingWarning
     | TrainingLog
     | CheckpointSaved
     | TrainingCompleted
@@ -100,6 +124,8 @@ Event = (
 TYPES: dict[str, type[Any]] = {
     "training.preparing": TrainingPreparing,
     "training.started": TrainingStarted,
+    "training.resumed": TrainingResumed,
+    "training.warning": TrainingWarning,
     "training.log": TrainingLog,
     "checkpoint.saved": CheckpointSaved,
     "training.completed": TrainingCompleted,
@@ -207,6 +233,14 @@ def _decode_started(data: dict[str, Any]) -> TrainingStarted:
     return TrainingStarted(_text(data, "jobId"), _text(data, "timestamp"), total if type(total) is int else None)
 
 
+def _decode_resumed(data: dict[str, Any]) -> TrainingResumed:
+    return TrainingResumed(_text(data, "jobId"), _text(data, "timestamp"), _step(data), _text(data, "reason"))
+
+
+def _decode_warning(data: dict[str, Any]) -> TrainingWarning:
+    return TrainingWarning(_text(data, "jobId"), _text(data, "timestamp"), _text(data, "message"))
+
+
 def _decode_completed(data: dict[str, Any]) -> TrainingCompleted:
     metrics = data.get("metrics")
     return TrainingCompleted(
@@ -239,6 +273,8 @@ def _decode_preparing(data: dict[str, Any]) -> TrainingPreparing:
 _DECODERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "training.preparing": _decode_preparing,
     "training.started": _decode_started,
+    "training.resumed": _decode_resumed,
+    "training.warning": _decode_warning,
     "training.log": _decode_log,
     "checkpoint.saved": _decode_checkpoint,
     "training.completed": _decode_completed,

@@ -14,10 +14,13 @@ from arkor.events import (
     CheckpointSaved,
     Event,
     TrainingCancelled,
+    TrainingCompleted,
     TrainingFailed,
     TrainingLog,
     TrainingPreparing,
+    TrainingResumed,
     TrainingStarted,
+    TrainingWarning,
 )
 from arkor.jobs import TrainingJob
 
@@ -77,13 +80,21 @@ def _told(event: Event) -> str:
         return _numbers(event)
     if isinstance(event, CheckpointSaved):
         return f"checkpoint {event.step} saved"
-    if isinstance(event, TrainingPreparing):
-        return one_line(event.message)
     if isinstance(event, TrainingStarted):
         return f"training, {event.total_steps} steps" if event.total_steps else "training"
-    if isinstance(event, TrainingFailed):
-        return one_line(f"failed: {event.error}")
-    return "cancelled" if isinstance(event, TrainingCancelled) else "completed"
+    if isinstance(event, TrainingCompleted):
+        return "completed"
+    if isinstance(event, TrainingCancelled):
+        return "cancelled"
+    return one_line(_sentence(event))
+
+
+def _sentence(event: TrainingPreparing | TrainingResumed | TrainingWarning | TrainingFailed) -> str:
+    if isinstance(event, TrainingPreparing):
+        return event.message
+    if isinstance(event, TrainingResumed):
+        return f"resumed from step {event.step}: {event.reason}"
+    return f"warning: {event.message}" if isinstance(event, TrainingWarning) else f"failed: {event.error}"
 
 
 def _numbers(event: TrainingLog) -> str:

@@ -8,8 +8,16 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import Tally, number
-from arkor.events import CheckpointSaved, Event, TrainingLog, TrainingPreparing, TrainingStarted
+from arkor.display.tally import Tally, number, one_line
+from arkor.events import (
+    CheckpointSaved,
+    Event,
+    TrainingLog,
+    TrainingPreparing,
+    TrainingResumed,
+    TrainingStarted,
+    TrainingWarning,
+)
 
 _TRENDS = {-1: " (falling)", 0: "", 1: " (rising)"}
 
@@ -43,8 +51,10 @@ class PlainProgress:
             self._write(f"checkpoint {event.step} saved")
         elif isinstance(event, TrainingStarted):
             self._write(f"training, {self._tally.total} steps" if self._tally.total else "training")
-        elif isinstance(event, TrainingPreparing):
+        elif isinstance(event, (TrainingPreparing, TrainingResumed)):
             self._write(self._tally.phase)
+        elif isinstance(event, TrainingWarning):
+            self._write(one_line(f"warning: {event.message}"))
         else:
             self._write(self._tally.phase, f"step {self._tally.steps()}", self._loss(), self._tally.duration())
 

@@ -18,6 +18,7 @@ from arkor.events import (
     TrainingFailed,
     TrainingLog,
     TrainingPreparing,
+    TrainingResumed,
     TrainingStarted,
 )
 
@@ -52,6 +53,9 @@ class Tally:
             self.total = event.total_steps or self.total
             self.phase, self._started_at = "training", event.timestamp
             self._marks.append((0, event.timestamp))
+        elif isinstance(event, TrainingResumed):
+            self._marks.clear()  # the time that the outage took is no step's
+            self.phase = one_line(f"{_from_step(event.step)}: {event.reason or 'its worker died'}")
         elif isinstance(event, (TrainingCompleted, TrainingFailed, TrainingCancelled)):
             self._end(event)
 
@@ -124,6 +128,10 @@ class Tally:
 
     def steps(self) -> str:
         return f"{self.step}/{self.total}" if self.total else str(self.step)
+
+
+def _from_step(step: int) -> str:
+    return f"resuming from step {step}" if step else "starting again"
 
 
 def one_line(text: str) -> str:

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import Tally, clock, number
-from arkor.events import Event
+from arkor.display.tally import Tally, clock, number, one_line
+from arkor.events import Event, TrainingWarning
 
 _logger = logging.getLogger("arkor")
 
@@ -57,10 +57,13 @@ class TerminalProgress:
         self.close()
 
     def on_event(self, event: Event) -> None:
-        """Note the next event; draws nothing, unless it is the last."""
+        """Note the next event; draws nothing, unless it is the last, or a warning, which stays above the line."""
         with self._lock:
             self._tally.take(event)
             self._fresh = True
+            if isinstance(event, TrainingWarning):
+                self._visible = False
+                self._write(f"{_ERASE}{one_line(f'{self._tally.name}: warning: {event.message}')}\n")
             if self._tally.ended:
                 self._finish()
 

@@ -34,7 +34,9 @@ from arkor.events import (
     TrainingFailed,
     TrainingLog,
     TrainingPreparing,
+    TrainingResumed,
     TrainingStarted,
+    TrainingWarning,
     decode_event,
 )
 from arkor.jobs import Artifact, JobStatus
@@ -47,6 +49,8 @@ steps = st.integers(0, 10**9)
 events = st.one_of(
     st.builds(TrainingPreparing, texts, texts, texts),
     st.builds(TrainingStarted, texts, texts, st.none() | steps),
+    st.builds(TrainingResumed, texts, texts, steps, texts),
+    st.builds(TrainingWarning, texts, texts, texts),
     st.builds(TrainingLog, texts, texts, steps, numbers, numbers, numbers, numbers, numbers),
     st.builds(CheckpointSaved, texts, texts, steps, st.none() | st.just((Artifact("checkpoint", 1, "a", 2),))),
     st.builds(TrainingFailed, texts, texts, texts.filter(bool), st.none() | steps),

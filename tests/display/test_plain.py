@@ -19,7 +19,9 @@ from arkor.events import (
     TrainingFailed,
     TrainingLog,
     TrainingPreparing,
+    TrainingResumed,
     TrainingStarted,
+    TrainingWarning,
 )
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -110,6 +112,26 @@ def test_a_run_in_lines() -> None:
         "triage: step 2/4, loss 1.0000 (falling), 1.0 s/step, 0:02 left",
         "triage: checkpoint 2 saved",
         "triage: completed, step 2/4, loss 1.0000 (falling), in 0:04",
+    ]
+
+
+def test_a_run_whose_worker_died() -> None:
+    assert lines_of(
+        TrainingStarted("j", at(1), 4),
+        logged(1, 2.0, 2),
+        TrainingWarning("j", at(2), "Checkpoint 1 could not\nbe kept"),
+        TrainingResumed("j", at(60), 0, "the worker was killed by SIGKILL"),
+        TrainingResumed("j", at(120), 1, "the worker was killed by SIGKILL"),
+        logged(2, 1.0, 180),
+        logged(3, 1.0, 181),
+    ) == [
+        "triage: training, 4 steps",
+        "triage: step 1/4, loss 2.0000, 1.0 s/step, 0:03 left",
+        "triage: warning: Checkpoint 1 could not be kept",
+        "triage: starting again: the worker was killed by SIGKILL",
+        "triage: resuming from step 1: the worker was killed by SIGKILL",
+        "triage: step 2/4, loss 1.0000 (falling)",
+        "triage: step 3/4, loss 1.0000 (falling), 1.0 s/step, 0:01 left",
     ]
 
 

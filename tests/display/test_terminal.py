@@ -75,6 +75,7 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
             time.sleep(0.11)
             if step == 15:
                 logging.getLogger("arkor").warning("the stream broke; reconnecting in 1.0 s")
+                progress.on_event(TrainingWarning("j", at(1 + 2 * step), "Checkpoint 15 could not be kept"))
             if step == 8:
                 progress.on_event(CheckpointSaved("j", at(1 + 2 * step), step))
         progress.on_event(TrainingCompleted("j", at(41)))
@@ -85,6 +86,7 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
     assert left_standing(written) == [
         "an answer at step 10",
         "the stream broke; reconnecting in 1.0 s",
+        "triage: warning: Checkpoint 15 could not be kept",
         "an answer at step 20",
         "triage: completed, step 20/20, loss 0.0231 ↘, in 0:40",
         "compared",
