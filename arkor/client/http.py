@@ -59,9 +59,16 @@ class Access:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
+    def prepare(self) -> None:
+        """Called before each request: the place to renew what is about to expire."""
+
     def renew(self) -> bool:
-        """Called when nobody listens at the address or the token is refused; True when trying again makes sense."""
+        """Called when nobody listens at the address; True when trying again makes sense."""
         return False
+
+    def renew_token(self, refused: str | None) -> bool:  # noqa: ARG002 - others have more than one
+        """Called when that token was refused; True when there is another one to try."""
+        return self.renew()
 
 
 def checked_url(base_url: str) -> str:
@@ -182,16 +189,19 @@ class Http:
 
     def _send(self, call: Call) -> requests.Response:
         """One attempt, and one more where the access could be renewed."""
+        self.access.prepare()
+        token = self.access.token
         try:
-            return self._send_once(call)
+            return self._send_once(call, token)
         except (requests.ConnectionError, CloudApiError) as error:
             refused = isinstance(error, CloudApiError) and error.status == 401
-            if not (refused or was_never_sent(error)) or not self.access.renew():
+            renewed = self.access.renew_token(token) if refused else was_never_sent(error) and self.access.renew()
+            if not renewed:
                 raise
-        return self._send_once(call)
+        return self._send_once(call, self.access.token)
 
-    def _send_once(self, call: Call) -> requests.Response:
-        base_url, token = self.access.base_url, self.access.token
+    def _send_once(self, call: Call, token: str | None) -> requests.Response:
+        base_url = self.access.base_url
         session = self._own_session()
         session.trust_env = not is_loopback(base_url)
         data = call.data()
