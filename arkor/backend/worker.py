@@ -22,6 +22,7 @@ from typing import Any
 
 from arkor.backend.bell import ring
 from arkor.backend.engine import Run, RunError, load_engine
+from arkor.backend.heartbeat import beating
 from arkor.backend.home import RunFolder, bell_file, write_atomically
 from arkor.backend.log import LogHeld, LogWriter
 from arkor.errors import InvalidConfig
@@ -170,7 +171,7 @@ def play(folder: RunFolder, home: Path, engine: str) -> int:
     except LogHeld:
         print(f"{folder.events} is being written by another worker", file=sys.stderr)  # noqa: T201
         return EXIT_LOG_HELD
-    with log:
+    with log, beating(folder.pid):
         if log.tail.terminal:
             return 0
         write_atomically(folder.pid, str(os.getpid()))
