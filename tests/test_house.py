@@ -16,15 +16,15 @@ PACKAGE = Path(arkor.__file__).parent
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
 errors settings wire jobs events accounts deployments chat
-client.frames client.retry client.faults client.http client.credentials client.oauth client.embedded
-client.replies client.api client.stream client.state client.connect
+client.frames client.plug client.patience client.retry client.replay client.faults client.http client.credentials client.oauth client.embedded
+client.replies client.api client.connection client.stream client.state client.connect
 callbacks dispatch display
 trainer project __init__
 cli.errors cli.text cli.runs cli.chat cli.project cli.serve cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """
-home heartbeat bell log progress schema store sse engine process threads device models
+home heartbeat bell log progress schema store sse tail engine process threads device models
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.sft training.engine_trl
 generation.completion generation.weights generation.generate

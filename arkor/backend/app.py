@@ -28,6 +28,7 @@ from arkor.backend.inference import Inference
 from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
 from arkor.backend.store import Store, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
+from arkor.backend.tail import Lookout
 from arkor.settings import PROTOCOL, VERSION
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -59,6 +60,7 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
     app.state.engine = engine
     app.state.store = store
     app.state.bell = Bell(bell_file(home))
+    app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)
     return app
 

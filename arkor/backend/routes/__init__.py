@@ -1,6 +1,6 @@
 """What every route needs: who calls, in which scope, the body, and how to say no.
 
-A route finds the shared things on `request.app.state`: `home` (a Path), `store`, `supervisor`, `bell`, `inference`.
+A route finds the shared things on `request.app.state`: `home` (a Path), `store`, `supervisor`, `lookout`, `inference`.
 """
 
 from __future__ import annotations

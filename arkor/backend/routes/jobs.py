@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import attrs
@@ -16,10 +13,10 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
-from arkor.backend.bell import Bell
 from arkor.backend.home import create_run, run_folder
-from arkor.backend.log import is_finished, last_id, read_events
+from arkor.backend.log import last_id
 from arkor.backend.models import submission_problem
 from arkor.backend.routes import (
     CallScope,
@@ -31,17 +28,14 @@ from arkor.backend.routes import (
     require_scope,
     require_text,
 )
-from arkor.backend.sse import END, PING, cursor, frames, mark
+from arkor.backend.sse import cursor, mark
 from arkor.backend.store import Job, Taken, new_id
 from arkor.backend.supervisor import AlreadyOver
 from arkor.backend.training.plan import check_names
 from arkor.errors import InvalidConfig
-from arkor.events import TERMINAL_TYPES, now
+from arkor.events import now
 from arkor.jobs import BlobDataset, JobConfig, JobStatus, parse_dataset
 from arkor.wire import camel, from_wire, to_wire
-
-PING_SECONDS = 15.0
-
 
 # Submitting
 
@@ -205,38 +199,21 @@ async def stream_events(request: Request) -> Response:
     from_now = seen is None and request.query_params.get("since") == "now"
     after = last_id(events) if from_now else cursor(seen)
     greeting = mark(after) if from_now else b""
-    body = tail(events, after, request.app.state.bell, over=job.status.terminal, greeting=greeting)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+    return EventStream(request.app.state.lookout.follow(events, after, over=job.status.terminal, greeting=greeting))
 
 
-async def tail(path: Path, after: int, bell: Bell, *, over: bool, greeting: bytes = b"") -> AsyncIterator[bytes]:
-    """The log behind `after` as frames, many in one piece, until its terminal event or the server's end.
+class EventStream(StreamingResponse):
+    """Frames, as they come from a generator that is closed at once when the reader goes away."""
 
-    `over`: the run is, even if its log should be damaged and not say so. `greeting` comes first.
-    """
-    if greeting:
-        yield greeting
-    spoke = time.monotonic()
-    while not bell.closed:
-        finished = over or is_finished(path)  # asked before reading: whatever was written up to here will be read
-        events = read_events(path, after)
-        if events:
-            after, kind, _ = events[-1]
-            if kind in TERMINAL_TYPES:
-                yield frames(events) + END
-                return
-            yield frames(events)
-            spoke = time.monotonic()
-            await asyncio.sleep(0)  # a long replay lets the others through
-        elif finished:
-            yield END
-            return
-        elif time.monotonic() - spoke >= PING_SECONDS:
-            yield PING
-            spoke = time.monotonic()
-        else:
-            await bell.wait(PING_SECONDS - (time.monotonic() - spoke))
+    media_type = "text/event-stream"
+
+    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(source, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._source = source
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._source):
+            await super().stream_response(send)
 
 
 routes = [

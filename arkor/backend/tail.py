@@ -1,0 +1,161 @@
+"""Following a run's log: what was written as frames, then what is being written, until the run ends.
+
+A log is looked at and read once for all who watch it and are at the same place in it. What a frame looks like is in
+`sse.py`, who tells that a log has grown in `bell.py`; who may watch is for the routes to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from arkor.backend.bell import Bell
+from arkor.backend.log import is_finished, read_events
+from arkor.backend.sse import END, PING, frame
+from arkor.events import TERMINAL_TYPES
+
+PING_SECONDS = 15.0
+
+_PIECE_BYTES = 65536
+_KEPT_PIECES = 16
+
+
+@frozen
+class Piece:
+    """Some of a log as it goes out: its frames, the id to go on behind, whether the run's end is in it."""
+
+    frames: bytes
+    end: int
+    terminal: bool
+
+
+class WatchedLog:
+    """One log, for all who watch it. No file is kept open."""
+
+    def __init__(self, path: Path) -> None:
+        self.watchers = 0
+        self._path = path
+        self._size = _size(path)
+        self._finished: bool | None = None
+        self._pieces: dict[int, Piece] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def piece(self, after: int) -> Piece | None:
+        """What comes next behind the id `after`; None when there is nothing yet.
+
+        The latest pieces are kept: most watchers are at the end, or began at the same time.
+        """
+        found = self._pieces.get(after)
+        if found is None and (events := read_events(self._path, after, _PIECE_BYTES)):
+            framed = [whole for id_, _, line in events if (whole := frame(id_, line))]
+            ended = bool(framed) and framed[-1][0] in TERMINAL_TYPES
+            found = Piece(b"".join([data for _, data in framed]), events[-1][0], ended)
+            self._pieces[after] = found
+            if len(self._pieces) > _KEPT_PIECES:
+                del self._pieces[next(iter(self._pieces))]
+        return found
+
+    def finished(self) -> bool:
+        """Whether nothing more will come, as of the last look."""
+        if self._finished is None:
+            self._finished = is_finished(self._path)
+        return self._finished
+
+    def look(self) -> None:
+        """Wake those who wait if the log is not as it was."""
+        size = _size(self._path)
+        if size != self._size:
+            if size < self._size:
+                self._pieces.clear()  # not the log that it was
+            self._size = size
+            self._finished = None
+            self.wake()
+
+    def wake(self) -> None:
+        for waiting in self._waiting:
+            _release(waiting)
+
+    async def change(self, longest: float) -> None:
+        """Until the log is not as it was when it was last looked at, or `longest` seconds."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(longest, _release, waiting)
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._waiting.remove(waiting)
+
+
+class Lookout:
+    """Every log that somebody watches, looked at whenever the bell rings."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._logs: dict[Path, WatchedLog] = {}
+        bell.on_ring = self._look
+
+    async def follow(self, path: Path, after: int, *, over: bool, greeting: bytes = b"") -> AsyncGenerator[bytes, None]:
+        """The log behind `after` as frames, many in one piece, until its terminal event or the server's end.
+
+        `over`: the run is, even if its log should be damaged and not say so. `greeting` comes first.
+        """
+        if greeting:
+            yield greeting
+        ping_at = time.monotonic() + PING_SECONDS
+        with self._watching(path) as log:
+            while not self._bell.closed:
+                finished = over or log.finished()  # asked before reading: what was written up to here will be read
+                piece = log.piece(after)
+                if piece is None and finished:
+                    yield END
+                    return
+                if piece is not None:
+                    after = piece.end
+                    yield piece.frames + (END if piece.terminal else b"")
+                    if piece.terminal:
+                        return
+                    ping_at = time.monotonic() + PING_SECONDS
+                    await asyncio.sleep(0)  # a long replay lets the others through
+                elif time.monotonic() >= ping_at:
+                    yield PING
+                    ping_at = time.monotonic() + PING_SECONDS
+                else:
+                    await log.change(ping_at - time.monotonic())
+
+    def _look(self) -> None:
+        for log in self._logs.values():
+            if self._bell.closed:
+                log.wake()
+            else:
+                log.look()
+
+    @contextmanager
+    def _watching(self, path: Path) -> Iterator[WatchedLog]:
+        log = self._logs.setdefault(path, WatchedLog(path))
+        log.watchers += 1
+        try:
+            yield log
+        finally:
+            log.watchers -= 1
+            if not log.watchers:
+                del self._logs[path]
+
+
+def _release(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+def _size(path: Path) -> int:
+    """Bytes; -1 when it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,291 @@
+"""The event stream: how fast and how soon events come, beside a bare `requests` + `sseclient-py` + JSON loop.
+
+    python -m tests.benchmarks.stream [--rounds N] [--events N]
+
+Prints one Markdown table of medians. Both read the same server, in a process of its own (`plain_stream.py`), turn
+about; the lower half is of a real backend and its log. Nothing is trained. Takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlencode, urlsplit
+
+import psutil
+import requests
+from attrs import frozen
+from sseclient import SSEClient
+
+from arkor import AnonymousCredentials, Trainer
+from arkor.backend.bell import ring
+from arkor.backend.home import bell_file, run_folder
+from arkor.backend.log import LogWriter
+from arkor.events import TrainingCompleted, TrainingLog, now
+from tests.backend.caller import LOCAL, owner
+from tests.benchmarks import plain_stream
+from tests.benchmarks.processes import child
+from tests.conftest import Backend, start_backend, stop_backend
+
+WATCHERS = 200
+LIVE_EVENTS = 20
+IDLE_SECONDS = 10
+LOGGED = 100_000
+
+
+@frozen
+class Source:
+    """A job's stream on some server."""
+
+    url: str
+    job: str
+    token: str = "token"
+
+    @property
+    def stream_url(self) -> str:
+        return f"{self.url}/v1/jobs/{self.job}/events/stream?{urlencode(LOCAL)}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+#: Reads a stream to its end, with a callable that gets the step of every log event.
+Reader = Callable[[Source, Callable[[int], object]], None]
+
+
+def bare(source: Source, on_step: Callable[[int], object]) -> None:
+    with requests.get(source.stream_url, headers=source.headers, stream=True, timeout=60) as response:
+        for event in SSEClient(response).events():
+            if event.event == "end":
+                return
+            data = json.loads(event.data)
+            if event.event == "training.log":
+                on_step(data["step"])
+
+
+def arkor(source: Source, on_step: Callable[[int], object], timeout: float | None = None) -> None:
+    with tempfile.TemporaryDirectory() as project:
+        trainer = Trainer.attach(
+            source.job,
+            callbacks={"on_log": lambda log: on_step(log.step)},
+            progress=False,
+            base_url=source.url,
+            credentials=AnonymousCredentials(source.token, "id", source.url, LOCAL["orgSlug"]),
+            project_dir=_project(Path(project)),
+        )
+        trainer.wait(timeout)
+
+
+def _project(folder: Path) -> Path:
+    """A folder that knows its project, so that none is made."""
+    state = {"orgSlug": LOCAL["orgSlug"], "projectSlug": LOCAL["projectSlug"], "projectId": "p"}
+    (folder / ".arkor").mkdir()
+    (folder / ".arkor" / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+# Measuring
+
+
+def rate(read: Reader, source: Source, events: int) -> float:
+    """Events a second, from the request to the end."""
+    count = 0
+
+    def on_step(_: int) -> None:
+        nonlocal count
+        count += 1
+
+    began = time.perf_counter()
+    read(source, on_step)
+    seconds = time.perf_counter() - began
+    assert count == events, f"{count} events of {events}"
+    return events / seconds
+
+
+def lags(read: Reader, source: Source) -> list[float]:
+    """Milliseconds from the writing of each event to its callback, in order of size."""
+    found: list[float] = []
+    read(source, lambda stamp: found.append((time.monotonic_ns() - stamp) / 1e6))
+    return sorted(found)
+
+
+def idle_share(source: Source) -> float:
+    """Per cent of a core that `wait()` needs while there is nothing but pings."""
+    marks: list[tuple[float, float]] = []
+    with suppress(TimeoutError):
+        arkor(source, lambda _: marks.append((time.perf_counter(), time.process_time())), timeout=IDLE_SECONDS)
+    began, spent = marks[0]
+    return 100 * (time.process_time() - spent) / (time.perf_counter() - began)
+
+
+def raw_rate(source: Source, events: int) -> float:
+    """Events a second at a reader that only counts bytes."""
+    with _opened(source) as stream:
+        began, count = time.perf_counter(), 0
+        while data := stream.recv(1 << 20):
+            count += len(data)
+        assert count > 150 * events
+        return events / (time.perf_counter() - began)
+
+
+def seconds_to_now(source: Source) -> float:
+    """Seconds until the stream of `since=now` is open and has said where it begins."""
+    began = time.perf_counter()
+    with _opened(source, since="now") as stream:
+        data = b""
+        while b"\nid: " not in data:
+            data += stream.recv(65536)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
+    """A bare socket that has asked for the stream."""
+    to = urlsplit(source.stream_url)
+    with socket.create_connection((to.hostname, to.port)) as stream:
+        lines = [
+            f"GET {to.path}?{to.query}&{urlencode(query)} HTTP/1.1",
+            f"Host: {to.netloc}",
+            f"Authorization: Bearer {source.token}",
+            "Connection: close",
+        ]
+        stream.sendall("\r\n".join([*lines, "", ""]).encode())
+        yield stream
+
+
+# The backend and its logs
+
+
+@contextmanager
+def embedded(home: Path) -> Iterator[Backend]:
+    """A backend whose one slot is taken for ever, so that the runs submitted from here on have logs that are ours."""
+    os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = "3600"
+    backend = start_backend(home, "--engine", "scripted")
+    try:
+        caller = owner(backend)
+        caller.until(caller.submit(), "running")
+        yield backend
+    finally:
+        stop_backend(home)
+        backend.process.wait()
+
+
+def waiting_run(backend: Backend) -> tuple[Source, Path]:
+    """A run that nobody works on, and its log."""
+    job = owner(backend).submit()
+    return Source(backend.url, job, backend.token), run_folder(backend.home, job).events
+
+
+def write_history(log: Path, events: int) -> None:
+    with LogWriter(log) as writer:
+        for step in range(events):
+            writer.append(TrainingLog(log.parent.name, now(), step, 1.234567, None, 0.0001, 0.5))
+
+
+def close_history(log: Path) -> None:
+    with LogWriter(log) as writer:
+        writer.append(TrainingCompleted(log.parent.name, now()))
+
+
+def crowd_lags(backend: Backend) -> list[float]:
+    """Milliseconds until all of the watchers of a live run have an event, for each of some."""
+    source, log = waiting_run(backend)
+    arguments = (source.stream_url, source.token, str(WATCHERS), str(LIVE_EVENTS))
+    with LogWriter(log) as writer, child("tests.benchmarks.crowd", *arguments) as crowd:
+        assert crowd.read()
+        for _ in range(LIVE_EVENTS):
+            time.sleep(0.1)
+            writer.append(TrainingLog(source.job, now(), time.monotonic_ns(), 1.5))
+            ring(bell_file(backend.home))
+        return [1000 * seconds for seconds in crowd.read()]
+
+
+def crowd_share(backend: Backend, seconds: float = 5) -> float:
+    """Per cent of a core that the server needs for the watchers of a silent run."""
+    source, _ = waiting_run(backend)
+    server = psutil.Process(backend.process.pid)
+    with child("tests.benchmarks.crowd", source.stream_url, source.token, str(WATCHERS), "1") as crowd:
+        assert crowd.read()
+        before = sum(server.cpu_times()[:2])
+        time.sleep(seconds)
+        share = 100 * (sum(server.cpu_times()[:2]) - before) / seconds
+        crowd.process.kill()
+    return share
+
+
+# The table
+
+
+def line(what: str, ours: str, bare_loop: str, goal: str) -> None:
+    print(f"| {what} | {ours} | {bare_loop} | {goal} |", flush=True)
+
+
+def throughput(url: str, rounds: int, events: int) -> None:
+    for job, what in (("frames", "a frame to a chunk"), ("blocks", "chunks of 16 KiB")):
+        pairs = [[rate(read, Source(url, job), events) for read in (bare, arkor)] for _ in range(rounds)]
+        theirs, ours = (median(column) for column in zip(*pairs, strict=True))
+        ratio = median(mine / other for other, mine in pairs)
+        line(f"{events:,} events, {what}", f"{ours:,.0f}/s ({ratio:.2f} ×)", f"{theirs:,.0f}/s", "0.6 × the bare loop")
+
+
+def latency(url: str, rounds: int) -> None:
+    found: dict[Reader, list[list[float]]] = {bare: [], arkor: []}
+    for _ in range(rounds):
+        for read, lists in found.items():
+            lists.append(lags(read, Source(url, "trickle")))
+    theirs, ours = (
+        [
+            median(column[at] for column in lists)
+            for at in (plain_stream.TRICKLED // 2, plain_stream.TRICKLED * 99 // 100)
+        ]
+        for lists in found.values()
+    )
+    for name, mine, other, goal in zip(("median", "99th percentile"), ours, theirs, ("0.3", "3"), strict=True):
+        line(f"from write to callback, {name}", f"{mine:.2f} ms", f"{other:.2f} ms", f"{goal} ms")
+
+
+def of_the_embedded(backend: Backend, rounds: int) -> None:
+    source, log = waiting_run(backend)
+    write_history(log, LOGGED)
+    since_now = 1000 * median(seconds_to_now(source) for _ in range(5 * rounds))
+    close_history(log)
+    raw = median(raw_rate(source, LOGGED) for _ in range(rounds))
+    through = {read: median(rate(read, source, LOGGED) for _ in range(rounds)) for read in (bare, arkor)}
+    line(f"backend: {LOGGED:,} events replayed to a socket", f"{raw:,.0f}/s", "", "60,000/s")
+    line("backend: the same through `wait()`", f"{through[arkor]:,.0f}/s", f"{through[bare]:,.0f}/s", "")
+    line(f"backend: `since=now`, {LOGGED:,} events before", f"{since_now:.1f} ms", "", "100 ms")
+    lists = [crowd_lags(backend) for _ in range(rounds)]
+    middle, worst = median(median(lags) for lags in lists), max(max(lags) for lags in lists)
+    line(f"backend: until {WATCHERS} watchers have an event, median", f"{middle:.1f} ms", "", "")
+    line(f"backend: until {WATCHERS} watchers have an event, worst", f"{worst:.1f} ms", "", "250 ms")
+    line(f"backend: CPU for {WATCHERS} watchers of a silent run", f"{crowd_share(backend):.1f} %", "", "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--events", type=int, default=200_000)
+    options = parser.parse_args()
+    line("", "arkor", "bare loop", "goal")
+    line("---", "---", "---", "---")
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["ARKOR_HOME"] = home
+        with plain_stream.serving(options.events) as url:
+            throughput(url, options.rounds, options.events)
+            latency(url, options.rounds)
+            line("idle `wait()`, of a core", f"{idle_share(Source(url, 'idle')):.2f} %", "", "0.5 %")
+        with embedded(Path(home) / "backend") as backend:
+            of_the_embedded(backend, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
