@@ -39,3 +39,9 @@ def serving_idle_seconds() -> float:
 def serving_memory_bytes() -> int | None:
     """`ARKOR_SERVING_MEMORY_BYTES`: what base models may keep for inference; None is half of the device's memory."""
     return int(os.environ.get("ARKOR_SERVING_MEMORY_BYTES") or 0) or None
+
+
+def checkpoints_kept() -> int:
+    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (2; 0 is all)."""
+    text = os.environ.get("ARKOR_KEEP_CHECKPOINTS") or ""
+    return int(text) if text.isdecimal() else 2

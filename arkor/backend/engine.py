@@ -6,17 +6,20 @@ worker's business.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import field, frozen
+from attrs import asdict, define, field, frozen
 
+from arkor.backend.home import STATE
 from arkor.jobs import JobConfig
 
 
@@ -26,13 +29,17 @@ class RunError(Exception):
 
 @frozen
 class Run:
-    """What an engine is given: the configuration, the run's `folder`, the backend's `home`, the data set's token."""
+    """What an engine is given: the configuration, the run's `folder`, the backend's `home`, the data set's token.
+
+    `checkpoint` is the folder of the one to go on from, as the engine has written it, or None at the start.
+    """
 
     job_id: str
     config: JobConfig
     folder: Path
     home: Path
     blob_token: str | None = field(default=None, repr=False)
+    checkpoint: Path | None = None
 
 
 class Recorder(Protocol):
@@ -61,11 +68,15 @@ class Recorder(Protocol):
         epoch: float | None = None,
         samples_per_second: float | None = None,
     ) -> None:
-        """The numbers of one step; each may be NaN or infinite."""
+        """The numbers of one step; each may be NaN or infinite. Those that were told before a crash are ignored."""
         ...
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """`write(folder)` fills an empty folder, which becomes `checkpoints/<step>` only when it is complete."""
+        """`write(folder)` fills an empty folder, which becomes `checkpoints/<step>` only when it is complete.
+
+        What training needs to go on from it lies in the folder `home.STATE` in it. The run goes on without the
+        checkpoint if the disk does not take it.
+        """
         ...
 
     def final(self, write: Callable[[Path], None]) -> None:
@@ -92,12 +103,21 @@ def load_engine(name: str) -> Engine:
     return engine
 
 
+@define
+class Score:
+    """How far a scripted run has come: `step`, and the `sum` of the losses so far, so that a slip would show."""
+
+    step: int = 0
+    sum: float = 0.0
+
+
 @frozen
 class ScriptedEngine:
     """Plays a run: `loss = 2 * 0.9**step`. For tests of everything around an engine.
 
     `max_steps` steps (10), each `step_seconds` long (`ARKOR_SCRIPTED_STEP_SECONDS`, 0); a learning rate of 1e5 or
-    more diverges; the model `scripted/fail` raises, and `scripted/crash` takes the process down at step 3.
+    more diverges; the model `scripted/fail` raises, `scripted/crash` takes the process down whenever it comes to step
+    3, and `scripted/crash-once-5-7` once at each of the steps 5 and 7.
     """
 
     step_seconds: float = field(factory=lambda: float(os.environ.get("ARKOR_SCRIPTED_STEP_SECONDS") or 0))
@@ -109,17 +129,19 @@ class ScriptedEngine:
             raise RunError("This model fails by design; name another one.")
         total = config.max_steps or 10
         save_every = config.save_steps or max(1, total // 5)
+        score = Score(**json.loads((run.checkpoint / STATE / "score.json").read_bytes())) if run.checkpoint else Score()
         recorder.started(total)
-        for step in range(1, total + 1):
+        while score.step < total:
             time.sleep(self.step_seconds)
             if recorder.stopping:
                 return {}
-            if config.model == "scripted/crash" and step == 3:
-                os._exit(13)
-            self._log(config, recorder, step, total)
-            if step % save_every == 0:
-                recorder.checkpoint(step, self._adapter)
-        recorder.final(self._adapter)
+            score.step += 1
+            score.sum += self._loss(config, score.step)
+            _crash(run, score.step)
+            self._log(config, recorder, score.step, total)
+            if score.step % save_every == 0:
+                recorder.checkpoint(score.step, partial(_checkpoint, score))
+        recorder.final(partial(_adapter, score))
         return {"steps": total, "loss": self._loss(config, total)}
 
     def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
@@ -132,8 +154,26 @@ class ScriptedEngine:
     def _loss(self, config: JobConfig, step: int) -> float:
         return math.nan if (config.learning_rate or 0) >= 1e5 else 2.0 * 0.9**step
 
-    def _adapter(self, folder: Path) -> None:
-        """Files by the names of a real adapter; the weights are an empty safetensors file."""
-        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
-        header = json.dumps({}).encode()
-        (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+def _crash(run: Run, step: int) -> None:
+    """End the process at once, if the model's name says so."""
+    once = run.config.model.removeprefix("scripted/crash-once-").split("-")
+    if str(step) in once:
+        with contextlib.suppress(FileExistsError):
+            (run.folder / f"crashed-at-{step}").touch(exist_ok=False)
+            os._exit(13)
+    if run.config.model == "scripted/crash" and step == 3:
+        os._exit(13)
+
+
+def _checkpoint(score: Score, folder: Path) -> None:
+    _adapter(score, folder)
+    (folder / STATE).mkdir()
+    (folder / STATE / "score.json").write_text(json.dumps(asdict(score)))
+
+
+def _adapter(score: Score, folder: Path) -> None:
+    """Files by the names of a real adapter; the weights are a safetensors file with no tensor in it."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
+    header = json.dumps({"__metadata__": {"sum": score.sum.hex()}}).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

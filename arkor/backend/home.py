@@ -19,6 +19,9 @@ from arkor.jobs import Artifact
 #: How the name of an upload ends while it is coming in.
 UPLOADING = ".part"
 
+#: The folder in a checkpoint with what training needs to go on from it.
+STATE = "state"
+
 
 def prepare(home: Path) -> None:
     """Make the home and its folders, for the owner's eyes alone, and clear away torn uploads. Raises OSError."""
@@ -133,8 +136,8 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def artifact(self, kind: str, folder: Path, step: int | None) -> Artifact:
-        """`folder`, below this one, as the wire lists it; `bytes` is the sum of its files."""
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        """`folder`, below this one, as the wire lists it; `bytes` is the sum of its files, training state aside."""
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         return Artifact(kind=kind, step=step, path=str(folder.relative_to(self.path)), bytes=size)
 
 

@@ -1,7 +1,8 @@
 """The process of one run: `python -m arkor.backend.worker RUN_DIR --home DIR --engine trl|scripted`.
 
 It needs no server. It writes the run's log, whose lock it holds from its first moment to its last, and leaves with a
-terminal event in it. SIGTERM asks it to stop; what it has by then stays.
+terminal event in it. SIGTERM asks it to stop; what it has by then stays. Started again after it died, it goes on from
+the last checkpoint in the log.
 """
 
 from __future__ import annotations
@@ -10,144 +11,40 @@ import argparse
 import contextlib
 import errno
 import faulthandler
-import math
 import os
-import shutil
-import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from arkor.backend.bell import ring
+from arkor.backend import checkpoints
 from arkor.backend.engine import Run, RunError, load_engine
 from arkor.backend.heartbeat import beating
 from arkor.backend.home import RunFolder, bell_file, write_atomically
 from arkor.backend.log import LogHeld, LogWriter
+from arkor.backend.past import read_past
+from arkor.backend.recorder import LogRecorder, disk_trouble
+from arkor.backend.stop import Stopped, StopSign
 from arkor.errors import InvalidConfig
-from arkor.events import (
-    CheckpointSaved,
-    Event,
-    TrainingCancelled,
-    TrainingCompleted,
-    TrainingFailed,
-    TrainingLog,
-    TrainingPreparing,
-    TrainingStarted,
-    now,
-)
-from arkor.jobs import Artifact, JobConfig
+from arkor.events import Event, TrainingCompleted
+from arkor.jobs import JobConfig
 from arkor.wire import from_wire
 
-EXIT_LOG_HELD = 75
+#: Another process writes the log; the log cannot be written at all.
+EXIT_LOG_HELD, EXIT_LOG_UNWRITABLE = 75, 74
 
 
-class StopSign:
-    """Raised by SIGTERM."""
-
-    def __init__(self) -> None:
-        self.up = False
-
-    def watch(self) -> None:
-        """From here on SIGTERM raises it."""
-        signal.signal(signal.SIGTERM, self._raise)
-
-    def _raise(self, _number: int, _frame: object) -> None:
-        self.up = True
-
-
-class LogRecorder:
-    """The engine's `Recorder`: every report is a line in the log."""
-
-    def __init__(self, log: LogWriter, folder: RunFolder, bell: Path, stop: StopSign) -> None:
-        self._log = log
-        self._folder = folder
-        self._bell = bell
-        self._stop = stop
-        self._step: int | None = None
-        self._artifacts: list[Artifact] = []
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop.up
-
-    def preparing(self, message: str) -> None:
-        self.write(TrainingPreparing(self._folder.id, now(), message))
-
-    def started(self, total_steps: int) -> None:
-        self.write(TrainingStarted(self._folder.id, now(), total_steps))
-
-    def log(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        eval_loss: float | None = None,
-        learning_rate: float | None = None,
-        epoch: float | None = None,
-        samples_per_second: float | None = None,
-    ) -> None:
-        self._step = step
-        numbers = (loss, eval_loss, learning_rate, epoch, samples_per_second)
-        self.write(TrainingLog(self._folder.id, now(), step, *numbers))
-
-    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        folder = self._folder.checkpoint(step)
-        _fill(folder, write)
-        artifact = self._folder.artifact("checkpoint", folder, step)
-        self._step = step
-        self._artifacts.append(artifact)
-        self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
-
-    def final(self, write: Callable[[Path], None]) -> None:
-        _fill(self._folder.final, write)
-        self._artifacts.append(self._folder.artifact("final", self._folder.final, self._step))
-
-    def write(self, event: Event, *, sync: bool = False) -> None:
-        """One event into the log, and a word to those who watch."""
-        self._log.append(event, sync=sync)
-        ring(self._bell)
-
-    def completed(self, metrics: dict[str, Any]) -> Event:
-        """The event that ends a run which went to its end."""
-        return TrainingCompleted(self._folder.id, now(), _plain(metrics), tuple(self._artifacts))
-
-    def cancelled(self) -> Event:
-        """The event that ends a run which was asked to stop."""
-        return TrainingCancelled(self._folder.id, now(), self._step, tuple(self._artifacts))
-
-    def failed(self, sentence: str) -> Event:
-        """The event that ends a run which could not go on."""
-        return TrainingFailed(self._folder.id, now(), sentence, self._step, tuple(self._artifacts))
-
-
-def _fill(folder: Path, write: Callable[[Path], None]) -> None:
-    """`write` fills a folder beside it, which takes its place when it is complete."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can say of the metrics; a number that is not finite becomes null."""
-    plain = {key: value for key, value in metrics.items() if isinstance(value, (str, int, float)) or value is None}
-    odd = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
-    return {**plain, **dict.fromkeys(odd)}
-
-
-def outcome(run: Run, recorder: LogRecorder, engine: str) -> Event:
+def outcome(run: Run, recorder: LogRecorder, engine: str, stop: StopSign) -> Event:
     """Train, and return the event that ends the run, whatever happens."""
     try:
-        metrics = load_engine(engine).train(run, recorder)
+        with stop.breaking_off():
+            metrics = load_engine(engine).train(run, recorder)
+    except Stopped:
+        return recorder.cancelled()
     except (RunError, InvalidConfig) as error:
         sentence = str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an engine raises ends as a sentence
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         sentence = _sentence(error, run.folder)
     else:
         return recorder.cancelled() if recorder.stopping else recorder.completed(metrics)
@@ -163,26 +60,46 @@ def _sentence(error: BaseException, folder: Path) -> str:
 
 
 def play(folder: RunFolder, home: Path, engine: str) -> int:
-    """The run of this folder from its start to its terminal event; returns the exit code."""
+    """The run of this folder from where it stands to its terminal event; returns the exit code."""
     stop = StopSign()
     stop.watch()
     try:
-        log = LogWriter(folder.events)
+        with LogWriter(folder.events) as log, beating(folder.pid):
+            if not log.tail.terminal:
+                _see_through(folder, home, engine, log, stop)
     except LogHeld:
-        print(f"{folder.events} is being written by another worker", file=sys.stderr)  # noqa: T201
+        _say(f"{folder.events} is being written by another worker")
         return EXIT_LOG_HELD
-    with log, beating(folder.pid):
-        if log.tail.terminal:
-            return 0
-        write_atomically(folder.pid, str(os.getpid()))
-        recorder = LogRecorder(log, folder, bell_file(home), stop)
-        recorder.preparing("Starting")
-        config = from_wire(JobConfig, folder.read_job()["config"])
-        run = Run(folder.id, config, folder.path, home, folder.blob_token())
-        recorder.write(outcome(run, recorder, engine), sync=True)
-        with contextlib.suppress(OSError):
-            folder.forget_worker()
+    except OSError as error:
+        trouble = disk_trouble(error) or str(error)
+        _say(f"The run cannot go on, and its log {folder.events} cannot be written: {trouble}. Make room there.")
+        return EXIT_LOG_UNWRITABLE
     return 0
+
+
+def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop: StopSign) -> None:
+    """From the last checkpoint on if there is one. Raises OSError when the log cannot be written."""
+    write_atomically(folder.pid, str(os.getpid()))
+    past = read_past(folder.events)
+    checkpoints.sweep(folder, past.saved)
+    step = checkpoints.resume_step(folder, past.saved)
+    recorder = LogRecorder(log, folder, bell_file(home), stop, past)
+    recorder.preparing("Starting")
+    config = from_wire(JobConfig, folder.read_job()["config"])
+    checkpoint = folder.checkpoint(step) if step is not None else None
+    run = Run(folder.id, config, folder.path, home, folder.blob_token(), checkpoint)
+    end = outcome(run, recorder, engine, stop)
+    recorder.write(end, sync=True)
+    with contextlib.suppress(OSError):
+        folder.forget_worker()
+        if isinstance(end, TrainingCompleted):
+            recorder.forget_states()
+
+
+def _say(sentence: str) -> None:
+    """To whoever reads the worker's log, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def main() -> int:
@@ -197,4 +114,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == EXIT_LOG_UNWRITABLE:  # Python would write what is left to be written, fail, and exit with 120
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,135 @@
+"""The checkpoints of a run as folders: written whole or not at all, resumed from, kept and cleared away.
+
+A checkpoint is an adapter that can be answered from; in its folder `state` lies what training needs to go on from it.
+Which ones there are is the log's to say (`past.py`), what is in them the engine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from arkor.backend.home import STATE, RunFolder
+
+#: So many of the newest checkpoints keep their training state: one to go on from, and one more for safety.
+STATES_KEPT = 2
+
+_MANIFEST = "files.json"
+
+
+def write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` an empty folder beside, which takes the place of `folder` once it is on the disk to the last byte.
+
+    Raises what `fill` raises, and OSError; then nothing is left of it.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _make(partial)
+    try:
+        fill(partial)
+        _seal(partial / STATE)
+        _sync_all(partial)
+        remove(folder)
+        partial.rename(folder)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Out of sight at once, then off the disk: whoever dies in between leaves nothing that looks like a checkpoint."""
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def is_resumable(folder: Path) -> bool:
+    """Whether training can go on from the checkpoint in this folder: its state is there, every file in full."""
+    state = folder / STATE
+    try:
+        sizes: dict[str, int] = json.loads((state / _MANIFEST).read_bytes())
+        return all((state / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def resume_step(run: RunFolder, listed: Iterable[int]) -> int | None:
+    """The last of the `listed` steps whose checkpoint can be gone on from; None when the run has to start anew."""
+    return max((step for step in listed if is_resumable(run.checkpoint(step))), default=None)
+
+
+def sweep(run: RunFolder, listed: Iterable[int]) -> None:
+    """Clear away what a dead worker left behind: half of a checkpoint, or a whole one that the log does not list."""
+    known = {str(step) for step in listed}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for folder in list(run.checkpoints.iterdir()):
+            if folder.name.startswith("."):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.name not in known:
+                remove(folder)
+
+
+def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int) -> None:
+    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best by eval loss."""
+    there = sorted(step for step in steps if run.checkpoint(step).is_dir())
+    kept = {*there[-keep:], *best(there, eval_losses)}
+    with contextlib.suppress(OSError):  # nobody is hurt by one too many
+        for step in there:
+            if step not in kept:
+                remove(run.checkpoint(step))
+        forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept])
+
+
+def best(steps: Iterable[int], eval_losses: Mapping[int, float]) -> list[int]:
+    """The step with the lowest eval loss, if any of them has one."""
+    measured = [(eval_losses[step], step) for step in steps if math.isfinite(eval_losses.get(step, math.nan))]
+    return [min(measured)[1]] if measured else []
+
+
+def forget_states(run: RunFolder, steps: Iterable[int]) -> None:
+    """Keep the adapters of these checkpoints alone: nobody will go on from them. Raises OSError."""
+    for step in steps:
+        state = run.checkpoint(step) / STATE
+        gone = run.checkpoints / f".{step}.{STATE}.removed"
+        if state.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+            state.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """The folder, and those above it that are missing, each so that it survives a power cut."""
+    if not folder.parent.is_dir():
+        _make(folder.parent)
+        _sync(folder.parent.parent)
+    folder.mkdir()
+
+
+def _seal(state: Path) -> None:
+    """Note the size of every file of the training state, if there is one."""
+    if state.is_dir():
+        sizes = {file.name: file.stat().st_size for file in sorted(state.iterdir())}
+        (state / _MANIFEST).write_text(json.dumps(sizes))
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """What was written to this file or folder survives a power cut from here on."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

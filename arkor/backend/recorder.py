@@ -1,0 +1,169 @@
+"""What an engine reports to in a worker: every report becomes a line in the log, every checkpoint a folder.
+
+A worker that goes on where another one died computes some steps again; what the log says of them already is not said
+twice. A checkpoint that the disk does not take costs a warning, not the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from arkor.backend import checkpoints
+from arkor.backend.bell import ring
+from arkor.backend.home import RunFolder
+from arkor.backend.log import LogWriter
+from arkor.backend.past import Past, place
+from arkor.backend.stop import StopSign
+from arkor.events import (
+    CheckpointSaved,
+    Event,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingLog,
+    TrainingPreparing,
+    TrainingStarted,
+    TrainingWarning,
+    now,
+)
+from arkor.jobs import Artifact
+from arkor.settings import checkpoints_kept
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class LogRecorder:
+    """The engine's `Recorder`; `past` is what the log says already."""
+
+    def __init__(self, log: LogWriter, folder: RunFolder, bell: Path, stop: StopSign, past: Past) -> None:
+        self._log = log
+        self._folder = folder
+        self._bell = bell
+        self._stop = stop
+        self._past = past
+        reached = max(past.last[0], *past.saved, 0)
+        self._step: int | None = reached or None
+        self._final: Artifact | None = None
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.up
+
+    def preparing(self, message: str) -> None:
+        self.write(TrainingPreparing(self._folder.id, now(), message))
+
+    def started(self, total_steps: int) -> None:
+        self._stop.mind()
+        if not self._past.started:
+            self.write(TrainingStarted(self._folder.id, now(), total_steps))
+
+    def log(
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        eval_loss: float | None = None,
+        learning_rate: float | None = None,
+        epoch: float | None = None,
+        samples_per_second: float | None = None,
+    ) -> None:
+        if place(step, eval_loss) <= self._past.last:
+            return
+        self._step = step
+        if eval_loss is not None:
+            self._past.eval_losses[step] = eval_loss
+        numbers = (loss, eval_loss, learning_rate, epoch, samples_per_second)
+        self.write(TrainingLog(self._folder.id, now(), step, *numbers))
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        folder = self._folder.checkpoint(step)
+        if step in self._past.saved and checkpoints.is_resumable(folder):
+            return
+        try:
+            checkpoints.write_whole(folder, write)
+            self._list(step, folder)
+        except Exception as error:  # whatever library writes: what the disk says shows in all of them
+            trouble = disk_trouble(error)
+            if trouble is None:
+                raise
+            self._go_without(step, folder, trouble)
+        checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, checkpoints_kept())
+
+    def final(self, write: Callable[[Path], None]) -> None:
+        try:
+            checkpoints.write_whole(self._folder.final, write)
+        except Exception as error:
+            if disk_trouble(error) is None:
+                raise
+            self.forget_states()  # training is over: what it could have gone on from makes room for what came of it
+            checkpoints.write_whole(self._folder.final, write)
+        self._final = self._folder.artifact("final", self._folder.final, self._step)
+
+    def write(self, event: Event, *, sync: bool = False) -> None:
+        """One event into the log, and a word to those who watch."""
+        with self._stop.held():
+            self._log.append(event, sync=sync)
+            ring(self._bell)
+
+    def forget_states(self) -> None:
+        """Nobody will go on with this run. Raises OSError."""
+        checkpoints.forget_states(self._folder, self._past.saved)
+
+    def completed(self, metrics: dict[str, Any]) -> Event:
+        """The event that ends a run which went to its end."""
+        return TrainingCompleted(self._folder.id, now(), _plain(metrics), self._artifacts())
+
+    def cancelled(self) -> Event:
+        """The event that ends a run which was asked to stop."""
+        return TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
+
+    def failed(self, sentence: str) -> Event:
+        """The event that ends a run which could not go on."""
+        return TrainingFailed(self._folder.id, now(), sentence, self._step, self._artifacts())
+
+    def _artifacts(self) -> tuple[Artifact, ...]:
+        """Of the checkpoints, those that are still there."""
+        saved = self._past.saved
+        there = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
+        return (*there, self._final) if self._final else tuple(there)
+
+    def _list(self, step: int, folder: Path) -> None:
+        self._step = max(step, self._step or 0)
+        if step in self._past.saved:  # and written again, as it was damaged
+            return
+        artifact = self._folder.artifact("checkpoint", folder, step)
+        self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
+        self._past.saved[step] = (artifact,)
+
+    def _go_without(self, step: int, folder: Path, trouble: str) -> None:
+        if step not in self._past.saved:
+            checkpoints.remove(folder)
+        where = self._folder.path.parent
+        sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {trouble}. "
+        advice = f"The run goes on without it; make room there, for instance by removing old runs from {where}."
+        self.write(TrainingWarning(self._folder.id, now(), sentence + advice))
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What the file system objects to, in words; None when it is something else that went wrong."""
+    number = error.errno if isinstance(error, OSError) else None
+    hidden = re.search(r"os error (\d+)", str(error))  # how libraries in Rust say it
+    if number is None and hidden:
+        number = int(hidden[1])
+    if number is None:
+        return None
+    words = os.strerror(number)
+    return f"the disk is full ({words})" if number in _FULL else words
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can say of the metrics; a number that is not finite becomes null."""
+    plain = {key: value for key, value in metrics.items() if isinstance(value, (str, int, float)) or value is None}
+    odd = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {**plain, **dict.fromkeys(odd)}
