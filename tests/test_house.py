@@ -28,7 +28,7 @@ home heartbeat bell log checkpoints past progress schema store sse tail engine p
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.sft training.engine_trl
 generation.completion generation.weights generation.generate
-recovery worker serving demise supervisor inference routes app __main__
+recovery stop recorder worker serving demise supervisor inference routes app __main__
 """.split()
 
 #: Folders of rooms that have floors of their own.
