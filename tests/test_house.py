@@ -26,7 +26,7 @@ cli.errors cli.text cli.runs cli.chat cli.project cli.serve cli.main __main__
 BACKEND_FLOORS = """
 home heartbeat bell log checkpoints past progress schema store sse tail engine process threads device models
 data.records data.rows data.download data.datasets
-training.plan training.tokens training.batches training.lora training.sft training.engine_trl
+training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
 generation.completion generation.weights generation.generate
 recovery stop recorder worker serving demise supervisor inference routes app __main__
 """.split()

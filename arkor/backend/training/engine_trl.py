@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
@@ -63,9 +63,8 @@ class TrlEngine:
             if recorder.stopping:
                 return {}
             arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            tables = _table(train), _table(evaluation) if evaluation else None
-            trainer = _trainer(learner, arguments, device, tables, recorder)
-            return _loop(trainer, numbers, recorder)
+            trainer = _trainer(learner, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
+            return _loop(trainer, numbers, recorder, run.checkpoint)
 
 
 @frozen
@@ -197,21 +196,30 @@ def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
 
 
 def _trainer(
-    learner: _Learner, arguments: dict[str, Any], device: Device, tables: tuple[Any, Any], recorder: Recorder
+    learner: _Learner,
+    arguments: dict[str, Any],
+    device: Device,
+    examples: tuple[Encoded, Encoded | None],
+    *,
+    numbers: Plan,
+    recorder: Recorder,
 ) -> Any:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.training.sft import Collator, LeanTrainer  # noqa: PLC0415 - as above
+    from arkor.backend.training.state import fingerprints  # noqa: PLC0415 - as above
 
+    train, evaluation = examples
     deep = _needs_checkpointing(learner.model, device)
     return LeanTrainer(
         recorder=recorder,
+        learns_from=fingerprints(numbers, learner.model, train, evaluation),
         model=learner.model,
         args=SFTConfig(gradient_checkpointing=deep, **arguments),
         processing_class=learner.tokenizer,
         data_collator=Collator(device.dtype, learner.tokenizer.pad_token_id),
-        train_dataset=tables[0],
-        eval_dataset=tables[1],
+        train_dataset=_table(train),
+        eval_dataset=_table(evaluation) if evaluation else None,
     )
 
 
@@ -230,16 +238,18 @@ def _table(examples: Encoded) -> Any:
     return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
 
 
-def _loop(trainer: Any, numbers: Plan, recorder: Recorder) -> dict[str, Any]:
-    """The steps; what there is when the run is stopped is kept as a checkpoint."""
-    trainer.trust_flat(trainer.train_dataset[: numbers.batch_size])
+def _loop(trainer: Any, numbers: Plan, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
+    """The steps that are left; what there is when the run is stopped is kept as a checkpoint."""
+    if checkpoint is None:
+        trainer.trust_flat(trainer.train_dataset[: numbers.batch_size])
+    else:
+        recorder.preparing(f"Going on from the checkpoint of step {checkpoint.name}")
+        trainer.go_on_from(checkpoint)
     recorder.started(numbers.total_steps)
-    began = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - began
-    step = trainer.state.global_step
+    step = trainer.learn()
+    seconds = trainer.seconds
     if recorder.stopping:
-        if step and step % numbers.save_steps:
+        if step:
             recorder.checkpoint(step, trainer.write_adapter)
         return {}
     recorder.final(trainer.write_adapter)

@@ -2,25 +2,37 @@
 
 Data order, schedule, optimizer and clipping are TRL's and transformers'. Ours are the forward and backward pass (no
 padding, the head on labelled positions alone, no metrics that nobody asked for), evaluation by tokens, and that
-everything is told to a `Recorder` instead of being printed.
+everything is told to a `Recorder` instead of being printed, and that a checkpoint holds all that is needed to go on
+from it to the last bit.
 """
 
 from __future__ import annotations
 
 import inspect
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from arkor.backend.engine import Recorder
+from arkor.backend.engine import Recorder, RunError
+from arkor.backend.home import STATE
 from arkor.backend.training.batches import Piece, pieces
+from arkor.backend.training.state import (
+    Unwritable,
+    demand_same,
+    random_states,
+    read_tree,
+    restore_random,
+    write_tree,
+)
 
 #: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
 #: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
@@ -38,6 +50,11 @@ class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not t
             control.should_training_stop = True
             control.should_log = control.should_evaluate = control.should_save = False
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
+        control.should_training_stop |= self._recorder.stopping
+
+    on_log = on_save = on_evaluate
+
 
 class Collator:
     """Examples → `{"pieces": […]}`; `flat` may be switched off when the model turns out not to honour it."""
@@ -53,13 +70,18 @@ class Collator:
 
 
 class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
-    """See the module."""
+    """See the module. `learns_from` are the fingerprints of what must not change between a checkpoint and its use."""
 
     control: Any
 
-    def __init__(self, *, recorder: Recorder, data_collator: Collator, **options: Any) -> None:
+    def __init__(
+        self, *, recorder: Recorder, data_collator: Collator, learns_from: dict[str, Any], **options: Any
+    ) -> None:
         super().__init__(data_collator=data_collator, callbacks=[StopAsked(recorder)], **options)
         self._recorder = recorder
+        self._learns_from = learns_from
+        self._began_with: dict[str, Any] = {}
+        self._began_at = 0.0
         self._seconds = 0.0
         self._rows = 0
         self._began = 0.0
@@ -77,6 +99,21 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def summary(self) -> dict[str, float]:
         """The last logged losses."""
         return dict(self._last)
+
+    @property
+    def seconds(self) -> float:
+        """How long training took so far, those before it was resumed included."""
+        return float(self._began_with.get("seconds", 0.0)) + time.perf_counter() - self._began_at
+
+    def learn(self) -> int:
+        """The steps from where it stands to the last; returns how many it took from the start."""
+        self._began_at = time.perf_counter()
+        done: int = self._began_with.get("step", 0)
+        if done >= self.args.max_steps:
+            return done
+        self.train(resume_from_checkpoint=str(self._state_folder) if self._began_with else None)
+        step: int = self.state.global_step
+        return step
 
     # Computing
 
@@ -117,8 +154,9 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
                 if self._recorder.stopping:
                     break
         metrics = {"eval_loss": total / count if count else float("nan")}
-        self._last |= metrics
-        self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
+        if not self._recorder.stopping:  # else it is the mean of a part
+            self._last |= metrics
+            self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -173,10 +211,80 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         self._settle()
-        self._recorder.checkpoint(self.state.global_step, self.write_adapter)
+        self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
         """The adapter as safetensors with its configuration, and the tokenizer with its chat template."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves to be filled in
+
+    # Going on
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
+        self.write_adapter(folder)
+        state = folder / STATE
+        state.mkdir()
+        try:
+            write_tree(state, "training", self._tree())
+        except Unwritable:  # tensors of a package's own; the run would start anew, which comes to the same
+            shutil.rmtree(state)
+            return
+        self.state.save_to_json(str(state / "trainer_state.json"))
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Take everything up where the checkpoint left it. Raises `RunError` if it was made of something else."""
+        self._state_folder = checkpoint / STATE
+        self._began_with = read_tree(self._state_folder, "training")
+        demand_same(self._began_with["learns_from"], self._learns_from)
+        self.data_collator.flat = self._began_with["flat"]
+        self._last = self._began_with["last"]
+        if self.args.device.type == "cpu" and self._began_with["threads"] <= torch.get_num_threads():
+            torch.set_num_threads(self._began_with["threads"])  # how sums are split up shows in their last bits
+        self._load_adapter(checkpoint)
+
+    def _tree(self) -> dict[str, Any]:
+        """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
+        return {
+            "step": self.state.global_step,
+            "seconds": self.seconds,
+            "learns_from": self._learns_from,
+            "flat": self.data_collator.flat,
+            "threads": torch.get_num_threads(),
+            "last": self._last,
+            "unlogged": (self._globalstep_last_logged, self._tr_loss),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": random_states(),
+        }
+
+    def _load_adapter(self, checkpoint: Path) -> None:
+        saved = load_file(checkpoint / "adapter_model.safetensors")
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        names = {name.replace(".default", ""): weight for name, weight in trained.items()}
+        if {(name, weight.dtype) for name, weight in saved.items()} != {(n, w.dtype) for n, w in names.items()}:
+            raise RunError(f"The adapter in {checkpoint} is not one of this run's model. Submit the run again.")
+        with torch.no_grad():
+            for name, weight in names.items():
+                weight.copy_(saved[name])
+
+    # What transformers calls on the way, each with a folder that is not its own kind of checkpoint
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The adapter is there already."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is none."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(self._began_with["optimizer"])
+            self.lr_scheduler.load_state_dict(self._began_with["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called right before the first step; what was computed but not logged is taken up here too."""
+        if checkpoint is not None:
+            self._globalstep_last_logged, unlogged = self._began_with["unlogged"]
+            self._tr_loss = unlogged.to(self.args.device)
+            restore_random(self._began_with["random"])
