@@ -8,6 +8,7 @@ sentence on stderr says why), 3 another server serves this home.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 
 try:
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
     from arkor.backend.store import Store, StoreError, new_token
@@ -33,6 +35,9 @@ except ModuleNotFoundError as missing:
 
 from arkor.backend.home import address_file, database_file, lock_file, owner_token_file, prepare, write_atomically
 from arkor.settings import PROTOCOL, VERSION, arkor_home
+
+#: How long a reader has, when the server leaves, to take what was sent to it.
+LAST_WORDS_SECONDS = 0.5
 
 
 class CannotStart(Exception):
@@ -64,7 +69,14 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._leave()
+        asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._hang_up)
         await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        """On those who do not take what was sent to them; they would hold us up for as long as they like."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, H11Protocol) and connection.flow.write_paused:
+                connection.transport.abort()
 
 
 def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:

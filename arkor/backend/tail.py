@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ PING_SECONDS = 15.0
 
 _PIECE_BYTES = 65536
 _KEPT_PIECES = 16
+_AT_ONCE = 4
 
 
 @frozen
@@ -46,19 +48,26 @@ class WatchedLog:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def piece(self, after: int) -> Piece | None:
-        """What comes next behind the id `after`; None when there is nothing yet.
+        """What comes next behind the id `after`; None when there was nothing at the last look.
 
         The latest pieces are kept: most watchers are at the end, or began at the same time.
         """
-        found = self._pieces.get(after)
-        if found is None and (events := read_events(self._path, after, _PIECE_BYTES)):
-            framed = [whole for id_, _, line in events if (whole := frame(id_, line))]
-            ended = bool(framed) and framed[-1][0] in TERMINAL_TYPES
-            found = Piece(b"".join([data for _, data in framed]), events[-1][0], ended)
-            self._pieces[after] = found
+        if after >= self._size:
+            return None
+        piece = self._pieces.pop(after, None) or self._read(after)
+        if piece is not None:
+            self._pieces[after] = piece
             if len(self._pieces) > _KEPT_PIECES:
                 del self._pieces[next(iter(self._pieces))]
-        return found
+        return piece
+
+    def _read(self, after: int) -> Piece | None:
+        events = read_events(self._path, after, _PIECE_BYTES)
+        if not events:
+            return None
+        framed = [whole for id_, _, line in events if (whole := frame(id_, line))]
+        terminal = bool(framed) and framed[-1][0] in TERMINAL_TYPES
+        return Piece(b"".join([data for _, data in framed]), events[-1][0], terminal)
 
     def finished(self) -> bool:
         """Whether nothing more will come, as of the last look."""
@@ -81,7 +90,7 @@ class WatchedLog:
             _release(waiting)
 
     async def change(self, longest: float) -> None:
-        """Until the log is not as it was when it was last looked at, or `longest` seconds."""
+        """Until the log is not as it was at the last look, or `longest` seconds."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(longest, _release, waiting)
@@ -93,12 +102,34 @@ class WatchedLog:
             self._waiting.remove(waiting)
 
 
+class Turns:
+    """Those who have much to say speak a few at a time, so that all others come in between, however many they are."""
+
+    def __init__(self) -> None:
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._queue:
+            loop.call_soon(self._give)
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue.append(turn)
+        await turn
+
+    def _give(self) -> None:
+        for _ in range(min(_AT_ONCE, len(self._queue))):
+            _release(self._queue.popleft())
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._give)
+
+
 class Lookout:
     """Every log that somebody watches, looked at whenever the bell rings."""
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._logs: dict[Path, WatchedLog] = {}
+        self._turns = Turns()
         bell.on_ring = self._look
 
     async def follow(self, path: Path, after: int, *, over: bool, greeting: bytes = b"") -> AsyncGenerator[bytes, None]:
@@ -122,7 +153,8 @@ class Lookout:
                     if piece.terminal:
                         return
                     ping_at = time.monotonic() + PING_SECONDS
-                    await asyncio.sleep(0)  # a long replay lets the others through
+                    if len(piece.frames) > _PIECE_BYTES // 2:
+                        await self._turns.take()
                 elif time.monotonic() >= ping_at:
                     yield PING
                     ping_at = time.monotonic() + PING_SECONDS
