@@ -7,7 +7,7 @@
     ├── StreamLost                reconnecting was given up; the last fault is its __cause__
     ├── TrainerAborted            the abort signal was set while wait() was waiting
     ├── TrainingFailed            result.raise_for_status() on a run that did not complete
-    ├── CredentialsError          the credentials cannot be read, or belong to another backend
+    ├── CredentialsError          the credentials cannot be read, have ended, or belong to another backend
     └── ProjectStateMismatch      .arkor/state.json belongs to another organisation
 
 Each one prints as a sentence for a person and survives pickling.
@@ -88,7 +88,7 @@ class TrainingFailed(ArkorError):
 
 
 class CredentialsError(ArkorError):
-    """The credentials file cannot be read, or belongs to another backend than the one asked for."""
+    """The credentials cannot be read, have ended (sign in again), or belong to another backend than the one asked for."""
 
 
 class ProjectStateMismatch(ArkorError):

@@ -17,7 +17,8 @@ from arkor.client.credentials import (
     url_of,
 )
 from arkor.client.embedded import EmbeddedAccess
-from arkor.client.http import Access, checked_url
+from arkor.client.http import checked_url
+from arkor.client.oauth import access_for
 from arkor.client.state import ensure_project, read_state
 from arkor.errors import ArkorError
 from arkor.jobs import Scope
@@ -36,11 +37,12 @@ def connect(
     """
     chosen = _choose(base_url, credentials)
     if chosen is None:
-        access = EmbeddedAccess(arkor_home())
-        return CloudApiClient(access.base_url, access.credentials, scope=Scope("local", "default"), access=access)
+        local = EmbeddedAccess(arkor_home())
+        return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
     url, why = chosen
     known = credentials or ensure_credentials(url)
-    client = CloudApiClient(url, known, access=Access(url, known.bearer, why=why))
+    access = access_for(url, known, from_file=credentials is None, why=why)
+    client = CloudApiClient(url, known, access=access)
     client.scope = ensure_project(client, _org_of(client, known, project_dir), project_dir).scope
     return client
 

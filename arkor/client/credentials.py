@@ -1,23 +1,31 @@
 """The sign-in: what it consists of, the file that keeps it, and an anonymous one for those who have none.
 
-Signing in as a person (OAuth) is not here; a backend of this machine needs no sign-in (`embedded.py`).
+Signing in as a person, and renewing that, is in `oauth.py`; a backend of this machine needs no sign-in
+(`embedded.py`).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
 
 from arkor.client.http import Access, Http, checked_url
-from arkor.errors import CloudApiError, CredentialsError
+from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env
 from arkor.wire import from_wire, to_wire
+
+#: Seconds for another process to renew the sign-in; it asks a server.
+LOCK_SECONDS = 45.0
 
 
 @frozen
@@ -90,9 +98,22 @@ def _parse(text: str) -> Credentials | None:
         credentials: Credentials = from_wire(cls, {key: item for key, item in data.items() if key != "mode"})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    required = [credentials.bearer, *([credentials.org_slug] if isinstance(credentials, AnonymousCredentials) else [])]
-    url = credentials.arkor_cloud_api_url
-    return credentials if all(isinstance(v, str) and v for v in required) and isinstance(url, str | None) else None
+    return credentials if _is_sound(credentials) else None
+
+
+def _is_sound(credentials: Credentials) -> bool:
+    if isinstance(credentials, AnonymousCredentials):
+        words = [credentials.token, credentials.org_slug]
+    else:
+        words = [credentials.access_token, credentials.auth0_domain, credentials.client_id]
+        if not isinstance(credentials.refresh_token, str) or not _is_number(credentials.expires_at):
+            return False
+    return all(isinstance(w, str) and w for w in words) and isinstance(credentials.arkor_cloud_api_url, str | None)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that can be reckoned with."""
+    return type(value) in (int, float) and abs(value) < 1e18 and not math.isnan(value)
 
 
 def write_credentials(credentials: Credentials) -> None:
@@ -104,6 +125,46 @@ def write_credentials(credentials: Credentials) -> None:
     except OSError as error:
         problem = f"{path} cannot be written ({error.strerror}); make room or mend its permissions, or set ARKOR_HOME"
         raise CredentialsError(problem) from error
+
+
+@contextmanager
+def only_renewer() -> Iterator[None]:
+    """One process at a time renews the sign-in of the file; the lock ends with its holder, however that ends.
+
+    Where no lock can be made (a home that is read-only), everybody renews for himself. Raises `BackendUnavailable`
+    when another process does not come to an end.
+    """
+    try:
+        lock = os.open(credentials_path().with_name("credentials.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        _wait_for(lock)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for copies of it in processes that were forked meanwhile
+        os.close(lock)
+
+
+def _wait_for(lock: int) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while _is_taken(lock):
+        if time.monotonic() > deadline:
+            raise BackendUnavailable(
+                f"another process has been renewing the sign-in for more than {LOCK_SECONDS:.0f} s; try again"
+            )
+        time.sleep(0.01)
+
+
+def _is_taken(lock: int) -> bool:
+    """Take it, unless another one has it; a file system without locks leaves it to everybody."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def write_json(path: Path, data: Mapping[str, Any], mode: int = 0o600) -> None:
