@@ -71,7 +71,7 @@ class StartedContext:
     job: TrainingJob
 
 
-@frozen
+@frozen(slots=False)  # as `TrainingLog`
 class TrainingLogContext:
     """The numbers of one step, each None on steps that lack it; a diverged loss is `float("nan")`."""
 

@@ -22,7 +22,7 @@ from arkor.callbacks import (
 )
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
-from arkor.client.stream import StreamEnd, StreamFault
+from arkor.client.connection import StreamFault
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -58,10 +58,15 @@ class Dispatcher:
         self._callback_errors = callback_errors
         self._client = client
 
-    def dispatch(self, event: Event | StreamEnd) -> StreamFault | None:
+    def dispatch(self, event: Event) -> StreamFault | None:
         """Hand one event to its callbacks; a fault asks for a reconnect behind it."""
         handler = _HANDLERS.get(type(event))
         return handler(self, event) if handler else None
+
+    def finish(self, job: TrainingJob) -> None:
+        """The run has ended without a terminal event; this is how its job stands."""
+        self.job = job
+        self.result = TrainingResult(job)
 
     def _on_started(self, event: TrainingStarted) -> StreamFault | None:
         self._advance(JobStatus.RUNNING, started_at=event.timestamp)
@@ -100,11 +105,6 @@ class Dispatcher:
         self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)
         self.result = TrainingResult(self.job, event.artifacts)
 
-    def _on_end(self, _: StreamEnd) -> None:
-        """The stream is over without a terminal event: only the backend knows how the run stands."""
-        self.job = self._client().get_job(self.job.id)
-        self.result = TrainingResult(self.job)
-
     def _advance(self, status: JobStatus, **changes: Any) -> None:
         self.job = attrs.evolve(self.job, status=status, **changes)
 
@@ -127,5 +127,4 @@ _HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {
     TrainingCompleted: Dispatcher._on_completed,
     TrainingFailed: Dispatcher._on_failed,
     TrainingCancelled: Dispatcher._on_cancelled,
-    StreamEnd: Dispatcher._on_end,
 }

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import queue
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +23,15 @@ from arkor.callbacks import Infer, Listeners
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
+from arkor.client.connection import StreamEnd
 from arkor.client.credentials import Credentials
+from arkor.client.patience import Patience
 from arkor.client.replies import ChatResponse
-from arkor.client.retry import Patience, ReconnectPolicy
-from arkor.client.stream import EventStream, StreamEnd
+from arkor.client.retry import ReconnectPolicy
+from arkor.client.stream import EventStream
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for
-from arkor.errors import ArkorError, InvalidConfig
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig
 from arkor.jobs import (
     DatasetSource,
     FileDataset,
@@ -198,9 +199,12 @@ class Trainer:
                 return self._dispatcher.result
             patience = Patience.until(self._abort_signal, timeout)
             patience.check()
-            self._start_patiently(patience)
+            if self._job is None:
+                patience.call(self.start)
             return self._watch(patience)
         finally:
+            if self._client is not None:
+                self._client.close()
             self._waiting.release()
 
     def cancel(self) -> None:
@@ -252,18 +256,6 @@ class Trainer:
             config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
         return client.create_job(self.name, config, idempotency_key=self._idempotency_key)
 
-    def _start_patiently(self, patience: Patience) -> None:
-        """`start()` on a thread of its own, so that the abort signal and Ctrl-C are heard meanwhile."""
-        if self._job is not None:
-            return
-        outcome: queue.Queue[BaseException | StartedJob] = queue.Queue()
-        thread = threading.Thread(target=_report, args=(self.start, outcome), name="arkor-start", daemon=True)
-        thread.start()
-        answer = patience.poll(lambda seconds: _get(outcome, seconds))
-        thread.join()
-        if isinstance(answer, BaseException):
-            raise answer
-
     # Watching it
 
     def _open(self, cursor: str | None) -> requests.Response:
@@ -275,14 +267,24 @@ class Trainer:
             self._dispatcher = Dispatcher(self._known_job(), self._listeners, self._callback_errors, self._connected)
         dispatcher, stream = self._dispatcher, self._stream
         with closing(stream.events(patience)) as events, progress_for(self._progress, dispatcher.job) as progress:
-            fault = None
+            fault: ArkorError | None = None
             while dispatcher.result is None:
                 event = next(events) if fault is None else events.throw(fault)
-                if not isinstance(event, StreamEnd):
+                if isinstance(event, StreamEnd):
+                    fault = self._finish(dispatcher, patience)
+                else:
                     progress.on_event(event)
-                with progress.paused():
-                    fault = dispatcher.dispatch(event)
+                    with progress.paused():
+                        fault = dispatcher.dispatch(event)
         return dispatcher.result
+
+    def _finish(self, dispatcher: Dispatcher, patience: Patience) -> ArkorError | None:
+        """The stream is over without a terminal event: only the backend knows how the run stands."""
+        try:
+            dispatcher.finish(patience.call(lambda: self._connected().get_job(dispatcher.job.id)))
+        except (BackendUnavailable, CloudApiError) as error:
+            return error
+        return None
 
 
 def create_trainer(*args: Any, **kwargs: Any) -> Trainer:
@@ -343,17 +345,3 @@ def _absolute_if_file(source: DatasetSource, here: Path) -> DatasetSource:
     if isinstance(source, FileDataset):
         return FileDataset(str(here / Path(source.path).expanduser()))
     return source
-
-
-def _report(function: Callable[[], Any], outcome: queue.Queue[Any]) -> None:
-    try:
-        outcome.put(function())
-    except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-        outcome.put(error)
-
-
-def _get(outcome: queue.Queue[Any], seconds: float) -> Any:
-    try:
-        return outcome.get(timeout=seconds)
-    except queue.Empty:
-        return None

@@ -14,8 +14,10 @@ from arkor.cli.errors import OK
 from arkor.cli.text import event_line, instant, say, table, took, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.client.retry import Patience, ReconnectPolicy
-from arkor.client.stream import EventStream, StreamEnd
+from arkor.client.connection import StreamEnd
+from arkor.client.patience import Patience
+from arkor.client.retry import ReconnectPolicy
+from arkor.client.stream import EventStream
 from arkor.errors import CloudApiError
 from arkor.events import Event, encode_event, now
 from arkor.jobs import JobStatus, TrainingJob

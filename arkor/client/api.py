@@ -20,7 +20,7 @@ from arkor.accounts import Me, Project
 from arkor.chat import InferenceRequest
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
-from arkor.client.replies import ChatResponse, interruptible
+from arkor.client.replies import ChatResponse, patience_of
 from arkor.deployments import Deployment, DeploymentKey
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
 from arkor.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
@@ -57,6 +57,10 @@ class CloudApiClient:
     @property
     def base_url(self) -> str:
         return self.http.access.base_url
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the next call opens a new one."""
+        self.http.close()
 
     # Account and projects
 
@@ -155,7 +159,8 @@ class CloudApiClient:
             route = "/v1/inference/chat"
             return self.http.open("POST", route, query=query, body=body, headers=headers, timeout=PATIENT_TIMEOUT)
 
-        return ChatResponse(interruptible(ask, abort_signal, requests.Response.close), abort_signal)
+        patience = patience_of(abort_signal)
+        return ChatResponse(patience.call(ask, requests.Response.close) if patience else ask(), abort_signal)
 
     # Deployments
 

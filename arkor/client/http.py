@@ -26,6 +26,7 @@ from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
 from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
+from arkor.client.plug import PluggedAdapter, pause
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
 from arkor.wire import dumps
@@ -163,7 +164,12 @@ class Http:
             return was_never_sent(error) or (call.idempotent and _may_pass(error))
 
         attempts = Retrying(
-            retry=retry_if_exception(again), wait=_wait, stop=self._is_spent, before_sleep=_tell, reraise=True
+            retry=retry_if_exception(again),
+            wait=_wait,
+            stop=self._is_spent,
+            sleep=pause,
+            before_sleep=_tell,
+            reraise=True,
         )
         try:
             return attempts(lambda: _object(self._send(call)))
@@ -179,6 +185,11 @@ class Http:
             return self._send(Call(method, path, **rest))
         except _NO_ANSWER as error:
             raise unavailable(self.access.base_url, error) from error
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the next call opens a new one."""
+        if self._session is not None and self._process == os.getpid():
+            self._session.close()
 
     def _is_spent(self, state: RetryCallState) -> bool:
         """Give up early where the wait itself would go beyond the budget."""
@@ -256,6 +267,8 @@ class _Session(requests.Session):
         self.headers["Accept"] = "application/json"
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.max_redirects = 5
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, PluggedAdapter())
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Raises `CloudApiError` for a redirect to another origin: the token is meant for this one alone."""

@@ -6,75 +6,27 @@ The chunks are OpenAI's. How a request is sent is in `http.py`, what it asks in 
 from __future__ import annotations
 
 import json
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPException
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from arkor.client.faults import error_in_stream, unavailable
-from arkor.client.frames import FrameDecoder
+from arkor.client.frames import frames
+from arkor.client.patience import Patience
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 
-T = TypeVar("T")
-
 _CHUNK_BYTES = 64 * 1024
-_POLL_SECONDS = 0.05
 
 
-def interruptible(
-    call: Callable[[], T], abort_signal: threading.Event | None, discard: Callable[[T], Any] | None = None
-) -> T:
-    """The result of a blocking `call`; raises `TrainerAborted` within 0.1 s once the signal is set.
-
-    With a signal the call runs on a thread of its own. One that is abandoned ends by itself, with its time-out at the
-    latest; its late result goes to `discard`.
-    """
-    if abort_signal is None:
-        return call()
-    outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
-    abandoned = threading.Event()
-    thread = threading.Thread(target=_run, args=(call, outcome, abandoned, discard), name="arkor-chat", daemon=True)
-    thread.start()
-    while not abort_signal.is_set():
-        if give := _take(outcome):
-            return give()
-    abandoned.set()
-    raise TrainerAborted("the abort signal is set; the answer was not waited for")
-
-
-def _take(outcome: queue.SimpleQueue[Callable[[], T]]) -> Callable[[], T] | None:
-    with suppress(queue.Empty):
-        return outcome.get(timeout=_POLL_SECONDS)
-    return None
-
-
-def _run(
-    call: Callable[[], T],
-    outcome: queue.SimpleQueue[Callable[[], T]],
-    abandoned: threading.Event,
-    discard: Callable[[T], Any] | None,
-) -> None:
-    try:
-        result = call()
-    except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-        outcome.put(_raiser(error))
-        return
-    if abandoned.is_set() and discard is not None:
-        discard(result)
-    outcome.put(lambda: result)
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    def give() -> Any:
-        raise error
-
-    return give
+def patience_of(abort_signal: threading.Event | None) -> Patience | None:
+    """How long an answer is waited for; None: as long as it takes."""
+    return None if abort_signal is None else Patience(abort_signal, meanwhile="the answer was not waited for")
 
 
 class ChatResponse:
@@ -86,7 +38,7 @@ class ChatResponse:
 
     def __init__(self, response: requests.Response, abort_signal: threading.Event | None = None) -> None:
         self.raw = response
-        self._abort_signal = abort_signal
+        self._patience = patience_of(abort_signal)
         self._streamed = response.headers.get("Content-Type", "").startswith("text/event-stream")
         self._completion: dict[str, Any] | None = None
         self._message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -138,24 +90,27 @@ class ChatResponse:
             yield text
 
     def _stream(self) -> Iterator[str]:
-        decoder, finished = FrameDecoder(), False
+        finished = False
         try:
-            while chunk := self._read(lambda: self.raw.raw.read1(_CHUNK_BYTES, decode_content=True)):
-                for frame in decoder.feed(chunk):
-                    if frame.data.strip() == "[DONE]":
-                        return
-                    for choice in _choices(frame.data):
-                        finished = finished or bool(choice.get("finish_reason"))
-                        if text := self._take(choice.get("delta")):
-                            yield text
+            for frame in frames(self._chunks()):
+                if frame.data.strip() == "[DONE]":
+                    return
+                for choice in _choices(frame.data):
+                    finished = finished or bool(choice.get("finish_reason"))
+                    if text := self._take(choice.get("delta")):
+                        yield text
         finally:
             self.close()
         if not finished:
             raise BackendUnavailable("the backend broke off its answer before the end; ask again")
 
+    def _chunks(self) -> Iterator[bytes]:
+        while chunk := self._read(lambda: self.raw.raw.read1(_CHUNK_BYTES, decode_content=True)):
+            yield chunk
+
     def _read(self, read: Callable[[], bytes]) -> bytes:
         try:
-            return interruptible(read, self._abort_signal)
+            return self._patience.call(read) if self._patience else read()
         except TrainerAborted:
             self.close()
             raise

@@ -1,28 +1,25 @@
-"""How long to wait, and what ends the waiting.
+"""How long to wait between two attempts: `ReconnectPolicy`, and a tenacity loop that follows it.
 
-`ReconnectPolicy` is the public setting, `Patience` the one place where `wait()` looks at its abort signal and its
-deadline, and `reconnecting` a tenacity loop bound to both. What counts as a failure is decided in `stream.py`.
+Who may cut the waiting short is in `patience.py`; what counts as a failure is decided in `stream.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import threading
-import time
 from collections.abc import Callable
-from typing import Any
 
-from attrs import define, field, frozen
+from attrs import frozen
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_never
 from tenacity.wait import wait_base
 
-from arkor.errors import InvalidConfig, TrainerAborted
+from arkor.client.patience import Patience
+from arkor.errors import InvalidConfig
 
 logger = logging.getLogger("arkor")
 
-#: How often a blocked `wait()` looks at its abort signal, in seconds.
-POLL_SECONDS = 0.05
+#: A server that asks to be called back at once is called back after so many seconds, lest it become a hot loop.
+SHORTEST_WISH = 0.1
 
 
 @frozen
@@ -43,47 +40,13 @@ class ReconnectPolicy:
             raise InvalidConfig("reconnect.max_attempts", f"must be a whole number or None, not {attempts!r}")
 
     def delay(self, failures: int, base: float | None = None) -> float:
-        """Seconds to wait after that many consecutive failures (≥ 1): doubled each time, ±25 %, never above the cap."""
-        base = self.initial_delay if base is None else base
+        """Seconds to wait after that many consecutive failures (≥ 1): doubled each time, ±25 %, never above the cap.
+
+        `base` is the server's own wish for the first delay (`retry:`), where it has one.
+        """
+        base = self.initial_delay if base is None else max(base, SHORTEST_WISH)
         exponential = min(base * 2.0 ** min(failures - 1, 64), self.max_delay)
         return min(exponential * random.uniform(0.75, 1.25), self.max_delay)  # noqa: S311 - jitter, not a secret
-
-
-@define
-class Patience:
-    """The caller's abort signal and deadline; every pause of `wait()` goes through here."""
-
-    abort_signal: threading.Event = field(factory=threading.Event)
-    deadline: float | None = None  # on time.monotonic()
-
-    @classmethod
-    def until(cls, abort_signal: threading.Event | None, timeout: float | None) -> Patience:
-        deadline = None if timeout is None else time.monotonic() + max(0.0, timeout)
-        return cls(abort_signal or threading.Event(), deadline)
-
-    def check(self) -> None:
-        """Raises `TrainerAborted` or `TimeoutError` when it is over."""
-        if self.abort_signal.is_set():
-            raise TrainerAborted("the abort signal is set; the run itself goes on")
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise TimeoutError("wait() reached its timeout; the run itself goes on")
-
-    def pause(self, seconds: float) -> None:
-        """Sleep, or raise as soon as it is over."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            if self.deadline is not None:
-                left = min(left, max(0.0, self.deadline - time.monotonic()))
-            self.abort_signal.wait(left)
-        self.check()
-
-    def poll(self, attempt: Callable[[float], Any]) -> Any:
-        """Call `attempt(seconds)` until it returns something else than None, looking here in between."""
-        while True:
-            self.check()
-            if (result := attempt(POLL_SECONDS)) is not None:
-                return result
 
 
 class _Delay(wait_base):
@@ -96,8 +59,8 @@ class _Delay(wait_base):
     def __call__(self, retry_state: RetryCallState) -> float:
         error = retry_state.outcome.exception() if retry_state.outcome else None
         asked = getattr(error, "retry_after", None)
-        if asked is not None:
-            return float(min(max(asked, 0.0), self._policy.max_delay))
+        if asked:
+            return float(min(max(asked, SHORTEST_WISH), self._policy.max_delay))
         return self._policy.delay(retry_state.attempt_number, self._base())
 
 

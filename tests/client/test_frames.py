@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arkor.client.frames import MAX_FRAME_BYTES, FrameDecoder, FrameTooLarge
+from arkor.client.frames import MAX_FRAME_BYTES, FrameTooLarge, frames
 
 Parsed = list[tuple[str, str, "str | None", "str | None"]]
 
 
 def parse(*chunks: bytes) -> Parsed:
-    decoder = FrameDecoder()
-    return [(f.event, f.data, f.id, f.retry) for chunk in chunks for f in decoder.feed(chunk)]
+    return [(frame.event, frame.data, frame.id, frame.retry) for frame in frames(chunks)]
 
 
 CASES: list[tuple[str, bytes, Parsed]] = [
@@ -59,23 +58,21 @@ def test_any_split_gives_the_same_frames(first: bytes, second: bytes, data: st.D
 
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers()), max_size=8), st.data())
 def test_truncated_anywhere_it_is_a_prefix(objects: list[dict[str, object]], data: st.DataObject) -> None:
-    frames = [f"id: {i}\ndata: {json.dumps(o, ensure_ascii=False)}\n\n".encode() for i, o in enumerate(objects)]
-    whole = b"".join(frames)
+    encoded = [f"id: {i}\ndata: {json.dumps(o, ensure_ascii=False)}\n\n".encode() for i, o in enumerate(objects)]
+    whole = b"".join(encoded)
     cut = data.draw(st.integers(0, len(whole)))
     got = parse(whole[:cut])
     assert [json.loads(item[1]) for item in got] == objects[: len(got)]
-    assert sum(map(len, frames[: len(got)])) <= cut
+    assert sum(map(len, encoded[: len(got)])) <= cut
 
 
 def test_a_frame_too_large_is_refused_with_bounded_memory() -> None:
-    decoder = FrameDecoder()
     with pytest.raises(FrameTooLarge, match="one frame of"):
-        for _ in range(MAX_FRAME_BYTES // 65536 + 2):
-            decoder.feed(b"x" * 65536)
+        list(frames(b"x" * 65536 for _ in range(MAX_FRAME_BYTES // 65536 + 2)))
 
 
 def test_a_frame_of_very_many_lines_is_refused_quickly() -> None:
     began = time.monotonic()
     with pytest.raises(FrameTooLarge, match="lines"):
-        FrameDecoder().feed(b"data: 0123456789\n" * 500_000 + b"\n")
+        list(frames([b"data: 0123456789\n" * 500_000 + b"\n"]))
     assert time.monotonic() - began < 5

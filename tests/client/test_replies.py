@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from arkor.client.http import Access, Http
-from arkor.client.replies import ChatResponse, interruptible
+from arkor.client.patience import Patience
+from arkor.client.replies import ChatResponse
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 from tests.fakes.sse_server import STREAM_HEAD, Step, answer, send, send_and_hold, serving
 
@@ -219,7 +220,7 @@ def test_it_ends_an_answer_that_does_not_begin() -> None:
         release.wait(10)
 
     with serving(silent) as server:
-        assert timed(lambda: interruptible(lambda: ask(server.url), abort_after(0.2))) < 0.7
+        assert timed(lambda: Patience(abort_after(0.2)).call(lambda: ask(server.url))) < 0.7
         release.set()
 
 
@@ -245,7 +246,7 @@ def test_what_comes_too_late_is_discarded() -> None:
     go, discarded, signal = threading.Event(), threading.Event(), threading.Event()
     signal.set()
     with pytest.raises(TrainerAborted):
-        interruptible(lambda: go.wait(5), signal, lambda _: discarded.set())
+        Patience(signal).call(lambda: go.wait(5), lambda _: discarded.set())
     go.set()
     assert discarded.wait(5)
 
@@ -255,4 +256,4 @@ def test_an_exception_of_the_call_comes_through() -> None:
         raise queue.Empty
 
     with pytest.raises(queue.Empty):
-        interruptible(fail, threading.Event())
+        Patience().call(fail)
