@@ -132,6 +132,11 @@ class Lookout:
         self._turns = Turns()
         bell.on_ring = self._look
 
+    @property
+    def watched(self) -> int:
+        """How many logs somebody watches."""
+        return len(self._logs)
+
     async def follow(self, path: Path, after: int, *, over: bool, greeting: bytes = b"") -> AsyncGenerator[bytes, None]:
         """The log behind `after` as frames, many in one piece, until its terminal event or the server's end.
 
