@@ -153,6 +153,16 @@ def is_finished(path: Path) -> bool:
         return True
 
 
+def read_last(path: Path) -> dict[str, Any] | None:
+    """The last event, as on the wire; None when there is none. Raises `LogDamaged`."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            _, line = _last_line(file.fileno())
+    except FileNotFoundError:
+        return None
+    return decode_line(line) if line else None
+
+
 def read_standing(path: Path) -> Standing:
     """Where the run stands: no event yet is queued, a terminal one says how it ended, else it is running.
 
@@ -163,32 +173,15 @@ def read_standing(path: Path) -> Standing:
             _, line = _last_line(file.fileno())
             if not line:
                 return Standing(JobStatus.QUEUED)
-            first = _object(_read_lines(file.fileno(), 0, _BLOCK)[0][2])
+            first = decode_line(_read_lines(file.fileno(), 0, _BLOCK)[0][2])
     except FileNotFoundError:
         return Standing(JobStatus.QUEUED)
     if _type(line) not in TERMINAL_TYPES:
         return Standing(JobStatus.RUNNING, started_at=first["timestamp"])
-    last = _object(line)
+    last = decode_line(line)
     status = JobStatus(last["type"].removeprefix("training."))
     began = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
     return Standing(status, last.get("error"), began, last["timestamp"])
-
-
-def read_saved(path: Path) -> tuple[list[Any], int | None]:
-    """The artifacts of the checkpoints in the log, as on the wire, and the last step that it mentions.
-
-    Raises `LogDamaged`.
-    """
-    artifacts: list[Any] = []
-    step = None
-    after = 0
-    while events := read_events(path, after, 1024 * 1024):
-        for after, kind, line in events:  # noqa: B007 - the last id is where the next round begins
-            if kind in ("training.log", "checkpoint.saved"):
-                data = _object(line)
-                step = data.get("step")
-                artifacts += data.get("artifacts") or []
-    return artifacts, step
 
 
 def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, str, bytes]]:
@@ -221,7 +214,8 @@ def _type(line: bytes) -> str:
     return line[_TYPE_STARTS : line.find(b'"', _TYPE_STARTS)].decode("utf-8", "replace")
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def decode_line(line: bytes) -> dict[str, Any]:
+    """A line → its event's JSON object. Raises `LogDamaged`."""
     try:
         data = json.loads(line)
         return {**data, "type": data["type"], "timestamp": data["timestamp"]}

@@ -17,103 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    ForeignKey,
-    Integer,
-    MetaData,
-    Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    inspect,
-    select,
-)
+from sqlalchemy import URL, Connection, Row, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from arkor.backend.schema import (
+    UNFINISHED,
+    StoreError,
+    datasets,
+    jobs,
+    obey_transactions,
+    orgs,
+    prepare_database,
+    projects,
+    tokens,
+    users,
+)
 from arkor.events import now
 from arkor.jobs import JobStatus
 
-SCHEMA_VERSION = 1
-
-metadata = MetaData()
-
-meta = Table("meta", metadata, Column("schema_version", Integer, nullable=False))
-
-users = Table(
-    "users",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("email", String(320)),
-    Column("created_at", String(32), nullable=False),
-)
-
-orgs = Table(
-    "orgs",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("slug", String(64), nullable=False, unique=True),
-    Column("name", String(200), nullable=False),
-    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
-)
-
-tokens = Table(
-    "tokens",
-    metadata,
-    Column("hash", String(64), primary_key=True),
-    Column("user_id", ForeignKey("users.id"), nullable=False),
-    Column("created_at", String(32), nullable=False),
-)
-
-projects = Table(
-    "projects",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("org_id", ForeignKey("orgs.id"), nullable=False),
-    Column("slug", String(64), nullable=False),
-    Column("name", String(200), nullable=False),
-    UniqueConstraint("org_id", "slug"),
-)
-
-jobs = Table(
-    "jobs",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("id", String(32), nullable=False, unique=True),
-    Column("org_id", ForeignKey("orgs.id"), nullable=False),
-    Column("project_id", ForeignKey("projects.id"), nullable=False, index=True),
-    Column("name", String(200), nullable=False),
-    Column("status", String(16), nullable=False, index=True),
-    Column("config", Text, nullable=False),
-    Column("error", Text),
-    Column("created_at", String(32), nullable=False),
-    Column("started_at", String(32)),
-    Column("completed_at", String(32)),
-    Column("cancel_requested_at", String(32)),
-    Column("idempotency_key", String(255)),
-    UniqueConstraint("project_id", "idempotency_key"),
-)
-
-datasets = Table(
-    "datasets",
-    metadata,
-    Column("project_id", ForeignKey("projects.id"), primary_key=True),
-    Column("id", String(64), primary_key=True),
-    Column("filename", String(255), primary_key=True),
-    Column("bytes", Integer, nullable=False),
-    Column("created_at", String(32), nullable=False),
-)
-
-
-class StoreError(Exception):
-    """The database cannot be used; the sentence names it and the way out."""
+__all__ = ["Job", "Org", "Project", "Store", "StoreError", "Taken", "User", "is_disk_trouble", "new_id", "new_token"]
 
 
 class Taken(Exception):
@@ -159,7 +82,6 @@ class Job:
 
 
 _JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_key")]
-_UNFINISHED = jobs.c.status.in_([JobStatus.QUEUED.value, JobStatus.RUNNING.value])
 
 
 def new_id() -> str:
@@ -181,9 +103,9 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._engine = create_engine(URL.create("sqlite", database=str(path)))
-        event.listen(self._engine, "connect", _enforce_foreign_keys)
+        obey_transactions(self._engine)
         try:
-            self._open()
+            prepare_database(self._engine, path)
         except DBAPIError as error:
             self.close()
             problem = str(error.orig).rstrip(".")
@@ -194,22 +116,6 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
-
-    def _open(self) -> None:
-        with self._engine.begin() as connection:
-            names = inspect(connection).get_table_names()
-            if not names:
-                metadata.create_all(connection)
-                connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
-                return
-            version = connection.scalar(select(meta.c.schema_version)) if "meta" in names else None
-        if version is None:
-            raise StoreError(f"{self._path} is a database, but not one of arkor's. Move it out of the way.")
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path} was written by a newer arkor (schema {version}, this one knows {SCHEMA_VERSION}): "
-                "pip install --upgrade arkor"
-            )
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -315,11 +221,11 @@ class Store:
     def unfinished(self) -> list[Job]:
         """The queued and the running jobs of everybody, in the order of submission."""
         with self._reading() as connection:
-            return [_job(row) for row in connection.execute(select(*_JOB).where(_UNFINISHED).order_by(jobs.c.seq))]
+            return [_job(row) for row in connection.execute(select(*_JOB).where(UNFINISHED).order_by(jobs.c.seq))]
 
     def count_unfinished(self) -> int:
         with self._reading() as connection:
-            return connection.scalar(select(func.count()).select_from(jobs).where(_UNFINISHED)) or 0
+            return connection.scalar(select(func.count()).select_from(jobs).where(UNFINISHED)) or 0
 
     def update_job(self, job_id: str, **values: str | None) -> None:
         """Write down what the log says (`status`, `error`, `started_at`, `completed_at`), or `cancel_requested_at`."""
@@ -354,10 +260,6 @@ def is_disk_trouble(error: DBAPIError) -> bool:
     """Whether the database could not be written for want of space or permission."""
     name = getattr(error.orig, "sqlite_errorname", "") or str(error.orig)
     return any(word in name.lower() for word in ("full", "ioerr", "readonly", "i/o"))
-
-
-def _enforce_foreign_keys(connection: Any, _record: Any) -> None:
-    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:

@@ -81,6 +81,15 @@ class Caller:
                 return
         raise AssertionError(f"the run ended before step {step}")
 
+    def until_resumed(self, job_id: str, *, after: int) -> None:
+        """Return when the run has been resumed behind that step and has logged another."""
+        resumed = False
+        for frame in self.events(job_id):
+            resumed = resumed or (frame.event == "training.resumed" and frame.data["step"] >= after - 1)
+            if resumed and frame.event == "training.log":
+                return
+        raise AssertionError(f"the run ended without having been resumed after step {after}")
+
 
 def _frame(block: str) -> Frame:
     fields = dict(line.split(": ", 1) for line in block.split("\n"))

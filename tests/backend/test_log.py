@@ -22,7 +22,7 @@ from arkor.backend.log import (
     is_finished,
     is_held,
     read_events,
-    read_saved,
+    read_last,
     read_standing,
 )
 from arkor.events import (
@@ -187,12 +187,14 @@ with LogWriter(Path(sys.argv[1])) as log:
 def test_standing(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     assert read_standing(path) == Standing(JobStatus.QUEUED)
+    assert read_last(path) is None
     assert is_finished(path)
     write(path)
     assert read_standing(path) == Standing(JobStatus.QUEUED)
     assert not is_finished(path)
     write(path, TrainingStarted("job", "1"), log_event(1))
     assert read_standing(path) == Standing(JobStatus.RUNNING, started_at="1")
+    assert read_last(path) == {"type": "training.log", "jobId": "job", "timestamp": TIME, "step": 1}
     assert not is_finished(path)
     write(path, TrainingFailed("job", "2", "x" * 50_000))
     assert read_standing(path) == Standing(JobStatus.FAILED, "x" * 50_000, "1", "2")
@@ -206,17 +208,6 @@ def test_standing(tmp_path: Path) -> None:
 def test_a_run_that_only_ended_never_began(tmp_path: Path, event: Event, status: JobStatus) -> None:
     write(tmp_path / "events.jsonl", event)
     assert read_standing(tmp_path / "events.jsonl") == Standing(status, completed_at="1")
-
-
-def test_what_was_saved(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    checkpoints = [
-        CheckpointSaved("job", TIME, step, (Artifact("checkpoint", step, f"c/{step}", 1),)) for step in (2, 4)
-    ]
-    write(path, checkpoints[0], log_event(3), checkpoints[1], log_event(5))
-    artifacts, step = read_saved(path)
-    assert [artifact["step"] for artifact in artifacts] == [2, 4]
-    assert step == 5
 
 
 def test_an_append_costs_microseconds(tmp_path: Path) -> None:

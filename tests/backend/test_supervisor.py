@@ -16,7 +16,8 @@ import pytest
 from arkor.backend.home import RunFolder, run_folder
 from arkor.backend.log import is_held
 from arkor.backend.sse import END
-from tests.backend.caller import CONFIG, owner
+from arkor.events import now
+from tests.backend.caller import CONFIG, Frame, owner
 from tests.conftest import Backend, start_backend
 
 Again = Callable[[Backend], Backend]
@@ -111,42 +112,102 @@ def test_a_run_that_ended_while_no_server_was_there(backend: Backend, again: Aga
     assert owner(second).job(job)["status"] == "completed"
 
 
-def test_a_run_that_was_killed_while_no_server_was_there(backend: Backend, again: Again) -> None:
+def logged(frames: list[Frame]) -> list[int]:
+    return [frame.data["step"] for frame in frames if frame.event == "training.log"]
+
+
+def test_a_run_whose_worker_died_while_no_server_was_there_goes_on(backend: Backend, again: Again) -> None:
     caller = owner(backend)
-    job = caller.submit(maxSteps=1000, saveSteps=1)
-    caller.until_step(job, 3)
+    job = caller.submit(maxSteps=30, saveSteps=5)
+    caller.until_step(job, 12)
     pid = pid_of(run_folder(backend.home, job))
     kill(backend)
     os.kill(pid, signal.SIGKILL)
-    second = again(backend)
-    caller = owner(second)
-    ended = caller.until(job, "failed")
-    assert "while no server was watching" in ended["error"]
-    last = list(caller.events(job))[-2]
-    assert last.data["step"] >= 3
-    assert [artifact["step"] for artifact in last.data["artifacts"]] == list(range(1, last.data["step"] + 1))
+    frames = list(owner(again(backend)).events(job))
+    (resumed,) = [frame.data for frame in frames if frame.event == "training.resumed"]
+    assert resumed["step"] >= 10
+    assert "unseen" in resumed["reason"]
+    assert logged(frames) == list(range(1, 31))
+    assert frames[-2].event == "training.completed"
 
 
-def test_a_worker_that_crashes_is_told_of_at_once(backend: Backend) -> None:
+def test_a_worker_that_is_killed_is_replaced_at_once(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=60, saveSteps=10)
+    caller.until_step(job, 15)
+    os.kill(pid_of(run_folder(backend.home, job)), signal.SIGKILL)
+    killed = time.time()
+    frames = list(caller.events(job))
+    at, resumed = next((frame.at, frame.data) for frame in frames if frame.event == "training.resumed")
+    assert at - killed < 1.5
+    assert resumed["step"] in (10, 20)
+    assert "SIGKILL" in resumed["reason"]
+    assert logged(frames) == list(range(1, 61))
+    assert caller.until(job, "completed")["startedAt"] == frames[0].data["timestamp"]
+
+
+def test_a_run_that_never_gets_further_is_given_up_and_the_next_one_starts_meanwhile(backend: Backend) -> None:
     caller = owner(backend)
     crashing, next_one = caller.submit(model="scripted/crash"), caller.submit(maxSteps=1)
-    caller.until_step(crashing, 2)
-    began = time.monotonic()
-    error = caller.until(crashing, "failed")["error"]
-    assert time.monotonic() - began < 1.5
-    assert "exit code 13" in error
-    assert str(run_folder(backend.home, crashing).worker_log) in error
-    caller.until(next_one, "completed")
+    failed = caller.until(crashing, "failed")
+    for part in ("3 times in a row", "exit code 13", str(run_folder(backend.home, crashing).worker_log)):
+        assert part in failed["error"]
+    frames = list(caller.events(crashing))
+    assert [frame.data["step"] for frame in frames if frame.event == "training.resumed"] == [2, 2]
+    assert frames[-2].data["step"] == 2
+    assert [artifact["step"] for artifact in frames[-2].data["artifacts"]] == [2]
+    first_death = next(frame.data["timestamp"] for frame in frames if frame.event == "training.resumed")
+    assert first_death <= caller.until(next_one, "completed")["startedAt"] < failed["completedAt"]
 
 
-def test_a_worker_that_is_killed_is_told_of(backend: Backend) -> None:
+def test_a_run_that_is_killed_again_and_again_is_told_how_to_do_with_less_memory(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000, batchSize=4)
+    seen: set[int] = set()
+    while caller.job(job)["status"] != "failed":
+        pid = run_folder(backend.home, job).worker_pid()
+        if pid is not None and pid not in seen:
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+    assert 3 <= len(seen) < 6  # a step may have slipped through
+    error = caller.job(job)["error"]
+    assert "SIGKILL" in error
+    assert "batch_size=2 (it was 4)" in error
+
+
+def test_a_run_that_gets_further_is_resumed_as_often_as_it_takes(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=100, saveSteps=1)
+    for step in (5, 15, 25, 35, 45):
+        caller.until_step(job, step)
+        os.kill(pid_of(run_folder(backend.home, job)), signal.SIGKILL)
+        caller.until_resumed(job, after=step)
+    frames = list(caller.events(job))
+    assert len([frame for frame in frames if frame.event == "training.resumed"]) == 5
+    assert logged(frames) == list(range(1, 101))
+    assert frames[-2].event == "training.completed"
+
+
+def test_a_worker_that_stands_still_is_told_of(backend: Backend) -> None:
     caller = owner(backend)
     job = caller.submit(maxSteps=1000)
     caller.until_step(job, 2)
-    os.kill(pid_of(run_folder(backend.home, job)), signal.SIGKILL)
-    began = time.monotonic()
-    assert "SIGKILL" in caller.until(job, "failed")["error"]
-    assert time.monotonic() - began < 1.5
+    assert "stalledSince" not in caller.job(job)
+    pid = pid_of(run_folder(backend.home, job))
+    os.kill(pid, signal.SIGSTOP)
+    stopped = now()
+    deadline = time.monotonic() + 20
+    while (since := caller.job(job).get("stalledSince")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert since <= stopped
+    assert caller.job(job)["status"] == "running"
+    assert f"run {job} has stood still" in (backend.home / "test-backend.log").read_text()
+    os.kill(pid, signal.SIGCONT)
+    while "stalledSince" in caller.job(job):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_cancelling_a_running_job(backend: Backend) -> None:
@@ -255,7 +316,7 @@ def test_a_damaged_log_does_not_stop_the_queue(backend: Backend, again: Again) -
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="fills the disk by a Linux limit")
 def test_a_disk_that_is_full_for_a_while(backend: Backend) -> None:
     caller = owner(backend)
-    job = caller.submit(maxSteps=1000)
+    job = caller.submit(maxSteps=50)
     caller.until_step(job, 2)
     server, pid = backend.process.pid, pid_of(run_folder(backend.home, job))
     whole = resource.prlimit(server, resource.RLIMIT_FSIZE)
@@ -267,7 +328,7 @@ def test_a_disk_that_is_full_for_a_while(backend: Backend) -> None:
     time.sleep(0.3)
     assert caller.call("GET", "/healthz").json()["activeRuns"] == 1
     resource.prlimit(server, resource.RLIMIT_FSIZE, whole)
-    assert caller.until(job, "failed")
+    assert caller.until(job, "completed")
     assert caller.until(caller.submit(maxSteps=1), "completed")
 
 

@@ -162,9 +162,13 @@ async def list_jobs(request: Request) -> Response:
 
 
 async def get_job(request: Request) -> Response:
-    """`GET /v1/jobs/:id`; its events are in the stream alone."""
+    """`GET /v1/jobs/:id`; its events are in the stream alone. `stalledSince` when its worker lives but stands still."""
     job = await require_job(request, await require_scope(request), request.path_params["id"])
-    return JSONResponse({"job": job_json(await run_in_threadpool(request.app.state.supervisor.current, job))})
+    supervisor = request.app.state.supervisor
+    answer = job_json(await run_in_threadpool(supervisor.current, job))
+    if answer["status"] == JobStatus.RUNNING and (since := supervisor.stalled_since(job.id)):
+        answer["stalledSince"] = since
+    return JSONResponse({"job": answer})
 
 
 async def cancel_job(request: Request) -> Response:

@@ -1,0 +1,184 @@
+"""The tables of the store, and how those of an older arkor become them.
+
+A change of the tables is a new version with its statements in `MIGRATIONS`. A database is migrated in one transaction,
+and what it was before stays beside it. What is in the tables is `store.py`'s.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    inspect,
+    select,
+    text,
+)
+
+SCHEMA_VERSION = 2
+
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("schema_version", Integer, nullable=False))
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("email", String(320)),
+    Column("created_at", String(32), nullable=False),
+)
+
+orgs = Table(
+    "orgs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("slug", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("owner_id", ForeignKey("users.id"), nullable=False, index=True),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("slug", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    UniqueConstraint("org_id", "slug"),
+)
+
+#: The jobs that have not ended, word for word as the index has it: SQLite compares the texts.
+UNFINISHED = text("status IN ('queued', 'running')")
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("project_id", ForeignKey("projects.id"), nullable=False, index=True),
+    Column("name", String(200), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("config", Text, nullable=False),
+    Column("error", Text),
+    Column("created_at", String(32), nullable=False),
+    Column("started_at", String(32)),
+    Column("completed_at", String(32)),
+    Column("cancel_requested_at", String(32)),
+    Column("idempotency_key", String(255)),
+    UniqueConstraint("project_id", "idempotency_key"),
+)
+
+Index("ix_jobs_unfinished", jobs.c.seq, sqlite_where=UNFINISHED, postgresql_where=UNFINISHED)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("project_id", ForeignKey("projects.id"), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("filename", String(255), primary_key=True),
+    Column("bytes", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+#: Version → the statements that lead to it from the one before.
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    # The server asks every second whether anything is left to do, and must not go through the finished runs for it.
+    2: (
+        "DROP INDEX ix_jobs_status",
+        "CREATE INDEX ix_jobs_unfinished ON jobs (seq) WHERE status IN ('queued', 'running')",
+    ),
+}
+
+
+class StoreError(Exception):
+    """The database cannot be used; the sentence names it and the way out."""
+
+
+def prepare_database(engine: Engine, path: Path) -> None:
+    """Make the tables in an empty database, or bring those of an older arkor up to date.
+
+    Raises `StoreError` for a database of somebody else or of a newer arkor, and SQLAlchemy's errors.
+    """
+    with engine.begin() as connection:
+        if not inspect(connection).get_table_names():
+            metadata.create_all(connection)
+            connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
+            return
+        version = _version(connection)
+    if version is None:
+        raise StoreError(f"{path} is a database, but not one of arkor's. Move it out of the way.")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} was written by a newer arkor (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "pip install --upgrade arkor"
+        )
+    if version < SCHEMA_VERSION:
+        _migrate(engine, path, version)
+
+
+def _version(connection: Connection) -> int | None:
+    version = connection.scalar(select(meta.c.schema_version)) if inspect(connection).has_table("meta") else None
+    return version if isinstance(version, int) and version > 0 else None
+
+
+def _migrate(engine: Engine, path: Path, version: int) -> None:
+    keep_copy(path, path.with_name(f"{path.name}.v{version}.bak"))
+    with engine.begin() as connection:
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in MIGRATIONS[number]:
+                connection.exec_driver_sql(statement)
+        connection.execute(meta.update().values(schema_version=SCHEMA_VERSION))
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """A consistent copy of a database, whole or not at all. Raises `StoreError`."""
+    partial = copy.with_name(f".{copy.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
+            source.backup(target)
+        partial.replace(copy)
+    except (OSError, sqlite3.Error) as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be copied to {copy} before it is brought up to date: {error}.") from error
+
+
+def obey_transactions(engine: Engine) -> None:
+    """A transaction begins where SQLAlchemy says so and holds everything, tables too; foreign keys are enforced.
+
+    Left to itself, the driver begins one at the first insert alone, and a server that is killed while it makes its
+    tables leaves half of them behind.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
