@@ -20,6 +20,12 @@ from arkor.settings import PROTOCOL
 PROJECT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedules", type=int, default=None, help="how many random schedules of faults to play (default: a few)"
+    )
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """ARKOR_HOME below tmp_path, the hub offline, no proxy; a backend that the test started is stopped."""

@@ -22,6 +22,7 @@ class ScriptedServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.released = threading.Event()
+        self._playing = threading.Lock()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -36,10 +37,15 @@ class ScriptedServer:
     def _answer(self, connection: socket.socket) -> None:
         with connection:
             headers = _read_request(connection)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.step_for(headers)(connection, headers)
+
+    def step_for(self, headers: dict[str, str]) -> Step:
+        """The next step of the script."""
+        with self._playing:
             step = self.steps[min(len(self.requests), len(self.steps) - 1)]
             self.requests.append(headers)
-            with suppress(BrokenPipeError, ConnectionResetError):
-                step(connection, headers)
+        return step
 
     def close(self) -> None:
         self.released.set()
@@ -51,11 +57,12 @@ def _read_request(connection: socket.socket) -> dict[str, str]:
     while b"\r\n\r\n" not in data:
         chunk = connection.recv(65536)
         if not chunk:
-            return {}
+            return {":path": "", ":method": ""}
         data += chunk
     lines = data.split(b"\r\n\r\n")[0].split(b"\r\n")
     pairs = (line.split(b":", 1) for line in lines[1:])
-    return {name.decode().lower(): value.strip().decode("utf-8", "replace") for name, value in pairs}
+    headers = {name.decode().lower(): value.strip().decode("utf-8", "replace") for name, value in pairs}
+    return {":path": lines[0].split()[1].decode(), ":method": lines[0].split()[0].decode(), **headers}
 
 
 @contextmanager
