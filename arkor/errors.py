@@ -88,7 +88,7 @@ class TrainingFailed(ArkorError):
 
 
 class CredentialsError(ArkorError):
-    """The credentials cannot be read, have ended (sign in again), or belong to another backend than the one asked for."""
+    """The credentials cannot be read, have ended, or belong to another backend than the one asked for."""
 
 
 class ProjectStateMismatch(ArkorError):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 from attrs import field, frozen
 
 from arkor.client.http import Access, Http, checked_url
+from arkor.client.plug import pause
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env
 from arkor.wire import from_wire, to_wire
@@ -155,7 +156,7 @@ def _wait_for(lock: int) -> None:
             raise BackendUnavailable(
                 f"another process has been renewing the sign-in for more than {LOCK_SECONDS:.0f} s; try again"
             )
-        time.sleep(0.01)
+        pause(0.01)
 
 
 def _is_taken(lock: int) -> bool:

@@ -219,7 +219,11 @@ def _ask_for_token(domain: str, form: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
-    """Status and the beginning of the body. Follows no redirect: what the form holds is meant for this address."""
+    """Status and the beginning of the body. Follows no redirect: what the form holds is meant for this address.
+
+    It hangs on no plug, but comes to its end even when nobody waits for it any more: to throw away a refresh token
+    that was just replaced would be to sign the person out.
+    """
     with requests.Session() as session:
         session.trust_env = not is_loopback(url)
         response = session.post(
