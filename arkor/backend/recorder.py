@@ -93,7 +93,7 @@ class LogRecorder:
             if trouble is None:
                 raise
             self._go_without(step, folder, trouble)
-        checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, checkpoints_kept())
+        self.thin_out()
 
     def final(self, write: Callable[[Path], None]) -> None:
         try:
@@ -110,6 +110,10 @@ class LogRecorder:
         with self._stop.held():
             self._log.append(event, sync=sync)
             ring(self._bell)
+
+    def thin_out(self) -> None:
+        """Clear away the checkpoints that are not to be kept."""
+        checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, checkpoints_kept())
 
     def forget_states(self) -> None:
         """Nobody will go on with this run. Raises OSError."""

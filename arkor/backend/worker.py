@@ -84,6 +84,7 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
     checkpoints.sweep(folder, past.saved)
     step = checkpoints.resume_step(folder, past.saved)
     recorder = LogRecorder(log, folder, bell_file(home), stop, past)
+    recorder.thin_out()  # the worker before this one may have died over it
     recorder.preparing("Starting")
     config = from_wire(JobConfig, folder.read_job()["config"])
     checkpoint = folder.checkpoint(step) if step is not None else None
