@@ -23,7 +23,8 @@ from arkor.events import TERMINAL_TYPES
 PING_SECONDS = 15.0
 
 _PIECE_BYTES = 65536
-_KEPT_PIECES = 16
+_PART_BYTES = 2 * _PIECE_BYTES
+_KEPT_PIECES, _KEPT_BYTES = 16, 4 * 1024 * 1024
 _AT_ONCE = 4
 
 
@@ -57,9 +58,14 @@ class WatchedLog:
         piece = self._pieces.pop(after, None) or self._read(after)
         if piece is not None:
             self._pieces[after] = piece
-            if len(self._pieces) > _KEPT_PIECES:
-                del self._pieces[next(iter(self._pieces))]
+            self._forget()
         return piece
+
+    def _forget(self) -> None:
+        """All but the latest pieces: few, and not too large together."""
+        size = sum(len(piece.frames) for piece in self._pieces.values())
+        while len(self._pieces) > _KEPT_PIECES or (size > _KEPT_BYTES and len(self._pieces) > 1):
+            size -= len(self._pieces.pop(next(iter(self._pieces))).frames)
 
     def _read(self, after: int) -> Piece | None:
         events = read_events(self._path, after, _PIECE_BYTES)
@@ -154,8 +160,10 @@ class Lookout:
                     return
                 if piece is not None:
                     after = piece.end
-                    yield piece.frames + (END if piece.terminal else b"")
+                    for part in _parts(piece.frames):
+                        yield part
                     if piece.terminal:
+                        yield END
                         return
                     ping_at = time.monotonic() + PING_SECONDS
                     if len(piece.frames) > _PIECE_BYTES // 2:
@@ -183,6 +191,11 @@ class Lookout:
             log.watchers -= 1
             if not log.watchers:
                 del self._logs[path]
+
+
+def _parts(frames: bytes) -> Iterator[bytes]:
+    """A long piece in parts, so that no more than one of them waits for a reader that is slow to take it."""
+    return (frames[start : start + _PART_BYTES] for start in range(0, len(frames), _PART_BYTES))
 
 
 def _release(waiting: asyncio.Future[None]) -> None:

@@ -106,8 +106,8 @@ class Watcher:
         self.connection.close()
 
     def begin(self) -> None:
-        """Wait for the first byte, and take no more."""
-        self.raw.extend(self.connection.recv(1))
+        """Wait for what comes first, and take no more."""
+        self.raw.extend(self.connection.recv(65536))
 
     def read(self, until: Callable[[bytes], bool] | None = None) -> bytes:
         """The body once `until` says so of it, else once the server has closed."""
@@ -324,6 +324,20 @@ def test_readers_that_take_nothing_cost_nobody_else_anything(run: Run) -> None:
                 took.append(time.perf_counter() - began)
         assert sorted(took)[5] < 0.1, took
         assert server.memory_info().rss - before < 60_000_000
+
+
+def test_a_long_event_is_not_held_for_every_reader(run: Run) -> None:
+    run.write(0, 0, "x" * 20_000_000)
+    server = psutil.Process(run.backend.process.pid)
+    before = server.memory_info().rss
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(closing(run.watch())).begin()
+        time.sleep(0.5)
+        assert server.memory_info().rss - before < 150_000_000
+        with closing(run.watch()) as watcher:
+            while len(watcher.raw) < 20_000_000:
+                watcher.begin()
 
 
 def test_the_server_leaves_whoever_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,9 +105,7 @@ def answer(connection: socket.socket, streams: dict[str, Callable[[socket.socket
     return connection.sendall(head.encode() + data)
 
 
-def serve(listener: socket.socket, events: int) -> None:
-    streams = plays(events)
-
+def serve(listener: socket.socket, streams: dict[str, Callable[[socket.socket], None]]) -> None:
     def one(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             answer(connection, streams)
@@ -127,7 +125,7 @@ def serving(events: int) -> Iterator[str]:
 def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     events = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
-    threading.Thread(target=serve, args=(listener, events), daemon=True).start()
+    threading.Thread(target=serve, args=(listener, plays(events)), daemon=True).start()
     print(json.dumps(f"http://127.0.0.1:{listener.getsockname()[1]}"), flush=True)
     sys.stdin.read()
 
