@@ -1,0 +1,177 @@
+"""The whole pump against a server that misbehaves by a random schedule: each event once, in order, whatever happens.
+
+A schedule is made from its seed: a log of events, what goes wrong on each connection, and what the caller does
+meanwhile. `pytest tests/test_pump.py --schedules 5000` plays more of them than a test run does.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arkor import ArkorError, CloudApiError, ReconnectPolicy, TrainerAborted
+from tests.fakes.run_server import running, send_chunked
+from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, Step, answer, frame, hang_up
+
+FEW = 150
+GARBAGE = (
+    b"data: null\n\n",
+    b"data: [1,\n\n",
+    b"event: training.log\ndata: 42\n\n",
+    b"event: training.log\ndata: {}\n\n",
+    b": a comment\n\n",
+    b"retry: 1\n\n",
+    b"event: from.the.future\ndata: {}\n\n",
+    PING_FRAME,
+)
+STATUSES = (401, 403, 404, 408, 410, 429, 500, 502, 503)
+
+
+class Log:
+    """The events of a run as frames. Ids are opaque: offsets, words, numbers that fall."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.length = dice.randint(1, 40)
+        style = dice.choice(["offset", "word", "shuffled"])
+        numbers = dice.sample(range(1000), self.length + 1)
+        offset = [str(200 * n) for n in range(1, self.length + 2)]
+        self.ids = {"offset": offset, "word": [f"é {n}" for n in numbers], "shuffled": [str(n) for n in numbers]}[style]
+
+    def frames_behind(self, cursor: str | None) -> list[bytes]:
+        start = self.ids.index(cursor) + 1 if cursor in self.ids else 0
+        return [self._frame(n) for n in range(start, self.length + 1)]
+
+    def _frame(self, number: int) -> bytes:
+        if number == self.length:
+            data = f'{{"type":"training.completed","jobId":"j","timestamp":"{number}","artifacts":[]}}'
+            return frame(self.ids[number], "training.completed", data)
+        data = f'{{"type":"training.log","jobId":"j","timestamp":"{number}","step":{number}}}'
+        return frame(self.ids[number], "training.log", data)
+
+
+def reset(connection: socket.socket, headers: dict[str, str]) -> None:
+    """An RST instead of a proper end."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def send_in_pieces(data: bytes, dice: random.Random, end: Step | None = None) -> Step:
+    """The bytes of a stream split anywhere, then its end."""
+    cuts = sorted(dice.sample(range(len(data) + 1), min(len(data) + 1, 4)))
+    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+    def step(connection: socket.socket, headers: dict[str, str]) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(STREAM_HEAD)
+        for piece in pieces:
+            connection.sendall(piece)
+        if end:
+            end(connection, headers)
+
+    return step
+
+
+def misbehave(log: Log, dice: random.Random) -> Step:
+    """One connection on which something goes wrong."""
+    kind = dice.choice(["cut", "mid-frame", "mid-chunk", "reset", "gone", "status", "portal", "garbage", "over", "gzip"])
+    count, where = dice.randint(0, log.length), dice.random()
+
+    def play(connection: socket.socket, headers: dict[str, str]) -> None:
+        behind = log.frames_behind(headers.get("last-event-id"))
+        some = behind[:count]
+        cut_off = b"".join(some) + b"".join(behind[count : count + 1])[: int(200 * where)]
+        steps: dict[str, Step] = {
+            "cut": send_in_pieces(b"".join(some), dice),
+            "mid-frame": send_in_pieces(cut_off.rstrip(b"\n"), dice),
+            "mid-chunk": send_chunked(*some, b"id: 1\ndata: {", finish=False),
+            "reset": send_in_pieces(b"".join(some), dice, reset),
+            "gone": hang_up if dice.random() < 0.5 else reset,
+            "status": answer(dice.choice(STATUSES), b"", "Retry-After: 0"),
+            "portal": answer(200, b"<html>Sign in to this network</html>", kind="text/html"),
+            "garbage": send_in_pieces(b"".join(f + dice.choice(GARBAGE) for f in [b"", *some]), dice),
+            "over": send_in_pieces(b"".join(log.frames_behind(dice.choice([None, *log.ids]))[:count]), dice),
+            "gzip": send_chunked(*some, coding="gzip"),
+        }
+        if kind == "over":  # back behind what was asked for, never beyond it
+            everything = log.frames_behind(None)
+            known = len(everything) - len(behind)
+            begin = dice.randint(0, known)
+            steps["over"] = send_in_pieces(b"".join(everything[begin : known + count]), dice)
+        steps[kind](connection, headers)
+
+    return play
+
+
+def behave(log: Log, dice: random.Random) -> Step:
+    """The last connection: from the cursor to the end."""
+    chunked = dice.random() < 0.5
+
+    def play(connection: socket.socket, headers: dict[str, str]) -> None:
+        behind = log.frames_behind(headers.get("last-event-id"))
+        step = send_chunked(*behind, END_FRAME) if chunked else send_in_pieces(b"".join([*behind, END_FRAME]), dice)
+        step(connection, headers)
+
+    return play
+
+
+class Caller:
+    """What the script does: its callbacks raise now and then, its waits are cut short."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.steps: list[int] = []
+        self.abort = threading.Event()
+        self.callback_errors = dice.choice(["reconnect", "raise", "log"])
+        self._tries = 12
+
+    def on_log(self, ctx: Any) -> None:
+        self.steps.append(ctx.step)
+        chance = self.dice.random()
+        self._tries -= 1
+        if chance < 0.05 and self._tries > 0:
+            self.abort.set()
+        elif chance < 0.1 and self._tries > 0:
+            raise RuntimeError("by chance")
+
+
+def play(seed: int, folder: Path) -> None:
+    dice = random.Random(seed)
+    log, caller = Log(dice), Caller(dice)
+    steps = [misbehave(log, dice) for _ in range(dice.randint(0, 8))]
+    with running(*steps, behave(log, dice)) as server:
+        trainer = server.watch(
+            folder,
+            callbacks=caller,
+            callback_errors=caller.callback_errors,
+            abort_signal=caller.abort,
+            reconnect=ReconnectPolicy(initial_delay=0.0, max_delay=0.0),
+        )
+        result = None
+        while result is None:
+            try:
+                result = trainer.wait(timeout=20)
+            except (TrainerAborted, CloudApiError, RuntimeError):
+                caller.abort.clear()
+            except (TimeoutError, ArkorError) as error:
+                raise AssertionError(f"seed {seed} after {caller.steps}") from error
+        assert caller.steps == list(range(log.length)), f"seed {seed}"
+        assert result.job.status == "completed"
+
+
+def seeds(schedules: int | None) -> Iterator[int]:
+    yield from range(FEW if schedules is None else schedules)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whatever_the_schedule_each_event_is_handed_on_once_and_in_order(
+    pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    for seed in seeds(pytestconfig.getoption("--schedules")):
+        play(seed, tmp_path)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("arkor-")]
