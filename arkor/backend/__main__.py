@@ -1,4 +1,4 @@
-"""The server's process: `python -m arkor.backend --home DIR`.
+"""The server's process: `python -m arkor.backend --home DIR`; with `--rebuild` it makes a new database and leaves.
 
 One server per home (a lock), found through `backend.json`. It leaves when told to (SIGTERM) and, if it was given a
 time for that, after a quiet while; workers go on without it. Exit codes: 0 left in peace, 2 could not start (the
@@ -23,9 +23,11 @@ from pathlib import Path
 
 try:
     import uvicorn
+    from sqlalchemy.exc import DBAPIError
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
+    from arkor.backend.recovery import register_strays, set_aside
     from arkor.backend.store import Store, StoreError, new_token
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
@@ -33,7 +35,16 @@ except ModuleNotFoundError as missing:
     print(f"The backend needs {missing.name}: pip install 'arkor[local]'", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
-from arkor.backend.home import address_file, database_file, lock_file, owner_token_file, prepare, write_atomically
+from arkor.backend.home import (
+    address_file,
+    database_file,
+    lock_file,
+    owner_token_file,
+    prepare,
+    sweep,
+    trim_log,
+    write_atomically,
+)
 from arkor.settings import PROTOCOL, VERSION, arkor_home
 
 #: How long a reader has, when the server leaves, to take what was sent to it.
@@ -51,8 +62,11 @@ class CannotStart(Exception):
 class Server(uvicorn.Server):
     """Leaves on a signal without dying of it, and when it is left alone; tells the streams before it waits for them."""
 
-    def __init__(self, config: uvicorn.Config, left_alone: Callable[[], bool], leave: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, home: Path, left_alone: Callable[[], bool], leave: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._home = home
         self._left_alone = left_alone
         self._leave = leave
 
@@ -65,6 +79,9 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0 and self._left_alone():
             self.should_exit = True
+        if counter % 600 == 0:
+            with contextlib.suppress(OSError):
+                trim_log(self._home)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -84,8 +101,10 @@ def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:
     with usable(home):
         prepare(home)
     with only_server_of(home), usable(home), contextlib.closing(open_store(home)) as store:
+        sweep(home)
         token = owner_token(home)
         store.ensure_owner(token)
+        register_strays(home, store)
         listener = listen(host, port)
         app = create_app(home, store, engine)
         doorman = Doorman(app, loopback_only=host in LOOPBACK_NAMES)
@@ -93,14 +112,35 @@ def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:
         def left_alone() -> bool:
             quiet = doorman.quiet_since()
             long_enough = idle > 0 and quiet is not None and time.monotonic() - quiet >= idle
-            return long_enough and store.count_unfinished() == 0
+            return long_enough and nothing_to_do(store)
 
         def leave() -> None:
             address_file(home).unlink(missing_ok=True)
             app.state.bell.close()
 
         announce(home, listener, token)
-        Server(_config(doorman), left_alone, leave).run([listener])
+        Server(_config(doorman), home, left_alone, leave).run([listener])
+
+
+def nothing_to_do(store: Store) -> bool:
+    """Whether every job has ended, as far as the database can be read."""
+    try:
+        return store.count_unfinished() == 0
+    except DBAPIError:
+        return False
+
+
+def rebuild(home: Path) -> str:
+    """Make the home's database anew from its run folders, and tell of it. Raises `CannotStart`."""
+    with usable(home):
+        prepare(home)
+    with only_server_of(home), usable(home):
+        aside = set_aside(home)
+        with contextlib.closing(open_store(home)) as store:
+            store.ensure_owner(owner_token(home))
+            found = register_strays(home, store)
+    before = f" The old one is {aside} now." if aside else ""
+    return f"{database_file(home)} is new, with the {len(found)} runs whose folders are there.{before}"
 
 
 def _config(app: Doorman) -> uvicorn.Config:
@@ -121,13 +161,15 @@ def _config(app: Doorman) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def usable(home: Path) -> Iterator[None]:
-    """An OSError in here is the home's fault."""
+    """An OSError in here is the home's fault, and so is the database's."""
     try:
         yield
     except OSError as error:
         where, why = error.filename or home, error.strerror or error
         sentence = f"The backend cannot use {where}: {why}. Mend that, or choose another home with ARKOR_HOME."
         raise CannotStart(sentence) from error
+    except DBAPIError as error:
+        raise CannotStart(f"The backend cannot use {database_file(home)}: {error.orig}.") from error
 
 
 @contextlib.contextmanager
@@ -196,11 +238,16 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--idle", type=float, default=900.0, help="leave after so many quiet seconds; 0: never")
+    parser.add_argument("--rebuild", action="store_true", help="make a new database from the runs' folders, and leave")
     options = parser.parse_args()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    home = (options.home or arkor_home()).absolute()
     try:
-        serve((options.home or arkor_home()).absolute(), options.engine, options.host, options.port, options.idle)
+        if options.rebuild:
+            print(rebuild(home))  # noqa: T201
+            return 0
+        serve(home, options.engine, options.host, options.port, options.idle)
     except CannotStart as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code

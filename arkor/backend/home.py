@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,36 @@ from arkor.jobs import Artifact
 #: How the name of an upload ends while it is coming in.
 UPLOADING = ".part"
 
+#: How long `backend.log` may get, in bytes; two of them are kept.
+LOG_BYTES = 5_000_000
+
+#: How the name of a run's folder ends while it is being put together.
+_UNFINISHED = ".new"
+
 #: The folder in a checkpoint with what training needs to go on from it.
 STATE = "state"
 
 
 def prepare(home: Path) -> None:
-    """Make the home and its folders, for the owner's eyes alone, and clear away torn uploads. Raises OSError."""
+    """Make the home and its folders, for the owner's eyes alone. Raises OSError."""
     for folder in (home, datasets_folder(home), runs_folder(home), models_folder(home)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def sweep(home: Path) -> None:
+    """Clear away the torn uploads and runs of a server that is dead. Raises OSError."""
     for abandoned in datasets_folder(home).glob(f"*{UPLOADING}"):
         abandoned.unlink(missing_ok=True)
+    for abandoned in runs_folder(home).glob(f".*{_UNFINISHED}"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+
+
+def trim_log(home: Path) -> None:
+    """Once the server's log has grown long, go on with an empty one; the old one stays for a while. Raises OSError."""
+    log = home / "backend.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        shutil.copyfile(log, home / "backend.log.1")
+        os.truncate(log, 0)  # whoever writes appends; a new file would have to be told to them
 
 
 def address_file(home: Path) -> Path:
@@ -147,25 +168,45 @@ def run_folder(home: Path, job_id: str) -> RunFolder:
 
 def create_run(home: Path, job: dict[str, Any], blob_token: str | None) -> RunFolder:
     """A new run's folder with its `job.json`, an empty event log, and the secret if there is one. Raises OSError."""
-    folder = run_folder(home, job["id"])
-    folder.path.mkdir(mode=0o700)
-    try:
+
+    def fill(folder: RunFolder) -> None:
         write_atomically(folder.job, json.dumps(job, ensure_ascii=False, indent=1))
         if blob_token is not None:
             write_atomically(folder.secret, json.dumps({"blobToken": blob_token}))
         folder.events.touch(mode=0o600)
-    except OSError:
-        folder.remove()
+
+    return put_together(home, job["id"], fill)
+
+
+def put_together(home: Path, job_id: str, fill: Callable[[RunFolder], None]) -> RunFolder:
+    """A run's folder that is there as soon as `fill` is through with it, or not at all. Raises what `fill` does."""
+    folder = run_folder(home, job_id)
+    unfinished = RunFolder(folder.path.with_name(f".{job_id}{_UNFINISHED}"))
+    unfinished.remove()
+    unfinished.path.mkdir(mode=0o700)
+    try:
+        fill(unfinished)
+        unfinished.path.rename(folder.path)
+    except BaseException:
+        unfinished.remove()
         raise
     return folder
 
 
+def run_ids(home: Path) -> list[str]:
+    """The names of the run folders that there are."""
+    with os.scandir(runs_folder(home)) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Whole or not at all, mode 0600. Raises OSError."""
+    """Whole or not at all, even if the power fails; mode 0600. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         Path(temporary).replace(path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

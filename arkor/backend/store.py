@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import asdict, frozen
 from sqlalchemy import URL, Connection, Row, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -81,6 +81,9 @@ class Job:
     cancel_requested_at: str | None = None
 
 
+#: The user whose home it is.
+OWNER = "local"
+
 _JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_key")]
 
 
@@ -127,10 +130,10 @@ class Store:
     def ensure_owner(self, token: str) -> None:
         """The user of this home, with org `local` and project `default`, reached by `token`."""
         with self._engine.begin() as connection:
-            if connection.scalar(select(users.c.id).where(users.c.id == "local")) is None:
-                org = _add_identity(connection, "local", "local", "Local")
+            if connection.scalar(select(users.c.id).where(users.c.id == OWNER)) is None:
+                org = _add_identity(connection, OWNER, "local", "Local")
                 connection.execute(projects.insert().values(id=new_id(), org_id=org.id, slug="default", name="Default"))
-            values = {"hash": _hash(token), "user_id": "local", "created_at": now()}
+            values = {"hash": _hash(token), "user_id": OWNER, "created_at": now()}
             connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
 
     def create_identity(self) -> tuple[str, User, Org]:
@@ -179,18 +182,28 @@ class Store:
             raise Taken(slug) from error
         return project
 
+    def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> Project:
+        """The project by these slugs; where there is none, the home's owner gets one. `ensure_owner` comes first."""
+        with self._engine.begin() as connection:
+            row = connection.execute(select(orgs).where(orgs.c.slug == org_slug)).first()
+            org = Org(row.id, row.slug, row.name) if row else Org(new_id(), org_slug, org_name)
+            if row is None:
+                connection.execute(orgs.insert().values(id=org.id, slug=org.slug, name=org.name, owner_id=OWNER))
+        try:
+            return self.create_project(org, name, slug)
+        except Taken:
+            found = self.project(org, slug)
+            assert found is not None  # noqa: S101 - it is what the slug is taken by
+            return found
+
     # Jobs
 
     def add_job(self, job: Job, idempotency_key: str | None) -> None:
-        """Raises `Taken` when the project has a job of that key."""
+        """Raises `Taken` when there is a job of that id, or the project has one of that key."""
         values = {
-            "id": job.id,
-            "org_id": job.org_id,
-            "project_id": job.project_id,
-            "name": job.name,
+            **asdict(job, recurse=False),
             "status": job.status.value,
             "config": json.dumps(job.config),
-            "created_at": job.created_at,
             "idempotency_key": idempotency_key,
         }
         try:
@@ -212,11 +225,20 @@ class Store:
             row = connection.execute(select(*_JOB).where(*same)).first()
         return _job(row) if row else None
 
-    def jobs(self, project: Project) -> list[Job]:
-        """Newest first."""
-        query = select(*_JOB).where(jobs.c.project_id == project.id).order_by(jobs.c.seq.desc())
+    def jobs(self, project: Project, limit: int, *, before: Job | None = None, prefix: str = "") -> list[Job]:
+        """Newest first: at most `limit`, those that are older than `before`, those whose id begins with `prefix`."""
+        query = select(*_JOB).where(jobs.c.project_id == project.id).order_by(jobs.c.seq.desc()).limit(limit)
+        if before is not None:
+            query = query.where(jobs.c.seq < select(jobs.c.seq).where(jobs.c.id == before.id).scalar_subquery())
+        if prefix:
+            query = query.where(jobs.c.id.startswith(prefix, autoescape=True))
         with self._reading() as connection:
             return [_job(row) for row in connection.execute(query)]
+
+    def job_ids(self) -> set[str]:
+        """The ids of everybody's jobs."""
+        with self._reading() as connection:
+            return set(connection.scalars(select(jobs.c.id)))
 
     def unfinished(self) -> list[Job]:
         """The queued and the running jobs of everybody, in the order of submission."""

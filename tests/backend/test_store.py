@@ -84,7 +84,7 @@ def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project
     for job in jobs:
         store.add_job(job, None)
     store.update_job(jobs[1].id, status="completed")
-    assert [job.name for job in store.jobs(project)] == ["3", "2", "1", "0"]
+    assert [job.name for job in store.jobs(project, 9)] == ["3", "2", "1", "0"]
     assert [job.name for job in store.unfinished()] == ["0", "2", "3"]
     assert store.count_unfinished() == 3
 
@@ -106,7 +106,7 @@ def test_another_project_sees_nothing(store: Store, project: Project) -> None:
     store.add_dataset(project, "0" * 64, "rows.jsonl", 1)
     assert store.job(other, job.id) is None
     assert store.job_of_key(other, "key") is None
-    assert store.jobs(other) == []
+    assert store.jobs(other, 9) == []
     assert not store.has_dataset(other, "0" * 64)
     assert store.has_dataset(project, "0" * 64)
 

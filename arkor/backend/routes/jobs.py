@@ -18,6 +18,7 @@ from starlette.types import Send
 from arkor.backend.home import create_run, run_folder
 from arkor.backend.log import last_id
 from arkor.backend.models import submission_problem
+from arkor.backend.recovery import record
 from arkor.backend.routes import (
     CallScope,
     Refusal,
@@ -36,6 +37,9 @@ from arkor.errors import InvalidConfig
 from arkor.events import now
 from arkor.jobs import BlobDataset, JobConfig, JobStatus, parse_dataset
 from arkor.wire import camel, from_wire, to_wire
+
+#: How many jobs are listed at once, where the caller does not say, and at most.
+PAGE, LONGEST_PAGE = 100, 1000
 
 # Submitting
 
@@ -72,7 +76,7 @@ def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
     _refuse_hopeless(state, asked)
     project = asked.scope.project
     job = Job(new_id(), project.org_id, project.id, asked.name, JobStatus.QUEUED, to_wire(asked.config), now())
-    folder = create_run(state.home, job_json(job), asked.token)
+    folder = create_run(state.home, record(job, asked.scope.org, project, asked.key), asked.token)
     try:
         state.store.add_job(job, asked.key)
     except Taken:
@@ -151,14 +155,30 @@ def _refuse_hopeless(state: State, asked: Submission) -> None:
 
 
 async def list_jobs(request: Request) -> Response:
-    """`GET /v1/jobs`, newest first."""
+    """`GET /v1/jobs`, newest first: `limit` of them, older than the job `before`, whose id begins with `idPrefix`.
+
+    `nextBefore` is the `before` of the next page, where there is one.
+    """
     scope = await require_scope(request)
+    limit = _limit(request)
+    cursor = request.query_params.get("before")
+    before = await require_job(request, scope, cursor) if cursor else None
+    prefix = request.query_params.get("idPrefix", "")
     state = request.app.state
 
-    def read() -> list[dict[str, Any]]:
-        return [job_json(state.supervisor.current(job)) for job in state.store.jobs(scope.project)]
+    def read() -> dict[str, Any]:
+        found = state.store.jobs(scope.project, limit + 1, before=before, prefix=prefix)
+        page = [job_json(state.supervisor.current(job)) for job in found[:limit]]
+        return {"jobs": page, **({"nextBefore": found[limit - 1].id} if len(found) > limit else {})}
 
-    return JSONResponse({"jobs": await run_in_threadpool(read)})
+    return JSONResponse(await run_in_threadpool(read))
+
+
+def _limit(request: Request) -> int:
+    given = request.query_params.get("limit", str(PAGE))
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:10]) <= LONGEST_PAGE):
+        raise invalid("limit", f"must be a whole number from 1 to {LONGEST_PAGE}")
+    return int(given)
 
 
 async def get_job(request: Request) -> Response:
