@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def completed(event_id: object) -> bytes:
     return frame(event_id, "training.completed", data)
 
 
-def send_chunked(*parts: bytes, coding: str = "", finish: bool = True) -> Step:
+def send_chunked(parts: Iterable[bytes], coding: str = "", finish: bool = True) -> Step:
     """Each part is an HTTP chunk of its own, compressed (`gzip`, `deflate`) if asked."""
 
     def step(connection: socket.socket, headers: dict[str, str]) -> None:
