@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,17 @@ from arkor.events import (
 from arkor.jobs import Artifact
 from arkor.settings import checkpoints_kept
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What a disk may object to that is no fault of the program.
+_OBJECTIONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is used up",
+    errno.EFBIG: "a file would be larger than is allowed there",
+    errno.EROFS: "the disk can only be read",
+    errno.EACCES: "writing there is not permitted",
+    errno.EPERM: "writing there is not permitted",
+    errno.EIO: "the disk has a fault",
+    errno.ESTALE: "the disk is gone",
+}
 
 
 class LogRecorder:
@@ -148,22 +157,16 @@ class LogRecorder:
     def _go_without(self, step: int, folder: Path, trouble: str) -> None:
         if step not in self._past.saved:
             checkpoints.remove(folder)
-        where = self._folder.path.parent
         sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {trouble}. "
-        advice = f"The run goes on without it; make room there, for instance by removing old runs from {where}."
+        advice = f"The run goes on without it. Make room there; old runs in {self._folder.path.parent} take some."
         self.write(TrainingWarning(self._folder.id, now(), sentence + advice))
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What the file system objects to, in words; None when it is something else that went wrong."""
-    number = error.errno if isinstance(error, OSError) else None
+    """What the disk objects to, in words; None when it is something else that went wrong."""
     hidden = re.search(r"os error (\d+)", str(error))  # how libraries in Rust say it
-    if number is None and hidden:
-        number = int(hidden[1])
-    if number is None:
-        return None
-    words = os.strerror(number)
-    return f"the disk is full ({words})" if number in _FULL else words
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    return _OBJECTIONS.get(number or 0)
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

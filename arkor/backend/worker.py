@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import faulthandler
 import os
 import sys
@@ -52,8 +51,10 @@ def outcome(run: Run, recorder: LogRecorder, engine: str, stop: StopSign) -> Eve
 
 
 def _sentence(error: BaseException, folder: Path) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk that holds {error.filename or folder} is full. Free some space and submit the run again."
+    trouble = disk_trouble(error)
+    if trouble:
+        where = getattr(error, "filename", None) or folder
+        return f"{where} could not be written: {trouble}. Make room there and submit the run again."
     if isinstance(error, MemoryError):
         return "The memory was not enough. A smaller batch_size or max_length needs less."
     return f"{type(error).__name__}: {error} (the whole story is in {folder / 'worker.log'})"

@@ -1,4 +1,4 @@
-"""A backend that the tests of one file share, where each brings jobs or identities of its own."""
+"""What tests share that takes long to start: a backend, where each brings jobs of its own, and a nursery of workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.backend.caller import Caller, owner
 from tests.conftest import Backend, start_backend, stop_backend
+from tests.fakes.nursery import Nursery
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +24,10 @@ def shared_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend
 def caller(shared_backend: Backend) -> Caller:
     """The owner of the shared backend's home."""
     return owner(shared_backend)
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[Nursery]:
+    """Workers that train, without the seconds that each takes to import what it needs."""
+    with Nursery("trl") as nursery:
+        yield nursery

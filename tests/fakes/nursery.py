@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 OURS = str(Path(__file__).parent.parent.parent / "arkor" / "backend")
 TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
@@ -26,10 +28,14 @@ TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncat
 
 @frozen
 class Death:
-    """How a worker ended: its exit code, negative for a signal; and how often it could have died on the way."""
+    """How a worker ended: its exit code, negative for a signal; and how often it could have died on the way.
+
+    `seconds` is how long it took to stop after it was asked to.
+    """
 
     code: int
-    moments: int
+    moments: int = 0
+    seconds: float = 0.0
 
 
 class Nursery:
@@ -48,7 +54,10 @@ class Nursery:
         self._process.communicate()
 
     def work(self, run: Path, **death: Any) -> Death:
-        """A worker on this run, to its end: by `line=n`, `touch=n` (of files `below="…"`), `seconds=s`, or by itself."""
+        """A worker on this run, to its end: by `line=n`, `touch=n` (of files `below="…"`), `seconds=s`, or by itself.
+
+        It is asked to stop a moment after its log says `stop_at`, and can write no file with more bytes than `largest`.
+        """
         assert self._process.stdin
         assert self._process.stdout
         request = {"run": str(run), "home": str(run.parent.parent), "engine": self._engine, **death}
@@ -57,8 +66,13 @@ class Nursery:
         return Death(**json.loads(self._process.stdout.readline()))
 
 
-#: Threads do not survive a fork.
-ALONE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere.
+ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "ARKOR_ALLOW_PRIVATE_URLS": "1",
+}
 
 
 class Reaper:
@@ -101,6 +115,8 @@ def live(request: dict[str, Any], report: int) -> None:
     reaper = Reaper(request.get("line") or request.get("touch") or 0)
     if "touch" in request:
         reaper.watch_touches(str(folder.path / request.get("below", "")))
+    if "largest" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
     if "line" in request:
         sys.settrace(reaper.on_line)
     code = play(folder, Path(request["home"]), request["engine"])
@@ -119,16 +135,29 @@ def bear(request: dict[str, Any]) -> Death:
         finally:
             os._exit(99)
     os.close(writing)
-    timer = threading.Timer(request["seconds"], os.kill, (child, signal.SIGKILL)) if "seconds" in request else None
-    if timer:
-        timer.start()
+    watch = threading.Thread(target=watch_over, args=(child, request, asked := [0.0]))
+    watch.start()
     moments = os.read(reading, 100)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if timer:
-        timer.cancel()
-        timer.join()
+    ended = time.monotonic()
+    asked.append(ended)
+    watch.join()
     os.close(reading)
-    return Death(code, int(moments or b"0"))
+    return Death(code, int(moments or b"0"), ended - asked[0] if asked[0] else 0.0)
+
+
+def watch_over(child: int, request: dict[str, Any], asked: list[float]) -> None:
+    """Send the signals that were asked for; the second entry of `asked` says that it is over."""
+    began = time.monotonic()
+    while len(asked) == 1:
+        time.sleep(0.005)
+        if "seconds" in request and time.monotonic() - began >= request["seconds"]:
+            return os.kill(child, signal.SIGKILL)
+        if "stop_at" in request and request["stop_at"] in Path(request["run"], "events.jsonl").read_text():
+            time.sleep(0.2)
+            asked[0] = time.monotonic()
+            return os.kill(child, signal.SIGTERM)
+    return None
 
 
 def main() -> None:
@@ -141,7 +170,7 @@ def main() -> None:
         import arkor.backend.training.sft  # noqa: F401, PLC0415 - as above
     for line in sys.stdin:
         death = bear(json.loads(line))
-        print(json.dumps({"code": death.code, "moments": death.moments}), flush=True)
+        print(json.dumps(asdict(death)), flush=True)
 
 
 if __name__ == "__main__":
