@@ -149,7 +149,9 @@ class RunFolder:
             return None
 
     def forget_worker(self) -> None:
-        """Remove what is of use only while a worker runs: its process id and the secret."""
+        """Remove what is of use only while a worker runs: its process id, the secret, what it was busy with."""
+        for torn in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
+            shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         self.pid.unlink(missing_ok=True)
         self.secret.unlink(missing_ok=True)
 

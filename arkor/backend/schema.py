@@ -6,6 +6,7 @@ and what it was before stays beside it. What is in the tables is `store.py`'s.
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -118,12 +119,20 @@ class StoreError(Exception):
     """The database cannot be used; the sentence names it and the way out."""
 
 
+def way_out(path: Path) -> str:
+    """What to do about a database that cannot be read."""
+    command = f"python -m arkor.backend --home {shlex.quote(str(path.parent))} --rebuild"
+    return f"Put a copy of it in its place, or have one made from the runs' folders: {command}."
+
+
 def prepare_database(engine: Engine, path: Path) -> None:
     """Make the tables in an empty database, or bring those of an older arkor up to date.
 
     Raises `StoreError` for a database of somebody else or of a newer arkor, and SQLAlchemy's errors.
     """
     with engine.begin() as connection:
+        if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
+            raise StoreError(f"{path} is damaged ({str(fault).splitlines()[-1]}). {way_out(path)}")
         if not inspect(connection).get_table_names():
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from arkor.backend.schema import (
     projects,
     tokens,
     users,
+    way_out,
 )
 from arkor.events import now
 from arkor.jobs import JobStatus
@@ -112,7 +114,7 @@ class Store:
         except DBAPIError as error:
             self.close()
             problem = str(error.orig).rstrip(".")
-            raise StoreError(f"{path} cannot be used: {problem}. Mend it or move it out of the way.") from error
+            raise StoreError(f"{path} cannot be used: {problem}. {_advice(path, error)}") from error
         except BaseException:
             self.close()
             raise
@@ -276,6 +278,13 @@ class Store:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
         with self._reading() as connection:
             return connection.execute(query).first() is not None
+
+
+def _advice(path: Path, error: DBAPIError) -> str:
+    """What to do about a database that cannot be opened."""
+    if is_disk_trouble(error):
+        return "Free some space, or let it be written, and try again."
+    return way_out(path) if isinstance(error.orig, sqlite3.DatabaseError) and path.exists() else "Mend that."
 
 
 def is_disk_trouble(error: DBAPIError) -> bool:

@@ -266,9 +266,9 @@ class Supervisor:
             problem = f"The run's log is gone or damaged ({error})"
             standing = Standing(JobStatus.FAILED, problem, completed_at=now())
         if standing.status.terminal:
+            folder.forget_worker()
             self._store.update_job(job.id, **{**attrs.asdict(standing, recurse=False), "status": standing.status.value})
             self._cancelled.discard(job.id)
-            folder.forget_worker()
         ring(bell_file(self._home))
 
     def _verdict(self, job: Job, folder: RunFolder, how: str, last: str | None) -> Event | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -135,12 +138,142 @@ def test_garbage_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_torn_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "arkor.db"
+    store = Store(path)
+    store.ensure_owner("token")
+    store.close()
+    torn = bytearray(path.read_bytes())
+    torn[3 * 4096 : 5 * 4096] = b"\x07" * (2 * 4096)
+    path.write_bytes(torn)
+    with pytest.raises(StoreError, match=r"arkor\.db (is damaged|cannot be used).*--rebuild"):
+        Store(path)
+    assert path.read_bytes() == torn
+
+
 def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "arkor.db")
     connection.execute("CREATE TABLE songs (title)")
     connection.close()
     with pytest.raises(StoreError, match="not one of arkor's"):
         Store(tmp_path / "arkor.db")
+
+
+#: The tables as arkor 0.1 made them.
+VERSION_1 = """
+CREATE TABLE meta (schema_version INTEGER NOT NULL);
+CREATE TABLE users (id VARCHAR(32) NOT NULL, email VARCHAR(320), created_at VARCHAR(32) NOT NULL, PRIMARY KEY (id));
+CREATE TABLE orgs (id VARCHAR(32) NOT NULL, slug VARCHAR(64) NOT NULL, name VARCHAR(200) NOT NULL,
+    owner_id VARCHAR(32) NOT NULL, PRIMARY KEY (id), UNIQUE (slug), FOREIGN KEY(owner_id) REFERENCES users (id));
+CREATE INDEX ix_orgs_owner_id ON orgs (owner_id);
+CREATE TABLE tokens (hash VARCHAR(64) NOT NULL, user_id VARCHAR(32) NOT NULL, created_at VARCHAR(32) NOT NULL,
+    PRIMARY KEY (hash), FOREIGN KEY(user_id) REFERENCES users (id));
+CREATE TABLE projects (id VARCHAR(32) NOT NULL, org_id VARCHAR(32) NOT NULL, slug VARCHAR(64) NOT NULL,
+    name VARCHAR(200) NOT NULL, PRIMARY KEY (id), UNIQUE (org_id, slug), FOREIGN KEY(org_id) REFERENCES orgs (id));
+CREATE TABLE jobs (seq INTEGER NOT NULL, id VARCHAR(32) NOT NULL, org_id VARCHAR(32) NOT NULL,
+    project_id VARCHAR(32) NOT NULL, name VARCHAR(200) NOT NULL, status VARCHAR(16) NOT NULL, config TEXT NOT NULL,
+    error TEXT, created_at VARCHAR(32) NOT NULL, started_at VARCHAR(32), completed_at VARCHAR(32),
+    cancel_requested_at VARCHAR(32), idempotency_key VARCHAR(255), PRIMARY KEY (seq),
+    UNIQUE (project_id, idempotency_key), UNIQUE (id), FOREIGN KEY(org_id) REFERENCES orgs (id),
+    FOREIGN KEY(project_id) REFERENCES projects (id));
+CREATE INDEX ix_jobs_status ON jobs (status);
+CREATE INDEX ix_jobs_project_id ON jobs (project_id);
+CREATE TABLE datasets (project_id VARCHAR(32) NOT NULL, id VARCHAR(64) NOT NULL, filename VARCHAR(255) NOT NULL,
+    bytes INTEGER NOT NULL, created_at VARCHAR(32) NOT NULL, PRIMARY KEY (project_id, id, filename),
+    FOREIGN KEY(project_id) REFERENCES projects (id));
+INSERT INTO meta VALUES (1);
+INSERT INTO users VALUES ('local', NULL, '1');
+INSERT INTO orgs VALUES ('o', 'local', 'Local', 'local');
+INSERT INTO projects VALUES ('p', 'o', 'default', 'Default');
+INSERT INTO jobs VALUES (1, 'j1', 'o', 'p', 'one', 'completed', '{"model": "m"}', NULL, '1', '2', '3', NULL, 'k');
+INSERT INTO jobs VALUES (2, 'j2', 'o', 'p', 'two', 'queued', '{"model": "m"}', NULL, '4', NULL, NULL, NULL, NULL);
+"""
+
+
+def old_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+
+
+def schema_of(path: Path) -> tuple[int, list[tuple[str, str]]]:
+    with closing(sqlite3.connect(path)) as connection:
+        indices = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
+        return connection.execute("SELECT schema_version FROM meta").fetchone()[0], connection.execute(
+            indices
+        ).fetchall()
+
+
+def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "arkor.db"
+    old_database(path)
+    before = schema_of(path)
+    store = Store(path)
+    assert [job.id for job in store.unfinished()] == ["j2"]
+    job = store.job_of_key(Project("p", "default", "Default", "o"), "k")
+    assert job is not None
+    assert (job.status, job.completed_at) == (JobStatus.COMPLETED, "3")
+    store.close()
+    Store(tmp_path / "new.db").close()
+    assert schema_of(path) == schema_of(tmp_path / "new.db") != before
+    assert schema_of(tmp_path / "arkor.db.v1.bak") == before
+
+
+@pytest.mark.slow
+def test_a_migration_that_is_killed_anywhere_has_not_begun_or_is_done(tmp_path: Path) -> None:
+    """The process dies at each statement in turn; whoever opens the database next finds it whole."""
+    code = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from arkor.backend.store import Store
+left = [int(sys.argv[2])]
+@event.listens_for(Engine, "before_cursor_execute")
+def count(*_):
+    left[0] -= 1
+    if left[0] < 0:
+        os._exit(9)
+Store(Path(sys.argv[1]))
+"""
+    for made, path in ((True, tmp_path / "old.db"), (False, tmp_path / "new.db")):
+        for statements in range(0, 100, 1 if made else 7):
+            path.unlink(missing_ok=True)
+            if made:
+                old_database(path)
+            died = subprocess.run([sys.executable, "-c", code, str(path), str(statements)], check=False).returncode
+            store = Store(path)
+            store.ensure_owner("token")
+            assert store.count_unfinished() == (1 if made else 0)
+            store.close()
+            if died == 0:
+                break
+        assert died == 0
+
+
+def test_the_finished_runs_are_not_gone_through_for_the_unfinished(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "arkor.db")) as connection:
+        query = "EXPLAIN QUERY PLAN SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY seq"
+        assert "ix_jobs_unfinished" in str(connection.execute(query).fetchall())
+
+
+def test_a_migration_without_room_for_the_copy_leaves_the_database_alone(tmp_path: Path) -> None:
+    path = tmp_path / "arkor.db"
+    old_database(path)
+    (tmp_path / "arkor.db.v1.bak" / "in the way").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be copied"):
+        Store(path)
+    assert schema_of(path)[0] == 1
+
+
+def test_jobs_come_in_pages(store: Store, project: Project) -> None:
+    jobs = [a_job(project, str(number)) for number in range(5)]
+    for job in jobs:
+        store.add_job(job, None)
+    assert [job.name for job in store.jobs(project, 2)] == ["4", "3"]
+    assert [job.name for job in store.jobs(project, 2, before=jobs[3])] == ["2", "1"]
+    assert [job.name for job in store.jobs(project, 2, before=jobs[0])] == []
+    assert store.jobs(project, 9, prefix=jobs[1].id[:12]) == [jobs[1]]
+    assert store.jobs(project, 9, prefix="%") == []
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,14 @@
+"""As many seeds as `--schedules` asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+#: So many where nobody asks.
+FEW = 4
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that wants a `seed` is run with each."""
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--schedules") or FEW))

@@ -1,0 +1,177 @@
+"""What a seed does to a home while runs are in it: who is killed, and when. Real processes die of real signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import requests
+from attrs import define, field
+
+from arkor.backend.home import RunFolder, run_folder, runs_folder
+from tests.backend.caller import Caller, owner
+from tests.conftest import Backend, start_backend
+
+
+@define
+class Disaster:
+    """One home, its server if there is one just now, and a die whose throws the seed has fixed."""
+
+    home: Path
+    dice: random.Random
+    server: Backend | None = None
+    jobs: list[str] = field(factory=list)
+    told: list[str] = field(factory=list)
+    copies: list[Path] = field(factory=list)
+
+    def tell(self, what: str) -> None:
+        self.told.append(f"{time.time():.3f} {what}")
+
+    def serve(self) -> Caller:
+        """The owner's view of a server that is there; one is started if there is none."""
+        if self.server is None or self.server.process.poll() is not None:
+            self.server = start_backend(self.home, "--engine", "scripted")
+            self.tell(f"server {self.server.process.pid} started")
+        return owner(self.server)
+
+    def submit(self, steps: int, save_steps: int) -> None:
+        """A run; should the server die of it, the same one again."""
+        key = f"key-{len(self.jobs)}"
+        while True:
+            with suppress(requests.RequestException):
+                self.jobs.append(self.serve().submit(key=key, maxSteps=steps, saveSteps=save_steps))
+                return
+
+    def step(self) -> None:
+        """Wait a moment, then let one thing happen."""
+        time.sleep(self.dice.uniform(0, 0.4))
+        happenings: list[Callable[[], None]] = [
+            self.kill_server,
+            self.kill_worker,
+            self.kill_worker,
+            self.kill_both,
+            self.kill_in_a_checkpoint,
+            self.kill_an_adopter,
+            self.ask_server_to_leave,
+            self.start_a_second_server,
+            self.copy_home,
+        ]
+        self.dice.choice(happenings)()
+
+    # What can happen
+
+    def kill_server(self) -> None:
+        if self.server is not None:
+            self.tell(f"server {self.server.process.pid} killed")
+            self.server.process.kill()
+            self.server.process.wait()
+            self.server = None
+
+    def kill_worker(self) -> None:
+        for pid in self.workers():
+            self.tell(f"worker {pid} killed")
+            kill(pid)
+
+    def kill_both(self) -> None:
+        first, second = self.dice.sample([self.kill_server, self.kill_worker], 2)
+        first()
+        second()
+
+    def kill_in_a_checkpoint(self) -> None:
+        """As soon as somebody writes one: a folder that is not yet what it is to be."""
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            if any(self.home.glob("runs/*/checkpoints/.*")):
+                self.tell("in a checkpoint:")
+                return self.kill_worker()
+        return None
+
+    def kill_an_adopter(self) -> None:
+        """A server that is killed while it takes over from the one before."""
+        self.kill_server()
+        command = [sys.executable, "-m", "arkor.backend", "--home", str(self.home), "--engine", "scripted"]
+        with (self.home / "adopter.log").open("ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.tell(f"server {process.pid} started to be killed")
+        time.sleep(self.dice.uniform(0.3, 1.6))
+        process.kill()
+        process.wait()
+
+    def ask_server_to_leave(self) -> None:
+        if self.server is not None:
+            self.tell(f"server {self.server.process.pid} asked to leave")
+            self.server.process.send_signal(signal.SIGTERM)
+            assert self.server.process.wait(20) == 0
+            self.server = None
+
+    def start_a_second_server(self) -> None:
+        self.serve()
+        command = [sys.executable, "-m", "arkor.backend", "--home", str(self.home), "--engine", "scripted"]
+        second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+        assert (second.returncode, "serves" in second.stderr) == (3, True), second.stderr
+
+    def copy_home(self) -> None:
+        """As `cp -r` would, while everything goes on."""
+        copy = self.home.with_name(f"copy-{len(self.copies)}")
+        if not self.copies:
+            self.tell("copied")
+            command = ["cp", "-r", str(self.home), str(copy)]
+            subprocess.run(command, check=False, capture_output=True)  # a file may go away under it
+            for stale in ("bell", "backend.json"):
+                (copy / stale).unlink(missing_ok=True)
+            for pid in copy.glob("runs/*/worker.pid"):
+                pid.unlink()
+            self.copies.append(copy)
+
+    # How it ends
+
+    def workers(self) -> list[int]:
+        """The processes that work on a run of this home."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            words = process.info["cmdline"] or []
+            if "arkor.backend.worker" in words and str(self.home) in words:
+                found.append(process.info["pid"])
+        return found
+
+    def folders(self) -> list[RunFolder]:
+        return [run_folder(self.home, job) for job in self.jobs]
+
+    def see_it_through(self, seconds: float) -> None:
+        """Let everything come to its end."""
+        caller = self.serve()
+        for job in self.jobs:
+            caller.until(job, "completed", seconds=seconds)
+        deadline = time.monotonic() + 10
+        while caller.call("GET", "/healthz").json()["activeRuns"]:  # until it is written down, too
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def clear_away(self) -> None:
+        if self.server is not None:
+            kill(self.server.process.pid)
+            self.server.process.wait()
+        for pid in self.workers():
+            kill(pid)
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def forget(home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def run_count(home: Path) -> int:
+    return sum(1 for folder in runs_folder(home).iterdir() if not folder.name.startswith("."))

@@ -1,0 +1,145 @@
+"""Server and worker die as a seed has it, and in the end nothing of it is to be seen but that it is told.
+
+`pytest --schedules=200 tests/kills` runs many more seeds than `make test` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arkor.backend.home import RunFolder, database_file
+from arkor.backend.log import read_standing
+from tests.conftest import Backend
+from tests.kills.schedule import Disaster, forget, run_count
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVE_STEPS = 40, 8
+
+#: What is of one run alone, or of the moment.
+PASSING = ("timestamp", "jobId", "samplesPerSecond")
+
+
+@pytest.fixture
+def disaster(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disaster]:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")
+    here = Disaster(tmp_path / "arkor-home", random.Random(seed))
+    yield here
+    here.clear_away()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    """The same run in peace."""
+    here = Disaster(tmp_path_factory.mktemp("peace") / "home", random.Random(0))
+    here.submit(STEPS, SAVE_STEPS)
+    here.see_it_through(60)
+    yield here.folders()[0]
+    here.clear_away()
+
+
+def test_nothing_is_lost_and_nothing_is_doubled(disaster: Disaster, undisturbed: RunFolder, seed: int) -> None:
+    for _ in range(2):
+        disaster.submit(STEPS, SAVE_STEPS)
+    try:
+        for _ in range(disaster.dice.randint(2, 6)):
+            disaster.step()
+        disaster.see_it_through(60)
+        for folder in disaster.folders():
+            check_run(folder, undisturbed)
+        check_store(disaster)
+        for copy in disaster.copies:
+            check_copy(disaster, copy, undisturbed)
+    except BaseException:
+        print(f"seed {seed}", *disaster.told, sep="\n")
+        raise
+
+
+def lines_of(folder: RunFolder) -> list[dict[str, Any]]:
+    data = folder.events.read_bytes()
+    assert data.endswith(b"\n")
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def told(lines: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    """The events of these types without what differs from run to run."""
+    return [{k: v for k, v in line.items() if k not in PASSING} for line in lines if line["type"] in kinds]
+
+
+def check_run(folder: RunFolder, undisturbed: RunFolder) -> None:
+    """Whole lines, every step once and in order, one beginning and one end, and the very files of the other run."""
+    lines, peace = lines_of(folder), lines_of(undisturbed)
+    assert {line["jobId"] for line in lines} == {folder.id}
+    assert [line["step"] for line in lines if line["type"] == "training.log"] == list(range(1, STEPS + 1))
+    for kinds in (("training.started", "training.log"), ("checkpoint.saved",), ("training.completed",)):
+        assert told(lines, *kinds) == told(peace, *kinds)
+    assert lines[-1]["type"] == "training.completed"
+    assert content(folder.final) == content(undisturbed.final)
+    assert not folder.pid.exists()
+    assert not any(path.name.startswith(".") for path in folder.path.rglob("*"))
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def check_store(disaster: Disaster) -> None:
+    """What the database says of each run is what the log of the run says; there are no other runs."""
+    caller = disaster.serve()
+    listed = {job["id"]: job for job in caller.call("GET", "/v1/jobs").json()["jobs"]}
+    assert set(listed) == set(disaster.jobs)
+    assert run_count(disaster.home) == len(disaster.jobs)
+    for folder in disaster.folders():
+        standing = read_standing(folder.events)
+        job = listed[folder.id]
+        assert (job["status"], job["startedAt"], job["completedAt"]) == (
+            standing.status.value,
+            standing.started_at,
+            standing.completed_at,
+        )
+    with closing(sqlite3.connect(database_file(disaster.home))) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def check_copy(disaster: Disaster, copy: Path, undisturbed: RunFolder) -> None:
+    """It opens, its logs are the beginning of the true ones, and its runs come to their end."""
+    begun = {job: (copy / "runs" / job / "events.jsonl") for job in disaster.jobs}
+    for job, events in begun.items():
+        if events.exists():
+            cut = events.read_bytes()
+            whole = (disaster.home / "runs" / job / "events.jsonl").read_bytes()
+            assert whole.startswith(cut)
+    elsewhere = Disaster(
+        copy, disaster.dice, jobs=[job for job in begun if (copy / "runs" / job / "job.json").exists()]
+    )
+    try:
+        elsewhere.see_it_through(60)
+        for folder in elsewhere.folders():
+            check_run(folder, undisturbed)
+    finally:
+        elsewhere.clear_away()
+        forget(copy)
+
+
+def test_the_harness_sees_what_it_is_to_see(backend: Backend) -> None:
+    """A line that is missing, doubled or torn does not pass."""
+    here = Disaster(backend.home, random.Random(0), server=backend)
+    here.submit(STEPS, SAVE_STEPS)
+    here.see_it_through(60)
+    (folder,) = here.folders()
+    check_run(folder, folder)
+    whole = folder.events.read_bytes().splitlines(keepends=True)
+    for broken in (whole[:10] + whole[11:], whole[:10] + whole[9:], [*whole[:-1], whole[-1][:-1]]):
+        folder.events.write_bytes(b"".join(broken))
+        with pytest.raises(AssertionError):
+            check_run(folder, folder)
