@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 
 from arkor.backend.checkpoints import is_resumable
+from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.home import STATE, RunFolder
+from arkor.backend.inference import adapter_folder
+from arkor.chat import Adapter
 from tests.backend.dying import a_run, assert_same, assert_whole, lines, mourn, told
 from tests.fakes.nursery import Nursery
 from tests.fakes.tiny_model import make_tiny_model
@@ -114,6 +117,22 @@ def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -
         "final",
     ]
     assert not list(folder.path.rglob(STATE))
+    with pytest.raises(
+        CannotAnswer, match=r"has no checkpoint of step 2\. Its checkpoints are of step 8, 10\."
+    ) as refusal:
+        adapter_folder(folder, Adapter("checkpoint", folder.id, 2))
+    assert refusal.value.status == 404
+
+
+@pytest.mark.parametrize(("setting", "there"), [("1", [10]), ("3", [6, 8, 10]), ("0", [2, 4, 6, 8, 10])])
+def test_how_many_are_kept_is_a_setting(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, setting: str, there: list[int]
+) -> None:
+    monkeypatch.setenv("ARKOR_KEEP_CHECKPOINTS", setting)
+    folder = a_run(memory, "run", maxSteps=10, saveSteps=2)
+    with Nursery("scripted") as nursery:
+        assert nursery.work(folder.path).code == 0
+    assert kept(folder) == there
 
 
 def test_the_best_is_kept_over_a_death(memory: Path, scripted: Nursery) -> None:

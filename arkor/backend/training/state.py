@@ -41,8 +41,8 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
 
 
 def read_tree(folder: Path, name: str) -> Any:
-    """What was written, its tensors in main memory."""
-    tensors = load_file(folder / f"{name}.safetensors")
+    """What was written, its tensors in main memory; those that were one tensor are one again."""
+    tensors = {key: tensor.clone() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
     return _restored(json.loads((folder / f"{name}.json").read_bytes()), tensors)
 
 
@@ -51,16 +51,17 @@ class _Tensors:
 
     def __init__(self) -> None:
         self.named: dict[str, Tensor] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[Any, str] = {}
 
     def name(self, tensor: Tensor) -> str:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_complex():
             raise Unwritable(type(tensor).__name__)
-        if id(tensor) not in self._names:
-            name = self._names[id(tensor)] = str(len(self.named))
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
+        if key not in self._names:
+            name = self._names[key] = str(len(self.named))
             whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
             self.named[name] = tensor.detach() if whole and tensor.is_contiguous() else tensor.detach().clone()
-        return self._names[id(tensor)]
+        return self._names[key]
 
 
 def _mirror(value: Any, tensors: _Tensors) -> Any:
