@@ -18,12 +18,11 @@ UNSEEN = "unseen by any server"
 
 def cause(exit_code: int) -> str:
     """The exit code of a process, as `subprocess` has it, in words that go behind "the worker ended"."""
-    if exit_code >= 0:
-        return f"with exit code {exit_code}"
     try:
-        return f"by the signal {signal.Signals(-exit_code).name}"
+        number = -exit_code if exit_code < 0 else exit_code - 128  # 128 and more as shells have it
+        return f"by the signal {signal.Signals(number).name}"
     except ValueError:
-        return f"by the signal {-exit_code}"
+        return f"with exit code {exit_code}"
 
 
 def obituary(how: str, deaths: int, worker_log: Path, config: Mapping[str, Any]) -> str:

@@ -115,6 +115,11 @@ class RunFolder:
         return self.path / "worker.pid"
 
     @property
+    def cancelled(self) -> Path:
+        """Is there from the moment on at which somebody cancelled the run, until that has been done."""
+        return self.path / "cancelled"
+
+    @property
     def secret(self) -> Path:
         """The data set's token, while the run has not ended; nowhere else is it kept."""
         return self.path / "secret.json"
@@ -149,10 +154,11 @@ class RunFolder:
             return None
 
     def forget_worker(self) -> None:
-        """Remove what is of use only while a worker runs: its process id, the secret, what it was busy with."""
+        """Remove what is of use only while a worker runs: its process id, the secret, what it is busy with."""
         for torn in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
             shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         self.pid.unlink(missing_ok=True)
+        self.cancelled.unlink(missing_ok=True)
         self.secret.unlink(missing_ok=True)
 
     def remove(self) -> None:

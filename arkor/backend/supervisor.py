@@ -126,8 +126,10 @@ class Supervisor:
             self._release(job)
 
     def _note_cancellation(self, job: Job) -> None:
-        """In the store, for the next server; a full disk must not keep a run from being stopped."""
+        """For the worker and the next server; a full disk must not keep a run from being stopped."""
         self._cancelled.add(job.id)
+        with contextlib.suppress(OSError):
+            run_folder(self._home, job.id).cancelled.touch(mode=0o600)
         try:
             self._store.update_job(job.id, cancel_requested_at=now())
         except DBAPIError as error:
@@ -239,7 +241,8 @@ class Supervisor:
             return process
 
     def _is_cancelled(self, job: Job) -> bool:
-        return job.id in self._cancelled or self._store.cancel_requested(job.id)
+        noted = job.id in self._cancelled or run_folder(self._home, job.id).cancelled.exists()
+        return noted or self._store.cancel_requested(job.id)
 
     def _spawn(self, folder: RunFolder) -> Process:
         module = [sys.executable, "-u", "-m", "arkor.backend.worker"]

@@ -1,8 +1,9 @@
 """The process of one run: `python -m arkor.backend.worker RUN_DIR --home DIR --engine trl|scripted`.
 
 It needs no server. It writes the run's log, whose lock it holds from its first moment to its last, and leaves with a
-terminal event in it. SIGTERM asks it to stop; what it has by then stays. Started again after it died, it goes on from
-the last checkpoint in the log.
+terminal event in it. SIGTERM asks it to stop; what it has by then stays. If nobody has cancelled the run, it is the
+machine that asks, as it is shut down, and the log stays open for another worker. Started again after it died, it goes
+on from the last checkpoint in the log.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from arkor.backend.past import read_past
 from arkor.backend.recorder import LogRecorder, disk_trouble
 from arkor.backend.stop import Stopped, StopSign
 from arkor.errors import InvalidConfig
-from arkor.events import Event, TrainingCompleted
+from arkor.events import Event, TrainingCancelled, TrainingCompleted
 from arkor.jobs import JobConfig
 from arkor.wire import from_wire
 
-#: Another process writes the log; the log cannot be written at all.
-EXIT_LOG_HELD, EXIT_LOG_UNWRITABLE = 75, 74
+#: Another process writes the log; the log cannot be written at all; the machine told us to leave (as shells have it).
+EXIT_LOG_HELD, EXIT_LOG_UNWRITABLE, EXIT_TERMINATED = 75, 74, 143
 
 
 def outcome(run: Run, recorder: LogRecorder, engine: str, stop: StopSign) -> Event:
@@ -66,8 +67,7 @@ def play(folder: RunFolder, home: Path, engine: str) -> int:
     stop.watch()
     try:
         with LogWriter(folder.events) as log, beating(folder.pid):
-            if not log.tail.terminal:
-                _see_through(folder, home, engine, log, stop)
+            return 0 if log.tail.terminal else _see_through(folder, home, engine, log, stop)
     except LogHeld:
         _say(f"{folder.events} is being written by another worker")
         return EXIT_LOG_HELD
@@ -75,11 +75,10 @@ def play(folder: RunFolder, home: Path, engine: str) -> int:
         trouble = disk_trouble(error) or str(error)
         _say(f"The run cannot go on, and its log {folder.events} cannot be written: {trouble}. Make room there.")
         return EXIT_LOG_UNWRITABLE
-    return 0
 
 
-def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop: StopSign) -> None:
-    """From the last checkpoint on if there is one. Raises OSError when the log cannot be written."""
+def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop: StopSign) -> int:
+    """From the last checkpoint on if there is one; returns the exit code. Raises OSError for an unwritable log."""
     write_atomically(folder.pid, str(os.getpid()))
     past = read_past(folder.events)
     checkpoints.sweep(folder, past.saved)
@@ -91,11 +90,14 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
     checkpoint = folder.checkpoint(step) if step is not None else None
     run = Run(folder.id, config, folder.path, home, folder.blob_token(), checkpoint)
     end = outcome(run, recorder, engine, stop)
+    if isinstance(end, TrainingCancelled) and not folder.cancelled.exists():
+        return EXIT_TERMINATED
     recorder.write(end, sync=True)
     with contextlib.suppress(OSError):
         folder.forget_worker()
         if isinstance(end, TrainingCompleted):
             recorder.forget_states()
+    return 0
 
 
 def _say(sentence: str) -> None:

@@ -146,6 +146,20 @@ def test_a_worker_that_is_killed_is_replaced_at_once(backend: Backend) -> None:
     assert caller.until(job, "completed")["startedAt"] == frames[0].data["timestamp"]
 
 
+def test_a_machine_that_is_shut_down_costs_nothing(backend: Backend, again: Again) -> None:
+    """Every process is asked to leave, in any order; the run goes on when the machine is back."""
+    caller = owner(backend)
+    job = caller.submit(maxSteps=100, saveSteps=10)
+    caller.until_step(job, 15)
+    pid = pid_of(run_folder(backend.home, job))
+    for victim in (pid, backend.process.pid):
+        os.kill(victim, signal.SIGTERM)
+    backend.process.wait()
+    frames = list(owner(again(backend)).events(job))
+    assert logged(frames) == list(range(1, 101))
+    assert frames[-2].event == "training.completed"
+
+
 def test_a_run_that_never_gets_further_is_given_up_and_the_next_one_starts_meanwhile(backend: Backend) -> None:
     caller = owner(backend)
     crashing, next_one = caller.submit(model="scripted/crash"), caller.submit(maxSteps=1)

@@ -14,7 +14,7 @@ import pytest
 
 from arkor.backend.home import RunFolder, create_run, prepare
 from arkor.backend.log import LogWriter, is_held, read_events, read_standing
-from arkor.backend.worker import EXIT_LOG_HELD
+from arkor.backend.worker import EXIT_LOG_HELD, EXIT_TERMINATED
 from arkor.jobs import JobStatus
 
 SOURCE = {"type": "huggingface", "name": "rows"}
@@ -109,7 +109,7 @@ def test_what_nobody_foresaw_is_a_sentence_too(tmp_path: Path) -> None:
     assert "Traceback" in folder.worker_log.read_text()
 
 
-def test_sigterm_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
     folder = a_run(tmp_path, maxSteps=1000, saveSteps=1)
     with start(folder) as process:
@@ -117,6 +117,7 @@ def test_sigterm_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert is_held(folder.events)
         assert folder.worker_pid() == process.pid
         began = time.monotonic()
+        folder.cancelled.touch()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
         assert time.monotonic() - began < 1
@@ -124,6 +125,18 @@ def test_sigterm_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert last["type"] == "training.cancelled"
     assert last["step"] >= 2
     assert [artifact["step"] for artifact in last["artifacts"]] == [last["step"] - 1, last["step"]]
+
+
+def test_a_machine_that_is_shut_down_cancels_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
+    folder = a_run(tmp_path, maxSteps=20, saveSteps=5)
+    with start(folder) as process:
+        wait_for_step(folder, 6)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == EXIT_TERMINATED
+    assert logged(folder)[-1]["type"] == "training.log"
+    assert play(folder) == 0
+    assert [line["step"] for line in logged(folder) if line["type"] == "training.log"] == list(range(1, 21))
 
 
 def test_a_second_worker_keeps_out(tmp_path: Path) -> None:

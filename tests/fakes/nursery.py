@@ -155,6 +155,7 @@ def watch_over(child: int, request: dict[str, Any], asked: list[float]) -> None:
             return os.kill(child, signal.SIGKILL)
         if "stop_at" in request and request["stop_at"] in Path(request["run"], "events.jsonl").read_text():
             time.sleep(0.2)
+            Path(request["run"], "cancelled").touch()
             asked[0] = time.monotonic()
             return os.kill(child, signal.SIGTERM)
     return None
