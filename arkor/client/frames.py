@@ -20,13 +20,11 @@ from arkor.errors import ArkorError
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 #: sseclient-py joins the lines of a frame one by one; lines × bytes bounds that work to a fraction of a second.
 _MAX_FRAME_WORK = 2**32
-#: Whatever its lines, a frame of so many bytes is within that bound.
-_SMALL = 2**16
 
 _BOM = b"\xef\xbb\xbf"
-_HAS_DATA = re.compile(rb"(?:^|\n)data(?:[:\n]|$)")
-_ID_WITH_NUL = re.compile(rb"^id:[^\n]*\x00[^\n]*\n?", re.MULTILINE)
-_BAD_RETRY = re.compile(rb"^retry(?!: ?[0-9]+$)[^\n]*\n?", re.MULTILINE)
+_DATA = re.compile(rb"^data(?::|$)", re.MULTILINE)
+_ID_OR_RETRY = re.compile(rb"^(?:id|retry)(?::.*)?$", re.MULTILINE)
+_TO_IGNORE = re.compile(rb"^(?:id:.*\x00.*|retry(?!: ?[0-9]+$).*)\n?", re.MULTILINE)
 
 
 class FrameTooLarge(ArkorError):
@@ -47,8 +45,19 @@ def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
 
     What the end cuts off is never returned. Raises `FrameTooLarge`, and whatever `chunks` raises.
     """
-    parsed: Any = SSEClient(_mended(_whole(_unified(_without_bom(chunks))))).events()
+    parsed: Any = _Parser(_mended(_whole(_unified(_without_bom(chunks))))).events()
     return iter(parsed)
+
+
+class _Parser(SSEClient):
+    """What comes in are whole frames one by one: their ends need not be looked for once more."""
+
+    def __init__(self, whole: Iterator[bytes]) -> None:
+        super().__init__(whole)
+        self._whole = whole
+
+    def _read(self) -> Iterator[bytes]:
+        return self._whole
 
 
 def _without_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -87,41 +96,40 @@ def _whole(chunks: Iterable[bytes]) -> Iterator[bytes]:
             block = bytes(pending[:end])
             del pending[:end]
             yield block
-        _check_size(len(pending), 1)
+        if len(pending) > MAX_FRAME_BYTES:
+            raise _too_large(pending)
 
 
 def _mended(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Frame by frame, each such that sseclient-py reads in it what the standard does."""
     for block in blocks:
         try:
             block.decode()
         except UnicodeDecodeError:  # replaced by U+FFFD, as the standard's decoder does
             block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901 - the same, mended
-        if _is_plain(block):
-            yield block
-        else:
-            yield from (_mend(frame) for part in block.split(b"\n\n") if (frame := part.strip(b"\n")))
-
-
-def _is_plain(block: bytes) -> bool:
-    """Whether sseclient-py understands all of it: what a backend sends nearly always, so it is looked at quickly."""
-    if len(block) > _SMALL or b"\x00" in block or b"retry" in block:
-        return False
-    if block.find(b"\n\n") == len(block) - 2:
-        return b"\ndata:" in block
-    return all(b"\ndata:" in frame for frame in block[:-2].split(b"\n\n"))
+        # What a backend sends is nearly always plain, so that is found out quickly.
+        is_plain = _fits(block) and b"\x00" not in block and b"retry" not in block
+        for frame in block[:-2].split(b"\n\n"):
+            yield (frame if is_plain and b"\ndata:" in frame else _mend(frame)) + b"\n\n"
 
 
 def _mend(frame: bytes) -> bytes:
-    _check_size(len(frame), frame.count(b"\n") + 1)
-    if b"\x00" in frame:
-        frame = _ID_WITH_NUL.sub(b"", frame)
-    if b"retry" in frame:
-        frame = _BAD_RETRY.sub(b"", frame)
-    if not _HAS_DATA.search(frame):
-        frame += b"\ndata"  # sseclient-py forgets the id and the retry of a frame without data
-    return frame + b"\n\n"
+    if not _fits(frame):
+        raise _too_large(frame)
+    if b"\x00" in frame or b"retry" in frame:
+        frame = _TO_IGNORE.sub(b"", frame)
+    if _DATA.search(frame):
+        return frame
+    # Without data it is no event, but it still moves the cursor and sets the delay, which sseclient-py forgets.
+    rest = _ID_OR_RETRY.findall(frame)
+    return b"\n".join([*rest, b"data"]) if rest else b""
 
 
-def _check_size(size: int, lines: int) -> None:
-    if size > MAX_FRAME_BYTES or lines * size > _MAX_FRAME_WORK:
-        raise FrameTooLarge(f"the event stream sent one frame of {size:,} bytes in {lines:,} lines")
+def _fits(block: bytes) -> bool:
+    """Whether no frame in it can be too large."""
+    return len(block) <= MAX_FRAME_BYTES and len(block) * (block.count(b"\n") + 1) <= _MAX_FRAME_WORK
+
+
+def _too_large(frame: bytes | bytearray) -> FrameTooLarge:
+    lines = frame.count(b"\n") + 1
+    return FrameTooLarge(f"the event stream sent one frame of {len(frame):,} bytes in {lines:,} lines")
