@@ -132,4 +132,7 @@ def _fits(block: bytes) -> bool:
 
 def _too_large(frame: bytes | bytearray) -> FrameTooLarge:
     lines = frame.count(b"\n") + 1
-    return FrameTooLarge(f"the event stream sent one frame of {len(frame):,} bytes in {lines:,} lines")
+    return FrameTooLarge(
+        f"the event stream sent one frame of {len(frame):,} bytes in {lines:,} line(s), which is more "
+        "than is kept in memory; is this really the address of an Arkor backend?"
+    )

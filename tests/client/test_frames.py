@@ -265,7 +265,7 @@ def test_a_frame_without_end_is_refused_with_bounded_memory(chunk: bytes) -> Non
 
 
 def test_a_frame_that_comes_in_one_piece_is_refused_too() -> None:
-    with pytest.raises(FrameTooLarge, match="16,777,222 bytes in 1 lines"):
+    with pytest.raises(FrameTooLarge, match=r"16,777,222 bytes in 1 line\(s\)"):
         parse(b"data: " + b"x" * MAX_FRAME_BYTES + b"\n\n")
 
 
@@ -276,7 +276,7 @@ def test_the_largest_frame_arrives() -> None:
 
 def test_a_frame_of_very_many_lines_is_refused_quickly() -> None:
     began = time.monotonic()
-    with pytest.raises(FrameTooLarge, match="lines"):
+    with pytest.raises(FrameTooLarge, match="in 500,000 line"):
         parse(b"data: 0123456789\n" * 500_000 + b"\n")
     assert time.monotonic() - began < 2
 

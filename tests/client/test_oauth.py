@@ -7,11 +7,11 @@ import logging
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from urllib.parse import parse_qs
 
 import pytest
@@ -29,7 +29,7 @@ from arkor.client.credentials import (
 from arkor.client.http import Access, Http
 from arkor.client.oauth import OAuthAccess, access_for, authorization_server, refresh
 from arkor.client.state import ProjectState, write_state
-from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
+from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, TrainerAborted
 from tests.fakes.authorization_server import AuthorizationServer, authorizing
 from tests.fakes.http_server import Answer, HttpServer, answering
 from tests.fakes.sse_server import END_FRAME, Step, answer, frame, log_frame, send, serving
@@ -103,7 +103,7 @@ def test_a_backend_that_is_away_costs_no_token(auth: AuthorizationServer) -> Non
 def test_ten_threads_renew_once(api: HttpServer, auth: AuthorizationServer) -> None:
     auth.delay = 0.2
     http = Http(OAuthAccess(api.url, expired(auth, api.url)))
-    barrier = Barrier(10)
+    barrier = threading.Barrier(10)
 
     def call(_: int) -> object:
         barrier.wait()
@@ -497,3 +497,34 @@ def test_a_token_that_is_about_to_end_is_renewed_before_the_next_connection(
     assert steps == [1, 2]
     assert server.requests[2]["authorization"] != server.requests[3]["authorization"]
     assert auth.accepts(server.requests[3])
+
+
+def test_an_abort_in_the_midst_of_a_renewal_is_heard_at_once_and_costs_no_sign_in(
+    auth: AuthorizationServer, tmp_path: Path
+) -> None:
+    write_state(ProjectState("org-1", "bot", "p-1"), tmp_path)
+    auth.delay = 1.0
+    aborted = threading.Event()
+    first = then(send(log_frame(1)), auth.expire_all)
+    with serving(said(ME), said({"job": JOB}), first, said({}, 401)) as server:
+        write_credentials(auth.sign_in(server.url))
+        trainer = Trainer.attach(
+            "j", abort_signal=aborted, reconnect=ReconnectPolicy(0.01), progress=False, project_dir=tmp_path
+        )
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(trainer.wait)
+            until(lambda: auth.requests)
+            aborted.set()
+            began = time.monotonic()
+            with pytest.raises(TrainerAborted):
+                waiting.result()
+            assert time.monotonic() - began < 0.5
+        until(lambda: read_credentials().bearer == auth.tokens[-1].access_token)
+    assert len(auth.tokens) == 2
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
