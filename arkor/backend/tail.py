@@ -37,13 +37,22 @@ class Piece:
     terminal: bool
 
 
+@frozen
+class Look:
+    """How a log is at one look: bytes (-1 when it is not there), when it was written, which file it is."""
+
+    size: int
+    written_at: int
+    file: int
+
+
 class WatchedLog:
     """One log, for all who watch it. No file is kept open."""
 
     def __init__(self, path: Path) -> None:
         self.watchers = 0
         self._path = path
-        self._size = _size(path)
+        self._seen = _look_at(path)
         self._finished: bool | None = None
         self._pieces: dict[int, Piece] = {}
         self._waiting: set[asyncio.Future[None]] = set()
@@ -53,7 +62,7 @@ class WatchedLog:
 
         The latest pieces are kept: most watchers are at the end, or began at the same time.
         """
-        if after >= self._size:
+        if after >= self._seen.size:
             return None
         piece = self._pieces.pop(after, None) or self._read(after)
         if piece is not None:
@@ -83,11 +92,11 @@ class WatchedLog:
 
     def look(self) -> None:
         """Wake those who wait if the log is not as it was."""
-        size = _size(self._path)
-        if size != self._size:
-            if size < self._size:
+        seen = _look_at(self._path)
+        if seen != self._seen:
+            if seen.size < self._seen.size or seen.file != self._seen.file:
                 self._pieces.clear()  # not the log that it was
-            self._size = size
+            self._seen = seen
             self._finished = None
             self.wake()
 
@@ -153,7 +162,9 @@ class Lookout:
         ping_at = time.monotonic() + PING_SECONDS
         with self._watching(path) as log:
             while not self._bell.closed:
-                finished = over or log.finished()  # asked before reading: what was written up to here will be read
+                finished = over or log.finished()
+                if finished:
+                    log.look()  # after asking: what was written up to here will be read
                 piece = log.piece(after)
                 if piece is None and finished:
                     yield END
@@ -203,9 +214,9 @@ def _release(waiting: asyncio.Future[None]) -> None:
         waiting.set_result(None)
 
 
-def _size(path: Path) -> int:
-    """Bytes; -1 when it is not there."""
+def _look_at(path: Path) -> Look:
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError:
-        return -1
+        return Look(-1, 0, 0)
+    return Look(status.st_size, status.st_mtime_ns, status.st_ino)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -20,10 +19,9 @@ import psutil
 import pytest
 from attrs import field, frozen
 
-from arkor.backend.bell import Bell, ring
+from arkor.backend.bell import ring
 from arkor.backend.home import bell_file, run_folder
 from arkor.backend.log import LogWriter
-from arkor.backend.tail import Lookout
 from arkor.events import TrainingCompleted, TrainingLog, TrainingPreparing, encode_event
 from arkor.wire import dumps
 from tests.backend.caller import LOCAL, owner
@@ -368,25 +366,3 @@ def test_a_lost_ring_is_made_up_for(run: Run) -> None:
         began = time.monotonic()
         watcher.read(lambda body: steps(body) == [1])
         assert time.monotonic() - began < 1.5
-
-
-def test_a_generator_that_is_closed_leaves_no_log_watched(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    with LogWriter(path) as log:
-        log.append(TrainingLog("job", TIME, 1, 1.5))
-
-    async def watch() -> None:
-        lookout = Lookout(Bell(tmp_path / "bell"))
-        followers = [lookout.follow(path, 0, over=False) for _ in range(3)]
-        for follower in followers:
-            assert b"training.log" in await anext(follower)
-        waiting = asyncio.ensure_future(anext(followers[0]))
-        await asyncio.sleep(0.01)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        for follower in followers:
-            await follower.aclose()
-        assert lookout.watched == 0
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(watch())

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -196,6 +197,26 @@ def close_history(log: Path) -> None:
         writer.append(TrainingCompleted(log.parent.name, now()))
 
 
+def worker_lags(backend: Backend, events: int = 200) -> list[float]:
+    """Milliseconds from a worker's writing of an event to its callback, in order of size."""
+    source, log = waiting_run(backend)
+
+    def work() -> None:
+        with LogWriter(log) as writer:
+            for _ in range(events):
+                time.sleep(0.005)
+                writer.append(TrainingLog(source.job, now(), time.monotonic_ns(), 1.5))
+                ring(bell_file(backend.home))
+        close_history(log)
+        ring(bell_file(backend.home))
+
+    worker = threading.Timer(0.3, work)  # once the watcher is there
+    worker.start()
+    found = lags(arkor, source)
+    worker.join()
+    return found
+
+
 def crowd_lags(backend: Backend) -> list[float]:
     """Milliseconds until all of the watchers of a live run have an event, for each of some."""
     source, log = waiting_run(backend)
@@ -263,6 +284,8 @@ def of_the_embedded(backend: Backend, rounds: int) -> None:
     line(f"backend: {LOGGED:,} events replayed to a socket", f"{raw:,.0f}/s", "", "60,000/s")
     line("backend: the same through `wait()`", f"{through[arkor]:,.0f}/s", f"{through[bare]:,.0f}/s", "")
     line(f"backend: `since=now`, {LOGGED:,} events before", f"{since_now:.1f} ms", "", "100 ms")
+    live = median(median(worker_lags(backend)) for _ in range(rounds))
+    line("backend: from a worker's write to callback, median", f"{live:.2f} ms", "", "")
     lists = [crowd_lags(backend) for _ in range(rounds)]
     middle, worst = median(median(lags) for lags in lists), max(max(lags) for lags in lists)
     line(f"backend: until {WATCHERS} watchers have an event, median", f"{middle:.1f} ms", "", "")
