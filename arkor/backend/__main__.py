@@ -28,7 +28,8 @@ try:
 
     from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
     from arkor.backend.recovery import register_strays, set_aside
-    from arkor.backend.store import Store, StoreError, new_token
+    from arkor.backend.schema import StoreError
+    from arkor.backend.store import Store, new_token
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
         raise

@@ -26,7 +26,8 @@ from arkor.backend.bell import Bell
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
-from arkor.backend.store import Store, is_disk_trouble
+from arkor.backend.schema import way_out
+from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
 from arkor.backend.tail import Lookout
 from arkor.settings import PROTOCOL, VERSION
@@ -98,24 +99,34 @@ def _gone(_request: Request, _error: Exception) -> Response:
 
 
 def _disk_error(request: Request, error: Any) -> Response:
-    """A disk that is full or may not be written is the person's to mend; anything else is a fault."""
-    home = request.app.state.home
-    if isinstance(error, DBAPIError):
-        mendable, where, why = is_disk_trouble(error), database_file(home), error.orig
-    else:
-        mendable = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-        where, why = error.filename or home, error.strerror
-    if not mendable:
+    """A disk that is full or may not be written is the person's to mend; what we did not foresee is a fault."""
+    if error.errno not in _DISK_ERRORS:
         raise error
-    return _error(507, f"{where} cannot be written: {why}. Free some space and try again.", "no_space")
+    where = error.filename or request.app.state.home
+    advice = "Let it be written" if error.errno == errno.EROFS else "Free some space"
+    return _error(507, f"{where} cannot be written: {error.strerror}. {advice} and try again.", "no_space")
 
+
+def _database_error(request: Request, error: Any) -> Response:
+    """Likewise for the database, which another program may hold, too, or have damaged."""
+    where = database_file(request.app.state.home)
+    if is_disk_trouble(error):
+        return _error(507, f"{where} cannot be written: {error.orig}. Free some space and try again.", "no_space")
+    if is_busy(error):
+        return _error(503, f"{where} is in use by another program; close that and try again.", "busy")
+    if is_damaged(error):
+        return _error(500, f"{where} is damaged: {error.orig}. Stop the backend. {way_out(where)}", "damaged")
+    raise error
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _HANDLERS = {
     Refusal: _refused,
     HTTPException: _http_error,
     ClientDisconnect: _gone,
     OSError: _disk_error,
-    DBAPIError: _disk_error,
+    DBAPIError: _database_error,
     Exception: _fault,
 }
 

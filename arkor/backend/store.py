@@ -38,8 +38,6 @@ from arkor.backend.schema import (
 from arkor.events import now
 from arkor.jobs import JobStatus
 
-__all__ = ["Job", "Org", "Project", "Store", "StoreError", "Taken", "User", "is_disk_trouble", "new_id", "new_token"]
-
 
 class Taken(Exception):
     """What was to be created is there already."""
@@ -289,8 +287,22 @@ def _advice(path: Path, error: DBAPIError) -> str:
 
 def is_disk_trouble(error: DBAPIError) -> bool:
     """Whether the database could not be written for want of space or permission."""
+    return _says(error, "full", "ioerr", "readonly", "cantopen", "i/o")
+
+
+def is_busy(error: DBAPIError) -> bool:
+    """Whether another program held the database for longer than one waits."""
+    return _says(error, "busy", "locked")
+
+
+def is_damaged(error: DBAPIError) -> bool:
+    """Whether the file is no database, or not a whole one."""
+    return _says(error, "corrupt", "notadb")
+
+
+def _says(error: DBAPIError, *words: str) -> bool:
     name = getattr(error.orig, "sqlite_errorname", "") or str(error.orig)
-    return any(word in name.lower() for word in ("full", "ioerr", "readonly", "i/o"))
+    return any(word in name.lower() for word in words)
 
 
 def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from arkor.backend.recovery import NoRun, adopt, record, register_strays, set_as
 from arkor.backend.store import Job, Org, Project, Store, new_id
 from arkor.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.jobs import Artifact, JobStatus
-from tests.backend.caller import owner, stranger
+from tests.backend.caller import CONFIG, owner, stranger
 from tests.conftest import Backend, start_backend
 
 TIME = "2026-01-02T03:04:05.678Z"
@@ -336,3 +338,19 @@ def test_a_submission_that_the_server_died_of_is_found_by_its_key(backend: Backe
     assert len(caller.call("GET", "/v1/jobs").json()["jobs"]) == 1
     backend.process.kill()
     backend.process.wait()
+
+
+@pytest.mark.slow
+def test_a_database_that_another_program_holds_stops_neither_reading_nor_the_queue(backend: Backend) -> None:
+    caller = owner(backend)
+    running = caller.submit(maxSteps=3)
+    caller.until(running, "completed")
+    with closing(sqlite3.connect(database_file(backend.home), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = caller.call("POST", "/v1/jobs", json={"name": "n", "config": CONFIG})
+        assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+        assert str(database_file(backend.home)) in answer.json()["error"]
+        assert caller.job(running)["status"] == "completed"
+        other.execute("ROLLBACK")
+    assert caller.until(caller.submit(maxSteps=1), "completed")
+    assert len(list(runs_folder(backend.home).iterdir())) == 2

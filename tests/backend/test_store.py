@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from arkor.backend.store import Job, Project, Store, StoreError, Taken, new_id
+from arkor.backend.schema import StoreError
+from arkor.backend.store import Job, Project, Store, Taken, new_id
 from arkor.jobs import JobStatus
 
 

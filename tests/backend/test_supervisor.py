@@ -256,6 +256,35 @@ def test_cancelling_a_queued_job(backend: Backend) -> None:
     assert caller.call("GET", "/healthz").json()["activeRuns"] in (0, 1)
 
 
+def test_cancelling_a_run_that_waits_for_another_worker(backend: Backend) -> None:
+    caller = owner(backend)
+    dead, next_one = caller.submit(maxSteps=1000, saveSteps=1), caller.submit(maxSteps=1000)
+    caller.until_step(dead, 3)
+    os.kill(pid_of(run_folder(backend.home, dead)), signal.SIGKILL)
+    caller.until(next_one, "running")
+    assert caller.job(dead)["status"] == "running"
+    assert caller.cancel(dead).json()["job"]["status"] == "cancelled"
+    assert [frame.event for frame in caller.events(dead)][-3:] == ["training.resumed", "training.cancelled", "end"]
+    assert caller.job(next_one)["status"] == "running"
+
+
+def test_cancelling_while_the_disk_is_full(backend: Backend) -> None:
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    caller.until_step(job, 2)
+    server = backend.process.pid
+    whole = resource.prlimit(server, resource.RLIMIT_FSIZE)
+    resource.prlimit(server, resource.RLIMIT_FSIZE, (0, whole[1]))
+    assert caller.cancel(job).status_code == 202
+    assert caller.until(job, "cancelled", seconds=5)
+    assert caller.call("GET", "/healthz").json()["activeRuns"] == 1
+    resource.prlimit(server, resource.RLIMIT_FSIZE, whole)
+    deadline = time.monotonic() + 10
+    while caller.call("GET", "/healthz").json()["activeRuns"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_cancelling_at_the_very_start(backend: Backend) -> None:
     caller = owner(backend)
     for pause in (0, 0.02, 0.05, 0.1, 0.15):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -137,9 +138,10 @@ def test_the_harness_sees_what_it_is_to_see(backend: Backend) -> None:
     here.submit(STEPS, SAVE_STEPS)
     here.see_it_through(60)
     (folder,) = here.folders()
-    check_run(folder, folder)
+    peace = RunFolder(shutil.copytree(folder.path, backend.home / "peace"))
+    check_run(folder, peace)
     whole = folder.events.read_bytes().splitlines(keepends=True)
     for broken in (whole[:10] + whole[11:], whole[:10] + whole[9:], [*whole[:-1], whole[-1][:-1]]):
         folder.events.write_bytes(b"".join(broken))
         with pytest.raises(AssertionError):
-            check_run(folder, folder)
+            check_run(folder, peace)
