@@ -20,6 +20,7 @@ from arkor.accounts import Me, Project
 from arkor.chat import InferenceRequest
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
+from arkor.client.oauth import access_for
 from arkor.client.replies import ChatResponse, patience_of
 from arkor.deployments import Deployment, DeploymentKey
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
@@ -49,7 +50,7 @@ class CloudApiClient:
     ) -> None:
         self.credentials = credentials
         self.scope = scope
-        self.http = Http(access or Access(base_url, credentials.bearer if credentials else None))
+        self.http = Http(access or access_for(base_url, credentials))
 
     def __repr__(self) -> str:
         return f"CloudApiClient({self.base_url!r}, scope={self.scope!r})"
