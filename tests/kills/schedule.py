@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +17,39 @@ from pathlib import Path
 
 import psutil
 import requests
+import urllib3
 from attrs import define, field
 
 from arkor.backend.home import RunFolder, run_folder, runs_folder
-from tests.backend.caller import Caller, owner
+from tests.backend.caller import Caller, Frame, owner
 from tests.conftest import Backend, start_backend
+
+
+@define(eq=False)
+class Watcher:
+    """Somebody who follows a run from its first event to its end, over the deaths of whoever serves it."""
+
+    home: Path
+    job: str
+    frames: list[Frame] = field(factory=list)
+    over: threading.Event = field(factory=threading.Event)
+    thread: threading.Thread = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.thread = threading.Thread(target=self.watch, name=f"watcher of {self.job}", daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while not self.over.is_set():
+            with suppress(OSError, ValueError, urllib3.exceptions.HTTPError, AssertionError):
+                found = json.loads((self.home / "backend.json").read_text())
+                seen = self.frames[-1].id if self.frames else None
+                for frame in Caller(found["url"], found["token"]).events(self.job, seen):
+                    if frame.event == "end":
+                        return
+                    if frame.event != "ping":
+                        self.frames.append(frame)
+            time.sleep(0.05)
 
 
 @define
@@ -30,6 +60,8 @@ class Disaster:
     dice: random.Random
     server: Backend | None = None
     jobs: list[str] = field(factory=list)
+    watchers: list[Watcher] = field(factory=list)
+    cancelled: set[str] = field(factory=set)
     told: list[str] = field(factory=list)
     copies: list[Path] = field(factory=list)
 
@@ -43,12 +75,25 @@ class Disaster:
             self.tell(f"server {self.server.process.pid} started")
         return owner(self.server)
 
+    def open(self) -> None:
+        """Start a server on a copy of a home, whose database may be torn, as it was written to while it was copied."""
+        try:
+            self.serve()
+        except AssertionError as refusal:
+            if "--rebuild" not in str(refusal):
+                raise
+            self.tell("rebuilt")
+            command = [sys.executable, "-m", "arkor.backend", "--home", str(self.home), "--rebuild"]
+            subprocess.run(command, check=True, capture_output=True)
+            self.serve()
+
     def submit(self, steps: int, save_steps: int) -> None:
         """A run; should the server die of it, the same one again."""
         key = f"key-{len(self.jobs)}"
         while True:
             with suppress(requests.RequestException):
                 self.jobs.append(self.serve().submit(key=key, maxSteps=steps, saveSteps=save_steps))
+                self.watchers.append(Watcher(self.home, self.jobs[-1]))
                 return
 
     def step(self) -> None:
@@ -61,6 +106,9 @@ class Disaster:
             self.kill_both,
             self.kill_in_a_checkpoint,
             self.kill_an_adopter,
+            self.kill_in_a_submission,
+            self.stop_worker_for_a_while,
+            self.cancel_and_kill,
             self.ask_server_to_leave,
             self.start_a_second_server,
             self.copy_home,
@@ -106,6 +154,35 @@ class Disaster:
         process.kill()
         process.wait()
 
+    def kill_in_a_submission(self) -> None:
+        """The caller gets no answer, or one that is as good as none, and asks again with the same key."""
+        server = self.serve()
+        assert self.server is not None
+        assassin = threading.Timer(self.dice.uniform(0, 0.04), self.server.process.kill)
+        self.tell(f"server of {server.url} is killed in a submission")
+        assassin.start()
+        self.submit(20, 5)
+        assassin.join()
+
+    def stop_worker_for_a_while(self) -> None:
+        for pid in self.workers():
+            with suppress(ProcessLookupError):
+                self.tell(f"worker {pid} stopped")
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(self.dice.uniform(0, 0.5))
+                os.kill(pid, self.dice.choice([signal.SIGCONT, signal.SIGKILL]))
+
+    def cancel_and_kill(self) -> None:
+        """What was answered holds, whoever dies then."""
+        job = self.dice.choice(self.jobs)
+        answer = self.serve().cancel(job)
+        self.tell(f"run {job} cancelled: {answer.status_code}")
+        assert answer.status_code in (202, 409), answer.text
+        if answer.status_code == 202:
+            self.cancelled.add(job)
+        time.sleep(self.dice.choice([0, 0.01, 0.1]))
+        self.dice.choice([self.kill_server, self.kill_worker, self.kill_both])()
+
     def ask_server_to_leave(self) -> None:
         if self.server is not None:
             self.tell(f"server {self.server.process.pid} asked to leave")
@@ -150,13 +227,21 @@ class Disaster:
         """Let everything come to its end."""
         caller = self.serve()
         for job in self.jobs:
-            caller.until(job, "completed", seconds=seconds)
+            ends = (
+                ("cancelled", "completed") if job in self.cancelled else ("completed",)
+            )  # it may have been at its end
+            caller.until(job, *ends, seconds=seconds)
         deadline = time.monotonic() + 10
         while caller.call("GET", "/healthz").json()["activeRuns"]:  # until it is written down, too
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        for watcher in self.watchers:
+            watcher.thread.join(20)
+            assert not watcher.thread.is_alive(), f"the watcher of {watcher.job} has not seen its end"
 
     def clear_away(self) -> None:
+        for watcher in self.watchers:
+            watcher.over.set()
         if self.server is not None:
             kill(self.server.process.pid)
             self.server.process.wait()

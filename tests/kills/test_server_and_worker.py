@@ -19,6 +19,7 @@ import pytest
 
 from arkor.backend.home import RunFolder, database_file
 from arkor.backend.log import read_standing
+from arkor.jobs import JobStatus
 from tests.conftest import Backend
 from tests.kills.schedule import Disaster, forget, run_count
 
@@ -56,8 +57,9 @@ def test_nothing_is_lost_and_nothing_is_doubled(disaster: Disaster, undisturbed:
             disaster.step()
         disaster.see_it_through(60)
         for folder in disaster.folders():
-            check_run(folder, undisturbed)
+            check_whatever_came_of_it(disaster, folder, undisturbed)
         check_store(disaster)
+        check_watchers(disaster)
         for copy in disaster.copies:
             check_copy(disaster, copy, undisturbed)
     except BaseException:
@@ -74,6 +76,37 @@ def lines_of(folder: RunFolder) -> list[dict[str, Any]]:
 def told(lines: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
     """The events of these types without what differs from run to run."""
     return [{k: v for k, v in line.items() if k not in PASSING} for line in lines if line["type"] in kinds]
+
+
+def check_whatever_came_of_it(disaster: Disaster, folder: RunFolder, undisturbed: RunFolder) -> None:
+    if read_standing(folder.events).status == JobStatus.CANCELLED:
+        assert folder.id in disaster.cancelled
+        return check_cut_short(folder)
+    if folder.read_job()["config"]["maxSteps"] == STEPS:
+        return check_run(folder, undisturbed)
+    lines = lines_of(folder)
+    assert [line["step"] for line in lines if line["type"] == "training.log"] == list(range(1, 21))
+    return None
+
+
+def check_cut_short(folder: RunFolder) -> None:
+    """The beginning of a run, its end, and the checkpoints that the end speaks of."""
+    *lines, last = lines_of(folder)
+    steps = [line["step"] for line in lines if line["type"] == "training.log"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert last["type"] == "training.cancelled"
+    for artifact in last["artifacts"]:
+        assert (folder.path / artifact["path"]).is_dir()
+    assert not folder.pid.exists()
+    assert not folder.cancelled.exists()
+
+
+def check_watchers(disaster: Disaster) -> None:
+    """Each has seen each event once, in order, by an id that rises."""
+    for watcher, folder in zip(disaster.watchers, disaster.folders(), strict=True):
+        ids = [int(frame.id or 0) for frame in watcher.frames]
+        assert ids == sorted(set(ids))
+        assert [frame.data for frame in watcher.frames] == lines_of(folder)
 
 
 def check_run(folder: RunFolder, undisturbed: RunFolder) -> None:
@@ -103,7 +136,7 @@ def check_store(disaster: Disaster) -> None:
     for folder in disaster.folders():
         standing = read_standing(folder.events)
         job = listed[folder.id]
-        assert (job["status"], job["startedAt"], job["completedAt"]) == (
+        assert (job["status"], job.get("startedAt"), job["completedAt"]) == (
             standing.status.value,
             standing.started_at,
             standing.completed_at,
@@ -114,19 +147,18 @@ def check_store(disaster: Disaster) -> None:
 
 def check_copy(disaster: Disaster, copy: Path, undisturbed: RunFolder) -> None:
     """It opens, its logs are the beginning of the true ones, and its runs come to their end."""
-    begun = {job: (copy / "runs" / job / "events.jsonl") for job in disaster.jobs}
-    for job, events in begun.items():
+    logs = {job: copy / "runs" / job / "events.jsonl" for job in disaster.jobs}
+    for job, events in logs.items():
         if events.exists():
-            cut = events.read_bytes()
-            whole = (disaster.home / "runs" / job / "events.jsonl").read_bytes()
-            assert whole.startswith(cut)
-    elsewhere = Disaster(
-        copy, disaster.dice, jobs=[job for job in begun if (copy / "runs" / job / "job.json").exists()]
-    )
+            assert (disaster.home / "runs" / job / "events.jsonl").read_bytes().startswith(events.read_bytes())
+    begun = [job for job in logs if (copy / "runs" / job / "job.json").exists()]
+    elsewhere = Disaster(copy, disaster.dice, jobs=begun)
+    elsewhere.cancelled = disaster.cancelled & set(begun)  # if the copy was made after that
     try:
+        elsewhere.open()
         elsewhere.see_it_through(60)
         for folder in elsewhere.folders():
-            check_run(folder, undisturbed)
+            check_whatever_came_of_it(elsewhere, folder, undisturbed)
     finally:
         elsewhere.clear_away()
         forget(copy)
