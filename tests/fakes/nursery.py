@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -56,7 +57,8 @@ class Nursery:
     def work(self, run: Path, **death: Any) -> Death:
         """A worker on this run, to its end: by `line=n`, `touch=n` (of files `below="…"`), `seconds=s`, or by itself.
 
-        It is asked to stop a moment after its log says `stop_at`, and can write no file with more bytes than `largest`.
+        It is cancelled `delay` seconds after its log says `stop_at`, or, with `politely=True`, only told to leave, as
+        by a machine that is shut down. It can write no file with more bytes than `largest`.
         """
         assert self._process.stdin
         assert self._process.stdout
@@ -152,13 +154,19 @@ def watch_over(child: int, request: dict[str, Any], asked: list[float]) -> None:
     while len(asked) == 1:
         time.sleep(0.005)
         if "seconds" in request and time.monotonic() - began >= request["seconds"]:
-            return os.kill(child, signal.SIGKILL)
+            return send(child, signal.SIGKILL)
         if "stop_at" in request and request["stop_at"] in Path(request["run"], "events.jsonl").read_text():
-            time.sleep(0.2)
-            Path(request["run"], "cancelled").touch()
+            time.sleep(request.get("delay", 0.2))
+            if not request.get("politely"):
+                Path(request["run"], "cancelled").touch()
             asked[0] = time.monotonic()
-            return os.kill(child, signal.SIGTERM)
+            return send(child, signal.SIGTERM)
     return None
+
+
+def send(child: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it may have been faster
+        os.kill(child, number)
 
 
 def main() -> None:

@@ -250,7 +250,7 @@ def _loop(trainer: Any, numbers: Plan, recorder: Recorder, checkpoint: Path | No
     seconds = trainer.seconds
     if recorder.stopping:
         if step:
-            recorder.checkpoint(step, trainer.write_adapter)
+            recorder.checkpoint(step, trainer.write_checkpoint)
         return {}
     recorder.final(trainer.write_adapter)
     return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3)}

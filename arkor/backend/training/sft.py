@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,23 @@ from arkor.backend.training.state import (
 TRUSTED = 0.1
 
 
-class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends the loop when the recorder says so."""
+class Interrupted(Exception):
+    """The run was asked to stop in the middle of a step."""
 
-    def __init__(self, recorder: Recorder) -> None:
+
+class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Ends the loop when the recorder says so: a step that is done is logged and saved, but not evaluated any more."""
+
+    def __init__(self, recorder: Recorder, behind: Callable[[], None]) -> None:
         self._recorder = recorder
+        self._behind = behind
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
         if self._recorder.stopping:
             control.should_training_stop = True
-            control.should_log = control.should_evaluate = control.should_save = False
+            if control.should_evaluate:
+                control.should_evaluate = False
+                self._behind()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
         control.should_training_stop |= self._recorder.stopping
@@ -77,11 +85,13 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def __init__(
         self, *, recorder: Recorder, data_collator: Collator, learns_from: dict[str, Any], **options: Any
     ) -> None:
-        super().__init__(data_collator=data_collator, callbacks=[StopAsked(recorder)], **options)
+        stop = StopAsked(recorder, self._fall_behind)
+        super().__init__(data_collator=data_collator, callbacks=[stop], **options)
         self._recorder = recorder
         self._learns_from = learns_from
         self._began_with: dict[str, Any] = {}
         self._began_at = 0.0
+        self._is_behind = False
         self._seconds = 0.0
         self._rows = 0
         self._began = 0.0
@@ -111,7 +121,8 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         done: int = self._began_with.get("step", 0)
         if done >= self.args.max_steps:
             return done
-        self.train(resume_from_checkpoint=str(self._state_folder) if self._began_with else None)
+        with suppress(Interrupted):
+            self.train(resume_from_checkpoint=str(self._state_folder) if self._began_with else None)
         step: int = self.state.global_step
         return step
 
@@ -124,12 +135,13 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         parts: list[Piece] = inputs["pieces"]
         count = sum(len(piece.targets) for piece in parts)
         total = torch.zeros((), device=self.args.device)
-        for piece in parts:
+        for number, piece in enumerate(parts):
+            if number and self._recorder.stopping:
+                self._fall_behind()
+                raise Interrupted
             loss = self.token_losses(piece).sum() / count
             self.accelerator.backward(loss)
             total += loss.detach()
-            if self._recorder.stopping:
-                break
         return total
 
     def token_losses(self, piece: Piece) -> Tensor:
@@ -154,7 +166,9 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
                 if self._recorder.stopping:
                     break
         metrics = {"eval_loss": total / count if count else float("nan")}
-        if not self._recorder.stopping:  # else it is the mean of a part
+        if self._recorder.stopping:  # it may be the mean of a part
+            self._fall_behind()
+        else:
             self._last |= metrics
             self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -224,6 +238,8 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def write_checkpoint(self, folder: Path) -> None:
         """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
         self.write_adapter(folder)
+        if self._is_behind:
+            return
         state = folder / STATE
         state.mkdir()
         try:
@@ -243,6 +259,10 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         if self.args.device.type == "cpu" and self._began_with["threads"] <= torch.get_num_threads():
             torch.set_num_threads(self._began_with["threads"])  # how sums are split up shows in their last bits
         self._load_adapter(checkpoint)
+
+    def _fall_behind(self) -> None:
+        """The last step has not been done to its end, so that nobody could go on from here exactly."""
+        self._is_behind = True
 
     def _tree(self) -> dict[str, Any]:
         """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
