@@ -32,9 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def cancelled(trainers: Nursery, folder: RunFolder, stop_at: str) -> dict[str, Any]:
+def cancelled(trainers: Nursery, folder: RunFolder, stop_at: str, delay: float = 0.2) -> dict[str, Any]:
     """Stop the run when its log says so; returns its end."""
-    death = trainers.work(folder.path, stop_at=stop_at)
+    death = trainers.work(folder.path, stop_at=stop_at, delay=delay)
     assert death.code == 0, folder.worker_log.read_text()
     assert 0 < death.seconds < SECONDS
     end = lines(folder)[-1]
@@ -59,6 +59,11 @@ def test_while_downloading(tmp_path: Path, model: Path, trainers: Nursery) -> No
     assert end["artifacts"] == []
 
 
+def test_while_loading(tmp_path: Path, model: Path, trainers: Nursery) -> None:
+    folder = a_run(tmp_path, "run", LONG * 20, model=str(model))
+    assert cancelled(trainers, folder, "Loading", delay=0.0)["artifacts"] == []
+
+
 @pytest.mark.parametrize("stop_at", ["Reading the data", "Tokenizing"])
 def test_while_reading_and_tokenizing(tmp_path: Path, model: Path, trainers: Nursery, stop_at: str) -> None:
     folder = a_run(tmp_path, "run", MANY * 2, model=str(model))
@@ -80,3 +85,13 @@ def test_while_evaluating(tmp_path: Path, model: Path, trainers: Nursery) -> Non
     end = cancelled(trainers, folder, '"step":1')
     assert not [event for event in told(folder, "training.log") if "evalLoss" in event]
     assert [artifact["step"] for artifact in end["artifacts"]] == [1]
+
+
+def test_while_saving(tmp_path: Path, model: Path, trainers: Nursery) -> None:
+    """With a checkpoint after each step, the worker does little else."""
+    folder = a_run(tmp_path, "run", LONG, model=str(model), maxSteps=5000, batchSize=1, saveSteps=1)
+    end = cancelled(trainers, folder, '"step":3')
+    steps = [event["step"] for event in told(folder, "checkpoint.saved")]
+    assert steps == list(range(1, end["step"] + 1))
+    assert [artifact["step"] for artifact in end["artifacts"]] == steps[-2:]
+    assert sorted(int(path.name) for path in folder.checkpoints.iterdir()) == steps[-2:]

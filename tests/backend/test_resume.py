@@ -29,10 +29,13 @@ from tests.fakes.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-#: How many moments to die at are tried where all of them would take too long; `make test-kills` tries more.
-DEATHS = int(os.environ.get("ARKOR_TEST_DEATHS") or 0)
-
 SCRIPT = {"maxSteps": 6, "saveSteps": 2, "evalSteps": 3}
+
+
+@pytest.fixture
+def schedules(pytestconfig: pytest.Config) -> int:
+    """How many deaths to try where all would take too long; 0 leaves it to the test, which then tries a few."""
+    return pytestconfig.getoption("--schedules") or 0
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +65,13 @@ def see_through(nursery: Nursery, folder: RunFolder, **death: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "deaths"), [("line", 120), ("touch", 120)])
-def test_a_worker_may_die_at_any_moment(memory: Path, scripted: Nursery, kind: str, deaths: int) -> None:
+def test_a_worker_may_die_at_any_moment(
+    memory: Path, scripted: Nursery, schedules: int, kind: str, deaths: int
+) -> None:
     undisturbed = a_run(memory, "undisturbed", **SCRIPT)
     moments = scripted.work(undisturbed.path, **{kind: -1}).moments
     assert moments > 50
-    stride = max(1, moments // (DEATHS or deaths))
+    stride = max(1, moments // (schedules * 10 or deaths))
     for moment in range(1 + random.Random(kind).randrange(stride), moments + 1, stride):
         folder = a_run(memory, f"{kind}-{moment}", **SCRIPT)
         see_through(scripted, folder, **{kind: moment})
@@ -74,10 +79,10 @@ def test_a_worker_may_die_at_any_moment(memory: Path, scripted: Nursery, kind: s
         shutil.rmtree(folder.path)
 
 
-def test_a_worker_may_die_again_and_again(memory: Path, scripted: Nursery) -> None:
+def test_a_worker_may_die_again_and_again(memory: Path, scripted: Nursery, schedules: int) -> None:
     undisturbed = a_run(memory, "undisturbed", **SCRIPT)
     moments = scripted.work(undisturbed.path, line=-1).moments
-    for seed in range(DEATHS or 6):
+    for seed in range(schedules or 6):
         chance = random.Random(seed)
         folder = a_run(memory, f"seed-{seed}", **SCRIPT)
         while scripted.work(folder.path, line=chance.randrange(moments // 4, moments)).code:
@@ -245,19 +250,21 @@ def test_a_killed_trainer_and_the_next_one(home: Path, model: Path, undisturbed:
 
 
 def test_a_trainer_may_die_whenever_it_touches_a_file(
-    home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder
+    home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder, schedules: int
 ) -> None:
     whole = a_run(home, "whole", CHATS, model=str(model), **TRAINING)
     moments = trainers.work(whole.path, touch=-1).moments
     assert_same(whole, undisturbed)
-    for moment in random.Random(7).sample(range(1, moments + 1), min(DEATHS or 4, moments)):
+    for moment in random.Random(7).sample(range(1, moments + 1), min(schedules or 4, moments)):
         folder = a_run(home, f"touch-{moment}", CHATS, model=str(model), **TRAINING)
         see_through(trainers, folder, touch=moment)
         assert_same(folder, undisturbed)
 
 
-def test_a_trainer_may_die_again_and_again(home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder) -> None:
-    for seed in range(max(1, DEATHS // 10)):
+def test_a_trainer_may_die_again_and_again(
+    home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder, schedules: int
+) -> None:
+    for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
         folder = a_run(home, f"seed-{seed}", CHATS, model=str(model), **TRAINING)
         longest = 1.5
@@ -268,14 +275,14 @@ def test_a_trainer_may_die_again_and_again(home: Path, model: Path, trainers: Nu
         assert_same(folder, undisturbed)
 
 
-def test_a_machine_may_be_shut_down_whenever(home: Path, model: Path, trainers: Nursery) -> None:
+def test_a_machine_may_be_shut_down_whenever(home: Path, model: Path, trainers: Nursery, schedules: int) -> None:
     """Batches that go through the model in parts, evaluations and checkpoints may all be left in the middle."""
     rows = [{"text": f"{number} " + "and so on " * 22} for number in range(30)]
     config = {"model": str(model), **TRAINING, "batchSize": 10, "maxSteps": 6, "saveSteps": 2, "evalSteps": 3}
     whole = a_run(home, "whole-day", rows, **config)
     assert trainers.work(whole.path).code == 0
     left = []
-    for seed in range(max(1, DEATHS // 10)):
+    for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
         folder = a_run(home, f"day-{seed}", rows, **config)
         for text in ("training.started", '"step":2', '"step":4'):
