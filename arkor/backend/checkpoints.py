@@ -7,6 +7,7 @@ Which ones there are is the log's to say (`past.py`), what is in them the engine
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -127,9 +128,12 @@ def _sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """What was written to this file or folder survives a power cut from here on."""
+    """What was written to this file or folder survives a power cut from here on. Raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot do it with folders
+            raise
     finally:
         os.close(file)
