@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,17 @@ _MEMORY_WORDS = ("out of memory", "memoryerror", "cannot allocate memory", "bad_
 
 #: The worker of another server, or one that ended while there was none.
 UNSEEN = "unseen by any server"
+
+
+def end_of(worker: subprocess.Popen[bytes]) -> int:
+    """Wait for the worker, which leads a session of its own, and end what it has started; returns its exit code.
+
+    A process that it has forked would hold the log's lock for it.
+    """
+    with contextlib.suppress(AttributeError, ChildProcessError, ProcessLookupError, PermissionError):
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # its number is taken for as long as it is a zombie
+        os.killpg(worker.pid, signal.SIGKILL)
+    return worker.wait()
 
 
 def cause(exit_code: int) -> str:

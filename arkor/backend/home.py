@@ -194,11 +194,22 @@ def put_together(home: Path, job_id: str, fill: Callable[[RunFolder], None]) -> 
     unfinished.path.mkdir(mode=0o700)
     try:
         fill(unfinished)
+        _sync_folder(unfinished.path)
         unfinished.path.rename(folder.path)
+        _sync_folder(folder.path.parent)
     except BaseException:
         unfinished.remove()
         raise
     return folder
+
+
+def _sync_folder(path: Path) -> None:
+    """The names in this folder survive a power cut from here on."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def run_ids(home: Path) -> list[str]:

@@ -23,7 +23,7 @@ import attrs
 from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.bell import ring
-from arkor.backend.demise import UNSEEN, cause, obituary
+from arkor.backend.demise import UNSEEN, cause, end_of, obituary
 from arkor.backend.heartbeat import BEAT_SECONDS, Pulse
 from arkor.backend.home import RunFolder, bell_file, run_folder
 from arkor.backend.log import LogDamaged, LogWriter, Standing, is_held, read_last, read_standing
@@ -156,6 +156,9 @@ class Supervisor:
         """Whatever goes wrong in here (a full disk, as a rule) is told, and attempted again after a pause."""
         try:
             yield
+        except (OSError, DBAPIError) as error:
+            logger.warning("%s (%s); trying again", problem, error.orig if isinstance(error, DBAPIError) else error)
+            time.sleep(RETRY_SECONDS)
         except Exception:
             logger.exception("%s; trying again", problem)
             time.sleep(RETRY_SECONDS)
@@ -223,7 +226,7 @@ class Supervisor:
         """Have a worker work on the run if it waits for one; how that ended."""
         try:
             process = self._begin(job, folder)
-            code = process.wait() if process is not None else EXIT_LOG_HELD
+            code = end_of(process) if process is not None else EXIT_LOG_HELD
         except (OSError, LogDamaged) as error:
             return f"before it began ({error})"
         return UNSEEN if code == EXIT_LOG_HELD else cause(code)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from arkor.backend.demise import cause, last_words, memory_advice, obituary
+from arkor.backend.demise import cause, end_of, last_words, memory_advice, obituary
+
+
+def test_what_a_worker_has_started_ends_with_it() -> None:
+    command = ["bash", "-c", "sleep 60 & echo $!; exit 3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as worker:
+        assert worker.stdout is not None
+        child = psutil.Process(int(worker.stdout.readline()))
+        assert end_of(worker) == 3
+        child.wait(5)
 
 
 @pytest.mark.parametrize(
