@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from arkor.backend.home import STATE, RunFolder
 
 #: So many of the newest checkpoints keep their training state: one to go on from, and one more for safety.
 STATES_KEPT = 2
+
+#: So many of the newest stay where nothing else is asked for; but one that is younger than this, in seconds, and among
+#: so many of the newest stays too: who was told of it may be slow, and still want to ask it something.
+KEPT, YOUNG_SECONDS, YOUNG_KEPT = 2, 600.0, 20
 
 _MANIFEST = "files.json"
 
@@ -78,15 +83,27 @@ def sweep(run: RunFolder, listed: Iterable[int]) -> None:
                 remove(folder)
 
 
-def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int) -> None:
-    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best by eval loss."""
+def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int | None) -> int:
+    """Of the checkpoints at `steps`, keep the newest `keep` and the best by eval loss; returns how many went.
+
+    0 keeps all, None is the `KEPT` newest and the young ones.
+    """
     there = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    kept = {*there[-keep:], *best(there, eval_losses)}
+    newest = there[-KEPT:] + _young(run, there) if keep is None else there[-keep:]
+    kept = {*newest, *best(there, eval_losses)}
+    gone = [step for step in there if step not in kept]
     with contextlib.suppress(OSError):  # nobody is hurt by one too many
-        for step in there:
-            if step not in kept:
-                remove(run.checkpoint(step))
+        for step in gone:
+            remove(run.checkpoint(step))
         forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept])
+    return len(gone)
+
+
+def _young(run: RunFolder, there: list[int]) -> list[int]:
+    with contextlib.suppress(OSError):
+        files = [(run.checkpoint(step) / "adapter_config.json", step) for step in there[-YOUNG_KEPT:]]
+        return [step for file, step in files if time.time() - file.stat().st_mtime < YOUNG_SECONDS]
+    return []
 
 
 def best(steps: Iterable[int], eval_losses: Mapping[int, float]) -> list[int]:

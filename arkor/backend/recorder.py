@@ -95,14 +95,14 @@ class LogRecorder:
         if step in self._past.saved and checkpoints.is_resumable(folder):
             return
         try:
-            checkpoints.write_whole(folder, write)
+            self._keep(folder, write)
             self._list(step, folder)
         except Exception as error:  # whatever library writes: what the disk says shows in all of them
             trouble = disk_trouble(error)
             if trouble is None:
                 raise
             self._go_without(step, folder, trouble)
-        self.thin_out()
+        self.thin_out(checkpoints_kept())
 
     def final(self, write: Callable[[Path], None]) -> None:
         try:
@@ -120,9 +120,9 @@ class LogRecorder:
             self._log.append(event, sync=sync)
             ring(self._bell)
 
-    def thin_out(self) -> None:
-        """Clear away the checkpoints that are not to be kept."""
-        checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, checkpoints_kept())
+    def thin_out(self, keep: int | None) -> int:
+        """Clear away the checkpoints that are not to be kept; returns how many there were."""
+        return checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, keep)
 
     def forget_states(self) -> None:
         """Nobody will go on with this run. Raises OSError."""
@@ -145,6 +145,14 @@ class LogRecorder:
         saved = self._past.saved
         there = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
         return (*there, self._final) if self._final else tuple(there)
+
+    def _keep(self, folder: Path, write: Callable[[Path], None]) -> None:
+        try:
+            checkpoints.write_whole(folder, write)
+        except Exception as error:
+            if disk_trouble(error) is None or not self.thin_out(checkpoints_kept() or checkpoints.KEPT):
+                raise
+            checkpoints.write_whole(folder, write)  # what was only kept for a while has made room
 
     def _list(self, step: int, folder: Path) -> None:
         self._step = max(step, self._step or 0)

@@ -27,6 +27,7 @@ from arkor.backend.stop import Stopped, StopSign
 from arkor.errors import InvalidConfig
 from arkor.events import Event, TrainingCancelled, TrainingCompleted
 from arkor.jobs import JobConfig
+from arkor.settings import checkpoints_kept
 from arkor.wire import from_wire
 
 #: Another process writes the log; the log cannot be written at all; the machine told us to leave (as shells have it).
@@ -84,7 +85,7 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
     checkpoints.sweep(folder, past.saved)
     step = checkpoints.resume_step(folder, past.saved)
     recorder = LogRecorder(log, folder, bell_file(home), stop, past)
-    recorder.thin_out()  # the worker before this one may have died over it
+    recorder.thin_out(checkpoints_kept())  # the worker before this one may have died over it
     recorder.preparing("Starting")
     config = from_wire(JobConfig, folder.read_job()["config"])
     checkpoint = folder.checkpoint(step) if step is not None else None

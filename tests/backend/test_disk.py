@@ -41,7 +41,7 @@ def start(folder: RunFolder, output: Path, largest: int | None = None, pace: flo
             command,
             stdout=file,
             stderr=file,
-            env={**os.environ, "ARKOR_SCRIPTED_STEP_SECONDS": str(pace)},
+            env={**os.environ, "ARKOR_SCRIPTED_STEP_SECONDS": str(pace), "ARKOR_KEEP_CHECKPOINTS": "2"},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),  # noqa: PLW1509 - there is no other thread here
         )
 

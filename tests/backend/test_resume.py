@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.checkpoints import is_resumable
+from arkor.backend.checkpoints import is_resumable, thin_out
 from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.home import STATE, RunFolder
 from arkor.backend.inference import adapter_folder
@@ -131,14 +131,22 @@ def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -
 
 
 @pytest.mark.parametrize(("setting", "there"), [("1", [10]), ("3", [6, 8, 10]), ("0", [2, 4, 6, 8, 10])])
-def test_how_many_are_kept_is_a_setting(
-    memory: Path, monkeypatch: pytest.MonkeyPatch, setting: str, there: list[int]
-) -> None:
-    monkeypatch.setenv("ARKOR_KEEP_CHECKPOINTS", setting)
+def test_how_many_are_kept_is_a_setting(memory: Path, setting: str, there: list[int]) -> None:
     folder = a_run(memory, "run", maxSteps=10, saveSteps=2)
-    with Nursery("scripted") as nursery:
+    with Nursery("scripted", ARKOR_KEEP_CHECKPOINTS=setting) as nursery:
         assert nursery.work(folder.path).code == 0
     assert kept(folder) == there
+
+
+def test_young_ones_are_kept_for_who_is_slow(memory: Path) -> None:
+    folder = a_run(memory, "run", maxSteps=30, saveSteps=1)
+    with Nursery("scripted", ARKOR_KEEP_CHECKPOINTS="") as nursery:
+        assert nursery.work(folder.path).code == 0
+    assert kept(folder) == list(range(11, 31))
+    for step in kept(folder):
+        os.utime(folder.checkpoint(step) / "adapter_config.json", (0, 0))
+    assert thin_out(folder, range(31), {}, None) == 18
+    assert kept(folder) == [29, 30]
 
 
 def test_the_best_is_kept_over_a_death(memory: Path, scripted: Nursery) -> None:

@@ -42,11 +42,13 @@ class Death:
 class Nursery:
     """The process, from the outside."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, **environment: str) -> None:
         self._engine = engine
         command = [sys.executable, "-m", "tests.fakes.nursery", engine]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **ALONE})
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **ALONE, **environment}
+        )
 
     def __enter__(self) -> Nursery:
         return self
@@ -68,8 +70,10 @@ class Nursery:
         return Death(**json.loads(self._process.stdout.readline()))
 
 
-#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere.
+#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere. What is
+#: kept does not depend on the time.
 ALONE = {
+    "ARKOR_KEEP_CHECKPOINTS": "2",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
