@@ -11,11 +11,11 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench format clean
+.PHONY: help setup demo test test-fast test-schedules lint bench format clean
 
 help: ## Show this list
 	@echo "make …"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Another Python, or another build of PyTorch:  make setup PYTHON=python3.12 TORCH=torch==2.11.0"
 
@@ -46,15 +46,19 @@ test: setup lint ## Check style and types, run every test
 test-fast: setup ## Run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow"
 
+test-schedules: setup ## Play 5,000 random schedules of network faults
+	$(BIN)/python -m pytest tests/test_pump.py --schedules 5000 --timeout 3600
+
 lint: setup ## Check style and types alone
 	$(BIN)/ruff check arkor tests
 	$(BIN)/ruff format --check arkor tests
 	$(BIN)/mypy
 
-bench: setup ## Fine-tune on real bank messages, beside plain TRL
+bench: setup ## Fine-tune on real bank messages beside plain TRL; the event stream beside a bare loop
 	$(BIN)/python -m tests.benchmarks.banking77
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.overhead
+	$(BIN)/python -m tests.benchmarks.stream
 
 format: setup ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix arkor tests
