@@ -24,7 +24,7 @@ from arkor.backend.inference import adapter_folder
 from arkor.backend.worker import EXIT_TERMINATED
 from arkor.chat import Adapter
 from tests.backend.dying import a_run, assert_same, assert_whole, lines, mourn, told
-from tests.fakes.nursery import Nursery
+from tests.fakes.nursery import ALONE, Nursery
 from tests.fakes.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -235,7 +235,7 @@ def undisturbed(home: Path, model: Path, trainers: Nursery) -> RunFolder:
 def start(folder: RunFolder) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "arkor.backend.worker", str(folder.path), "--home", str(folder.path.parent.parent)]
     with folder.worker_log.open("ab") as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **ALONE}
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=folder.path, env=environment)
 
 
@@ -275,11 +275,12 @@ def test_a_trainer_may_die_again_and_again(
     for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
         folder = a_run(home, f"seed-{seed}", CHATS, model=str(model), **TRAINING)
-        longest = 1.5
+        longest, deaths = 0.5, 0
         while trainers.work(folder.path, seconds=chance.uniform(0.2, longest)).code:
             assert_whole(folder)
             mourn(folder)
-            longest *= 1.1
+            longest, deaths = longest * 1.1, deaths + 1
+        assert deaths
         assert_same(folder, undisturbed)
 
 

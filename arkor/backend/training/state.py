@@ -27,6 +27,9 @@ from arkor.backend.training.tokens import Encoded
 #: Of each weight of the base model, so many numbers go into its fingerprint.
 _SAMPLED = 1024
 
+#: Raised whenever what is in a training state changes, so that one of another arkor is not misread.
+_FORMAT = 1
+
 
 class Unwritable(TypeError):
     """Something in a tree that neither JSON nor safetensors can say."""
@@ -131,6 +134,7 @@ def fingerprints(numbers: Plan, model: Any, train: Encoded, evaluation: Encoded 
         "the rows to train on": _rows(train),
         "the rows to evaluate on": _rows(evaluation) if evaluation else None,
         "the weights of the model": _weights(model),
+        "the version of arkor": _FORMAT,
         "the configuration": json.loads(json.dumps(asdict(numbers))),
     }
 
