@@ -85,6 +85,28 @@ def test_a_watcher_survives_the_death_of_the_backend(slow_backend: Backend) -> N
     assert find_or_start().arkor_cloud_api_url != slow_backend.url
 
 
+def test_a_watcher_survives_the_death_of_the_worker(slow_backend: Backend) -> None:
+    """The worker is killed, and so is the one that goes on for it; every step is dispatched once."""
+    seen: list[int] = []
+
+    def on_log(log: Any) -> None:
+        seen.append(log.step)
+        if log.step in (5, 15):
+            os.kill(int((slow_backend.home / "runs" / log.job.id / "worker.pid").read_text()), signal.SIGKILL)
+
+    trainer = Trainer(
+        name="watched",
+        model="some-model",
+        dataset={"type": "huggingface", "name": "some/rows"},
+        max_steps=30,
+        save_steps=2,
+        progress=False,
+        callbacks={"on_log": on_log},
+    )
+    assert trainer.wait(timeout=60).job.status == "completed"
+    assert seen == list(range(1, 31))
+
+
 def test_what_ends_with_the_run_is_gone(slow_backend: Backend) -> None:
     """No worker stays behind a run that has ended."""
     trainer = Trainer("short", "some-model", {"type": "huggingface", "name": "some/rows"}, max_steps=2, progress=False)

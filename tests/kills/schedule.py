@@ -161,8 +161,10 @@ class Disaster:
         assassin = threading.Timer(self.dice.uniform(0, 0.04), self.server.process.kill)
         self.tell(f"server of {server.url} is killed in a submission")
         assassin.start()
+        victim = self.server.process
         self.submit(20, 5)
         assassin.join()
+        victim.wait()
 
     def stop_worker_for_a_while(self) -> None:
         for pid in self.workers():
@@ -227,10 +229,7 @@ class Disaster:
         """Let everything come to its end."""
         caller = self.serve()
         for job in self.jobs:
-            ends = (
-                ("cancelled", "completed") if job in self.cancelled else ("completed",)
-            )  # it may have been at its end
-            caller.until(job, *ends, seconds=seconds)
+            caller.until(job, "completed", "cancelled", "failed", seconds=seconds)
         deadline = time.monotonic() + 10
         while caller.call("GET", "/healthz").json()["activeRuns"]:  # until it is written down, too
             assert time.monotonic() < deadline

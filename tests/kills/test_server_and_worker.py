@@ -19,6 +19,7 @@ import pytest
 
 from arkor.backend.home import RunFolder, database_file
 from arkor.backend.log import read_standing
+from arkor.backend.progress import read_progress
 from arkor.jobs import JobStatus
 from tests.conftest import Backend
 from tests.kills.schedule import Disaster, forget, run_count
@@ -79,8 +80,13 @@ def told(lines: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
 
 
 def check_whatever_came_of_it(disaster: Disaster, folder: RunFolder, undisturbed: RunFolder) -> None:
-    if read_standing(folder.events).status == JobStatus.CANCELLED:
+    standing = read_standing(folder.events)
+    if standing.status == JobStatus.CANCELLED:
         assert folder.id in disaster.cancelled
+        return check_cut_short(folder)
+    if standing.status == JobStatus.FAILED:  # the seed has killed three workers before one came any further
+        assert read_progress(folder).fruitless == 2
+        assert "3 times in a row" in (standing.error or "")
         return check_cut_short(folder)
     if folder.read_job()["config"]["maxSteps"] == STEPS:
         return check_run(folder, undisturbed)
@@ -94,7 +100,7 @@ def check_cut_short(folder: RunFolder) -> None:
     *lines, last = lines_of(folder)
     steps = [line["step"] for line in lines if line["type"] == "training.log"]
     assert steps == list(range(1, len(steps) + 1))
-    assert last["type"] == "training.cancelled"
+    assert last["type"] in ("training.cancelled", "training.failed")
     for artifact in last["artifacts"]:
         assert (folder.path / artifact["path"]).is_dir()
     assert not folder.pid.exists()
