@@ -11,11 +11,11 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-schedules lint bench format clean
+.PHONY: help setup demo test test-fast test-schedules test-kills lint bench bench-lifecycle format clean
 
 help: ## Show this list
 	@echo "make …"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Another Python, or another build of PyTorch:  make setup PYTHON=python3.12 TORCH=torch==2.11.0"
 
@@ -49,6 +49,9 @@ test-fast: setup ## Run the tests that take a moment
 test-schedules: setup ## Play 5,000 random schedules of network faults
 	$(BIN)/python -m pytest tests/test_pump.py --schedules 5000 --timeout 3600
 
+test-kills: setup ## Kill servers and workers by 200 random schedules
+	$(BIN)/python -m pytest tests/kills tests/backend/test_resume.py --schedules 200 --timeout 36000
+
 lint: setup ## Check style and types alone
 	$(BIN)/ruff check arkor tests
 	$(BIN)/ruff format --check arkor tests
@@ -59,6 +62,9 @@ bench: setup ## Fine-tune on real bank messages beside plain TRL; the event stre
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.stream
+
+bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about five minutes
+	$(BIN)/python -m tests.benchmarks.lifecycle
 
 format: setup ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix arkor tests
