@@ -80,13 +80,13 @@ def chat(target: str | None, message: str | None, system: str | None, **settings
 
 def _target_of(client: CloudApiClient, given: str | None) -> Target:
     if given is None:
-        completed = [job for job in client.list_jobs() if job.status == JobStatus.COMPLETED]
-        return _final(completed[0]) if completed else Target(STARTER_MODEL, base_model=STARTER_MODEL)
+        latest = next((job for job in client.iter_jobs() if job.status == JobStatus.COMPLETED), None)
+        return _final(latest) if latest else Target(STARTER_MODEL, base_model=STARTER_MODEL)
     job_id, at, step = given.rpartition("@")
     if at and step.isdigit():
         job = find_job(client, job_id)
         return Target(f"{job.name} at step {step}", Adapter("checkpoint", job.id, int(step)))
-    if any(job.id.startswith(given) for job in client.list_jobs()):
+    if given and client.list_jobs(limit=1, id_prefix=given):
         return _final(find_job(client, given))
     return Target(given, base_model=given)
 

@@ -28,8 +28,8 @@ _SILENCE_SECONDS = 1.0  # after which what was logged so far has come
 
 def find_job(client: CloudApiClient, given: str) -> TrainingJob:
     """The run whose id is `given`, or the only one whose id begins so. Raises `click.BadParameter`."""
-    jobs = client.list_jobs()
-    matches = [job for job in jobs if job.id == given] or [job for job in jobs if given and job.id.startswith(given)]
+    found = client.list_jobs(id_prefix=given) if given else []
+    matches = [job for job in found if job.id == given] or found
     if len(matches) == 1:
         return matches[0]
     if not matches:
@@ -39,17 +39,22 @@ def find_job(client: CloudApiClient, given: str) -> TrainingJob:
 
 
 @click.command()
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest so many.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
-def jobs(as_json: bool) -> None:
+def jobs(limit: int, everything: bool, as_json: bool) -> None:
     """List the runs, newest first."""
-    found = connect().list_jobs()
+    found = connect().list_jobs(limit=None if everything else limit + 1)
+    shown = found if everything else found[:limit]
     if as_json:
-        say(json.dumps(to_wire(found), indent=2, ensure_ascii=False))
-    elif found:
-        rows = [(job.id, job.name, str(job.status), when(job.created_at), took(job), _model(job)) for job in found]
+        say(json.dumps(to_wire(shown), indent=2, ensure_ascii=False))
+    elif shown:
+        rows = [(job.id, job.name, str(job.status), when(job.created_at), took(job), _model(job)) for job in shown]
         say(table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows))
     else:
         say("There are no runs yet; `arkor init` writes a project, `arkor start` runs it.")
+    if len(found) > len(shown):
+        say(f"These are the newest {limit}; `arkor jobs --all` lists the older ones, too.", err=True)
 
 
 def _model(job: TrainingJob) -> str:

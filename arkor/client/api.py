@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 #: Seconds to wait for an answer that needs work first: a model to be loaded, a file to be stored.
 PATIENT_TIMEOUT = (10.0, 600.0)
+
+#: How many runs a backend lists at once, at most.
+LONGEST_PAGE = 1000
 
 
 class CloudApiClient:
@@ -98,9 +102,28 @@ class CloudApiClient:
         answer = self.http.call("POST", "/v1/jobs", query=query, body=body, headers=headers, repeatable=True)
         return _one(TrainingJob, answer, "job")
 
-    def list_jobs(self, *, scope: Scope | None = None) -> list[TrainingJob]:
-        """The runs of the project, newest first."""
-        return _list(TrainingJob, self.http.call("GET", "/v1/jobs", query=self._query(scope)), "jobs")
+    def list_jobs(
+        self, *, limit: int | None = None, id_prefix: str = "", scope: Scope | None = None
+    ) -> list[TrainingJob]:
+        """The runs of the project, newest first: all of them, or `limit`; those whose id begins with `id_prefix`."""
+        page = LONGEST_PAGE if limit is None else min(limit, LONGEST_PAGE)
+        return list(islice(self.iter_jobs(page=page, id_prefix=id_prefix, scope=scope), limit)) if page else []
+
+    def iter_jobs(self, *, page: int = 100, id_prefix: str = "", scope: Scope | None = None) -> Iterator[TrainingJob]:
+        """The same one by one; `page` of them (1 to 1000) are asked for when they are needed.
+
+        A backend that does not know of pages answers with all at once.
+        """
+        wanted = {"limit": str(page), **({"idPrefix": id_prefix} if id_prefix else {})}
+        before: str | None = None
+        while True:
+            query = {**self._query(scope), **wanted, **({"before": before} if before else {})}
+            answer = self.http.call("GET", "/v1/jobs", query=query)
+            yield from (job for job in _list(TrainingJob, answer, "jobs") if job.id.startswith(id_prefix))
+            behind = answer.get("nextBefore")
+            if not isinstance(behind, str) or behind == before:
+                return
+            before = behind
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
         path = f"/v1/jobs/{_segment('job_id', job_id)}"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.connect import connect
+from tests.backend.test_listing import fill
 from tests.cli.conftest import ARKOR, Run
-from tests.conftest import Backend
+from tests.conftest import Backend, start_backend
 
 WriteEntry = Callable[..., Path]
 
@@ -68,6 +70,30 @@ def test_two_runs_of_the_same_beginning(run: Run, finished: str, write_entry: Wr
     shared = next((first[:1] for first, second in [both] if first[0] == second[0]), None)
     if shared:
         assert "is the beginning of 2 runs" in run("logs", shared).stderr
+
+
+def test_ten_thousand_runs(tmp_path: Path, run: Run) -> None:
+    """The work of `arkor jobs` is less than 300 ms beside the start of Python; any run is found by its beginning."""
+    home = tmp_path / "arkor-home"
+    fill(home, 10_000)
+    backend = start_backend(home, "--engine", "scripted")
+    newest, last = run("jobs").stdout.splitlines()[1], run("jobs").stderr
+    assert newest.split()[1:3] == ["run", "9999"]
+    assert last == "These are the newest 50; `arkor jobs --all` lists the older ones, too.\n"
+    assert len(run("jobs", "--limit", "3").stdout.splitlines()) == 4
+    every = json.loads(run("jobs", "--all", "--json").stdout)
+    assert len(every) == 10_000
+    assert run("logs", every[-1]["id"][:12]).returncode == 0
+    client = connect()
+    client.me()
+    costs = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert len(client.list_jobs(limit=51)) == 51
+        costs.append(time.perf_counter() - began)
+    assert min(costs) < 0.3
+    backend.process.kill()
+    backend.process.wait()
 
 
 def test_a_reader_that_has_enough(run: Run, finished: str, project: Path) -> None:

@@ -22,7 +22,7 @@ from arkor.deployments import Deployment, DeploymentKey
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.jobs import BlobDataset, FileDataset, HuggingFaceDataset, JobConfig, JobStatus, Scope
 from tests.conftest import Backend, start_backend, stop_backend
-from tests.fakes.http_server import Answer, HttpServer, answering
+from tests.fakes.http_server import Answer, HttpServer, Request, answering
 
 SCOPE = Scope("org-1", "bot")
 BOTH = {"orgSlug": "org-1", "projectSlug": "bot"}
@@ -70,7 +70,14 @@ ROUTES: list[tuple[Call, str, dict[str, str], Any, Any]] = [
         {"name": "Bot", "slug": "bot"},
         {"project": {"id": "p", "slug": "bot"}},
     ),
-    (lambda c: c.list_jobs(), "GET /v1/jobs", BOTH, None, {"jobs": [JOB]}),
+    (lambda c: c.list_jobs(), "GET /v1/jobs", {**BOTH, "limit": "1000"}, None, {"jobs": [JOB]}),
+    (
+        lambda c: c.list_jobs(limit=7, id_prefix="j"),
+        "GET /v1/jobs",
+        {**BOTH, "limit": "7", "idPrefix": "j"},
+        None,
+        {"jobs": [JOB]},
+    ),
     (lambda c: c.get_job("a/b?"), "GET /v1/jobs/a%2Fb%3F", BOTH, None, {"job": JOB, "events": []}),
     (lambda c: c.cancel_job("j-1"), "POST /v1/jobs/j-1/cancel", BOTH, None, {}),
     (lambda c: c.list_deployments(), "GET /v1/endpoints", BOTH, None, {"deployments": [DEPLOYMENT]}),
@@ -157,7 +164,51 @@ def test_the_scope_of_a_call_goes_before_the_clients() -> None:
         CloudApiClient(server.url).list_jobs(scope=Scope("o", "p"))
         with pytest.raises(ArkorError, match="Scope"):
             CloudApiClient(server.url).list_jobs()
-    assert [r.query for r in server.requests] == [{"orgSlug": "o", "projectSlug": "p"}] * 2
+    scopes = [(r.query["orgSlug"], r.query["projectSlug"]) for r in server.requests]
+    assert scopes == [("o", "p")] * 2
+
+
+def a_list_of(count: int, *, in_pages: bool) -> Callable[[Request], Answer]:
+    """`GET /v1/jobs` of a backend with so many runs, `run-0` the newest."""
+    every = [{**JOB, "id": f"run-{number}"} for number in range(count)]
+
+    def answer(request: Request) -> Answer:
+        if not in_pages:
+            return Answer(200, {"jobs": every})
+        ids = [job["id"] for job in every]
+        start = ids.index(request.query["before"]) + 1 if "before" in request.query else 0
+        page = every[start : start + int(request.query["limit"])]
+        more = {"nextBefore": page[-1]["id"]} if start + len(page) < count else {}
+        return Answer(200, {"jobs": page, **more})
+
+    return answer
+
+
+@pytest.mark.parametrize("in_pages", [True, False])
+def test_the_list_is_the_same_in_pages_and_at_once(in_pages: bool) -> None:
+    with answering(a_list_of(2500, in_pages=in_pages)) as server:
+        caller = client(server)
+        assert [job.id for job in caller.list_jobs()] == [f"run-{number}" for number in range(2500)]
+        assert [job.id for job in caller.list_jobs(limit=3)] == ["run-0", "run-1", "run-2"]
+        assert len(caller.list_jobs(limit=1500)) == 1500
+        assert len(caller.list_jobs(limit=9999)) == 2500
+        assert caller.list_jobs(limit=0) == []
+        assert [job.id for job in caller.list_jobs(id_prefix="run-249")] == [
+            "run-249",
+            *(f"run-249{n}" for n in range(10)),
+        ]
+
+
+def test_no_more_pages_are_asked_for_than_are_needed() -> None:
+    with answering(a_list_of(50, in_pages=True)) as server:
+        jobs = client(server).iter_jobs(page=10)
+        assert [next(jobs).id for _ in range(11)][-1] == "run-10"
+    assert len(server.requests) == 2
+
+
+def test_a_next_page_that_is_the_same_again_is_the_last() -> None:
+    with answering(Answer(200, {"jobs": [JOB], "nextBefore": "j-1"})) as server:
+        assert len(client(server).list_jobs()) == 2
 
 
 @pytest.mark.parametrize("job_id", ["", ".", "..", None, 7])
