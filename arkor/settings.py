@@ -41,10 +41,7 @@ def serving_memory_bytes() -> int | None:
     return int(os.environ.get("ARKOR_SERVING_MEMORY_BYTES") or 0) or None
 
 
-def checkpoints_kept() -> int | None:
-    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (0 is all).
-
-    None is the backend's choice: two, and for a while those that somebody may still be about to ask.
-    """
+def checkpoints_kept() -> int:
+    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (2; 0 is all)."""
     text = os.environ.get("ARKOR_KEEP_CHECKPOINTS") or ""
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() else 2

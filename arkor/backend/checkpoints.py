@@ -21,9 +21,9 @@ from arkor.backend.home import STATE, RunFolder
 #: So many of the newest checkpoints keep their training state: one to go on from, and one more for safety.
 STATES_KEPT = 2
 
-#: So many of the newest stay where nothing else is asked for; but one that is younger than this, in seconds, and among
-#: so many of the newest stays too: who was told of it may be slow, and still want to ask it something.
-KEPT, YOUNG_SECONDS, YOUNG_KEPT = 2, 600.0, 20
+#: What is not kept is retired first: so many, for so many seconds. Who was told of one may be slow and still want to
+#: ask it something.
+RETIRED, RETIREMENT_SECONDS = 20, 600.0
 
 _MANIFEST = "files.json"
 
@@ -83,27 +83,42 @@ def sweep(run: RunFolder, listed: Iterable[int]) -> None:
                 remove(folder)
 
 
-def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int | None) -> int:
-    """Of the checkpoints at `steps`, keep the newest `keep` and the best by eval loss; returns how many went.
-
-    0 keeps all, None is the `KEPT` newest and the young ones.
-    """
+def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int) -> int:
+    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best by eval loss; says how many went."""
     there = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    newest = there[-KEPT:] + _young(run, there) if keep is None else there[-keep:]
-    kept = {*newest, *best(there, eval_losses)}
+    kept = {*there[-keep:], *best(there, eval_losses)}
     gone = [step for step in there if step not in kept]
     with contextlib.suppress(OSError):  # nobody is hurt by one too many
+        forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept] + gone)
         for step in gone:
-            remove(run.checkpoint(step))
-        forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept])
+            _retire(run, step)
+        discharge(run)
     return len(gone)
 
 
-def _young(run: RunFolder, there: list[int]) -> list[int]:
-    with contextlib.suppress(OSError):
-        files = [(run.checkpoint(step) / "adapter_config.json", step) for step in there[-YOUNG_KEPT:]]
-        return [step for file, step in files if time.time() - file.stat().st_mtime < YOUNG_SECONDS]
-    return []
+def _retire(run: RunFolder, step: int) -> None:
+    run.retired.mkdir(exist_ok=True)
+    retired = run.retired / str(step)
+    shutil.rmtree(retired, ignore_errors=True)
+    run.checkpoint(step).rename(retired)
+    os.utime(retired)
+
+
+def discharge(run: RunFolder, seconds: float = RETIREMENT_SECONDS) -> None:
+    """Remove the retired checkpoints that have been so for longer than that, and all but the latest `RETIRED`."""
+    with contextlib.suppress(OSError):  # none there, or somebody else is at it
+        latest = sorted(run.retired.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for place, folder in enumerate(latest):
+            if place >= RETIRED or time.time() - folder.stat().st_mtime >= seconds:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not seconds:
+            run.retired.rmdir()
+
+
+def whereabouts(folder: Path) -> Path:
+    """Where a checkpoint's folder is now: it may have been retired since somebody looked."""
+    retired = RunFolder(folder.parent.parent).retired / folder.name
+    return retired if not folder.exists() and retired.exists() else folder
 
 
 def best(steps: Iterable[int], eval_losses: Mapping[int, float]) -> list[int]:

@@ -24,7 +24,7 @@ UPLOADING = ".part"
 LOG_BYTES = 5_000_000
 
 #: How the name of a run's folder ends while it is being put together.
-_UNFINISHED = ".new"
+UNFINISHED = ".new"
 
 #: The folder in a checkpoint with what training needs to go on from it.
 STATE = "state"
@@ -40,7 +40,7 @@ def sweep(home: Path) -> None:
     """Clear away the torn uploads and runs of a server that is dead. Raises OSError."""
     for abandoned in datasets_folder(home).glob(f"*{UPLOADING}"):
         abandoned.unlink(missing_ok=True)
-    for abandoned in runs_folder(home).glob(f".*{_UNFINISHED}"):
+    for abandoned in runs_folder(home).glob(f".*{UNFINISHED}"):
         shutil.rmtree(abandoned, ignore_errors=True)
 
 
@@ -135,6 +135,11 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / str(step)
 
+    @property
+    def retired(self) -> Path:
+        """Checkpoints that are listed no more, for as long as somebody may still be about to ask them something."""
+        return self.path / "retired"
+
     def read_job(self) -> dict[str, Any]:
         job: dict[str, Any] = json.loads(self.job.read_bytes())
         return job
@@ -189,7 +194,7 @@ def create_run(home: Path, job: dict[str, Any], blob_token: str | None) -> RunFo
 def put_together(home: Path, job_id: str, fill: Callable[[RunFolder], None]) -> RunFolder:
     """A run's folder that is there as soon as `fill` is through with it, or not at all. Raises what `fill` does."""
     folder = run_folder(home, job_id)
-    unfinished = RunFolder(folder.path.with_name(f".{job_id}{_UNFINISHED}"))
+    unfinished = RunFolder(folder.path.with_name(f".{job_id}{UNFINISHED}"))
     unfinished.remove()
     unfinished.path.mkdir(mode=0o700)
     try:

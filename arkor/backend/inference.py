@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import attrs
 
+from arkor.backend.checkpoints import whereabouts
 from arkor.backend.generation.completion import CannotAnswer, Completion, Delta, Failed, Reply, reply_from_json
 from arkor.backend.home import RunFolder
 from arkor.chat import Adapter
@@ -32,7 +33,7 @@ LINE_LIMIT = 16 * 1024 * 1024
 
 def adapter_folder(run: RunFolder, adapter: Adapter) -> Path:
     """Where the run keeps that adapter. Raises `CannotAnswer` (404) when it is not there, or not whole."""
-    folder = run.final if adapter.kind == "final" else run.checkpoint(adapter.step or 0)
+    folder = run.final if adapter.kind == "final" else whereabouts(run.checkpoint(adapter.step or 0))
     if _is_whole(folder):
         return folder
     steps = [str(step) for step in checkpoint_steps(run)]

@@ -120,8 +120,8 @@ class LogRecorder:
             self._log.append(event, sync=sync)
             ring(self._bell)
 
-    def thin_out(self, keep: int | None) -> int:
-        """Clear away the checkpoints that are not to be kept; returns how many there were."""
+    def thin_out(self, keep: int) -> int:
+        """Retire the checkpoints that are not to be kept; returns how many there were."""
         return checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, keep)
 
     def forget_states(self) -> None:
@@ -150,9 +150,10 @@ class LogRecorder:
         try:
             checkpoints.write_whole(folder, write)
         except Exception as error:
-            if disk_trouble(error) is None or not self.thin_out(checkpoints_kept() or checkpoints.KEPT):
+            if disk_trouble(error) is None or not self._folder.retired.is_dir():
                 raise
-            checkpoints.write_whole(folder, write)  # what was only kept for a while has made room
+            checkpoints.discharge(self._folder, 0)  # what was only kept for a while makes room
+            checkpoints.write_whole(folder, write)
 
     def _list(self, step: int, folder: Path) -> None:
         self._step = max(step, self._step or 0)

@@ -23,9 +23,10 @@ import attrs
 from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.bell import ring
+from arkor.backend.checkpoints import RETIREMENT_SECONDS, discharge
 from arkor.backend.demise import UNSEEN, cause, end_of, obituary
 from arkor.backend.heartbeat import BEAT_SECONDS, Pulse
-from arkor.backend.home import RunFolder, bell_file, run_folder
+from arkor.backend.home import RunFolder, bell_file, run_folder, run_ids
 from arkor.backend.log import LogDamaged, LogWriter, Standing, is_held, read_last, read_standing
 from arkor.backend.progress import read_progress
 from arkor.backend.store import Job, Store, is_disk_trouble
@@ -79,6 +80,7 @@ class Supervisor:
     def start(self) -> None:
         """Serve the queue from here on, first of all the runs that an earlier server left behind."""
         threading.Thread(target=self._serve, name="queue", daemon=True).start()
+        self._discharge_later(*run_ids(self._home))
 
     def stop(self) -> None:
         """Start nothing more; workers go on."""
@@ -273,9 +275,21 @@ class Supervisor:
             standing = Standing(JobStatus.FAILED, problem, completed_at=now())
         if standing.status.terminal:
             folder.forget_worker()
+            self._discharge_later(job.id)
             self._store.update_job(job.id, **{**attrs.asdict(standing, recurse=False), "status": standing.status.value})
             self._cancelled.discard(job.id)
         ring(bell_file(self._home))
+
+    def _discharge_later(self, *ids: str) -> None:
+        """Once nobody can want them any more, remove the retired checkpoints of runs that no worker looks after."""
+
+        def discharge_all() -> None:
+            for job_id in ids:
+                discharge(run_folder(self._home, job_id))
+
+        later = threading.Timer(RETIREMENT_SECONDS + 1, discharge_all)
+        later.daemon = True
+        later.start()
 
     def _verdict(self, job: Job, folder: RunFolder, how: str, last: str | None) -> Event | None:
         """What is to be said in a log whose worker is dead; nothing if there was none and the job still waits."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.checkpoints import is_resumable, thin_out
+from arkor.backend.checkpoints import discharge, is_resumable, whereabouts
 from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.home import STATE, RunFolder
 from arkor.backend.inference import adapter_folder
@@ -123,6 +123,7 @@ def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -
         "final",
     ]
     assert not list(folder.path.rglob(STATE))
+    discharge(folder, 0)
     with pytest.raises(
         CannotAnswer, match=r"has no checkpoint of step 2\. Its checkpoints are of step 8, 10\."
     ) as refusal:
@@ -138,15 +139,19 @@ def test_how_many_are_kept_is_a_setting(memory: Path, setting: str, there: list[
     assert kept(folder) == there
 
 
-def test_young_ones_are_kept_for_who_is_slow(memory: Path) -> None:
+def test_what_is_not_kept_is_retired_for_who_is_slow(memory: Path, scripted: Nursery) -> None:
     folder = a_run(memory, "run", maxSteps=30, saveSteps=1)
-    with Nursery("scripted", ARKOR_KEEP_CHECKPOINTS="") as nursery:
-        assert nursery.work(folder.path).code == 0
-    assert kept(folder) == list(range(11, 31))
-    for step in kept(folder):
-        os.utime(folder.checkpoint(step) / "adapter_config.json", (0, 0))
-    assert thin_out(folder, range(31), {}, None) == 18
+    assert scripted.work(folder.path).code == 0
     assert kept(folder) == [29, 30]
+    assert sorted(int(path.name) for path in folder.retired.iterdir()) == list(range(9, 29))
+    assert adapter_folder(folder, Adapter("checkpoint", folder.id, 12)) == folder.retired / "12"
+    assert whereabouts(folder.checkpoint(30)) == folder.checkpoint(30)
+    os.utime(folder.retired / "12", (0, 0))
+    discharge(folder)
+    with pytest.raises(CannotAnswer):
+        adapter_folder(folder, Adapter("checkpoint", folder.id, 12))
+    discharge(folder, 0)
+    assert not folder.retired.exists()
 
 
 def test_the_best_is_kept_over_a_death(memory: Path, scripted: Nursery) -> None:

@@ -134,11 +134,11 @@ def test_what_is_not_there_is_404_and_says_what_is(shared: Backend, job: str) ->
     def ask(**adapter: Any) -> str:
         return refused(chat(owner(shared), {"messages": QUESTION, "adapter": {"jobId": job, **adapter}}), 404)
 
-    assert "2, 4, 6, 8, 10" in ask(kind="checkpoint", step=3)
+    assert "step 8, 10." in ask(kind="checkpoint", step=3)
     run = shared.home / "runs" / job
-    (run / "checkpoints" / "4" / "adapter_model.safetensors").unlink()
-    (run / "checkpoints" / ".6.new").mkdir()
-    assert "2, 6, 8, 10" in ask(kind="checkpoint", step=4)
+    (run / "checkpoints" / "8" / "adapter_model.safetensors").unlink()
+    (run / "checkpoints" / ".9.partial").mkdir()
+    assert "step 10." in ask(kind="checkpoint", step=8)
     shutil.rmtree(run / "final")
     assert "no final adapter" in ask(kind="final")
     shutil.rmtree(run / "checkpoints")
@@ -344,14 +344,14 @@ def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: 
     owner(backend).until(job, "completed")
     backend.process.terminate()
     backend.process.wait()
-    for seed, name in enumerate(("final", "checkpoints/4"), start=1):
+    for seed, name in enumerate(("final", "checkpoints/8"), start=1):
         shutil.rmtree(backend.home / "runs" / job / name)
         make_adapter(backend.home / "runs" / job / name, base, seed=seed)
     backend = start_backend(tmp_path / "arkor-home", "--engine", "trl")
     with backend.process:
         caller = owner(backend)
         weights = [{"adapter": {"kind": "final", "jobId": job}}, {"baseModel": base}]
-        weights.append({"adapter": {"kind": "checkpoint", "jobId": job, "step": 4}})
+        weights.append({"adapter": {"kind": "checkpoint", "jobId": job, "step": 8}})
         said = []
         for one in (*weights, *weights):
             parts = chunks(chat(caller, {"messages": QUESTION, "maxTokens": 12, **one}))

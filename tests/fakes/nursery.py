@@ -70,10 +70,8 @@ class Nursery:
         return Death(**json.loads(self._process.stdout.readline()))
 
 
-#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere. What is
-#: kept does not depend on the time.
+#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere.
 ALONE = {
-    "ARKOR_KEEP_CHECKPOINTS": "2",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from arkor.backend.checkpoints import whereabouts
 from arkor.backend.device import choose_device
 from arkor.backend.engine import RunError
 from arkor.backend.generation.completion import CannotAnswer
@@ -92,7 +93,8 @@ class Weights:
             self._peft.set_adapter(name)
         self._active = name
 
-    def _adapter(self, folder: str) -> str:
+    def _adapter(self, wanted: str) -> str:
+        folder = str(whereabouts(Path(wanted)))
         key = (folder, file_stamp(folder))
         if key not in self._adapters:
             self._make_room()
