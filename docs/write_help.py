@@ -13,7 +13,7 @@ import click
 from arkor.cli.main import arkor
 
 PAGE = Path(__file__).parent / "cli.md"
-_BLOCK = re.compile(r"(<!-- help: (?P<command>\w+) -->\n```text\n).*?(^```$)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(<!-- help: (?P<command>[\w-]+) -->\n```text\n).*?(^```$)", re.MULTILINE | re.DOTALL)
 
 
 def help_of(name: str) -> str:

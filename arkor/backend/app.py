@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arkor.backend.bell import Bell
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
-from arkor.backend.routes import Refusal, auth, datasets, inference, jobs, projects
+from arkor.backend.routes import Refusal, auth, copies, datasets, inference, jobs, projects
 from arkor.backend.schema import way_out
 from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
@@ -53,7 +53,7 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
         await app.state.inference.close()
         app.state.supervisor.stop()
 
-    rooms = (auth, projects, jobs, datasets, inference)
+    rooms = (auth, projects, jobs, copies, datasets, inference)
     routes = [Route("/healthz", health), *(route for room in rooms for route in room.routes)]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
     app.router.redirect_slashes = False

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from arkor.cli.chat import chat
+from arkor.cli.copies import export_run, import_run
 from arkor.cli.errors import leave_the_pipe, run
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
@@ -34,7 +35,7 @@ def arkor() -> None:
     """Fine-tune open-weight language models from plain, blocking Python."""
 
 
-for command in (init, start, jobs, logs, cancel, chat, serve):
+for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve):
     arkor.add_command(command)
 
 

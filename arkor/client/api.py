@@ -18,6 +18,7 @@ import requests
 from attrs import frozen
 
 from arkor.accounts import Me, Project
+from arkor.archive import zipped
 from arkor.chat import InferenceRequest
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
@@ -154,6 +155,26 @@ class CloudApiClient:
         query = {**self._query(scope), **({"since": "now"} if from_now else {})}
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
 
+    def export_job(self, job_id: str, file: str | os.PathLike[str], *, scope: Scope | None = None) -> None:
+        """Write a zip of a run's folder; `file` is there whole or not at all. `CloudApiError` 409 while it goes on.
+
+        Raises OSError for a file that cannot be written.
+        """
+        path = f"/v1/jobs/{_segment('job_id', job_id)}/export"
+        headers = {"Accept": "application/zip"}
+        self.http.save(Path(file).expanduser(), "GET", path, query=self._query(scope), headers=headers)
+
+    def import_job(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> TrainingJob:
+        """Make a run from elsewhere one of the project: its folder, or the zip of it. Twice is once.
+
+        Raises `InvalidConfig` for what is no run's folder or cannot be read.
+        """
+        query, route = self._query(scope), "/v1/jobs/import"
+        with zipped(Path(path).expanduser()) as file:
+            upload = _opener("path", file)
+            answer = self.http.call("POST", route, query=query, upload=upload, timeout=PATIENT_TIMEOUT, repeatable=True)
+        return _one(TrainingJob, answer, "job")
+
     # Data and inference
 
     def upload_dataset(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> BlobDataset:
@@ -164,7 +185,12 @@ class CloudApiClient:
         file = Path(path).expanduser()
         query = {**self._query(scope), "filename": file.name}
         answer = self.http.call(
-            "POST", "/v1/datasets", query=query, upload=_opener(file), timeout=PATIENT_TIMEOUT, repeatable=True
+            "POST",
+            "/v1/datasets",
+            query=query,
+            upload=_opener("dataset.path", file),
+            timeout=PATIENT_TIMEOUT,
+            repeatable=True,
         )
         return _one(_Upload, answer, "dataset").as_source()
 
@@ -290,12 +316,12 @@ def _without_none(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _opener(file: Path) -> Callable[[], IO[bytes]]:
+def _opener(field: str, file: Path) -> Callable[[], IO[bytes]]:
     def open_file() -> IO[bytes]:
         try:
             return file.open("rb")
         except OSError as error:
-            raise InvalidConfig("dataset.path", f"{file} cannot be read ({error.strerror})") from None
+            raise InvalidConfig(field, f"{file} cannot be read ({error.strerror})") from None
 
     return open_file
 

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -25,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
+from arkor.archive import whole_file
 from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
 from arkor.client.plug import PluggedAdapter, pause
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
@@ -185,6 +187,18 @@ class Http:
             return self._send(Call(method, path, **rest))
         except _NO_ANSWER as error:
             raise unavailable(self.access.base_url, error) from error
+
+    def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
+        """Send a `Call` once, and write the body of the answer beside `file`, which it becomes when it is whole.
+
+        Raises `CloudApiError`, `BackendUnavailable`, and OSError for a file that cannot be written.
+        """
+        with self.open(method, path, **rest) as response, whole_file(file) as target:
+            try:
+                for piece in response.iter_content(1024 * 1024):
+                    target.write(piece)
+            except _NO_ANSWER as error:
+                raise unavailable(self.access.base_url, error) from error
 
     def close(self) -> None:
         """Close the connections that are not in use; the next call opens a new one."""

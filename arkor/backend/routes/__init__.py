@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from arkor.backend.store import Job, Org, Project, Store, User
 
 JSON_LIMIT = 1024 * 1024
+_PIECE = 1024 * 1024
 
 
 class Refusal(Exception):
@@ -111,6 +113,35 @@ async def read_object(request: Request, limit: int = JSON_LIMIT) -> dict[str, An
     if not isinstance(value, dict):
         raise Refusal(400, "The body must be a JSON object.", "invalid_json")
     return value
+
+
+async def save_body(request: Request, file: Path, limit: int, look: Callable[[bytes], object] | None = None) -> int:
+    """Stream the body into a file, and show `look` every piece; returns its size in bytes. Else a 413."""
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise _too_large(limit)
+    size = 0
+
+    def take(piece: bytes) -> None:
+        if look is not None:
+            look(piece)
+        target.write(piece)
+
+    with file.open("wb", buffering=0) as target:
+        pending = bytearray()
+        async for chunk in request.stream():
+            pending += chunk
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            if len(pending) >= _PIECE:
+                await run_in_threadpool(take, bytes(pending))
+                pending.clear()
+        await run_in_threadpool(take, bytes(pending))
+    return size
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"The file is larger than {limit // 1024**3} GiB.", "too_large")
 
 
 def _parse(body: bytes) -> Any:
