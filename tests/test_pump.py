@@ -10,7 +10,8 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,34 +79,37 @@ def send_in_pieces(data: bytes, dice: random.Random, end: Step | None = None) ->
     return step
 
 
-def misbehave(log: Log, dice: random.Random) -> Step:
-    """One connection on which something goes wrong."""
-    kind = dice.choice(
-        ["cut", "mid-frame", "mid-chunk", "reset", "gone", "status", "portal", "garbage", "over", "gzip"]
-    )
-    count, where = dice.randint(0, log.length), dice.random()
+def stall(connection: socket.socket, headers: dict[str, str]) -> None:
+    time.sleep(0.02)
+
+
+def misbehave(log: Log, dice: random.Random, go_away: Callable[[float], None]) -> Step:
+    """One connection on which something goes wrong after `count` events."""
+    kinds = "cut mid-frame mid-chunk stall reset gone away status portal garbage over gzip".split()
+    kind, count, where = dice.choice(kinds), dice.randint(0, log.length), dice.random()
+    gap = [dice.choice(GARBAGE) for _ in range(log.length + 1)]
 
     def play(connection: socket.socket, headers: dict[str, str]) -> None:
+        everything = log.frames_behind(None)
         behind = log.frames_behind(headers.get("last-event-id"))
-        some = behind[:count]
-        cut_off = b"".join(some) + b"".join(behind[count : count + 1])[: int(200 * where)]
+        some = b"".join(behind[:count])
+        cut_off = some + b"".join(behind[count : count + 1])[: int(200 * where)].rstrip(b"\n")
+        known = len(everything) - len(behind)
+        too_much = everything[int(known * where) : known + count]
         steps: dict[str, Step] = {
-            "cut": send_in_pieces(b"".join(some), dice),
-            "mid-frame": send_in_pieces(cut_off.rstrip(b"\n"), dice),
-            "mid-chunk": send_chunked([*some, b"id: 1\ndata: {"], finish=False),
-            "reset": send_in_pieces(b"".join(some), dice, reset),
-            "gone": hang_up if dice.random() < 0.5 else reset,
-            "status": answer(dice.choice(STATUSES), b"", "Retry-After: 0"),
+            "cut": send_in_pieces(some, dice),
+            "mid-frame": send_in_pieces(cut_off, dice),
+            "mid-chunk": send_chunked([*behind[:count], b"id: 1\ndata: {"], finish=False),
+            "stall": send_in_pieces(cut_off, dice, stall),
+            "reset": send_in_pieces(some, dice, reset),
+            "gone": hang_up if where < 0.5 else reset,
+            "away": lambda *_: go_away(where / 20),
+            "status": answer(STATUSES[count % len(STATUSES)], b"", "Retry-After: 0"),
             "portal": answer(200, b"<html>Sign in to this network</html>", kind="text/html"),
-            "garbage": send_in_pieces(b"".join(f + dice.choice(GARBAGE) for f in [b"", *some]), dice),
-            "over": send_in_pieces(b"".join(log.frames_behind(dice.choice([None, *log.ids]))[:count]), dice),
-            "gzip": send_chunked(some, coding="gzip"),
+            "garbage": send_in_pieces(b"".join(a + b for a, b in zip(gap, [b"", *behind[:count]], strict=False)), dice),
+            "over": send_in_pieces(b"".join(too_much), dice),
+            "gzip": send_chunked(behind[:count], coding="gzip"),
         }
-        if kind == "over":  # back behind what was asked for, never beyond it
-            everything = log.frames_behind(None)
-            known = len(everything) - len(behind)
-            begin = dice.randint(0, known)
-            steps["over"] = send_in_pieces(b"".join(everything[begin : known + count]), dice)
         steps[kind](connection, headers)
 
     return play
@@ -146,7 +150,8 @@ class Caller:
 def play(seed: int, folder: Path) -> None:
     dice = random.Random(seed)
     log, caller = Log(dice), Caller(dice)
-    steps = [misbehave(log, dice) for _ in range(dice.randint(0, 8))]
+    away = lambda seconds: server.go_away(seconds)  # noqa: E731, PLW0108 - the server is there a moment later
+    steps = [misbehave(log, dice, away) for _ in range(dice.randint(0, 8))]
     with running(*steps, behave(log, dice)) as server:
         trainer = server.watch(
             folder,

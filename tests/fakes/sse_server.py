@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,17 +20,27 @@ class ScriptedServer:
     def __init__(self, *steps: Step) -> None:
         self.steps = list(steps)
         self.requests: list[dict[str, str]] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.released = threading.Event()
         self._playing = threading.Lock()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self._listen(0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def _serve(self) -> None:
+    def _listen(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+
+    def go_away(self, seconds: float) -> None:
+        """Nobody listens for a while."""
+        port = self._listener.getsockname()[1]
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
+        time.sleep(seconds)
+        self._listen(port)
+
+    def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
