@@ -1,0 +1,128 @@
+"""Servers and workers of one home die again and again; what has become of the events of its runs is counted.
+
+They are counted in the logs, at the callbacks of somebody who has only the SDK, and at a reader of the bare stream.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from arkor.backend.log import is_finished, read_events
+from tests.backend.caller import Caller, owner
+from tests.benchmarks import stream
+from tests.conftest import start_backend
+from tests.kills.schedule import Disaster
+
+#: A run of the scripted engine.
+STEPS, SAVE_STEPS, STEP_SECONDS = 100, 10, "0.02"
+
+
+@frozen
+class Toll:
+    """Of so many events over so many kills: how many are missing somewhere, and how many are there again."""
+
+    lost: int
+    doubled: int
+    events: int
+    kills: int
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> float:
+    """When it came true, as `time.monotonic()`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return time.monotonic()
+
+
+@define
+class Scene(Disaster):
+    """A home whose server comes back at the same address, with somebody there who has only the SDK."""
+
+    port: int = field(factory=free_port)
+    callbacks: dict[str, list[int]] = field(factory=dict)
+    threads: list[threading.Thread] = field(factory=list)
+
+    def serve(self) -> Caller:
+        if self.server is None or self.server.process.poll() is not None:
+            self.server = start_backend(self.home, "--engine", "scripted", "--port", str(self.port))
+        return owner(self.server)
+
+    @property
+    def kills(self) -> int:
+        return sum("killed" in line for line in self.told)
+
+    @property
+    def logged(self) -> int:
+        return sum(folder.events.read_bytes().count(b'"training.log"') for folder in self.folders())
+
+    def watched_run(self) -> None:
+        """Submit a run; its `on_log` writes the step down."""
+        self.submit(STEPS, SAVE_STEPS)
+        job = self.jobs[-1]
+        steps = self.callbacks[job] = []
+        source = stream.Source(f"http://127.0.0.1:{self.port}", job, self.serve().token or "")
+        self.threads.append(threading.Thread(target=stream.arkor, args=(source, steps.append), daemon=True))
+        self.threads[-1].start()
+
+    def die(self) -> None:
+        """One death or two, once there has been progress since the last."""
+        if all(is_finished(folder.events) for folder in self.folders()):
+            self.watched_run()
+        time.sleep(self.dice.uniform(0, 0.3))
+        self.serve()
+        before = self.logged
+        until(lambda: self.logged > before or is_finished(self.folders()[-1].events))
+        deaths = (self.kill_server, self.kill_worker, self.kill_both, self.kill_in_a_checkpoint, self.kill_an_adopter)
+        self.dice.choice(deaths)()
+
+
+def play(home: Path, kills: int) -> Toll:
+    """Runs one after the other, until that many kills have been survived."""
+    os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = STEP_SECONDS
+    scene = Scene(home, random.Random(kills))
+    try:
+        while scene.kills < kills:
+            scene.die()
+        scene.see_it_through(60)
+        for thread in scene.threads:
+            thread.join(60)
+    finally:
+        scene.clear_away()
+    lost, doubled = losses(scene)
+    return Toll(lost, doubled, sum(len(watcher.frames) for watcher in scene.watchers), scene.kills)
+
+
+def losses(scene: Scene) -> tuple[int, int]:
+    """Events that are not there and events that are there again: steps in the logs, lines at those who watched."""
+    lost = doubled = 0
+    for watcher, folder in zip(scene.watchers, scene.folders(), strict=True):
+        log = read_events(folder.events, limit_bytes=1 << 30)
+        steps = range(1, STEPS + 1)
+        pairs: list[tuple[Iterable[int], list[int]]] = [
+            (steps, [json.loads(line)["step"] for _, kind, line in log if kind == "training.log"]),
+            (steps, scene.callbacks[folder.id]),
+            ([event_id for event_id, _, _ in log], [int(frame.id or 0) for frame in watcher.frames]),
+        ]
+        for expected, found in pairs:
+            counts = Counter(found)
+            lost += sum(one not in counts for one in expected)
+            doubled += sum(count - 1 for count in counts.values())
+    return lost, doubled

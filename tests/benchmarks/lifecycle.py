@@ -1,0 +1,340 @@
+"""What deaths, long logs and checkpoints cost a run; the table of docs/reliability.md.
+
+    python -m tests.benchmarks.lifecycle [--kills N] [--rounds N]
+
+Prints one Markdown table. Real processes die of real signals, each kind of them in a home of its own. Where training is
+meant it is that of a tiny model, so that what is seen is the machinery and not the arithmetic. Takes about five
+minutes. The starter model is measured only if it has been converted already, in `ARKOR_HOME` or by `make demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from attrs import frozen
+
+from arkor import Trainer, TrainerAborted
+from arkor.backend.bell import ring
+from arkor.backend.home import RunFolder, address_file, bell_file, models_folder, run_folder
+from arkor.backend.log import LogWriter, last_id, read_events
+from arkor.backend.models import quiet_libraries
+from arkor.events import TrainingLog, now
+from arkor.settings import STARTER_MODEL, arkor_home
+from tests.backend.caller import owner
+from tests.backend.dying import a_run, lines, mourn, told
+from tests.benchmarks import deaths, stream
+from tests.benchmarks.deaths import until
+from tests.benchmarks.processes import Child, child
+from tests.conftest import PROJECT, start_backend, stop_backend
+from tests.fakes.nursery import Nursery
+from tests.fakes.tiny_model import make_tiny_model
+
+#: Of the log that somebody attaches to, in events.
+LENGTHS = (10, 1_000, 100_000, 1_000_000)
+
+#: A run of the tiny model that is killed and compared, and how often it is.
+TRAINED_STEPS, DEATHS = 120, 6
+TRAINING = {"batchSize": 4, "loggingSteps": 1, "learningRate": 0.01, "lrSchedulerType": "cosine"}
+
+#: Steps of a run, every other one of which is that of the bare engine.
+COMPARED_STEPS = 2000
+
+LOGGED = 20_000
+TICK_SECONDS = 0.002
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": f"What is {word}?"}, {"role": "assistant", "content": word[::-1]}]}
+    for word in (f"{number:03d} and so on" for number in range(64))
+]
+
+
+@frozen
+class Options:
+    """`kills` of servers and workers; `rounds` of everything else."""
+
+    kills: int
+    rounds: int
+    starter: Path | None
+
+
+def tiny_model(home: Path) -> str:
+    """With dropout, so that a random number out of place would show."""
+    quiet_libraries()
+    folder = make_tiny_model(home.with_name(f"{home.name}-model"), "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    config.update(resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+# Events, while servers and workers die
+
+
+def over_kills(home: Path, options: Options) -> Iterator[str]:
+    found = deaths.play(home, options.kills)
+    for count in (found.lost, found.doubled):
+        yield f"{count} of {found.events:,}, over {found.kills} kills"
+
+
+# Training that dies
+
+
+def resumed_exactly(home: Path, options: Options) -> Iterator[str]:
+    config = {"model": tiny_model(home), "maxSteps": TRAINED_STEPS, "saveSteps": 10, **TRAINING}
+    whole, killed = (a_run(home, name, ROWS, **config) for name in ("whole", "killed"))
+    with Nursery("trl") as nursery:
+        assert nursery.work(whole.path).code == 0, whole.worker_log.read_text()
+        died = die_on_the_way(nursery, killed, *seconds_of_steps(whole))
+        assert died
+        assert nursery.work(killed.path).code == 0, killed.worker_log.read_text()
+    pairs = list(zip(told(whole, "training.log"), told(killed, "training.log"), strict=True))
+    assert len(pairs) == TRAINED_STEPS
+    yield f"{max(abs(one['loss'] - other['loss']) for one, other in pairs):g} in {len(pairs)} steps, {died} deaths"
+    weights = [(folder.final / "adapter_model.safetensors").read_bytes() for folder in (whole, killed)]
+    yield "the same to the last bit" if weights[0] == weights[1] else "NOT THE SAME"
+
+
+def seconds_of_steps(folder: RunFolder) -> tuple[float, float]:
+    """Of a run's worker, from its start to the first step and to the last."""
+    times = [(line["type"], datetime.fromisoformat(line["timestamp"].rstrip("Z"))) for line in lines(folder)]
+    steps = [at for kind, at in times if kind == "training.log"]
+    began = times[0][1]
+    return (steps[0] - began).total_seconds(), (steps[-1] - began).total_seconds()
+
+
+def die_on_the_way(nursery: Nursery, folder: RunFolder, first: float, last: float) -> int:
+    """Workers that live for some steps each; how many died."""
+    chance = random.Random(0)
+    share = (last - first) / DEATHS
+    died = 0
+    while died < DEATHS and nursery.work(folder.path, seconds=first + chance.uniform(0.2, 1.2) * share).code:
+        mourn(folder)
+        died += 1
+    return died
+
+
+def next_steps(home: Path, options: Options) -> Iterator[str]:
+    """A real run under a real server, as a script starts them; it loads the model anew after each death."""
+    with training(home) as folder:
+        until(lambda: b'"step":5,' in folder.events.read_bytes())
+        yield _range([seconds_to_next_step(folder) for _ in range(options.rounds)])
+
+
+@contextmanager
+def training(home: Path) -> Iterator[RunFolder]:
+    """A run that goes on until it is stopped."""
+    file = home.with_name(f"{home.name}.jsonl")
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+    source = {"type": "file", "path": str(file)}
+    settings = {"max_steps": 1_000_000, "save_steps": 20, "logging_steps": 1, "batch_size": 4}
+    trainer = Trainer("mortal", tiny_model(home), source, **settings)
+    try:
+        yield run_folder(home, trainer.start().job_id)
+    finally:
+        stop_backend(home)
+
+
+def seconds_to_next_step(folder: RunFolder) -> float:
+    worker = folder.worker_pid()
+    assert worker
+    killed = time.monotonic()
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.05)  # what it had just begun to write is written
+    after = last_id(folder.events)
+    seen = until(lambda: any(kind == "training.log" for _, kind, _ in read_events(folder.events, after)))
+    time.sleep(0.5)  # and some steps more, for the next death
+    return seen - killed
+
+
+# Those who watch
+
+
+def next_callbacks(home: Path, options: Options) -> Iterator[str]:
+    """The watcher's own SDK starts the next server; the worker goes on meanwhile."""
+    os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = deaths.STEP_SECONDS
+    try:
+        job = owner(start_backend(home, "--engine", "scripted")).submit(maxSteps=100_000, saveSteps=1000)
+        with child("tests.benchmarks.watcher", job) as watcher:
+            gaps = [seconds_to_next_callback(home, watcher) for _ in range(2 * options.rounds)]
+            watcher.process.kill()
+    finally:
+        stop_backend(home)
+    yield _range([whole for whole, _ in gaps])
+    yield _range([since_it_listens for _, since_it_listens in gaps])
+
+
+def seconds_to_next_callback(home: Path, watcher: Child) -> tuple[float, float]:
+    """From the server's death on, and from when the next one listens."""
+
+    def server() -> int:
+        pid: int = json.loads(address_file(home).read_bytes())["pid"]
+        return pid
+
+    watcher.read()
+    killed, dead = time.monotonic(), server()
+    os.kill(dead, signal.SIGKILL)
+    restarted = until(lambda: server() != dead)
+    while (at := watcher.read()[1]) < restarted:
+        pass
+    return at - killed, at - restarted
+
+
+def attaching(home: Path, options: Options) -> Iterator[str]:
+    """Of each length: `since="now"`, and behind the last event."""
+    with stream.embedded(home) as backend:
+        source, log = stream.waiting_run(backend)
+        written = 0
+        for length in LENGTHS:
+            stream.write_history(log, length - written)
+            written = length
+            found = [
+                [seconds_to_live(source.job, log, since) for _ in range(3 * options.rounds)]
+                for since in (lambda: "now", lambda: str(last_id(log)))
+            ]
+            yield " · ".join(f"{1000 * median(seconds):.0f} ms" for seconds in found)
+
+
+def seconds_to_live(job: str, log: Path, since: Callable[[], str]) -> float:
+    """From `attach()` to the first callback of an event that was logged since."""
+    seen = threading.Event()
+    with ticking(log):
+        began = time.monotonic()
+        trainer = Trainer.attach(
+            job, since=since(), callbacks={"on_log": lambda _: seen.set()}, abort_signal=seen, progress=False
+        )
+        with suppress(TrainerAborted):
+            trainer.wait(30)
+        return time.monotonic() - began
+
+
+@contextmanager
+def ticking(log: Path) -> Iterator[None]:
+    """An event all `TICK_SECONDS`."""
+    over = threading.Event()
+
+    def tick() -> None:
+        with LogWriter(log) as writer:
+            while not over.wait(TICK_SECONDS):
+                writer.append(TrainingLog(log.parent.name, now(), 1, 1.5))
+                ring(bell_file(arkor_home()))
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+
+
+# What a step pays
+
+
+def logging_events(home: Path, options: Options) -> Iterator[str]:
+    with stream.embedded(home) as backend:
+        _, log = stream.waiting_run(backend)
+        for bell in (bell_file(home), home / "no-bell"):
+            yield f"{1e6 * median(seconds_per_event(log, bell) for _ in range(options.rounds)):.1f} µs"
+
+
+def seconds_per_event(log: Path, bell: Path) -> float:
+    with LogWriter(log) as writer:
+        began = time.perf_counter()
+        for step in range(LOGGED):
+            writer.append(TrainingLog(log.parent.name, now(), step, 1.234567, None, 0.0001, 0.5))
+            ring(bell)
+        return (time.perf_counter() - began) / LOGGED
+
+
+def timed(home: Path, name: str, **config: Any) -> tuple[float, float, float]:
+    """A run in a process of its own: seconds of a checkpoint, of a step with the machinery and of one without."""
+    folder = a_run(home, name, ROWS, **config)
+    command = [sys.executable, "-m", "tests.benchmarks.timed", str(folder.path)]
+    output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
+    checkpoint, told_of, untold = json.loads(output.splitlines()[-1])
+    return checkpoint, told_of, untold
+
+
+def checkpointing(home: Path, options: Options) -> Iterator[str]:
+    for model in (tiny_model(home), options.starter):
+        yield checkpoints_of(home, str(model)) if model else "not measured: the starter model is not converted here"
+
+
+def checkpoints_of(home: Path, model: str, count: int = 6) -> str:
+    config = {"model": model, "maxSteps": count, "saveSteps": 1, "batchSize": 1, "loraR": 16, "loggingSteps": 1}
+    seconds, *_ = timed(home, Path(model).name, **config)
+    files = [file for file in run_folder(home, Path(model).name).checkpoint(count).rglob("*") if file.is_file()]
+    return f"{1000 * seconds:.0f} ms ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
+
+
+def beside_the_bare_engine(home: Path, options: Options) -> Iterator[str]:
+    """Every other step of one run, as two runs one after the other differ by more than what is looked for."""
+    config = {"model": tiny_model(home), "maxSteps": COMPARED_STEPS, "saveSteps": COMPARED_STEPS, **TRAINING}
+    with stream.embedded(home):
+        _, run, bare = timed(home, "compared", **config)
+    yield f"{1e6 * (run - bare):+.0f} µs on {1000 * bare:.1f} ms ({run / bare - 1:+.1%})"
+
+
+# The table
+
+
+def _range(seconds: list[float]) -> str:
+    return f"{median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f} of {len(seconds)})"
+
+
+#: The names of the rows, and what finds their figures.
+MEASURES: list[tuple[list[str], Callable[[Path, Options], Iterator[str]]]] = [
+    (["events lost", "events doubled"], over_kills),
+    (["loss after resuming, beside an undisturbed run", "final adapter after resuming"], resumed_exactly),
+    (["worker killed → next logged step, tiny model"], next_steps),
+    (["server killed → next callback of a watcher", "of it, from when the next server listens"], next_callbacks),
+    ([f"attach to a log of {events:,} events, from now · from the last id" for events in LENGTHS], attaching),
+    (["one logged event, a server listening", "one logged event, no server"], logging_events),
+    (["checkpoint, tiny model", "checkpoint, starter model, rank 16"], checkpointing),
+    (["a step as a run, beside the bare engine, tiny model"], beside_the_bare_engine),
+]
+
+
+def converted_starter() -> Path | None:
+    """The starter model as it lies in the user's home or in that of `make demo`."""
+    homes = (arkor_home(), PROJECT / "build" / "demo-home")
+    folders = (models_folder(home) / STARTER_MODEL for home in homes)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    options = Options(given.kills, given.rounds, converted_starter())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("ARKOR_CLOUD_API_URL", None)
+    logging.getLogger("arkor").setLevel(logging.ERROR)  # that servers have gone is meant
+    print("| what | found |\n| --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for names, measure in MEASURES:
+            home = Path(folder, measure.__name__)
+            os.environ["ARKOR_HOME"] = str(home)
+            for name, figure in zip(names, measure(home, options), strict=True):
+                print(f"| {name} | {figure} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

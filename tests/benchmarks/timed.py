@@ -1,0 +1,65 @@
+"""A run whose steps and checkpoints are timed from within, in a process that works on it as a worker does.
+
+    python -m tests.benchmarks.timed RUN_DIR
+
+Its last line has the median seconds of a checkpoint, of a step that was told of, and of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from arkor.backend.engine import Run, load_engine
+from arkor.backend.heartbeat import beating
+from arkor.backend.home import RunFolder, bell_file
+from arkor.backend.log import LogWriter
+from arkor.backend.past import Past
+from arkor.backend.recorder import LogRecorder
+from arkor.backend.stop import StopSign
+from arkor.jobs import JobConfig
+from arkor.settings import arkor_home
+from arkor.wire import from_wire
+
+
+class Timed(LogRecorder):
+    """Notes how long each checkpoint kept training waiting, and each step; says nothing of every other step."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.checkpoints: list[float] = []
+        self.logs: list[float] = []
+
+    def log(self, step: int, **numbers: Any) -> None:
+        self.logs.append(time.perf_counter())
+        if step % 2:
+            super().log(step, **numbers)
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        began = time.perf_counter()
+        super().checkpoint(step, write)
+        self.checkpoints.append(time.perf_counter() - began)
+
+    def steps(self) -> tuple[float, float]:
+        """Seconds of a step that was told of, and of one that was not."""
+        pauses = [after - before for before, after in pairwise(self.logs)]
+        return median(pauses[0::2]), median(pauses[1::2])
+
+
+def train(folder: RunFolder) -> None:
+    """A worker's work, and what it took."""
+    run = Run(folder.id, from_wire(JobConfig, folder.read_job()["config"]), folder.path, arkor_home())
+    with LogWriter(folder.events) as log, beating(folder.pid):
+        recorder = Timed(log, folder, bell_file(arkor_home()), StopSign(), Past())
+        load_engine("trl").train(run, recorder)
+    print(json.dumps([median(recorder.checkpoints), *recorder.steps()]))
+
+
+if __name__ == "__main__":
+    train(RunFolder(Path(sys.argv[1])))
