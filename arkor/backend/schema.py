@@ -30,6 +30,8 @@ from sqlalchemy import (
     text,
 )
 
+from arkor.settings import arkor_home
+
 SCHEMA_VERSION = 2
 
 metadata = MetaData()
@@ -121,8 +123,8 @@ class StoreError(Exception):
 
 def way_out(path: Path) -> str:
     """What to do about a database that cannot be read."""
-    command = f"python -m arkor.backend --home {shlex.quote(str(path.parent))} --rebuild"
-    return f"Put a copy of it in its place, or have one made from the runs' folders: {command}."
+    elsewhere = "" if path.parent == arkor_home() else f"ARKOR_HOME={shlex.quote(str(path.parent))} "
+    return f"Put a copy of it in its place, or have one made from the runs' folders: {elsewhere}arkor doctor --rebuild"
 
 
 def prepare_database(engine: Engine, path: Path) -> None:

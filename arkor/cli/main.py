@@ -9,6 +9,7 @@ import click
 
 from arkor.cli.chat import chat
 from arkor.cli.copies import export_run, import_run
+from arkor.cli.doctor import doctor
 from arkor.cli.errors import leave_the_pipe, run
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
@@ -35,7 +36,7 @@ def arkor() -> None:
     """Fine-tune open-weight language models from plain, blocking Python."""
 
 
-for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve):
+for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve, doctor):
     arkor.add_command(command)
 
 

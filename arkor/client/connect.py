@@ -35,7 +35,7 @@ def connect(
     Starts a backend on this machine, gets an anonymous identity, creates the project, each where it is missing.
     Raises `BackendUnavailable`, `CloudApiError`, `CredentialsError` or `ProjectStateMismatch`.
     """
-    chosen = _choose(base_url, credentials)
+    chosen = choose_backend(base_url, credentials)
     if chosen is None:
         local = EmbeddedAccess(arkor_home())
         return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
@@ -47,8 +47,11 @@ def connect(
     return client
 
 
-def _choose(base_url: str | None, credentials: Credentials | None) -> tuple[str, str] | None:
-    """The backend's URL and how it came to be chosen; None for the one of this machine."""
+def choose_backend(base_url: str | None = None, credentials: Credentials | None = None) -> tuple[str, str] | None:
+    """The backend's URL and how it came to be chosen; None for the one of this machine.
+
+    Raises `InvalidConfig` for a URL that is none, `CredentialsError`.
+    """
     if base_url is not None:
         return checked_url(base_url), "base_url"
     if cloud_api_url_from_env():

@@ -38,8 +38,9 @@ LEAVE_SECONDS = 10.0
 #: Seconds for one answer to the question whether it is well, each time it is asked; the machine may be busy training.
 HEALTH_SECONDS = (2.0, 5.0, 10.0)
 
-_ANOTHER_SERVES = 3  # the server's exit code when the home has one already
-_NEEDED = ("starlette", "uvicorn", "sqlalchemy", "torch", "transformers", "peft", "trl")
+ANOTHER_SERVES = 3  # the server's exit code when the home has one already
+#: What a backend on this machine cannot do without.
+NEEDED = ("starlette", "uvicorn", "sqlalchemy", "torch", "transformers", "peft", "trl")
 
 #: The servers that this process has started; kept so that one that has left can be collected.
 _started: list[subprocess.Popen[bytes]] = []
@@ -88,7 +89,7 @@ def find_or_start(home: Path | None = None) -> AnonymousCredentials:
     """
     home = home or arkor_home()
     found = _look(home)
-    if found is None or not _may_stay(*found):
+    if found is None or not may_stay(*found):
         found = _start(home)
     listing, _ = found
     return AnonymousCredentials(listing.token, "local", listing.url, "local")
@@ -99,14 +100,14 @@ def find_or_start(home: Path | None = None) -> AnonymousCredentials:
 
 def _look(home: Path, passed_over: Listing | None = None) -> tuple[Listing, Health] | None:
     """The backend that answers, if there is one. Raises `BackendUnavailable` for one that is there and mute."""
-    listing = _read_listing(home)
+    listing = read_listing(home)
     if listing is None or listing == passed_over:
         return None
     for seconds in HEALTH_SECONDS:
         try:
-            health = _ask_health(listing, seconds)
+            health = ask_health(listing, seconds)
         except TimeoutError:  # noqa: PERF203 - three rounds at most
-            if not _is_alive(listing.pid):
+            if not is_alive(listing.pid):
                 return None
         else:
             return (listing, health) if health else None
@@ -116,7 +117,8 @@ def _look(home: Path, passed_over: Listing | None = None) -> tuple[Listing, Heal
     )
 
 
-def _read_listing(home: Path) -> Listing | None:
+def read_listing(home: Path) -> Listing | None:
+    """What `backend.json` says, if it makes sense. Raises `BackendUnavailable` for one that cannot be read."""
     with _usable(home):
         try:
             listing = from_wire(Listing, json.loads((home / "backend.json").read_bytes()))
@@ -126,7 +128,7 @@ def _read_listing(home: Path) -> Listing | None:
     return listing if sound and listing.pid > 1 else None
 
 
-def _ask_health(listing: Listing, seconds: float) -> Health | None:
+def ask_health(listing: Listing, seconds: float) -> Health | None:
     """None when nobody listens there, or somebody who does not know our token. Raises TimeoutError."""
     try:
         where = urlsplit(listing.url)
@@ -150,7 +152,8 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
     return body
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that id, whosever it is."""
     _started[:] = [process for process in _started if process.poll() is None]
     try:
         os.kill(pid, 0)
@@ -161,7 +164,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _may_stay(listing: Listing, health: Health) -> bool:
+def may_stay(listing: Listing, health: Health) -> bool:
     """Whether that backend is to be used; False when it is to be replaced.
 
     Raises `BackendUnavailable` when it can be neither. An older one that understands us is left to finish its runs.
@@ -195,16 +198,16 @@ def _start(home: Path) -> tuple[Listing, Health]:
     with _usable(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_starter(home):
-        stale = _read_listing(home)
+        stale = read_listing(home)
         found = _look(home)  # another process may have been faster
-        if found is not None and not _may_stay(*found):
+        if found is not None and not may_stay(*found):
             _ask_to_leave(home, found[0])
             found = None
         return found or _launch(home, stale)
 
 
 def _check_packages() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(
             f"training on this machine needs packages that are not installed ({', '.join(missing)}): "
@@ -258,7 +261,7 @@ def _ask_to_leave(home: Path, listing: Listing) -> None:
     except PermissionError:
         raise BackendUnavailable(f"the older backend in {home} (process {listing.pid}) is another user's") from None
     deadline = time.monotonic() + LEAVE_SECONDS
-    while _is_alive(listing.pid):
+    while is_alive(listing.pid):
         if time.monotonic() > deadline:
             raise BackendUnavailable(
                 f"the older backend of this machine (process {listing.pid}) was asked to leave and did not; "
@@ -276,7 +279,7 @@ def _launch(home: Path, stale: Listing | None) -> tuple[Listing, Health]:
         if found := _look(home, passed_over=stale):
             return found
         exit_code = process.poll()
-        if exit_code == _ANOTHER_SERVES:  # one that is just coming, or just leaving
+        if exit_code == ANOTHER_SERVES:  # one that is just coming, or just leaving
             time.sleep(0.1)
             stale = None
             process, read_from = _spawn(home, log)
@@ -298,7 +301,7 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             cwd=home,
-            env=_environment(),
+            env=environment_of_server(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -312,7 +315,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _environment() -> dict[str, str]:
+def environment_of_server() -> dict[str, str]:
     """Ours, with the folder that this package was imported from where Python would not look by itself."""
     folder = str(Path(__file__).resolve().parents[2])
     environment = dict(os.environ)
