@@ -19,6 +19,8 @@ from arkor.settings import PROTOCOL
 
 PROJECT = Path(__file__).parent.parent
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # the library looks once, when it is imported; else it tries for a long time
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
