@@ -1,6 +1,6 @@
 """The sign-in: what it consists of, the file that keeps it, and an anonymous one for those who have none.
 
-Signing in as a person, and renewing that, is in `oauth.py`; a backend of this machine needs no sign-in
+Signing in as a person is in `sign_in.py`, renewing that in `oauth.py`; a backend of this machine needs no sign-in
 (`embedded.py`).
 """
 
@@ -25,7 +25,7 @@ from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env
 from arkor.wire import from_wire, to_wire
 
-#: Seconds for another process to renew the sign-in; it asks a server.
+#: Seconds for another process to get or to renew the sign-in; it asks a server.
 LOCK_SECONDS = 45.0
 
 
@@ -129,13 +129,14 @@ def write_credentials(credentials: Credentials) -> None:
 
 
 @contextmanager
-def only_renewer() -> Iterator[None]:
-    """One process at a time renews the sign-in of the file; the lock ends with its holder, however that ends.
+def only_writer() -> Iterator[None]:
+    """One process (and thread) at a time changes the sign-in of the file; the lock ends with its holder, however.
 
-    Where no lock can be made (a home that is read-only), everybody renews for himself. Raises `BackendUnavailable`
+    Where no lock can be made (a home that is read-only), everybody is on their own. Raises `BackendUnavailable`
     when another process does not come to an end.
     """
     try:
+        credentials_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(credentials_path().with_name("credentials.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         yield
@@ -154,7 +155,7 @@ def _wait_for(lock: int) -> None:
     while _is_taken(lock):
         if time.monotonic() > deadline:
             raise BackendUnavailable(
-                f"another process has been renewing the sign-in for more than {LOCK_SECONDS:.0f} s; try again"
+                f"another process has been changing the sign-in for more than {LOCK_SECONDS:.0f} s; try again"
             )
         pause(0.01)
 
@@ -215,17 +216,43 @@ def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") 
 def ensure_credentials(base_url: str | None = None) -> Credentials:
     """The sign-in of this user for that backend; where there is none, an anonymous one, which is then kept.
 
-    Never overwrites a sign-in: raises `CredentialsError` when there is one for another backend.
+    Processes that come at once get the same one. Never overwrites a sign-in: raises `CredentialsError` when there is
+    one for another backend.
     """
     found = read_credentials()
     url = checked_url(base_url or default_cloud_api_url(found))
-    if found is None:
-        found = request_anonymous_token(url)
-        write_credentials(found)
-    elif url_of(found) != url:
-        problem = (
-            f"you are signed in to {url_of(found)}, but {url} was asked for; to end that sign-in, remove "
-            f"{credentials_path()}; to keep both, set another ARKOR_HOME"
-        )
-        raise CredentialsError(problem)
+    return check_backend(found or _bootstrap(url), url)
+
+
+def _bootstrap(url: str) -> Credentials:
+    with only_writer():
+        found = read_credentials()  # another process may have been faster
+        if found is None:
+            found = request_anonymous_token(url)
+            write_credentials(found)
     return found
+
+
+def check_backend(credentials: Credentials, url: str) -> Credentials:
+    """The sign-in, if it is for that backend. Raises `CredentialsError`, which names the ways out."""
+    if url_of(credentials) != url:
+        raise CredentialsError(
+            f"you are signed in to {url_of(credentials)}, but {url} was asked for; to end that sign-in: arkor logout "
+            f"(it removes {credentials_path()}); to keep both, set another ARKOR_HOME"
+        )
+    return credentials
+
+
+def remove_credentials() -> bool:
+    """Remove the sign-in; False when there was no file. Raises `CredentialsError` when it cannot be removed."""
+    path = credentials_path()
+    if not path.parent.is_dir():
+        return False
+    with only_writer():
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise CredentialsError(f"{path} cannot be removed ({error.strerror}); mend its permissions") from error
+    return True

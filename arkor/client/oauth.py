@@ -1,7 +1,7 @@
-"""Signing in as a person (OAuth): a sign-in that renews itself, once for all threads and processes that use it.
+"""A person's sign-in (OAuth), which renews itself, once for all threads and processes that use it.
 
-Here is what is said to an authorization server. The file that keeps the sign-in is the business of `credentials.py`;
-that a backend refused a token is noticed in `http.py`.
+Here is what is said to an authorization server. How a person comes to a sign-in is in `sign_in.py`; the file that
+keeps it is the business of `credentials.py`; that a backend refused a token is noticed in `http.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import requests
 from attrs import evolve
 from urllib3.exceptions import HTTPError
 
-from arkor.client.credentials import Credentials, OAuthCredentials, only_renewer, read_credentials, write_credentials
+from arkor.client.credentials import Credentials, OAuthCredentials, only_writer, read_credentials, write_credentials
 from arkor.client.faults import unavailable
 from arkor.client.http import Access, checked_token, checked_url, is_loopback
 from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig
@@ -102,7 +102,7 @@ class OAuthAccess(Access):
         with _renewing:
             if self.token != stale:
                 return  # another thread was faster
-            with only_renewer() if self._kept else nullcontext():
+            with only_writer() if self._kept else nullcontext():
                 known = self._latest()
                 if known.access_token == stale or known.expires_at <= time.time():
                     known = self._replace(known)
@@ -168,7 +168,7 @@ def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
     }
     asked_at = time.time()
     try:
-        answer = _ask_for_token(credentials.auth0_domain, form)
+        answer = ask_for_token(credentials.auth0_domain, form)
     except CredentialsError as error:
         _refusals[credentials.refresh_token] = str(error)
         raise
@@ -176,7 +176,7 @@ def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
         credentials,
         access_token=answer["access_token"],
         refresh_token=_text(answer.get("refresh_token")) or credentials.refresh_token,
-        expires_at=asked_at + _lifetime(answer.get("expires_in")),
+        expires_at=asked_at + lifetime_of(answer.get("expires_in")),
     )
 
 
@@ -195,13 +195,23 @@ def authorization_server(domain: str) -> str:
     return url
 
 
-def _ask_for_token(domain: str, form: Mapping[str, str]) -> dict[str, Any]:
-    """What the token endpoint answers; it has an `access_token` that can stand in a header."""
+def ask_for_token(
+    domain: str,
+    form: Mapping[str, str],
+    *,
+    task: str = "renews your sign-in",
+    refused: str = "your sign-in has ended",
+) -> dict[str, Any]:
+    """What the token endpoint answers; it has an `access_token` that can stand in a header.
+
+    Raises `CredentialsError` (`refused`, and why) when the server says no, `BackendUnavailable` for a fault that may
+    pass; `task` is what the server is asked for.
+    """
     server = authorization_server(domain)
     try:
         status, body = _post(f"{server}/oauth/token", form)
     except (requests.RequestException, HTTPError) as error:
-        raise unavailable(f"{server}, which renews your sign-in,", error) from None
+        raise unavailable(f"{server}, which {task},", error) from None
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -211,10 +221,9 @@ def _ask_for_token(domain: str, form: Mapping[str, str]) -> dict[str, Any]:
             checked_token(answer["access_token"])
             return answer
         if 400 <= status < 500 and status not in (408, 429) and "error" in answer:
-            raise CredentialsError(f"your sign-in has ended ({domain} says {_code(answer)}); {_SIGN_IN_AGAIN}")
+            raise CredentialsError(f"{refused} ({domain} says {_code(answer)}); {_SIGN_IN_AGAIN}")
     raise BackendUnavailable(
-        f"{server}, which renews your sign-in, answered {status} and no token; try again, and if it stays so, "
-        f"{_SIGN_IN_AGAIN}"
+        f"{server}, which {task}, answered {status} and no token; try again, and if it stays so, {_SIGN_IN_AGAIN}"
     )
 
 
@@ -249,8 +258,8 @@ def _code(answer: Mapping[str, Any]) -> str:
     return code if isinstance(code, str) and _CODE.fullmatch(code) else "no"
 
 
-def _lifetime(expires_in: Any) -> float:
-    """Seconds, whatever the server says."""
+def lifetime_of(expires_in: Any) -> float:
+    """Seconds that a token holds, whatever the server says."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, (int, float)):
         return _LIFETIME
     return float(min(expires_in, _LONGEST_LIFETIME)) if expires_in > 0 else _LIFETIME

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,14 +21,16 @@ from arkor.client.credentials import (
     credentials_path,
     default_cloud_api_url,
     ensure_credentials,
+    only_writer,
     read_credentials,
+    remove_credentials,
     request_anonymous_token,
     write_credentials,
 )
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, answering
+from tests.fakes.http_server import Answer, Request, answering
 
 ANONYMOUS = AnonymousCredentials("secret-1", "anon-1", "https://api.example", "org-1")
 OAUTH = OAuthCredentials("secret-1", "secret-2", 1_900_000_000, "login.example", "audience", "client")
@@ -201,6 +208,68 @@ def test_nothing_is_written_when_nobody_answers() -> None:
     with answering(Answer(None)) as server, pytest.raises(BackendUnavailable):
         ensure_credentials(server.url)
     assert read_credentials() is None
+
+
+class Bureau:
+    """Gives everybody another identity, once `together` of them have asked or a moment has passed."""
+
+    def __init__(self, together: int) -> None:
+        self._gate = threading.Barrier(together)
+        self.given = 0
+
+    def __call__(self, request: Request) -> Answer:
+        with suppress(threading.BrokenBarrierError):
+            self._gate.wait(0.5)
+        self.given += 1
+        return Answer(201, {**IDENTITY, "token": f"t-{self.given}"})
+
+
+def test_threads_that_come_at_once_get_one_identity() -> None:
+    bureau = Bureau(4)
+    with answering(bureau) as server, ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda _: ensure_credentials(server.url), range(4)))
+    assert set(got) == {read_credentials()}
+    assert bureau.given == 1
+
+
+def test_processes_that_come_at_once_get_one_identity() -> None:
+    bureau = Bureau(4)
+    code = "import sys; from arkor import ensure_credentials; print(ensure_credentials(sys.argv[1]).token)"
+    with answering(bureau) as server:
+        command = [sys.executable, "-c", code, server.url]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        got = [process.communicate(timeout=30)[0].strip() for process in processes]
+    assert got == ["t-1"] * 4
+    assert bureau.given == 1
+
+
+def test_a_sign_in_that_comes_meanwhile_is_kept() -> None:
+    with answering(Answer(201, IDENTITY)) as server:
+        mine = AnonymousCredentials("mine", "a", server.url, "org-1")
+        with ThreadPoolExecutor(1) as pool:
+            with only_writer():
+                waiting = pool.submit(ensure_credentials, server.url)
+                write_credentials(mine)
+            assert waiting.result(10) == mine == read_credentials()
+        assert server.requests == []
+
+
+# Removing it
+
+
+def test_a_sign_in_is_removed() -> None:
+    assert not remove_credentials()
+    assert not credentials_path().parent.exists()
+    write_credentials(ANONYMOUS)
+    assert remove_credentials()
+    assert read_credentials() is None
+    assert not remove_credentials()
+
+
+def test_one_that_cannot_be_removed() -> None:
+    credentials_path().mkdir(parents=True)
+    with pytest.raises(CredentialsError, match=f"{credentials_path()} cannot be removed"):
+        remove_credentials()
 
 
 def test_against_a_real_backend(backend: Backend) -> None:

@@ -1,10 +1,11 @@
-"""A real authorization server on loopback: Authlib's, with one public client whose refresh tokens work once.
+"""A real authorization server on loopback: Authlib's, with one public client whose codes and refresh tokens work once.
 
-A refresh token that is used a second time ends the sign-in, as it does where reuse is taken for theft.
+Whoever comes to sign in is let in at once, or denied; codes are given out with PKCE (S256) alone. A refresh token that is used a second time ends the sign-in, as it does where reuse is taken for theft.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ from attrs import define, field
 from authlib.oauth2 import rfc6749 as oauth
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc6750 import BearerTokenGenerator
+from authlib.oauth2.rfc7636 import CodeChallenge
 
 from arkor.client.credentials import OAuthCredentials
 from tests.fakes.http_server import Answer, HttpServer, Request
@@ -37,7 +39,13 @@ class _Client(oauth.ClientMixin):
         return (method, endpoint) == ("none", "token")
 
     def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type == "refresh_token"
+        return grant_type in ("authorization_code", "refresh_token")
+
+    def check_response_type(self, response_type: str) -> bool:
+        return response_type == "code"
+
+    def check_redirect_uri(self, redirect_uri: str) -> bool:
+        return re.fullmatch(r"http://127\.0\.0\.1:\d+/callback", redirect_uri) is not None
 
 
 @define(eq=False)
@@ -54,6 +62,45 @@ class _Token(oauth.TokenMixin):
 
     def get_scope(self) -> str:
         return "openid offline_access"
+
+
+@define(eq=False)
+class _Code(oauth.AuthorizationCodeMixin):
+    """What the browser carries; it is good for one token."""
+
+    code: str
+    redirect_uri: str
+    code_challenge: str
+    code_challenge_method: str
+
+    def get_redirect_uri(self) -> str:
+        return self.redirect_uri
+
+    def get_scope(self) -> str:
+        return "openid offline_access"
+
+
+class _S256(CodeChallenge):
+    SUPPORTED_CODE_CHALLENGE_METHOD = ("S256",)
+
+
+class _SigningIn(oauth.grants.AuthorizationCodeGrant):
+    TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
+
+    def save_authorization_code(self, code: str, request: _Form) -> None:
+        data = request.payload.data
+        made = _Code(code, data["redirect_uri"], data["code_challenge"], data["code_challenge_method"])
+        self.server.codes.append(made)
+        self.server.given.append(code)
+
+    def query_authorization_code(self, code: str, client: object) -> _Code | None:
+        return next((known for known in self.server.codes if known.code == code), None)
+
+    def delete_authorization_code(self, authorization_code: _Code) -> None:
+        self.server.codes.remove(authorization_code)
+
+    def authenticate_user(self, authorization_code: _Code) -> str:
+        return _random()
 
 
 class _Refreshing(oauth.grants.RefreshTokenGrant):
@@ -75,12 +122,14 @@ class _Refreshing(oauth.grants.RefreshTokenGrant):
 
 @define
 class _Form:
-    """A token request, in what Authlib's grants look at."""
+    """A request to one of the two endpoints, in what Authlib's grants look at."""
 
     form: dict[str, str]
     headers: dict[str, str]
     payload: BasicOAuth2Payload = field(init=False)
     method: str = "POST"
+    scope: str | None = None
+    authorization_code: Any = None
     client: Any = None
     user: Any = None
     auth_method: str | None = None
@@ -91,7 +140,10 @@ class _Form:
 
 
 class AuthorizationServer(oauth.AuthorizationServer):
-    """`lifetime` and `delay` (before each answer) are in seconds; `faults` are answers that are given first."""
+    """`lifetime` and `delay` (before each answer) are in seconds; `faults` are answers that are given first.
+
+    `consents` says whether the person who comes to sign in agrees; `given` are the codes that were given out.
+    """
 
     def __init__(self, *, lifetime: int = 3600, delay: float = 0.0) -> None:
         super().__init__()
@@ -99,7 +151,11 @@ class AuthorizationServer(oauth.AuthorizationServer):
         self.faults: list[Answer] = []
         self.tokens: list[_Token] = []
         self.ended: set[str] = set()
+        self.consents = True
+        self.codes: list[_Code] = []
+        self.given: list[str] = []
         self._lock = threading.Lock()
+        self.register_grant(_SigningIn, [_S256(required=True)])
         self.register_grant(_Refreshing)
         self.register_token_generator("default", BearerTokenGenerator(_random, _random, lambda *_: lifetime))
         self.http = HttpServer(self._answer)
@@ -115,7 +171,7 @@ class AuthorizationServer(oauth.AuthorizationServer):
     @property
     def secrets(self) -> list[str]:
         """Everything that must never be shown."""
-        return [text for token in self.tokens for text in (token.access_token, token.refresh_token)]
+        return [text for token in self.tokens for text in (token.access_token, token.refresh_token)] + self.given
 
     def sign_in(self, url: str | None = None, *, seconds_left: float = 3600.0) -> OAuthCredentials:
         """A person's sign-in for the backend at `url`, whose token is said to hold for so many seconds."""
@@ -139,12 +195,21 @@ class AuthorizationServer(oauth.AuthorizationServer):
         with self._lock:
             if self.faults:
                 return self.faults.pop(0)
+            if (request.method, request.path) == ("GET", "/authorize"):
+                return self._authorize(_Form(request.query, request.headers, method="GET"))
             if (request.method, request.path) != ("POST", "/oauth/token"):
                 return Answer(404, {"error": "not_found"})
             if request.headers.get("content-type") != "application/x-www-form-urlencoded":
                 return Answer(400, {"error": "invalid_request"})
             answer: Answer = self.create_token_response(_Form(dict(parse_qsl(request.body.decode())), request.headers))
             return answer
+
+    def _authorize(self, form: _Form) -> Answer:
+        if "code_challenge" not in form.form:
+            return Answer(400, {"error": "invalid_request"})
+        grant = self.get_authorization_grant(form)
+        answer: Answer = self.create_authorization_response(form, "a person" if self.consents else None, grant)
+        return answer
 
     # What Authlib asks for
 
