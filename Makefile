@@ -63,7 +63,7 @@ bench: setup ## Fine-tune on real bank messages beside plain TRL; the event stre
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.stream
 
-bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about five minutes
+bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about four minutes
 	$(BIN)/python -m tests.benchmarks.lifecycle
 
 format: setup ## Rewrite the code in the house style

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.lifecycle [--kills N] [--rounds N]
 
 Prints one Markdown table. Real processes die of real signals, each kind of them in a home of its own. Where training is
-meant it is that of a tiny model, so that what is seen is the machinery and not the arithmetic. Takes about five
+meant it is that of a tiny model, so that what is seen is the machinery and not the arithmetic. Takes about four
 minutes. The starter model is measured only if it has been converted already, in `ARKOR_HOME` or by `make demo`.
 """
 
@@ -142,7 +142,7 @@ def training(home: Path) -> Iterator[RunFolder]:
     file = home.with_name(f"{home.name}.jsonl")
     file.write_text("\n".join(map(json.dumps, ROWS)))
     source = {"type": "file", "path": str(file)}
-    settings = {"max_steps": 1_000_000, "save_steps": 20, "logging_steps": 1, "batch_size": 4}
+    settings: dict[str, Any] = {"max_steps": 1_000_000, "save_steps": 20, "logging_steps": 1, "batch_size": 4}
     trainer = Trainer("mortal", tiny_model(home), source, **settings)
     try:
         yield run_folder(home, trainer.start().job_id)
