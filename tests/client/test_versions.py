@@ -1,0 +1,119 @@
+"""A backend of another arkor on this machine, for real: a copy of the package with another version in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import arkor
+from arkor.client.connect import connect
+from arkor.client.embedded import find_or_start
+from arkor.errors import BackendUnavailable
+from arkor.jobs import JobStatus
+from arkor.settings import PROTOCOL, VERSION, arkor_home
+from arkor.trainer import Trainer
+
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """`start_another(version, protocol)`: the server of such an arkor, on our home."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(version: str, protocol: int = PROTOCOL) -> subprocess.Popen[bytes]:
+        package = tmp_path / "another" / "arkor"
+        shutil.copytree(Path(arkor.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        settings = package / "settings.py"
+        text = settings.read_text().replace(f'VERSION = "{VERSION}"', f'VERSION = "{version}"')
+        settings.write_text(re.sub(r"^PROTOCOL = \d+", f"PROTOCOL = {protocol}", text, flags=re.M))
+        command = [sys.executable, "-m", "arkor.backend", "--home", str(arkor_home()), "--engine", "scripted"]
+        environment = {**os.environ, "PYTHONPATH": str(package.parent), "ARKOR_SCRIPTED_STEP_SECONDS": "0.05"}
+        process = subprocess.Popen(command, cwd=package.parent, env=environment, stderr=subprocess.DEVNULL)
+        started.append(process)
+        threading.Thread(target=process.wait, daemon=True).start()  # or it would seem to live on
+        deadline = time.monotonic() + 30
+        while not (arkor_home() / "backend.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def listing() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((arkor_home() / "backend.json").read_text())
+    return found
+
+
+def old_friend() -> arkor.CloudApiClient:
+    """A client that asks no questions, as one of that same version would be."""
+    url, token = listing()["url"], listing()["token"]
+    credentials = arkor.AnonymousCredentials(token, "a", url, "local")
+    return arkor.CloudApiClient(url, credentials, scope=arkor.Scope("local", "default"))
+
+
+def submit(steps: int) -> str:
+    config = arkor.JobConfig("scripted/model", arkor.HuggingFaceDataset("rows"), max_steps=steps, save_steps=10)
+    return old_friend().create_job("a run", config).id
+
+
+def watch(job_id: str) -> tuple[list[int], str]:
+    """The steps that a callback gets, and how the run ended."""
+    steps: list[int] = []
+    result = Trainer.attach(job_id, callbacks={"on_log": lambda log: steps.append(log.step)}).wait(60)
+    return steps, str(result.job.status)
+
+
+def test_an_older_one_in_mid_run_works_and_is_replaced_after_it(start_another: Start) -> None:
+    old = start_another("0.0.1")
+    job_id = submit(60)
+    assert listing()["version"] == "0.0.1"
+    assert watch(job_id) == (list(range(1, 61)), "completed")
+    deadline = time.monotonic() + 20
+    while listing()["version"] != VERSION:  # for a moment the run may still count as one in progress
+        assert time.monotonic() < deadline
+        assert connect().list_jobs()[0].status == JobStatus.COMPLETED
+    assert old.wait(20) == 0
+    assert watch(job_id) == (list(range(1, 61)), "completed")
+
+
+def test_an_older_one_that_dies_in_mid_run_hands_its_run_on(start_another: Start) -> None:
+    old = start_another("0.0.1")
+    job_id = submit(100)
+    first = Trainer.attach(job_id, callbacks={"on_log": lambda log: old.kill() if log.step == 5 else None})
+    assert str(first.wait(60).job.status) == "completed"
+    assert listing()["version"] == VERSION
+    assert watch(job_id) == (list(range(1, 101)), "completed")
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_one_that_cannot_be_spoken_to_in_mid_run_says_what_to_do(start_another: Start, newer: bool) -> None:
+    """Half is never: nothing is sent to it, and its run goes on."""
+    other = start_another("99.0" if newer else "0.0.1", PROTOCOL + 1 if newer else PROTOCOL - 1)
+    before = (arkor_home() / "backend.json").read_bytes()
+    caller, job_id = old_friend(), submit(60)
+    with pytest.raises(BackendUnavailable, match="newer than this arkor" if newer else "wait for them, or cancel them"):
+        find_or_start()
+    assert (arkor_home() / "backend.json").read_bytes() == before
+    while not (status := caller.get_job(job_id).status).terminal:
+        time.sleep(0.1)
+    assert status == JobStatus.COMPLETED
+    assert other.poll() is None
