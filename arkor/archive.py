@@ -21,7 +21,9 @@ from arkor.errors import InvalidConfig
 FILES = ("job.json", "events.jsonl", "worker.log")
 FOLDERS = ("checkpoints", "final")
 
-_TEXTS = frozenset({".json", ".jsonl", ".log", ".txt", ".md"})  # weights are as good as random and stay as they are
+_TEXTS = frozenset(
+    {".json", ".jsonl", ".log", ".txt", ".md", ".jinja"}
+)  # weights are as good as random and stay as they are
 _PIECE = 1024 * 1024
 
 

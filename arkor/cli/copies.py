@@ -13,6 +13,7 @@ from arkor.cli.text import say
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.errors import ArkorError, CloudApiError
+from arkor.jobs import JobStatus
 
 
 @click.command("export-run")
@@ -49,7 +50,8 @@ def import_run(path: Path) -> None:
     with _sentence_of_older_ones(client):
         job = client.import_job(path)
     say(f"{job.name} is among your runs: {job.id}, {job.status}.")
-    say(f"Its log: arkor logs {job.id}. Talk to it: arkor chat {job.id}")
+    talk = f". Talk to it: arkor chat {job.id}" if job.status == JobStatus.COMPLETED else ""
+    say(f"Its log: arkor logs {job.id}{talk}")
 
 
 @contextmanager
