@@ -20,7 +20,7 @@ client.frames client.plug client.patience client.retry client.replay client.faul
 client.replies client.api client.connection client.stream client.state client.connect
 callbacks dispatch display
 trainer project __init__
-cli.errors cli.text cli.runs cli.chat cli.copies cli.project cli.serve cli.checkup cli.local cli.doctor cli.main __main__
+cli.errors cli.text cli.runs cli.chat cli.copies cli.project cli.serve cli.account cli.checkup cli.local cli.doctor cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """

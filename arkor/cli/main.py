@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from arkor.cli.account import login, logout, whoami
 from arkor.cli.chat import chat
 from arkor.cli.copies import export_run, import_run
 from arkor.cli.doctor import doctor
@@ -36,7 +37,7 @@ def arkor() -> None:
     """Fine-tune open-weight language models from plain, blocking Python."""
 
 
-for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve, doctor):
+for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve, login, logout, whoami, doctor):
     arkor.add_command(command)
 
 
