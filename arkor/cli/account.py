@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from arkor.accounts import Me, Org
+from arkor.cli.errors import FAILED
 from arkor.cli.text import in_a_terminal, say
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import choose_backend
@@ -88,7 +89,9 @@ def _as_person(target: str, *, oauth: bool, anonymous: bool) -> bool:
         raise click.UsageError(_NO_LOGIN_IN_CI)
     if oauth or anonymous:
         return oauth
-    if _in_ci() or not in_a_terminal():
+    if _in_ci():
+        raise click.UsageError("there is nobody to ask how to sign in (CI is set): name --anonymous")
+    if not in_a_terminal():
         raise click.UsageError("there is nobody to ask how to sign in: name --oauth (a person) or --anonymous")
     return _ask(target)
 
@@ -96,12 +99,19 @@ def _as_person(target: str, *, oauth: bool, anonymous: bool) -> bool:
 def _ask(target: str) -> bool:
     if sign_in_config(target) is None:
         say(f"{target} knows no persons; one signs in there anonymously.")
-        click.confirm("Sign in anonymously?", default=True, abort=True)
+        _confirm("Sign in anonymously?", default=True)
         return False
     say(f"How do you want to sign in to {target}?")
     say("  1  as a person, in the browser")
     say("  2  anonymously, with an organisation of its own")
     return bool(click.prompt("Which", type=click.Choice(["1", "2"]), default="1") == "1")
+
+
+def _confirm(question: str, *, default: bool = False) -> None:
+    """Ends the command where the person says no."""
+    if not click.confirm(question, default=default):
+        say("Nothing has changed.", err=True)
+        raise click.exceptions.Exit(FAILED)
 
 
 def _in_ci() -> bool:
@@ -120,7 +130,7 @@ def _agree_to_replace(before: Credentials | None) -> None:
     if isinstance(before, AnonymousCredentials):
         say(_what_is_lost(before), err=True)
         if in_a_terminal():
-            click.confirm("Go on?", default=False, abort=True)
+            _confirm("Go on?")
 
 
 def _what_is_lost(credentials: AnonymousCredentials) -> str:
@@ -204,7 +214,7 @@ def logout(force: bool) -> None:
         say(f"This removes {_whose(found)}.", err=True)
         if isinstance(found, AnonymousCredentials):
             say(_what_is_lost(found), err=True)
-        click.confirm("Go on?", default=False, abort=True)
+        _confirm("Go on?")
     if not remove_credentials():
         say("You are not signed in.")
     elif found is None:
