@@ -13,7 +13,7 @@ import time
 import webbrowser
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
 
@@ -115,7 +115,7 @@ def _address(config: SignInConfig, own: _Secrets, redirect_uri: str) -> str:
         "code_challenge": own.challenge,
         "code_challenge_method": "S256",
     }
-    return f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query)}"
+    return f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
 
 
 def _exchange(base_url: str, config: SignInConfig, own: _Secrets, code: str, redirect_uri: str) -> OAuthCredentials:
