@@ -173,6 +173,11 @@ class Trainer:
         """The run's id; None before `start()`."""
         return self._job.id if self._job else self._attached_to
 
+    @property
+    def last_event_id(self) -> str | None:
+        """The id of the last event that was dispatched, for `attach(since=…)` in another process; None before it."""
+        return self._stream.cursor
+
     # The three verbs
 
     def start(self) -> StartedJob:

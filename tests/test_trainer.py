@@ -270,6 +270,27 @@ def test_attach_sees_the_whole_history(backend: Backend) -> None:
     assert result.job.name == "a run"
 
 
+def test_another_process_goes_on_behind_the_last_event(backend: Backend) -> None:
+    def stop_at_two(ctx: arkor.TrainingLogContext) -> None:
+        first.append(ctx.step)
+        if ctx.step == 2:
+            enough.set()
+
+    first, second, enough = list[int](), list[int](), threading.Event()
+    trainer = make(max_steps=4, callbacks={"on_log": stop_at_two}, abort_signal=enough)
+    assert trainer.last_event_id is None
+    with pytest.raises(TrainerAborted):
+        trainer.wait()
+    seen = trainer.last_event_id
+    assert trainer.job_id
+    assert seen
+    later = Trainer.attach(
+        trainer.job_id, since=seen, progress=False, callbacks={"on_log": lambda ctx: second.append(ctx.step)}
+    )
+    later.wait()
+    assert (first, second) == ([1, 2], [3, 4])
+
+
 def test_attach_from_now_leaves_the_history_out(slow_backend: Backend) -> None:
     enough = threading.Event()
     watch_five = {"on_log": lambda ctx: enough.set() if ctx.step == 5 else None}
