@@ -173,7 +173,7 @@ def look_at_sign_in() -> Iterator[Finding]:
         return
     if found is None:
         sentence = f"{path} makes no sense, and counts as not signed in"
-        yield Finding("sign-in", WARNING, sentence, "remove it, or put a copy of it in its place")
+        yield Finding("sign-in", WARNING, sentence, "sign in again: arkor login")
     elif isinstance(found, OAuthCredentials):
         ends = "has ended; it is renewed when it is used" if found.expires_at < time.time() else "is valid"
         yield Finding("sign-in", OK, f"at {url_of(found)}; it {ends}")
@@ -208,9 +208,7 @@ def look_elsewhere(url: str) -> Iterator[Finding]:
     credentials = read_credentials()
     if credentials is not None and url_of(credentials) != url:
         sentence = f"ARKOR_CLOUD_API_URL names {url}, but the sign-in is for {url_of(credentials)}"
-        remedy = (
-            f"unset ARKOR_CLOUD_API_URL; or remove {credentials_path()} to sign in there, or set another ARKOR_HOME"
-        )
+        remedy = f"unset ARKOR_CLOUD_API_URL, or sign in there: arkor login --url {url}"
         yield Finding("backend", PROBLEM, sentence, remedy)
         credentials = None
     try:
@@ -234,7 +232,7 @@ def _greeting(url: str, credentials: Credentials | None) -> Iterator[Finding]:
             if error.status not in (401, 403):
                 raise
             sentence = "it does not know the sign-in (its home may be a new one)"
-            yield Finding("backend", PROBLEM, sentence, f"remove {credentials_path()}; the next call gets a new one")
+            yield Finding("backend", PROBLEM, sentence, "end it: arkor logout; the next call gets a new one")
 
 
 # The network

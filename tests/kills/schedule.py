@@ -158,12 +158,14 @@ class Disaster:
         """The caller gets no answer, or one that is as good as none, and asks again with the same key."""
         server = self.serve()
         assert self.server is not None
-        assassin = threading.Timer(self.dice.uniform(0, 0.04), self.server.process.kill)
+        victim = self.server.process
+        assassin = threading.Timer(self.dice.uniform(0, 0.04), victim.kill)
         self.tell(f"server of {server.url} is killed in a submission")
         assassin.start()
         victim = self.server.process
         self.submit(20, 5)
         assassin.join()
+        victim.wait()
         victim.wait()
 
     def stop_worker_for_a_while(self) -> None:
@@ -186,7 +188,7 @@ class Disaster:
         self.dice.choice([self.kill_server, self.kill_worker, self.kill_both])()
 
     def ask_server_to_leave(self) -> None:
-        if self.server is not None:
+        if self.server is not None and self.server.process.poll() is None:
             self.tell(f"server {self.server.process.pid} asked to leave")
             self.server.process.send_signal(signal.SIGTERM)
             assert self.server.process.wait(20) == 0
