@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from contextlib import closing
@@ -255,3 +256,42 @@ def test_delays_double_up_to_the_cap(failures: int) -> None:
     exponential = min(2.0 ** (failures - 1), 60.0)
     assert min(delays) >= 0.75 * exponential
     assert max(delays) <= min(60.0, 1.25 * exponential)
+
+
+def delays_told(caplog: pytest.LogCaptureFixture) -> list[float]:
+    found = [re.search(r"reconnecting in ([0-9.]+) s", record.getMessage()) for record in caplog.records]
+    return [float(match[1]) for match in found if match]
+
+
+@pytest.mark.parametrize(("asked", "told"), [("Retry-After: 0.2", 0.2), ("Retry-After: 3600", 0.3)])
+def test_a_retry_after_is_honoured_up_to_the_cap(asked: str, told: float, caplog: pytest.LogCaptureFixture) -> None:
+    policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.3)
+    with serving(answer(429, b"", asked), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
+        assert steps_until_end(open_stream(server, policy)) == [1]
+    assert delays_told(caplog) == [told]
+
+
+@pytest.mark.parametrize(
+    ("wish", "least", "most"),
+    [("200", 0.1, 0.3), ("0", 0.0, 0.2), ("99999999999999999999999999", 0.3, 0.4), ("000000000000200", 0.1, 0.3)],
+)
+def test_a_wish_of_the_server_is_the_base_delay(
+    wish: str, least: float, most: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From nought it would become a hot loop, so there is a shortest one."""
+    policy = ReconnectPolicy(initial_delay=10.0, max_delay=0.4)
+    steps = [send(f"retry: {wish}\n\n".encode(), log_frame(1)), send(log_frame(2), END_FRAME)]
+    with serving(*steps) as server, caplog.at_level("INFO", "arkor"):
+        began = time.monotonic()
+        assert steps_until_end(open_stream(server, policy)) == [1, 2]
+        assert time.monotonic() - began > 0.07
+    (told,) = delays_told(caplog)
+    assert least <= told <= most
+
+
+def test_a_server_that_nobody_is_at_is_a_fault_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as gone:
+        pass
+    with pytest.raises(StreamLost, match="failed 2 times in a row"):
+        steps_until_end(open_stream(gone, ReconnectPolicy(0.01, 0.01, max_attempts=1)))
+    assert len(delays_told(caplog)) == 1

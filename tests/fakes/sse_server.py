@@ -32,8 +32,7 @@ class ScriptedServer:
     def go_away(self, seconds: float) -> None:
         """Nobody listens for a while."""
         port = self._listener.getsockname()[1]
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-        self._listener.close()
+        self._stop_listening()
         time.sleep(seconds)
         self._listen(port)
 
@@ -58,9 +57,13 @@ class ScriptedServer:
             self.requests.append(headers)
         return step
 
+    def _stop_listening(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
+
     def close(self) -> None:
         self.released.set()
-        self._listener.close()
+        self._stop_listening()
 
 
 def _read_request(connection: socket.socket) -> dict[str, str]:
