@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-schedules test-kills lint bench bench-lifecycle format clean
+.PHONY: help setup demo test test-fast test-backend test-front test-schedules test-kills lint bench bench-lifecycle format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -41,7 +41,13 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo "  arkor jobs"
 
 test: setup lint ## Check style and types, run every test
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 -Otarget test-backend test-front
+
+test-backend: setup ## Run the backend's tests alone
+	$(BIN)/python -m pytest tests/backend
+
+test-front: setup ## Run all other tests
+	$(BIN)/python -m pytest --ignore=tests/backend
 
 test-fast: setup ## Run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow"

@@ -263,7 +263,8 @@ def test_one_whose_token_is_another_is_not_ours() -> None:
 
 
 @pytest.mark.slow
-def test_one_that_does_not_leave_is_named() -> None:
+def test_one_that_does_not_leave_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arkor.client.embedded.LEAVE_SECONDS", 1.0)
     with bystander(deaf=True) as process, answering(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL)
         with pytest.raises(BackendUnavailable, match=f"kill -9 {process.pid}"):
@@ -271,7 +272,8 @@ def test_one_that_does_not_leave_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_one_that_is_mute_is_named(backend: Backend) -> None:
+def test_one_that_is_mute_is_named(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arkor.client.embedded.HEALTH_SECONDS", (0.2, 0.5, 1.0))
     os.kill(backend.process.pid, signal.SIGSTOP)
     try:
         with pytest.raises(BackendUnavailable, match=f"does not answer.*kill {backend.process.pid}"):

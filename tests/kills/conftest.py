@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 #: So many where nobody asks; a module may have a number of its own.
-FEW = 4
+FEW = 2
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
