@@ -68,9 +68,13 @@ def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
     with ZipFile(outlet, "w") as archive:
         for file in files:
             place = f"{name}/{file.relative_to(folder).as_posix()}"
-            entry = ZipInfo.from_file(file, place, strict_timestamps=False)
+            try:
+                entry = ZipInfo.from_file(file, place, strict_timestamps=False)
+                source = file.open("rb")
+            except FileNotFoundError:  # a worker that has just ended tidies up behind itself
+                continue
             entry.compress_type = ZIP_DEFLATED if file.suffix in _TEXTS else ZIP_STORED
-            with file.open("rb") as source, archive.open(entry, "w") as target:
+            with source, archive.open(entry, "w") as target:
                 while piece := source.read(_PIECE):
                     target.write(piece)
                     yield outlet.taken()
