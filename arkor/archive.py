@@ -21,9 +21,8 @@ from arkor.errors import InvalidConfig
 FILES = ("job.json", "events.jsonl", "worker.log")
 FOLDERS = ("checkpoints", "final")
 
-_TEXTS = frozenset(
-    {".json", ".jsonl", ".log", ".txt", ".md", ".jinja"}
-)  # weights are as good as random and stay as they are
+#: What is worth compressing; weights are as good as random.
+_TEXTS = frozenset({".json", ".jsonl", ".log", ".txt", ".md", ".jinja"})
 _PIECE = 1024 * 1024
 
 

@@ -150,8 +150,13 @@ class MalformedEvent(ValueError):
 
 
 def now() -> str:
-    """The time stamp of an event: ISO 8601, UTC, milliseconds."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """The time stamp of an event that happens now."""
+    return stamp(datetime.now(timezone.utc))
+
+
+def stamp(moment: datetime) -> str:
+    """A moment, of UTC, as events have it: ISO 8601, milliseconds."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def encode_event(event: Event) -> dict[str, Any]:

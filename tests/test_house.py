@@ -15,7 +15,7 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
-errors archive settings wire jobs events accounts deployments chat
+errors findings archive settings wire jobs events accounts deployments chat
 client.frames client.plug client.patience client.retry client.replay client.faults client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.replies client.api client.connection client.stream client.state client.connect
 callbacks dispatch display

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from arkor.events import stamp
+
 #: How often a heart beats, and is looked at, in seconds.
 BEAT_SECONDS = 2.0
 
@@ -49,8 +51,7 @@ class Pulse:
         """When the heart beat last, as the time stamp of an event, if it stands still."""
         if self._last is None or self._missed < STALL_LOOKS:
             return None
-        moment = datetime.fromtimestamp(self._last / 1e9, timezone.utc)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return stamp(datetime.fromtimestamp(self._last / 1e9, timezone.utc))
 
     def look(self, file: Path) -> None:
         """Look once; where there is no file, there is nothing to say of its heart."""

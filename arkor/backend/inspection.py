@@ -11,11 +11,9 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import closing, suppress
 from pathlib import Path
-
-from attrs import frozen
 
 from arkor.backend.home import (
     UNFINISHED,
@@ -32,21 +30,9 @@ from arkor.backend.log import LogDamaged, is_held, read_standing
 from arkor.backend.models import INSTALL_STARTER, submission_problem
 from arkor.backend.recovery import NoRun, read_record
 from arkor.backend.schema import SCHEMA_VERSION, way_out
+from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import STARTER_MODEL, arkor_home
 from arkor.wire import to_wire
-
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-
-
-@frozen
-class Finding:
-    """One thing that was looked at: how it stands, in a sentence, and what to do where something is amiss."""
-
-    subject: str
-    level: str
-    sentence: str
-    remedy: str | None = None
-
 
 # The database and the runs
 
@@ -174,8 +160,8 @@ def look_at_starter(home: Path) -> Iterator[Finding]:
         yield Finding("model cache", OK, "HF_HUB_OFFLINE=1: the Hugging Face hub is not asked for other models")
 
 
-def _count(things: object, noun: str) -> str:
-    number = len(things)  # type: ignore[arg-type] # whatever has a length
+def _count(things: Sized, noun: str) -> str:
+    number = len(things)
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from attrs import asdict, evolve, frozen
 
+from arkor.archive import FILES, FOLDERS
 from arkor.backend.home import RunFolder, database_file, datasets_folder, put_together, run_folder, run_ids
 from arkor.backend.home import write_atomically as write
 from arkor.backend.log import LogDamaged, LogWriter, is_held, read_events, read_standing
@@ -30,10 +31,6 @@ from arkor.wire import to_wire
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _UPLOAD = re.compile(r"/v1/datasets/([0-9a-f]{64})/([^/?#]+)")
-
-#: What is copied of a run that comes from elsewhere; nothing else in its folder is of any use here.
-_FILES = ("job.json", "events.jsonl", "worker.log")
-_FOLDERS = ("checkpoints", "final")
 
 logger = logging.getLogger("arkor.backend")
 
@@ -174,10 +171,10 @@ def adopt(home: Path, store: Store, source: Path, project: Project, org: Org) ->
     job = evolve(found.job, org_id=org.id, project_id=project.id)
 
     def fill(copy: RunFolder) -> None:
-        for name in _FILES:
+        for name in FILES:
             if (source / name).exists():
                 shutil.copyfile(source / name, copy.path / name)
-        for name in _FOLDERS:
+        for name in FOLDERS:
             if (source / name).exists():
                 shutil.copytree(source / name, copy.path / name, copy_function=shutil.copyfile)
         write(copy.job, json.dumps(record(job, org, project, None), ensure_ascii=False, indent=1))
@@ -193,8 +190,8 @@ def _check_copy(folder: RunFolder, job_id: str) -> None:
         raise NoRun(f"{folder.path} has no events.jsonl; a run's folder has one beside its job.json.")
     if is_held(folder.events):
         raise NoRun(f"The run in {folder.path} is at work; wait for its end, or cancel it.")
-    tops = [folder.path / name for name in (*_FILES, *_FOLDERS) if (folder.path / name).is_symlink()]
-    below = (path for name in _FOLDERS for path in (folder.path / name).rglob("*"))
+    tops = [folder.path / name for name in (*FILES, *FOLDERS) if (folder.path / name).is_symlink()]
+    below = (path for name in FOLDERS for path in (folder.path / name).rglob("*"))
     for path in (*tops, *below):
         if path.is_symlink() or stat.S_IFMT(path.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise NoRun(f"{path} is neither a file nor a folder; a run's folder has nothing else.")

@@ -282,14 +282,16 @@ class Supervisor:
 
     def _discharge_later(self, *ids: str) -> None:
         """Once nobody can want them any more, remove the retired checkpoints of runs that no worker looks after."""
+        waiting = [folder for job_id in ids if (folder := run_folder(self._home, job_id)).retired.is_dir()]
 
         def discharge_all() -> None:
-            for job_id in ids:
-                discharge(run_folder(self._home, job_id))
+            for folder in waiting:
+                discharge(folder)
 
-        later = threading.Timer(RETIREMENT_SECONDS + 1, discharge_all)
-        later.daemon = True
-        later.start()
+        if waiting:
+            later = threading.Timer(RETIREMENT_SECONDS + 1, discharge_all)
+            later.daemon = True
+            later.start()
 
     def _verdict(self, job: Job, folder: RunFolder, how: str, last: str | None) -> Event | None:
         """What is to be said in a log whose worker is dead; nothing if there was none and the job still waits."""

@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from attrs import frozen
 from requests.utils import get_environ_proxies, select_proxy
 
 from arkor.client.connect import choose_backend
@@ -33,25 +32,14 @@ from arkor.client.credentials import (
 from arkor.client.embedded import NEEDED
 from arkor.client.http import Access, Http, is_loopback
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
+from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import VERSION
-
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 #: Below how many free bytes something will soon not fit, and below how many a run can hardly begin.
 TIGHT, FULL = 2 * 2**30, 400 * 2**20
 
 #: Seconds to wait for a backend elsewhere: to connect, and for its answer.
 PATIENCE = (5.0, 5.0)
-
-
-@frozen
-class Finding:
-    """One thing that was looked at: how it stands, in a sentence, and what to do where something is amiss."""
-
-    subject: str
-    level: str
-    sentence: str
-    remedy: str | None = None
 
 
 # The installation

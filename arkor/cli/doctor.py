@@ -20,11 +20,11 @@ import click
 from attrs import frozen
 
 from arkor.cli import checkup, local
-from arkor.cli.checkup import OK, PROBLEM, WARNING, Finding
 from arkor.cli.errors import FAILED
 from arkor.cli.errors import OK as DONE
 from arkor.cli.text import say
 from arkor.client.embedded import ANOTHER_SERVES, environment_of_server
+from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import VERSION, arkor_home
 from arkor.wire import from_wire, to_wire
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from arkor.cli.checkup import OK, PROBLEM, WARNING, Finding
 from arkor.client.embedded import Health, Listing, ask_health, is_alive, may_stay, read_listing
 from arkor.errors import BackendUnavailable
+from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import VERSION
 
 #: Seconds for it to answer.

@@ -20,8 +20,6 @@ from arkor.errors import ArkorError
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 #: sseclient-py joins the lines of a frame one by one; lines × bytes bounds that work to a fraction of a second.
 _MAX_FRAME_WORK = 2**32
-#: Whatever its lines are, a frame of so many bytes is within that bound.
-_SMALL = 2**16
 
 _BOM = b"\xef\xbb\xbf"
 _DATA = re.compile(rb"^data(?::|$)", re.MULTILINE)
@@ -110,10 +108,7 @@ def _mended(blocks: Iterable[bytes]) -> Iterator[bytes]:
         except UnicodeDecodeError:  # replaced by U+FFFD, as the standard's decoder does
             block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901 - the same, mended
         # What a backend sends is nearly always plain, so that is found out quickly.
-        is_plain = (len(block) <= _SMALL or _fits(block)) and b"\x00" not in block and b"retry" not in block
-        if is_plain and block.find(b"\n\n") == len(block) - 2 and b"\ndata:" in block:  # and often alone
-            yield block
-            continue
+        is_plain = _fits(block) and b"\x00" not in block and b"retry" not in block
         for frame in block[:-2].split(b"\n\n"):
             yield (frame if is_plain and b"\ndata:" in frame else _mend(frame)) + b"\n\n"
 
