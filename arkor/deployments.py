@@ -1,11 +1,27 @@
-"""A model behind an address: the deployment, and the keys that open it."""
+"""A model behind an address: the deployment, the keys that open it, and what may be asked of either.
+
+The classes decode whatever a newer backend sends; the functions say no to what no backend would take. Which slugs
+are reserved, and which models there are, only a backend knows.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
+
+from arkor.errors import InvalidConfig
+
+AUTH_MODES = ("none", "fixed_api_key")
+RETENTION_MODES = ("unlimited", "disabled", "days")
+
+#: Characters of a slug, and of a key's label without the white space around it.
+SLUG_LENGTH = (2, 50)
+LABEL_LENGTH = (1, 80)
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*[a-z0-9]")
 
 
 @frozen
@@ -45,3 +61,76 @@ class DeploymentKey:
     last_used_at: str | None = None
     plaintext: str | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(factory=dict)
+
+
+# What may be asked; each raises `InvalidConfig`, which names the field
+
+
+def check_slug(slug: Any) -> None:
+    """2 to 50 lower-case letters, digits and hyphens; a hyphen neither first nor last."""
+    shortest, longest = SLUG_LENGTH
+    if not isinstance(slug, str) or not shortest <= len(slug) <= longest or not _SLUG.fullmatch(slug):
+        problem = f"must be {shortest} to {longest} of a-z, 0-9 and hyphens, with no hyphen first or last"
+        raise InvalidConfig("slug", f"{problem}; not {_shown(slug)}")
+
+
+def check_auth_mode(mode: Any) -> None:
+    _check_word("auth_mode", mode, AUTH_MODES)
+
+
+def check_target(target: Any) -> None:
+    """An adapter of a run, or a base model; fields that are not known here are the backend's business."""
+    kind = target.get("kind") if isinstance(target, Mapping) else None
+    if kind == "base_model":
+        _check_text("target.baseModel", target.get("baseModel"))
+    elif kind == "adapter":
+        _check_adapter(target.get("adapter"))
+    else:
+        problem = 'must be {"kind": "adapter", "adapter": …} or {"kind": "base_model", "baseModel": …}'
+        raise InvalidConfig("target", f"{problem}, not {_shown(target)}")
+
+
+def _check_adapter(adapter: Any) -> None:
+    kind = adapter.get("kind") if isinstance(adapter, Mapping) else None
+    if kind not in ("final", "checkpoint"):
+        problem = 'must be {"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
+        raise InvalidConfig("target.adapter", f"{problem}, not {_shown(adapter)}")
+    _check_text("target.adapter.jobId", adapter.get("jobId"))
+    step = adapter.get("step")
+    if kind == "checkpoint" and (type(step) is not int or step < 0):
+        raise InvalidConfig("target.adapter.step", f"must be the step of a checkpoint, not {_shown(step)}")
+
+
+def check_retention(mode: Any, days: Any) -> None:
+    """How long a deployment keeps what it was asked and answered; None leaves it to the backend."""
+    if mode is not None:
+        _check_word("run_retention_mode", mode, RETENTION_MODES)
+    if days is None:
+        return
+    if type(days) is not int or not 0 < days < 2**31:
+        raise InvalidConfig("run_retention_days", f"must be a positive whole number of days, not {_shown(days)}")
+    if mode is not None and mode != "days":
+        raise InvalidConfig("run_retention_days", f'goes with the retention mode "days" alone, not with {mode!r}')
+
+
+def clean_label(label: Any) -> str:
+    """The label of a key without the white space around it: 1 to 80 characters."""
+    shortest, longest = LABEL_LENGTH
+    if not isinstance(label, str) or not shortest <= len(label.strip()) <= longest:
+        raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {_shown(label)}")
+    return label.strip()
+
+
+def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise InvalidConfig(name, f"must be {' or '.join(map(repr, words))}, not {_shown(value)}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InvalidConfig(name, f"must be a non-empty string, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
+import attrs
 import requests
 from attrs import frozen
 
@@ -24,7 +25,16 @@ from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
 from arkor.client.oauth import access_for
 from arkor.client.replies import ChatResponse, patience_of
-from arkor.deployments import Deployment, DeploymentKey
+from arkor.client.schemas import response_format_of
+from arkor.deployments import (
+    Deployment,
+    DeploymentKey,
+    check_auth_mode,
+    check_retention,
+    check_slug,
+    check_target,
+    clean_label,
+)
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
 from arkor.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
 from arkor.wire import from_wire, to_wire
@@ -201,7 +211,15 @@ class CloudApiClient:
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> ChatResponse:
-        """One chat completion, streamed or not as the request says; `abort_signal` ends it (`TrainerAborted`)."""
+        """One chat completion, streamed or not as the request says; `abort_signal` ends it (`TrainerAborted`).
+
+        Its `response_format` may be a class (attrs, dataclass, Pydantic); the answer's `parsed` is an instance then.
+        """
+        form = request.response_format
+        if isinstance(form, Mapping):
+            form = None
+        elif form is not None:
+            request = attrs.evolve(request, response_format=response_format_of(form))
         body, query = to_wire(request), self._query(scope)
         headers = {"Accept": "text/event-stream" if request.stream else "application/json"}
 
@@ -210,7 +228,8 @@ class CloudApiClient:
             return self.http.open("POST", route, query=query, body=body, headers=headers, timeout=PATIENT_TIMEOUT)
 
         patience = patience_of(abort_signal)
-        return ChatResponse(patience.call(ask, requests.Response.close) if patience else ask(), abort_signal)
+        response = patience.call(ask, requests.Response.close) if patience else ask()
+        return ChatResponse(response, abort_signal, form)
 
     # Deployments
 
@@ -231,9 +250,17 @@ class CloudApiClient:
         run_retention_days: int | None = None,
         scope: Scope | None = None,
     ) -> Deployment:
-        """Put a model behind an address (`target`: see `Deployment`); `CloudApiError` 409 when the slug is taken."""
+        """Put a model behind an address (`target`: see `Deployment`); `CloudApiError` 409 when the slug is taken.
+
+        Raises `InvalidConfig` for a value that no backend would take.
+        """
+        wanted = to_wire(target)
+        check_slug(slug)
+        check_target(wanted)
+        check_auth_mode(auth_mode)
+        check_retention(run_retention_mode, run_retention_days)
         retention = _without_none(runRetentionMode=run_retention_mode, runRetentionDays=run_retention_days)
-        body = {"slug": slug, "target": to_wire(target), "authMode": auth_mode, **retention}
+        body = {"slug": slug, "target": wanted, "authMode": auth_mode, **retention}
         return _one(
             Deployment, self.http.call("POST", "/v1/endpoints", query=self._query(scope), body=body), "deployment"
         )
@@ -249,9 +276,15 @@ class CloudApiClient:
         run_retention_days: int | None = None,
         scope: Scope | None = None,
     ) -> Deployment:
-        """Change what is given, leave the rest as it is."""
+        """Change what is given, leave the rest as it is. Raises `InvalidConfig` for what no backend would take."""
+        wanted = to_wire(target)
+        if target is not None:
+            check_target(wanted)
+        if auth_mode is not None:
+            check_auth_mode(auth_mode)
+        check_retention(run_retention_mode, run_retention_days)
         body = _without_none(
-            target=to_wire(target),
+            target=wanted,
             authMode=auth_mode,
             enabled=enabled,
             runRetentionMode=run_retention_mode,
@@ -269,9 +302,10 @@ class CloudApiClient:
         return _list(DeploymentKey, answer, "keys")
 
     def create_deployment_key(self, deployment_id: str, label: str, *, scope: Scope | None = None) -> DeploymentKey:
-        """A new key; its `plaintext` is in this answer and never again."""
+        """A new key; its `plaintext` is in this answer and never again. Raises `InvalidConfig` for the label."""
+        body = {"label": clean_label(label)}
         path = f"{_endpoint(deployment_id)}/keys"
-        answer = self.http.call("POST", path, query=self._query(scope), body={"label": label})
+        answer = self.http.call("POST", path, query=self._query(scope), body=body)
         return _one(DeploymentKey, answer, "key")
 
     def revoke_deployment_key(self, deployment_id: str, key_id: str, *, scope: Scope | None = None) -> None:
