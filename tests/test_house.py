@@ -17,7 +17,7 @@ PACKAGE = Path(arkor.__file__).parent
 FLOORS = """
 errors findings archive settings wire jobs events accounts deployments chat
 client.frames client.plug client.patience client.retry client.replay client.faults client.http client.credentials client.oauth client.landing client.sign_in client.embedded
-client.replies client.api client.connection client.stream client.state client.connect
+client.schemas client.replies client.api client.connection client.stream client.state client.connect
 callbacks dispatch display
 trainer project __init__
 cli.errors cli.text cli.runs cli.chat cli.copies cli.project cli.serve cli.account cli.checkup cli.local cli.doctor cli.main __main__

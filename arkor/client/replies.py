@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from arkor.client.faults import error_in_stream, unavailable
 from arkor.client.frames import frames
 from arkor.client.patience import Patience
+from arkor.client.schemas import instance_of
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 
 _CHUNK_BYTES = 64 * 1024
@@ -36,8 +37,12 @@ class ChatResponse:
     `BackendUnavailable` where the answer breaks off, `TrainerAborted` once the abort signal is set.
     """
 
-    def __init__(self, response: requests.Response, abort_signal: threading.Event | None = None) -> None:
+    def __init__(
+        self, response: requests.Response, abort_signal: threading.Event | None = None, form: Any = None
+    ) -> None:
         self.raw = response
+        self._form = form
+        self._finish_reason: str | None = None
         self._patience = patience_of(abort_signal)
         self._streamed = response.headers.get("Content-Type", "").startswith("text/event-stream")
         self._completion: dict[str, Any] | None = None
@@ -71,6 +76,23 @@ class ChatResponse:
             pass
         return self._message
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ends: `"stop"`, `"length"` (cut off at `max_tokens`) or `"tool_calls"`; waits for the end."""
+        for _ in self._deltas:
+            pass
+        return self._finish_reason
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as an instance of the class that was the `response_format`; without one, its JSON as plain data.
+
+        Waits for the end. Raises `ArkorError` for an answer that was cut off, or is not of that form.
+        """
+        if self.finish_reason == "length":
+            raise ArkorError("the answer was cut off before its end; ask again with a larger max_tokens")
+        return instance_of(Any if self._form is None else self._form, self.text())
+
     def json(self) -> dict[str, Any]:
         """The chat-completion object, of a request with `stream=False`; raises `ArkorError` otherwise."""
         if self._streamed:
@@ -85,23 +107,23 @@ class ChatResponse:
         content = self._read(lambda: self.raw.content)
         self.close()
         self._completion = _completion(self.raw, content)
-        self._message = self._completion["choices"][0]["message"]
+        choice = self._completion["choices"][0]
+        self._message, self._finish_reason = choice["message"], choice.get("finish_reason")
         if text := self._message.get("content"):
             yield text
 
     def _stream(self) -> Iterator[str]:
-        finished = False
         try:
             for frame in frames(self._chunks()):
                 if frame.data.strip() == "[DONE]":
                     return
                 for choice in _choices(frame.data):
-                    finished = finished or bool(choice.get("finish_reason"))
+                    self._finish_reason = choice.get("finish_reason") or self._finish_reason
                     if text := self._take(choice.get("delta")):
                         yield text
         finally:
             self.close()
-        if not finished:
+        if not self._finish_reason:
             raise BackendUnavailable("the backend broke off its answer before the end; ask again")
 
     def _chunks(self) -> Iterator[bytes]:
