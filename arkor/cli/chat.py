@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from typing import Any
 
 import click
@@ -41,17 +41,23 @@ class Conversation:
     settings: dict[str, Any]
     messages: list[Message] = field(factory=list)
 
-    def ask(self, text: str) -> Iterator[str]:
-        """The answer as it comes; question and answer are remembered once it is complete."""
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """The answer as it comes; the question is remembered with what was answered, were it only half of it."""
         asked = [*self.messages, {"role": "user", "content": text}]
         head = [{"role": "system", "content": self.system}] if self.system else []
         target = self.target
         request = InferenceRequest(
             head + asked, adapter=target.adapter, base_model=target.base_model, stream=True, **self.settings
         )
+        answered = ""
         with self.client.chat(request) as answer:
-            yield from answer
-            self.messages = [*asked, {"role": "assistant", "content": answer.text()}]
+            try:
+                for part in answer:
+                    answered += part
+                    yield part
+            finally:
+                if answered:
+                    self.messages = [*asked, {"role": "assistant", "content": answered}]
 
 
 @click.command()
@@ -96,21 +102,36 @@ def _final(job: TrainingJob) -> Target:
 
 
 def _print_answer(conversation: Conversation, text: str) -> None:
-    for part in conversation.ask(text):
-        say(part, nl=False)
+    with closing(conversation.ask(text)) as parts:
+        for part in parts:
+            say(part, nl=False)
     say()
+
+
+# A conversation in a terminal
 
 
 def _converse(conversation: Conversation) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401 - line editing and history for input()
-    say(f"Talking to {conversation.target.name}. An empty line or Ctrl-D leaves; /new starts afresh.", err=True)
-    with suppress(EOFError):
-        while text := input("> ").strip():
-            if text == "/new":
-                conversation.messages = []
-            else:
-                _answer_or_say_why(conversation, text)
+    say(f"Talking to {conversation.target.name}. Ctrl-C stops an answer, Ctrl-D leaves, /help tells more.", err=True)
+    while (line := _read_line()) is not None:
+        if line.startswith("/"):
+            _obey(conversation, line)
+        elif line.strip():
+            _answer_or_say_why(conversation, line.strip())
+
+
+def _read_line() -> str | None:
+    """The next line, empty for one that was given up with Ctrl-C; None when there are no more."""
+    try:
+        return input("> ")
+    except KeyboardInterrupt:
+        say()
+        return ""
+    except EOFError:
+        say()
+        return None
 
 
 def _answer_or_say_why(conversation: Conversation, text: str) -> None:
@@ -123,3 +144,35 @@ def _answer_or_say_why(conversation: Conversation, text: str) -> None:
         if not conversation.messages:
             raise
         say(str(error), err=True)
+
+
+_HELP = """/system TEXT   set the system prompt; /system alone shows it, /system - takes it away
+/model NAME    go on with another: JOB, JOB@STEP or a base MODEL; /model alone shows which it is
+/new           forget what was said
+/help          this list
+A message that begins with a slash: put a blank before it."""
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    """Do what a line that begins with a slash says."""
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if command == "/system":
+        conversation.system = (None if rest == "-" else rest) if rest else conversation.system
+        say(f"System prompt: {conversation.system or 'none'}", err=True)
+    elif command == "/model":
+        if rest:
+            _change_target(conversation, rest)
+        say(f"Talking to {conversation.target.name}.", err=True)
+    elif command == "/new":
+        conversation.messages = []
+        say("What was said is forgotten.", err=True)
+    else:
+        say(_HELP if command == "/help" else f"There is no {command} here.\n{_HELP}", err=True)
+
+
+def _change_target(conversation: Conversation, name: str) -> None:
+    try:
+        conversation.target = _target_of(conversation.client, name)
+    except (ArkorError, click.ClickException) as error:
+        say(error.format_message() if isinstance(error, click.ClickException) else str(error), err=True)

@@ -44,14 +44,63 @@ def test_a_question_through_a_pipe(run: Run, finished: str) -> None:
     assert "there is nothing to ask" in empty.stderr
 
 
-def test_a_conversation(finished: str) -> None:
-    with Terminal(sys.executable, "-m", "arkor", "chat") as terminal:
+def talk(*pairs: tuple[str, str], target: tuple[str, ...] = (), leave: str = "\x04") -> int:
+    """Type each line once the prompt is there, and wait for its answer; then leave. The exit code."""
+    with Terminal(sys.executable, "-m", "arkor", "chat", *target) as terminal:
         terminal.expect("> ")
-        for typed, answer in (("Hello", "scripted: Hello"), ("/new", ""), ("Again", "scripted: Again")):
+        for typed, answer in pairs:
             terminal.type(f"{typed}\n")
             terminal.expect(f"{answer}\r\n")
             terminal.expect("> ")
-        terminal.type("\n")
+        terminal.type(leave)
+        return terminal.exit_code()
+
+
+def test_a_conversation(finished: str) -> None:
+    assert talk(("Hello", "scripted: Hello"), ("", ""), ("/new", "forgotten."), ("Again", "scripted: Again")) == 0
+
+
+def test_the_system_prompt_is_set_shown_and_taken_away(finished: str) -> None:
+    told = talk(
+        ("/system", "System prompt: none"),
+        ("/system Be brief.", "System prompt: Be brief."),
+        ("/system", "System prompt: Be brief."),
+        ("/system -", "System prompt: none"),
+    )
+    assert told == 0
+
+
+def test_the_model_can_be_changed_and_a_wrong_one_is_said(finished: str) -> None:
+    told = talk(
+        ("Hello", "scripted: Hello"),
+        ("/model scripted/fail", "Talking to scripted/fail."),
+        ("Hello", "as it was asked to. (POST /v1/inference/chat, status 503)"),
+        (f"/model {finished}@3", "at step 3."),
+        ("Hello", "scripted: Hello"),
+        ("/modle x", "put a blank before it."),
+        (" /etc is a folder", "scripted: /etc is a folder"),
+    )
+    assert told == 0
+
+
+@pytest.fixture
+def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend that is started behind this takes its time for a word."""
+    monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.05")
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished: str) -> None:
+    with Terminal(sys.executable, "-m", "arkor", "chat") as terminal:
+        terminal.expect("> ")
+        terminal.type(f"{'word ' * 300}\n")
+        terminal.expect("scripted: word")
+        terminal.type("\x03")
+        terminal.expect("> ")
+        terminal.type("half a question\x03")
+        terminal.expect("> ")
+        terminal.type("Hello\n")
+        terminal.expect("scripted: Hello\r\n> ")
+        terminal.type("\x04")
         assert terminal.exit_code() == 0
 
 
