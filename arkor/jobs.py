@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from attrs import field, frozen
@@ -127,26 +127,65 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-Check = Callable[[str, Any], None]
+class Check(Protocol):
+    """Raises `InvalidConfig` for a value that is no good; `schema` is the same as JSON Schema, as far as that goes."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, name: str, value: Any) -> None: ...
 
 
-def _integer(minimum: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
-            raise InvalidConfig(name, f"must be a whole number of at least {minimum}, not {_shown(value)}")
+@frozen
+class _Integer:
+    minimum: int
 
-    return check
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "integer", "minimum": self.minimum, "maximum": 2**31 - 1}
+
+    def __call__(self, name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
+            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {_shown(value)}")
 
 
-def _number(*, above: float | None = None, minimum: float | None = None) -> Check:
-    bound = f"above {above:g}" if above is not None else f"of at least {minimum:g}"
+@frozen
+class _Number:
+    above: float | None = None
+    minimum: float | None = None
 
-    def check(name: str, value: Any) -> None:
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not numeric or (above is not None and value <= above) or (minimum is not None and value < minimum):
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        bound = {"minimum": self.minimum} if self.above is None else {"exclusiveMinimum": self.above}
+        return {"type": "number", **bound}
+
+    def __call__(self, name: str, value: Any) -> None:
+        bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
+        if not _is_finite(value) or not self._within(value):
             raise InvalidConfig(name, f"must be a number {bound}, not {_shown(value)}")
 
-    return check
+    def _within(self, value: float) -> bool:
+        return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+@frozen
+class _Rule:
+    """A check that has its schema beside it."""
+
+    check: Callable[[str, Any], None]
+    schema: Mapping[str, Any]
+
+    def __call__(self, name: str, value: Any) -> None:
+        self.check(name, value)
 
 
 def _boolean(name: str, value: Any) -> None:
@@ -159,9 +198,13 @@ def _text(name: str, value: Any) -> None:
         raise InvalidConfig(name, f"must be a non-empty string, not {_shown(value)}")
 
 
+_BOOLEAN = _Rule(_boolean, {"type": "boolean"})
+_TEXT = _Rule(_text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+
+
 def _warmup(name: str, value: Any) -> None:
     """Whole steps, or below 1 the share of the run, as in transformers."""
-    _number(minimum=0)(name, value)
+    _Number(minimum=0)(name, value)
     if isinstance(value, float) and value >= 1 and not value.is_integer():
         raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {_shown(value)}")
 
@@ -196,6 +239,29 @@ def _share(name: str, value: Any) -> None:
         raise InvalidConfig(name, problem)
 
 
+_FORMAT = _Rule(
+    _format,
+    {"type": "object", "properties": {"type": {"enum": FORMATS}}, "required": ["type"], "additionalProperties": False},
+)
+_A_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_SPLIT = _Rule(
+    _split,
+    {
+        "anyOf": [
+            _TEXT.schema,
+            _A_SHARE,
+            {
+                "type": "object",
+                "properties": {"train": _TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _A_SHARE]}},
+                "minProperties": 1,
+                "additionalProperties": False,
+            },
+        ]
+    },
+)
+_WARMUP = _Rule(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})
+
+
 def _setting(check: Check) -> Any:
     return field(default=None, metadata={"check": check})
 
@@ -210,10 +276,10 @@ class LoraConfig:
     load_in_4bit: bool | None = None
 
     def __attrs_post_init__(self) -> None:
-        for name, check in (("r", _integer(1)), ("alpha", _number(above=0))):
+        for name, check in (("r", _Integer(1)), ("alpha", _Number(above=0))):
             check(f"lora.{name}", getattr(self, name))
         if self.max_length is not None:
-            _integer(8)("lora.max_length", self.max_length)
+            _Integer(8)("lora.max_length", self.max_length)
         if self.load_in_4bit is not None:
             _boolean("lora.load_in_4bit", self.load_in_4bit)
 
@@ -233,27 +299,27 @@ def _source(value: Any) -> Any:
 class JobConfig:
     """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
 
-    model: str
-    dataset_source: Any = field(converter=_source)
-    dataset_format: Mapping[str, Any] | None = _setting(_format)
-    max_steps: int | None = _setting(_integer(1))
-    num_train_epochs: float | None = _setting(_number(above=0))
-    learning_rate: float | None = _setting(_number(above=0))
-    batch_size: int | None = _setting(_integer(1))
-    optim: str | None = _setting(_text)
-    lr_scheduler_type: str | None = _setting(_text)
-    weight_decay: float | None = _setting(_number(minimum=0))
-    warmup_steps: float | None = _setting(_warmup)
-    logging_steps: int | None = _setting(_integer(1))
-    save_steps: int | None = _setting(_integer(1))
-    eval_steps: int | None = _setting(_integer(1))
-    lora_r: int | None = _setting(_integer(1))
-    lora_alpha: float | None = _setting(_number(above=0))
-    max_length: int | None = _setting(_integer(8))
-    load_in_4bit: bool | None = _setting(_boolean)
-    train_on_responses_only: bool | None = _setting(_boolean)
-    dataset_split: Any = _setting(_split)
-    dry_run: bool | None = _setting(_boolean)
+    model: str = field(metadata={"schema": _TEXT.schema})
+    dataset_source: Any = field(converter=_source, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}})
+    dataset_format: Mapping[str, Any] | None = _setting(_FORMAT)
+    max_steps: int | None = _setting(_Integer(1))
+    num_train_epochs: float | None = _setting(_Number(above=0))
+    learning_rate: float | None = _setting(_Number(above=0))
+    batch_size: int | None = _setting(_Integer(1))
+    optim: str | None = _setting(_TEXT)
+    lr_scheduler_type: str | None = _setting(_TEXT)
+    weight_decay: float | None = _setting(_Number(minimum=0))
+    warmup_steps: float | None = _setting(_WARMUP)
+    logging_steps: int | None = _setting(_Integer(1))
+    save_steps: int | None = _setting(_Integer(1))
+    eval_steps: int | None = _setting(_Integer(1))
+    lora_r: int | None = _setting(_Integer(1))
+    lora_alpha: float | None = _setting(_Number(above=0))
+    max_length: int | None = _setting(_Integer(8))
+    load_in_4bit: bool | None = _setting(_BOOLEAN)
+    train_on_responses_only: bool | None = _setting(_BOOLEAN)
+    dataset_split: Any = _setting(_SPLIT)
+    dry_run: bool | None = _setting(_BOOLEAN)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def check(self) -> None:

@@ -19,12 +19,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkor.backend.bell import Bell
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
+from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
 from arkor.backend.routes import Refusal, auth, copies, datasets, inference, jobs, projects
 from arkor.backend.schema import way_out
 from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
@@ -41,6 +41,27 @@ def health(request: Request) -> Response:
     return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
 
 
+def description(request: Request) -> Response:
+    """`GET /openapi.json`."""
+    return JSONResponse(describe(request.app.routes))
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_WELL = body_of(status={"const": "ok"}, version={"type": "string"}, protocol=_COUNT, activeRuns=_COUNT)
+
+routes = [
+    route("GET", "/healthz", health, NOTHING, "That it is well.", answers={200: Answer("It is.", _WELL)}),
+    route(
+        "GET",
+        "/openapi.json",
+        description,
+        NOTHING,
+        "What each route takes and answers.",
+        answers={200: Answer("An OpenAPI document.", {"type": "object"})},
+    ),
+]
+
+
 def create_app(home: Path, store: Store, engine: str) -> Starlette:
     """The application on `home`, whose runs `engine` trains."""
 
@@ -54,8 +75,11 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
         app.state.supervisor.stop()
 
     rooms = (auth, projects, jobs, copies, datasets, inference)
-    routes = [Route("/healthz", health), *(route for room in rooms for route in room.routes)]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
+    app = Starlette(
+        routes=[*routes, *(one for room in rooms for one in room.routes)],
+        lifespan=lifespan,
+        exception_handlers=_HANDLERS,
+    )
     app.router.redirect_slashes = False
     app.state.home = home
     app.state.engine = engine

@@ -18,6 +18,9 @@ from starlette.requests import Request
 from arkor.backend.store import Job, Org, Project, Store, User
 
 JSON_LIMIT = 1024 * 1024
+
+#: What a person calls a thing of theirs, as `require_text` takes it.
+NAME = {"type": "string", "maxLength": 200, "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}
 _PIECE = 1024 * 1024
 
 

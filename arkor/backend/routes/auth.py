@@ -5,17 +5,29 @@ from __future__ import annotations
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from arkor.accounts import Me
+from arkor.accounts import Org as OrgOnWire
+from arkor.backend.openapi import NOTHING, TOKEN, Answer, body_of, fields_of, list_of, route
 from arkor.backend.routes import check_fields, invalid, read_object, require_user
 from arkor.backend.store import Org
+
+KINDS = ("cli", "web")
+NEW_IDENTITY = body_of(kind={"enum": KINDS})
+
+_TEXT = {"type": "string"}
+_IDENTITY = body_of(token=_TEXT, anonymousId=_TEXT, kind={"enum": KINDS}, personalOrg=OrgOnWire)
+_NONE = {"type": "null"}
+_NO_OAUTH = body_of(
+    auth0Domain=_NONE, clientId=_NONE, audience=_NONE, callbackPorts={**list_of({"type": "integer"}), "maxItems": 0}
+)
 
 
 async def create_anonymous(request: Request) -> Response:
     """`POST /v1/auth/anonymous`: a new identity with an organisation of its own."""
     body = await read_object(request)
-    check_fields(body, ["kind"])
-    if body["kind"] not in ("cli", "web"):
+    check_fields(body, *fields_of(NEW_IDENTITY))
+    if body["kind"] not in KINDS:
         raise invalid("kind", 'must be "cli" or "web"')
     token, user, org = await run_in_threadpool(request.app.state.store.create_identity)
     answer = {"token": token, "anonymousId": user.id, "kind": body["kind"], "personalOrg": org_json(org)}
@@ -40,7 +52,22 @@ def org_json(org: Org) -> dict[str, str]:
 
 
 routes = [
-    Route("/v1/auth/anonymous", create_anonymous, methods=["POST"]),
-    Route("/v1/auth/cli/config", sign_in_config),
-    Route("/v1/me", me),
+    route(
+        "POST",
+        "/v1/auth/anonymous",
+        create_anonymous,
+        NOTHING,
+        "A new identity with an organisation of its own.",
+        body=NEW_IDENTITY,
+        answers={201: Answer("The identity; its token is shown this once.", _IDENTITY)},
+    ),
+    route(
+        "GET",
+        "/v1/auth/cli/config",
+        sign_in_config,
+        NOTHING,
+        "How people sign in: not at all, for there is no OAuth here.",
+        answers={200: Answer("Nulls.", _NO_OAUTH)},
+    ),
+    route("GET", "/v1/me", me, TOKEN, "Who the token belongs to.", answers={200: Answer("The user.", Me)}),
 ]

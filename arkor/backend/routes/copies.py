@@ -9,15 +9,16 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from arkor.archive import contents, pack
 from arkor.backend.copies import AnotherHasIt, Owner, take_in
 from arkor.backend.home import UNFINISHED, run_folder, runs_folder
+from arkor.backend.openapi import FILE, PROJECT, Answer, body_of, route
 from arkor.backend.recovery import NoRun
 from arkor.backend.routes import Refusal, require_job, require_scope, save_body
 from arkor.backend.routes.jobs import job_json
 from arkor.errors import InvalidConfig
+from arkor.jobs import TrainingJob
 
 #: How large a zip may be, in bytes.
 IMPORT_LIMIT = 16 * 1024**3
@@ -64,6 +65,27 @@ async def export_job(request: Request) -> Response:
 
 
 routes = [
-    Route("/v1/jobs/import", import_job, methods=["POST"]),
-    Route("/v1/jobs/{id}/export", export_job, methods=["GET"]),
+    route(
+        "POST",
+        "/v1/jobs/import",
+        import_job,
+        PROJECT,
+        "Take in a run that was exported elsewhere.",
+        body=FILE,
+        body_type="application/zip",
+        answers={
+            201: Answer("The job.", body_of(job=TrainingJob)),
+            200: Answer("The job, which this project had already.", body_of(job=TrainingJob)),
+        },
+        errors={400: "The zip holds no run.", 409: "Another project has that run."},
+    ),
+    route(
+        "GET",
+        "/v1/jobs/{id}/export",
+        export_job,
+        PROJECT,
+        "A run's folder as a zip.",
+        answers={200: Answer("The zip.", FILE, "application/zip")},
+        errors={409: "The run goes on, or its folder is not whole."},
+    ),
 ]

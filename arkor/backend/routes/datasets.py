@@ -11,9 +11,9 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from arkor.backend.home import UPLOADING, datasets_folder
+from arkor.backend.openapi import FILE, PROJECT, Answer, Parameter, body_of, route
 from arkor.backend.routes import invalid, require_scope, save_body
 
 UPLOAD_LIMIT = 8 * 1024**3
@@ -50,4 +50,20 @@ async def _receive(request: Request, folder: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-routes = [Route("/v1/datasets", upload, methods=["POST"])]
+_TEXT = {"type": "string"}
+_UPLOADED = body_of(id=_TEXT, filename=_TEXT, bytes={"type": "integer"}, url=_TEXT)
+_FILENAME = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\\\u0000]+$"}
+
+routes = [
+    route(
+        "POST",
+        "/v1/datasets",
+        upload,
+        PROJECT,
+        "Upload a file of data; the same content is kept once.",
+        body=FILE,
+        body_type="application/octet-stream",
+        parameters=[Parameter("filename", _FILENAME, "What it is called, without its folder.", required=True)],
+        answers={201: Answer("Its `url` is what a job names as its data.", body_of(dataset=_UPLOADED))},
+    )
+]

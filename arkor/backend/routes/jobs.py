@@ -12,14 +12,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import Send
 
 from arkor.backend.home import create_run, run_folder
 from arkor.backend.log import last_id
 from arkor.backend.models import submission_problem
+from arkor.backend.openapi import EVENTS, PROJECT, TEXT, Answer, Parameter, body_of, fields_of, list_of, route
 from arkor.backend.recovery import record
 from arkor.backend.routes import (
+    NAME,
     CallScope,
     Refusal,
     check_fields,
@@ -35,11 +36,13 @@ from arkor.backend.supervisor import AlreadyOver
 from arkor.backend.training.plan import check_names
 from arkor.errors import InvalidConfig
 from arkor.events import now
-from arkor.jobs import BlobDataset, JobConfig, JobStatus, parse_dataset
+from arkor.jobs import BlobDataset, JobConfig, JobStatus, TrainingJob, parse_dataset
 from arkor.wire import camel, from_wire, to_wire
 
 #: How many jobs are listed at once, where the caller does not say, and at most.
 PAGE, LONGEST_PAGE = 100, 1000
+
+NEW_JOB = body_of(name=NAME, config=JobConfig)
 
 # Submitting
 
@@ -48,7 +51,7 @@ async def submit(request: Request) -> Response:
     """`POST /v1/jobs`; with an `Idempotency-Key` that the project knows, the job of that key, once more."""
     scope = await require_scope(request)
     body = await read_object(request)
-    check_fields(body, ["name", "config"])
+    check_fields(body, *fields_of(NEW_JOB))
     key = request.headers.get("idempotency-key") or None
     if key and len(key) > 255:
         raise invalid("Idempotency-Key", "must have at most 255 characters")
@@ -240,10 +243,76 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
+_KEY = {"type": "string", "maxLength": 255}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE}
+_ITS_ID = {"parameters": {"id": "$response.body#/job/id"}}
+_LINKS = {
+    name: {"operationId": operation, **_ITS_ID}
+    for name, operation in (("job", "getV1JobsId"), ("cancel", "postV1JobsIdCancel"))
+}
+
 routes = [
-    Route("/v1/jobs", submit, methods=["POST"]),
-    Route("/v1/jobs", list_jobs, methods=["GET"]),
-    Route("/v1/jobs/{id}", get_job, methods=["GET"]),
-    Route("/v1/jobs/{id}/cancel", cancel_job, methods=["POST"]),
-    Route("/v1/jobs/{id}/events/stream", stream_events, methods=["GET"]),
+    route(
+        "POST",
+        "/v1/jobs",
+        submit,
+        PROJECT,
+        "Submit a run.",
+        body=NEW_JOB,
+        parameters=[Parameter("Idempotency-Key", _KEY, "Makes one job, however often it is sent.", where="header")],
+        answers={
+            201: Answer("The job, which waits for its turn.", body_of(job=TrainingJob), links=_LINKS),
+            200: Answer("The job of that key, once more.", body_of(job=TrainingJob), links=_LINKS),
+        },
+        errors={400: "The run cannot work.", 409: "Too many runs wait already."},
+    ),
+    route(
+        "GET",
+        "/v1/jobs",
+        list_jobs,
+        PROJECT,
+        "The jobs of the project, newest first.",
+        parameters=[
+            Parameter("limit", _LIMIT, f"How many at most; {PAGE} where it is not given."),
+            Parameter("before", TEXT, "Those that are older than the job of this id."),
+            Parameter("idPrefix", TEXT, "Those whose id begins like this."),
+        ],
+        answers={
+            200: Answer(
+                "`nextBefore` is the `before` of the next page, where there is one.",
+                body_of({"nextBefore": TEXT}, jobs=list_of(TrainingJob)),
+            )
+        },
+        errors={404: "There is no job `before` in this project."},
+    ),
+    route(
+        "GET",
+        "/v1/jobs/{id}",
+        get_job,
+        PROJECT,
+        "A job as it stands now.",
+        answers={200: Answer("With `stalledSince` when its worker stands still.", body_of(job=TrainingJob))},
+    ),
+    route(
+        "POST",
+        "/v1/jobs/{id}/cancel",
+        cancel_job,
+        PROJECT,
+        "Stop a run; what it has by then stays.",
+        answers={202: Answer("It stops.", body_of(job=TrainingJob))},
+        errors={409: "It is over already."},
+    ),
+    route(
+        "GET",
+        "/v1/jobs/{id}/events/stream",
+        stream_events,
+        PROJECT,
+        "The events of a run from its beginning, then as they come, until it ends.",
+        parameters=[
+            Parameter("Last-Event-ID", {"type": "string"}, "Only what came after this event.", where="header"),
+            Parameter("since", {"type": "string"}, "`now` leaves out what was before."),
+        ],
+        answers={200: Answer("Server-sent events; after the last comes `end`.", EVENTS, "text/event-stream")},
+        errors={429: "Too many streams are open; `Retry-After` says when to come back."},
+    ),
 ]

@@ -7,12 +7,15 @@ import re
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from arkor.backend.routes import Refusal, check_fields, invalid, read_object, require_org, require_text
+from arkor.accounts import Project as ProjectOnWire
+from arkor.backend.openapi import ORG, Answer, body_of, fields_of, list_of, route
+from arkor.backend.routes import NAME, Refusal, check_fields, invalid, read_object, require_org, require_text
 from arkor.backend.store import Project, Taken
 
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+
+NEW_PROJECT = body_of(name=NAME, slug={"type": "string", "pattern": f"^{_SLUG.pattern}$"})
 
 
 async def list_projects(request: Request) -> Response:
@@ -26,7 +29,7 @@ async def create_project(request: Request) -> Response:
     """`POST /v1/projects?orgSlug`: 409 when the organisation has one of that slug."""
     _, org = await require_org(request)
     body = await read_object(request)
-    check_fields(body, ["name", "slug"])
+    check_fields(body, *fields_of(NEW_PROJECT))
     name, slug = require_text(body, "name"), body["slug"]
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         problem = "must be 1 to 40 of a-z, 0-9 and -, with no - at either end"
@@ -44,6 +47,24 @@ def _json(project: Project) -> dict[str, str]:
 
 
 routes = [
-    Route("/v1/projects", list_projects, methods=["GET"]),
-    Route("/v1/projects", create_project, methods=["POST"]),
+    route(
+        "GET",
+        "/v1/projects",
+        list_projects,
+        ORG,
+        "The projects of the organisation.",
+        answers={
+            200: Answer("By slug.", body_of(org=body_of(slug={"type": "string"}), projects=list_of(ProjectOnWire)))
+        },
+    ),
+    route(
+        "POST",
+        "/v1/projects",
+        create_project,
+        ORG,
+        "A new project.",
+        body=NEW_PROJECT,
+        answers={201: Answer("The project.", body_of(project=ProjectOnWire))},
+        errors={409: "The organisation has one of that slug."},
+    ),
 ]
