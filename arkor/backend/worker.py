@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import importlib
 import os
 import sys
 import traceback
 from pathlib import Path
 
 from arkor.backend import checkpoints
-from arkor.backend.engine import Run, RunError, load_engine
+from arkor.backend.engine import Engine, Run, RunError
 from arkor.backend.heartbeat import beating
 from arkor.backend.home import RunFolder, bell_file, write_atomically
 from arkor.backend.log import LogHeld, LogWriter
 from arkor.backend.past import read_past
 from arkor.backend.recorder import LogRecorder, disk_trouble
+from arkor.backend.scripted import ScriptedEngine
 from arkor.backend.stop import Stopped, StopSign
 from arkor.errors import InvalidConfig
 from arkor.events import Event, TrainingCancelled, TrainingCompleted
@@ -32,6 +34,14 @@ from arkor.wire import from_wire
 
 #: Another process writes the log; the log cannot be written at all; the machine told us to leave (as shells have it).
 EXIT_LOG_HELD, EXIT_LOG_UNWRITABLE, EXIT_TERMINATED = 75, 74, 143
+
+
+def load_engine(name: str) -> Engine:
+    """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
+    if name == "scripted":
+        return ScriptedEngine()
+    engine: Engine = importlib.import_module("arkor.backend.training.engine_trl").TrlEngine()
+    return engine
 
 
 def outcome(run: Run, recorder: LogRecorder, engine: str, stop: StopSign) -> Event:

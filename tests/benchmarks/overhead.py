@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arkor.backend.engine import Run, load_engine
+from arkor.backend.engine import Run
 from arkor.backend.home import RunFolder, create_run
+from arkor.backend.worker import load_engine
 from arkor.jobs import BlobDataset, JobConfig
 from arkor.settings import STARTER_MODEL, arkor_home
 from arkor.wire import from_wire, to_wire

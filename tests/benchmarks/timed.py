@@ -16,13 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arkor.backend.engine import Run, load_engine
+from arkor.backend.engine import Run
 from arkor.backend.heartbeat import beating
 from arkor.backend.home import RunFolder, bell_file
 from arkor.backend.log import LogWriter
 from arkor.backend.past import Past
 from arkor.backend.recorder import LogRecorder
 from arkor.backend.stop import StopSign
+from arkor.backend.worker import load_engine
 from arkor.jobs import JobConfig
 from arkor.settings import arkor_home
 from arkor.wire import from_wire
