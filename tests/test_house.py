@@ -24,7 +24,7 @@ cli.errors cli.text cli.runs cli.chat cli.copies cli.project cli.serve cli.whoam
 """.split()
 
 BACKEND_FLOORS = """
-home heartbeat bell log checkpoints past progress schema store sse tail engine scripted process threads device models
+home heartbeat bell log checkpoints past progress schema endpoints store conversations sse tail engine scripted process threads device models
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
 generation.completion generation.weights generation.generate

@@ -5,6 +5,7 @@ Who may call and what a body must look like is in `routes/`; the process around 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
 from collections.abc import AsyncIterator
@@ -22,10 +23,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkor.backend.bell import Bell
+from arkor.backend.conversations import Conversations
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
-from arkor.backend.routes import Refusal, auth, copies, datasets, inference, jobs, projects
+from arkor.backend.routes import Refusal, auth, copies, datasets, door, endpoints, inference, jobs, projects
 from arkor.backend.schema import way_out
 from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
@@ -70,11 +72,13 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
         app.state.bell.open()
         app.state.supervisor.start()
         app.state.inference = Inference(home, engine)
+        tidying = asyncio.create_task(app.state.conversations.tidy(store.endpoints.all))
         yield
+        tidying.cancel()
         await app.state.inference.close()
         app.state.supervisor.stop()
 
-    rooms = (auth, projects, jobs, copies, datasets, inference)
+    rooms = (auth, projects, jobs, copies, datasets, inference, endpoints, door)
     app = Starlette(
         routes=[*routes, *(one for room in rooms for one in room.routes)],
         lifespan=lifespan,
@@ -87,6 +91,7 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
     app.state.bell = Bell(bell_file(home))
     app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)
+    app.state.conversations = Conversations(home)
     return app
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -32,7 +33,7 @@ from sqlalchemy import (
 
 from arkor.settings import arkor_home
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -107,12 +108,56 @@ datasets = Table(
     Column("created_at", String(32), nullable=False),
 )
 
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("project_id", ForeignKey("projects.id"), nullable=False, index=True),
+    Column("slug", String(50), nullable=False, unique=True),
+    Column("target", Text, nullable=False),
+    Column("auth_mode", String(16), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("run_retention_mode", String(16), nullable=False),
+    Column("run_retention_days", Integer),
+    Column("created_at", String(32), nullable=False),
+    Column("updated_at", String(32), nullable=False),
+)
+
+deployment_keys = Table(
+    "deployment_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("deployment_id", ForeignKey("deployments.id"), nullable=False, index=True),
+    Column("label", String(80), nullable=False),
+    Column("prefix", String(32), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("last_used_at", String(32)),
+)
+
 #: Version → the statements that lead to it from the one before.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     # The server asks every second whether anything is left to do, and must not go through the finished runs for it.
     2: (
         "DROP INDEX ix_jobs_status",
         "CREATE INDEX ix_jobs_unfinished ON jobs (seq) WHERE status IN ('queued', 'running')",
+    ),
+    # Deployments, and the keys that open them.
+    3: (
+        "CREATE TABLE deployments (id VARCHAR(32) NOT NULL, org_id VARCHAR(32) NOT NULL, "
+        "project_id VARCHAR(32) NOT NULL, slug VARCHAR(50) NOT NULL, target TEXT NOT NULL, "
+        "auth_mode VARCHAR(16) NOT NULL, enabled BOOLEAN NOT NULL, run_retention_mode VARCHAR(16) NOT NULL, "
+        "run_retention_days INTEGER, created_at VARCHAR(32) NOT NULL, updated_at VARCHAR(32) NOT NULL, "
+        "PRIMARY KEY (id), FOREIGN KEY(org_id) REFERENCES orgs (id), "
+        "FOREIGN KEY(project_id) REFERENCES projects (id), UNIQUE (slug))",
+        "CREATE INDEX ix_deployments_project_id ON deployments (project_id)",
+        "CREATE TABLE deployment_keys (id VARCHAR(32) NOT NULL, deployment_id VARCHAR(32) NOT NULL, "
+        "label VARCHAR(80) NOT NULL, prefix VARCHAR(32) NOT NULL, hash VARCHAR(64) NOT NULL, "
+        "enabled BOOLEAN NOT NULL, created_at VARCHAR(32) NOT NULL, last_used_at VARCHAR(32), "
+        "PRIMARY KEY (id), FOREIGN KEY(deployment_id) REFERENCES deployments (id))",
+        "CREATE INDEX ix_deployment_keys_deployment_id ON deployment_keys (deployment_id)",
     ),
 }
 

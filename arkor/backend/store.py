@@ -1,4 +1,4 @@
-"""Users, organisations, projects, jobs and uploaded files, in one database.
+"""Users, organisations, projects, jobs and uploaded files, in one database; deployments are in `endpoints.py`.
 
 SQLAlchemy Core on SQLite; one process writes (the server), from several threads. What a run did is not here but in its
 event log: the status of a job is a projection of that, written down when it is final.
@@ -22,6 +22,7 @@ from sqlalchemy import URL, Connection, Row, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from arkor.backend.endpoints import Endpoints
 from arkor.backend.schema import (
     UNFINISHED,
     StoreError,
@@ -106,6 +107,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._engine = create_engine(URL.create("sqlite", database=str(path)))
+        self.endpoints = Endpoints(self._engine)
         obey_transactions(self._engine)
         try:
             prepare_database(self._engine, path)
@@ -118,6 +120,7 @@ class Store:
             raise
 
     def close(self) -> None:
+        self.endpoints.flush()
         self._engine.dispose()
 
     @contextmanager
@@ -169,6 +172,11 @@ class Store:
         query = select(projects).where(projects.c.org_id == org.id, projects.c.slug == slug)
         with self._reading() as connection:
             row = connection.execute(query).first()
+        return Project(row.id, row.slug, row.name, row.org_id) if row else None
+
+    def project_of_id(self, project_id: str) -> Project | None:
+        with self._reading() as connection:
+            row = connection.execute(select(projects).where(projects.c.id == project_id)).first()
         return Project(row.id, row.slug, row.name, row.org_id) if row else None
 
     def create_project(self, org: Org, name: str, slug: str) -> Project:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -196,12 +197,17 @@ def old_database(path: Path) -> None:
         connection.executescript(VERSION_1)
 
 
-def schema_of(path: Path) -> tuple[int, list[tuple[str, str]]]:
+def schema_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """The version, and what can be told of every table and index however it came about."""
     with closing(sqlite3.connect(path)) as connection:
-        indices = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
-        return connection.execute("SELECT schema_version FROM meta").fetchone()[0], connection.execute(
-            indices
-        ).fetchall()
+        (version,) = connection.execute("SELECT schema_version FROM meta").fetchone()
+        found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        told: dict[str, Any] = {name: sql for kind, name, sql in found if kind == "index" and sql}
+        for name in (name for kind, name, _ in found if kind == "table" and not name.startswith("sqlite_")):
+            for what in ("table_info", "foreign_key_list", "index_list"):
+                rows = connection.execute(f"PRAGMA {what}({name})").fetchall()
+                told[f"{name}: {what}"] = sorted(str(row[1:]) for row in rows)
+        return version, told
 
 
 def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path) -> None:
