@@ -18,6 +18,7 @@ from arkor.client.connect import connect
 from arkor.client.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
+    TokenCredentials,
     credentials_path,
     default_cloud_api_url,
     ensure_credentials,
@@ -85,6 +86,7 @@ __all__ = [
     "StartedContext",
     "StartedJob",
     "StreamLost",
+    "TokenCredentials",
     "Trainer",
     "TrainerAborted",
     "TrainerCallbacks",

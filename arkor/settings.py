@@ -31,6 +31,11 @@ def cloud_api_url_from_env() -> str | None:
     return (os.environ.get("ARKOR_CLOUD_API_URL") or "").strip().rstrip("/") or None
 
 
+def token_from_env() -> str | None:
+    """`ARKOR_TOKEN`, or None when it is unset or empty."""
+    return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
+
+
 def serving_idle_seconds() -> float:
     """`ARKOR_SERVING_IDLE_SECONDS`: when the idle serving process leaves and frees its memory (600; 0 is never)."""
     return float(os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or 600)

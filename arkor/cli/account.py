@@ -1,50 +1,45 @@
-"""Who one is: sign in, sign out, and who and where one is now."""
+"""Signing in and out."""
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from functools import partial
-from typing import Any
 
 import click
+from attrs import evolve
 
-from arkor.accounts import Me, Org
 from arkor.cli.errors import FAILED
 from arkor.cli.text import in_a_terminal, say
-from arkor.client.api import CloudApiClient
-from arkor.client.connect import choose_backend
+from arkor.cli.whoami import ask_who, name_of, whose
 from arkor.client.credentials import (
     AnonymousCredentials,
     Credentials,
-    OAuthCredentials,
-    check_backend,
+    TokenCredentials,
     credentials_path,
     default_cloud_api_url,
+    introduced,
     only_writer,
     read_credentials,
     remove_credentials,
-    request_anonymous_token,
     url_of,
     write_credentials,
 )
-from arkor.client.embedded import ask_health, read_listing
-from arkor.client.http import Access, checked_url
-from arkor.client.oauth import access_for
+from arkor.client.http import checked_token, checked_url, is_loopback
 from arkor.client.sign_in import sign_in, sign_in_config
 from arkor.display.tally import one_line
-from arkor.errors import ArkorError, CloudApiError, CredentialsError, InvalidConfig
-from arkor.settings import arkor_home, cloud_api_url_from_env
+from arkor.errors import ArkorError, CredentialsError, InvalidConfig
+from arkor.settings import cloud_api_url_from_env
 
-#: Seconds within which a call is tried again whose answer is only told.
-_RETRY_SECONDS = 3.0
-#: Seconds for the backend of this machine to say that it is well.
-_HEALTH_SECONDS = 5.0
+PERSON, ANONYMOUS, TOKEN = "person", "anonymous", "token"
+
+_LONGEST_TOKEN = 64 * 1024  # characters
 
 _NO_LOGIN_IN_CI = (
-    "--oauth needs a person at a browser, and CI is set here; use --anonymous, or sign in on a machine of yours and "
-    "bring its credentials.json along as a secret, in ARKOR_HOME"
+    "--oauth needs a person at a browser, and CI is set here; use --anonymous, set ARKOR_TOKEN, or sign in on a "
+    "machine of yours and bring its credentials.json along as a secret, in ARKOR_HOME"
 )
+_NOBODY_TO_ASK = "name --oauth (a person), --anonymous, or --token-stdin (the token of its operator)"
 
 
 # Signing in
@@ -53,25 +48,26 @@ _NO_LOGIN_IN_CI = (
 @click.command()
 @click.option("--oauth", is_flag=True, help="As a person, in the browser.")
 @click.option("--anonymous", is_flag=True, help="As nobody in particular: a new identity with its own organisation.")
+@click.option("--token", is_flag=True, help="With the token of the backend's operator, which is asked for.")
+@click.option("--token-stdin", is_flag=True, help="The same; the token is read from standard input.")
 @click.option("--no-browser", is_flag=True, help="Print the address to sign in at, and open nothing.")
 @click.option("--url", help="The backend. Default: ARKOR_CLOUD_API_URL, the one of the sign-in, the Arkor cloud.")
-def login(oauth: bool, anonymous: bool, no_browser: bool, url: str | None) -> None:
+def login(url: str | None, *, no_browser: bool, **flags: bool) -> None:
     """Sign in to a backend; without an option, a terminal asks how.
 
     The backend of this machine needs no sign-in. One that is there already is replaced.
     """
     before = read_credentials()
     target = _target(url, before)
-    if not _as_person(target, oauth=oauth or no_browser, anonymous=anonymous):
-        _agree_to_replace(before)
-        _keep(request_anonymous_token(target))
+    person, token = flags["oauth"] or no_browser, flags["token"] or flags["token_stdin"]
+    named = [way for way, given in ((PERSON, person), (ANONYMOUS, flags["anonymous"]), (TOKEN, token)) if given]
+    way = _way(target, named)
+    if way == TOKEN:
+        _with_token(target, before, _token(piped=flags["token_stdin"]))
+    elif way == ANONYMOUS:
+        _anonymously(target, before)
     else:
-        config = sign_in_config(target)
-        if config is None:
-            raise ArkorError(_only_anonymous(target))
-        _agree_to_replace(before)
-        opens = not no_browser
-        _keep(sign_in(target, config, tell=partial(_tell_where, opens), browser=opens))
+        _as_person(target, before, browser=not no_browser)
 
 
 def _target(url: str | None, before: Credentials | None) -> str:
@@ -81,70 +77,74 @@ def _target(url: str | None, before: Credentials | None) -> str:
         raise click.BadParameter(error.problem, param_hint="ARKOR_CLOUD_API_URL" if url is None else "--url") from None
 
 
-def _as_person(target: str, *, oauth: bool, anonymous: bool) -> bool:
-    """Which way to sign in; asks where neither was named."""
-    if oauth and anonymous:
-        raise click.UsageError("--anonymous needs no browser and no person; name one way to sign in")
-    if oauth and _in_ci():
+def _way(target: str, named: list[str]) -> str:
+    """How to sign in; asks where no way was named."""
+    if len(named) > 1:
+        raise click.UsageError("a person, nobody and the holder of a token cannot sign in at once; name one way")
+    if named == [PERSON] and _in_ci():
         raise click.UsageError(_NO_LOGIN_IN_CI)
-    if oauth or anonymous:
-        return oauth
-    if _in_ci():
-        raise click.UsageError("there is nobody to ask how to sign in (CI is set): name --anonymous")
-    if not in_a_terminal():
-        raise click.UsageError("there is nobody to ask how to sign in: name --oauth (a person) or --anonymous")
+    if named:
+        return named[0]
+    if _in_ci() or not in_a_terminal():
+        because = " (CI is set)" if _in_ci() else ""
+        raise click.UsageError(f"there is nobody to ask how to sign in{because}: {_NOBODY_TO_ASK}")
     return _ask(target)
 
 
-def _ask(target: str) -> bool:
-    if sign_in_config(target) is None:
-        say(f"{target} knows no persons; one signs in there anonymously.")
-        _confirm("Sign in anonymously?", default=True)
-        return False
-    say(f"How do you want to sign in to {target}?")
-    say("  1  as a person, in the browser")
-    say("  2  anonymously, with an organisation of its own")
-    return bool(click.prompt("Which", type=click.Choice(["1", "2"]), default="1") == "1")
-
-
-def _confirm(question: str, *, default: bool = False) -> None:
-    """Ends the command where the person says no."""
-    if not click.confirm(question, default=default):
-        say("Nothing has changed.", err=True)
-        raise click.exceptions.Exit(FAILED)
+def _ask(target: str) -> str:
+    persons = sign_in_config(target) is not None
+    offers = [(PERSON, "as a person, in the browser")] if persons else []
+    offers += [
+        (ANONYMOUS, "anonymously, with an organisation of its own"),
+        (TOKEN, "with a token that its operator gave you"),
+    ]
+    say(f"How do you want to sign in to {target}?{'' if persons else ' (It knows no persons.)'}")
+    numbers = [str(number + 1) for number in range(len(offers))]
+    for number, (_, words) in zip(numbers, offers, strict=True):
+        say(f"  {number}  {words}")
+    chosen = click.prompt("Which", type=click.Choice(numbers), default="1")
+    return offers[int(chosen) - 1][0]
 
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").strip().lower() not in ("", "0", "false")
 
 
-def _only_anonymous(target: str) -> str:
-    return f"{target} knows no persons, only anonymous identities: arkor login --anonymous --url {target}"
+def _token(*, piped: bool) -> str:
+    """The token as it is typed or piped; it is never part of a command, which others can see."""
+    if not piped and not in_a_terminal():
+        raise click.UsageError("there is nobody to ask for the token; hand it over with --token-stdin")
+    text = sys.stdin.read(_LONGEST_TOKEN) if piped else click.prompt("Token", hide_input=True, err=True)
+    try:
+        return checked_token(text.strip()) or ""
+    except CredentialsError:
+        raise click.UsageError("this is no token: it is empty, or has characters that no token has") from None
 
 
-def _agree_to_replace(before: Credentials | None) -> None:
-    """Say whose sign-in ends with the new one; ask where something is lost with it, and somebody is there."""
-    if before is None:
+def _with_token(target: str, before: Credentials | None, token: str) -> None:
+    credentials = TokenCredentials(token, target)
+    ask_who(credentials)  # whatever is wrong with it, nothing changes
+    if target.startswith("http:") and not is_loopback(target):
+        say(f"The connection to {target} is not encrypted: the token can be read on the way.", err=True)
+    _agree_to_replace(before)
+    _keep(credentials)
+
+
+def _anonymously(target: str, before: Credentials | None) -> None:
+    if isinstance(before, AnonymousCredentials) and before.incidental and url_of(before) == target:
+        _keep(evolve(before, incidental=None))  # a script got it on its way; from now on it is asked for
         return
-    say(f"This replaces {_whose(before)}.", err=True)
-    if isinstance(before, AnonymousCredentials):
-        say(_what_is_lost(before), err=True)
-        if in_a_terminal():
-            _confirm("Go on?")
+    _agree_to_replace(before)
+    _keep(introduced(target))
 
 
-def _what_is_lost(credentials: AnonymousCredentials) -> str:
-    return (
-        f"Nobody can sign in as it again: the runs of its organisation {one_line(credentials.org_slug)} "
-        "cannot be reached any more."
-    )
-
-
-def _whose(credentials: Credentials) -> str:
-    if isinstance(credentials, AnonymousCredentials):
-        return f"the anonymous sign-in at {one_line(url_of(credentials))}"
-    me = _who_with(credentials)
-    return f"the sign-in of {_name(me) if me else 'a person'} at {one_line(url_of(credentials))}"
+def _as_person(target: str, before: Credentials | None, *, browser: bool) -> None:
+    config = sign_in_config(target)
+    if config is None:
+        ways = f"arkor login --anonymous --url {target}, or with a token of its operator: arkor login --token"
+        raise ArkorError(f"{target} knows no persons: {ways} --url {target}")
+    _agree_to_replace(before)
+    _keep(sign_in(target, config, tell=partial(_tell_where, browser), browser=browser))
 
 
 def _tell_where(browser: bool, address: str, port: int) -> None:
@@ -161,42 +161,45 @@ def _tell_where(browser: bool, address: str, port: int) -> None:
 
 def _keep(credentials: Credentials) -> None:
     """Write a new sign-in down, once it is sure that the backend does not refuse it."""
-    me = _who_with(credentials, refusal_is_one=True)
+    me = ask_who(credentials, only_refusals=True)
     with only_writer():
         write_credentials(credentials)
     url = url_of(credentials)
     if isinstance(credentials, AnonymousCredentials):
         say(f"Signed in to {url} anonymously; the organisation is {one_line(credentials.org_slug)}.")
     else:
-        say(f"Signed in to {url}{f' as {_name(me)}' if me else ''}.")
+        say(f"Signed in to {url}{f' as {name_of(me)}' if me else ''}.")
     named = cloud_api_url_from_env()
     if named and named != url:
         say(f"ARKOR_CLOUD_API_URL names another backend, {named}, and goes first; unset it to use this one.", err=True)
 
 
-def _who_with(credentials: Credentials, *, refusal_is_one: bool = False) -> Me | None:
-    """Who that is, as far as the backend says; a token that it refuses is an error if that is asked for."""
-    url = url_of(credentials)
-    try:
-        client = CloudApiClient(url, credentials, access=Access(url, credentials.bearer))
-        client.http.retry_budget = _RETRY_SECONDS
-        return client.me()
-    except CloudApiError as error:
-        if refusal_is_one and error.status in (401, 403):
-            raise
-    except ArkorError:
-        pass
-    return None
+# What was there before
 
 
-def _name(me: Me) -> str:
-    user = _user(me)
-    return one_line(str(user["email"] or user["id"]))
+def _agree_to_replace(before: Credentials | None) -> None:
+    """Say whose sign-in ends with the new one; ask where something is lost with it, and somebody is there."""
+    if before is None:
+        return
+    say(f"This replaces {whose(before)}.", err=True)
+    if isinstance(before, AnonymousCredentials):
+        say(_what_is_lost(before), err=True)
+        if in_a_terminal():
+            _confirm("Go on?")
 
 
-def _user(me: Me) -> dict[str, Any]:
-    """Whatever the backend says, these and nothing else of it."""
-    return {"id": getattr(me.user, "id", None), "email": getattr(me.user, "email", None)}
+def _what_is_lost(credentials: AnonymousCredentials) -> str:
+    return (
+        f"Nobody can sign in as it again: the runs of its organisation {one_line(credentials.org_slug)} "
+        "cannot be reached any more."
+    )
+
+
+def _confirm(question: str) -> None:
+    """Ends the command where the person says no."""
+    if not click.confirm(question):
+        say("Nothing has changed.", err=True)
+        raise click.exceptions.Exit(FAILED)
 
 
 # Signing out
@@ -211,7 +214,7 @@ def logout(force: bool) -> None:
     """
     found = read_credentials()
     if found is not None and in_a_terminal() and not force:
-        say(f"This removes {_whose(found)}.", err=True)
+        say(f"This removes {whose(found)}.", err=True)
         if isinstance(found, AnonymousCredentials):
             say(_what_is_lost(found), err=True)
         _confirm("Go on?")
@@ -223,83 +226,3 @@ def logout(force: bool) -> None:
         say(f"Signed out of {one_line(url_of(found))}.")
         if isinstance(found, AnonymousCredentials) and (force or not in_a_terminal()):
             say(_what_is_lost(found), err=True)
-
-
-# Who, where, why
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
-def whoami(as_json: bool) -> None:
-    """Say who you are, in which organisations, at which backend, and why there.
-
-    Nothing is started, and nobody is signed in by asking.
-    """
-    chosen = choose_backend()
-    report = _here() if chosen is None else _elsewhere(*chosen)
-    if as_json:
-        say(json.dumps(report, indent=2, ensure_ascii=False))
-        return
-    say(_greeting(report))
-    if report["orgs"]:
-        say(f"Organisations: {', '.join(one_line(str(org['slug'])) for org in report['orgs'])}")
-    say(f"Backend: {_place(report['backend'])}")
-
-
-def _report(mode: str | None, me: Me | None, **backend: Any) -> dict[str, Any]:
-    known = [org for org in me.orgs if isinstance(org, Org)] if me else []
-    orgs = [{"id": org.id, "slug": org.slug, "name": org.name} for org in known]
-    return {"mode": mode, "user": _user(me) if me else None, "orgs": orgs, "backend": backend}
-
-
-def _here() -> dict[str, Any]:
-    """The backend of this machine, if it runs; it is not started."""
-    listing = read_listing(arkor_home())
-    me = None
-    try:
-        if listing is not None and ask_health(listing, _HEALTH_SECONDS):
-            owner = AnonymousCredentials(listing.token, "local", listing.url, "local")
-            me = _who_with(owner)
-        else:
-            listing = None
-    except TimeoutError:  # it is there, but has no time for us
-        pass
-    url = listing.url if listing else None
-    return _report("embedded", me, url=url, why="embedded", running=listing is not None)
-
-
-def _elsewhere(url: str, why: str) -> dict[str, Any]:
-    found = read_credentials()
-    if found is None:
-        return _report(None, None, url=url, why=why)
-    access = access_for(url, check_backend(found, url), from_file=True, why=why)
-    client = CloudApiClient(url, found, access=access)
-    try:
-        me = client.me()
-    except CloudApiError as error:
-        if error.status != 401:
-            raise
-        raise CredentialsError(
-            f"{url} does not know your sign-in any more ({error}); sign in again: arkor login"
-        ) from error
-    mode = OAuthCredentials.mode if isinstance(found, OAuthCredentials) else AnonymousCredentials.mode
-    return _report(mode, me, url=client.base_url, why=client.http.access.why)
-
-
-def _greeting(report: dict[str, Any]) -> str:
-    user = report["user"] or {}
-    if report["mode"] == "oauth":
-        return one_line(str(user.get("email") or user.get("id")))
-    if report["mode"] == "anon":
-        return f"An anonymous identity, {one_line(str(user.get('id')))}"
-    if report["mode"] == "embedded":
-        return "The owner of this machine's backend, which needs no sign-in"
-    return "Nobody yet: the first call there gets an anonymous identity (to be a person: arkor login)"
-
-
-def _place(backend: dict[str, Any]) -> str:
-    if backend["why"] == "embedded":
-        where = backend["url"] or "none runs now, it is started when it is needed"
-        return f"the one of this machine ({where}), for neither ARKOR_CLOUD_API_URL nor a sign-in names another"
-    because = f"the sign-in in {credentials_path()}" if backend["why"] == "credentials file" else backend["why"]
-    return f"{one_line(str(backend['url']))}, because of {because}"

@@ -25,6 +25,7 @@ from arkor.client.credentials import (
     AnonymousCredentials,
     Credentials,
     OAuthCredentials,
+    TokenCredentials,
     credentials_path,
     read_credentials,
     url_of,
@@ -162,6 +163,8 @@ def look_at_sign_in() -> Iterator[Finding]:
     if found is None:
         sentence = f"{path} makes no sense, and counts as not signed in"
         yield Finding("sign-in", WARNING, sentence, "sign in again: arkor login")
+    elif isinstance(found, TokenCredentials):
+        yield Finding("sign-in", OK, f"with a token of its operator at {url_of(found)}")
     elif isinstance(found, OAuthCredentials):
         ends = "has ended; it is renewed when it is used" if found.expires_at < time.time() else "is valid"
         yield Finding("sign-in", OK, f"at {url_of(found)}; it {ends}")

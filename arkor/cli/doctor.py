@@ -22,7 +22,7 @@ from attrs import frozen
 from arkor.cli import checkup, local
 from arkor.cli.errors import FAILED
 from arkor.cli.errors import OK as DONE
-from arkor.cli.text import say
+from arkor.cli.text import say, say_json
 from arkor.client.embedded import ANOTHER_SERVES, environment_of_server
 from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import VERSION, arkor_home
@@ -52,7 +52,7 @@ def doctor(as_json: bool, rebuild: bool) -> int:
         if not as_json:
             say(_told(finding, _width()))
     if as_json:
-        say(json.dumps(_report(findings), indent=2, ensure_ascii=False))
+        say_json(_report(findings))
     else:
         say(_summary(findings))
     return FAILED if any(finding.level == PROBLEM for finding in findings) else DONE

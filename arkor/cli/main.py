@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from arkor.cli.account import login, logout, whoami
+from arkor.cli.account import login, logout
 from arkor.cli.chat import chat
 from arkor.cli.copies import export_run, import_run
 from arkor.cli.doctor import doctor
@@ -15,6 +15,7 @@ from arkor.cli.errors import leave_the_pipe, run
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
 from arkor.cli.serve import serve
+from arkor.cli.whoami import whoami
 from arkor.settings import VERSION
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from arkor.cli.errors import OK
-from arkor.cli.text import event_line, instant, say, table, took, when
+from arkor.cli.text import event_line, instant, say, say_json, table, took, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.connection import StreamEnd
@@ -21,7 +20,7 @@ from arkor.client.stream import EventStream
 from arkor.errors import CloudApiError
 from arkor.events import Event, encode_event, now
 from arkor.jobs import JobStatus, TrainingJob
-from arkor.wire import dumps, to_wire
+from arkor.wire import dumps
 
 _SILENCE_SECONDS = 1.0  # after which what was logged so far has come
 
@@ -47,7 +46,7 @@ def jobs(limit: int, everything: bool, as_json: bool) -> None:
     found = connect().list_jobs(limit=None if everything else limit + 1)
     shown = found if everything else found[:limit]
     if as_json:
-        say(json.dumps(to_wire(shown), indent=2, ensure_ascii=False))
+        say_json(shown)
     elif shown:
         rows = [(job.id, job.name, str(job.status), when(job.created_at), took(job), _model(job)) for job in shown]
         say(table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 import click
 
@@ -23,6 +25,7 @@ from arkor.events import (
     TrainingWarning,
 )
 from arkor.jobs import TrainingJob
+from arkor.wire import to_wire
 
 _COLOURS = {"queued": "yellow", "running": "cyan", "completed": "green", "failed": "red", "cancelled": "magenta"}
 
@@ -30,6 +33,12 @@ _COLOURS = {"queued": "yellow", "running": "cyan", "completed": "green", "failed
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Print; without colours where there is no terminal or `NO_COLOR` is set."""
     click.echo(text, err=err, nl=nl, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def say_json(data: Any) -> None:
+    """Print one JSON document, for programs; escaped where what we print to is no UTF-8."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    say(json.dumps(to_wire(data), indent=2, ensure_ascii=not is_utf8))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Which backend a script talks to, in whose name, and about which project.
 
-An explicit `base_url`, else `ARKOR_CLOUD_API_URL`, else the URL of the credentials, else a backend of this machine.
+An explicit `base_url`, else `ARKOR_CLOUD_API_URL`, else the URL of the sign-in, else a backend of this machine. An
+identity that a script only came by while one of the first two was set leads nobody anywhere once it is not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from arkor.client.credentials import (
     Credentials,
     default_cloud_api_url,
     ensure_credentials,
+    is_incidental,
     read_credentials,
     url_of,
 )
@@ -40,7 +42,7 @@ def connect(
         local = EmbeddedAccess(arkor_home())
         return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
     url, why = chosen
-    known = credentials or ensure_credentials(url)
+    known = credentials or ensure_credentials(url, incidental=True)
     access = access_for(url, known, from_file=credentials is None, why=why)
     client = CloudApiClient(url, known, access=access)
     client.scope = ensure_project(client, _org_of(client, known, project_dir), project_dir).scope
@@ -59,7 +61,7 @@ def choose_backend(base_url: str | None = None, credentials: Credentials | None 
     if credentials is not None:
         return url_of(credentials), "credentials"
     found = read_credentials()
-    return None if found is None else (url_of(found), "credentials file")
+    return None if found is None or is_incidental(found) else (url_of(found), "credentials file")
 
 
 def _org_of(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import os
 import tempfile
@@ -17,13 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from arkor.client.http import Access, Http, checked_url
+from arkor.client.http import Access, Http, checked_token, checked_url
 from arkor.client.plug import pause
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
-from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env
+from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env, token_from_env
 from arkor.wire import from_wire, to_wire
+
+logger = logging.getLogger("arkor")
 
 #: Seconds for another process to get or to renew the sign-in; it asks a server.
 LOCK_SECONDS = 45.0
@@ -31,7 +34,11 @@ LOCK_SECONDS = 45.0
 
 @frozen
 class AnonymousCredentials:
-    """An identity that a backend gave out to whoever asked, with an organisation of its own."""
+    """An identity that a backend gave out to whoever asked, with an organisation of its own.
+
+    `incidental` says that a script came by it on its way to a backend that was named otherwise; it then opens that
+    backend, but leads nobody to it.
+    """
 
     mode: ClassVar[str] = "anon"
 
@@ -39,6 +46,8 @@ class AnonymousCredentials:
     anonymous_id: str
     arkor_cloud_api_url: str
     org_slug: str
+    incidental: bool | None = None
+    extra: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
     @property
     def bearer(self) -> str:
@@ -58,15 +67,31 @@ class OAuthCredentials:
     audience: str
     client_id: str
     arkor_cloud_api_url: str | None = None
+    extra: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
     @property
     def bearer(self) -> str:
         return self.access_token
 
 
-Credentials = AnonymousCredentials | OAuthCredentials
+@frozen
+class TokenCredentials:
+    """A token that the operator of a backend hands to those who may use it."""
 
-_MODES: dict[str, type[Any]] = {cls.mode: cls for cls in (AnonymousCredentials, OAuthCredentials)}
+    mode: ClassVar[str] = "token"
+
+    token: str = field(repr=False)
+    arkor_cloud_api_url: str
+    extra: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+
+    @property
+    def bearer(self) -> str:
+        return self.token
+
+
+Credentials = AnonymousCredentials | OAuthCredentials | TokenCredentials
+
+_MODES: dict[str, type[Any]] = {cls.mode: cls for cls in (AnonymousCredentials, OAuthCredentials, TokenCredentials)}
 
 
 def credentials_path() -> Path:
@@ -105,6 +130,8 @@ def _parse(text: str) -> Credentials | None:
 def _is_sound(credentials: Credentials) -> bool:
     if isinstance(credentials, AnonymousCredentials):
         words = [credentials.token, credentials.org_slug]
+    elif isinstance(credentials, TokenCredentials):
+        words = [credentials.token, credentials.arkor_cloud_api_url]
     else:
         words = [credentials.access_token, credentials.auth0_domain, credentials.client_id]
         if not isinstance(credentials.refresh_token, str) or not _is_number(credentials.expires_at):
@@ -213,29 +240,68 @@ def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") 
     return AnonymousCredentials(token, anonymous_id, url, slug)
 
 
-def ensure_credentials(base_url: str | None = None) -> Credentials:
+def ensure_credentials(base_url: str | None = None, *, incidental: bool = False) -> Credentials:
     """The sign-in of this user for that backend; where there is none, an anonymous one, which is then kept.
 
-    Processes that come at once get the same one. Never overwrites a sign-in: raises `CredentialsError` when there is
-    one for another backend.
+    `ARKOR_TOKEN` goes first at the backend that `ARKOR_CLOUD_API_URL` names. Processes that come at once get the same
+    one. Never overwrites a sign-in: raises `CredentialsError` when there is one for another backend, or when the
+    backend takes nobody without a token. `incidental`: see `AnonymousCredentials`.
     """
+    if named := credentials_from_env(base_url):
+        return named
     found = read_credentials()
     url = checked_url(base_url or default_cloud_api_url(found))
-    return check_backend(found or _bootstrap(url), url)
+    return check_backend(found or _bootstrap(url, incidental), url)
 
 
-def _bootstrap(url: str) -> Credentials:
+def credentials_from_env(base_url: str | None = None) -> TokenCredentials | None:
+    """`ARKOR_TOKEN`, which is for the backend that `ARKOR_CLOUD_API_URL` names and for no other."""
+    token, url = token_from_env(), cloud_api_url_from_env()
+    if token is None or url is None or (base_url is not None and checked_url(base_url) != checked_url(url)):
+        return None
+    try:
+        return TokenCredentials(checked_token(token) or "", checked_url(url))
+    except CredentialsError:
+        raise CredentialsError("ARKOR_TOKEN has characters that no token has; set it anew, or unset it") from None
+
+
+def known_credentials(base_url: str) -> Credentials | None:
+    """The sign-in for that backend as far as there is one. Raises `CredentialsError` for one of another backend."""
+    known = credentials_from_env(base_url) or read_credentials()
+    return known and check_backend(known, base_url)
+
+
+def _bootstrap(url: str, incidental: bool) -> Credentials:
     with only_writer():
         found = read_credentials()  # another process may have been faster
         if found is None:
-            found = request_anonymous_token(url)
+            found = evolve(introduced(url), incidental=incidental or None)
             write_credentials(found)
+            logger.info("got an anonymous identity at %s; it is kept in %s", url, credentials_path())
     return found
+
+
+def introduced(url: str) -> AnonymousCredentials:
+    """A new anonymous identity; raises `CredentialsError` where nobody gets one, with the way in."""
+    try:
+        return request_anonymous_token(url)
+    except CloudApiError as error:
+        if error.status not in (401, 403):
+            raise
+        raise CredentialsError(
+            f"{url} takes nobody without a token: {error.message.rstrip('. ')}; with the one of its operator, sign in "
+            f"(arkor login --token --url {url}), or set ARKOR_CLOUD_API_URL and ARKOR_TOKEN"
+        ) from error
+
+
+def is_incidental(credentials: Credentials) -> bool:
+    """Whether nobody asked for that sign-in."""
+    return isinstance(credentials, AnonymousCredentials) and credentials.incidental is True
 
 
 def check_backend(credentials: Credentials, url: str) -> Credentials:
     """The sign-in, if it is for that backend. Raises `CredentialsError`, which names the ways out."""
-    if url_of(credentials) != url:
+    if url_of(credentials) != url.rstrip("/"):
         raise CredentialsError(
             f"you are signed in to {url_of(credentials)}, but {url} was asked for; to end that sign-in: arkor logout "
             f"(it removes {credentials_path()}); to keep both, set another ARKOR_HOME"

@@ -226,7 +226,7 @@ def test_in_ci_nobody_sits_at_a_browser(
     done = run("login", *flags, "--url", server.url)
     assert done.returncode == 2
     assert "needs a person at a browser, and CI is set here" in done.stderr
-    assert "(CI is set): name --anonymous" in run("login", "--url", server.url).stderr
+    assert "how to sign in (CI is set): name --oauth" in run("login", "--url", server.url).stderr
     assert server.requests == []
     assert run("login", "--anonymous", "--url", server.url).returncode == 0
 
@@ -238,7 +238,7 @@ def test_a_backend_without_oauth_says_so(cloud: Cloud, server: HttpServer, run: 
     cloud.oauth = False
     done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
-    assert f"knows no persons, only anonymous identities: arkor login --anonymous --url {server.url}" in done.stderr
+    assert f"knows no persons: arkor login --anonymous --url {server.url}" in done.stderr
     assert read_credentials() is None
 
 
@@ -259,12 +259,13 @@ def test_anonymously_at_a_real_backend(backend: Backend, run: Run, auth: Authori
 def test_nobody_to_ask(server: HttpServer, run: Run) -> None:
     done = run("login", "--url", server.url)
     assert done.returncode == 2
-    assert "name --oauth (a person) or --anonymous" in done.stderr
+    assert "name --oauth (a person), --anonymous, or --token-stdin" in done.stderr
 
 
 def test_two_ways_at_once(server: HttpServer, run: Run) -> None:
     assert run("login", "--oauth", "--anonymous", "--url", server.url).returncode == 2
     assert run("login", "--no-browser", "--anonymous", "--url", server.url).returncode == 2
+    assert run("login", "--token-stdin", "--anonymous", "--url", server.url).returncode == 2
     assert server.requests == []
 
 
@@ -287,12 +288,10 @@ def test_a_terminal_is_asked(server: HttpServer, page: Path, at_terminal: Typing
 
 def test_a_terminal_is_offered_what_there_is(cloud: Cloud, server: HttpServer, at_terminal: Typing) -> None:
     cloud.oauth = False
-    done = at_terminal("login", "--url", server.url, typed="n\n")
-    assert done.returncode == 1
-    assert "Nothing has changed." in done.stderr
-    assert "knows no persons; one signs in there anonymously" in done.stdout
-    assert read_credentials() is None
-    assert at_terminal("login", "--url", server.url, typed="\n").returncode == 0
+    done = at_terminal("login", "--url", server.url, typed="3\n1\n")
+    assert done.returncode == 0
+    assert "(It knows no persons.)" in done.stdout
+    assert "3' is not one of '1', '2'" in done.stdout
     assert isinstance(read_credentials(), AnonymousCredentials)
 
 
