@@ -27,7 +27,7 @@ from arkor.backend.conversations import Conversations
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
-from arkor.backend.routes import Refusal, auth, copies, datasets, door, endpoints, inference, jobs, projects
+from arkor.backend.routes import Refusal, auth, copies, datasets, door, endpoints, inference, jobs, keys, projects
 from arkor.backend.schema import way_out
 from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
@@ -78,7 +78,7 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
         await app.state.inference.close()
         app.state.supervisor.stop()
 
-    rooms = (auth, projects, jobs, copies, datasets, inference, endpoints, door)
+    rooms = (auth, projects, jobs, copies, datasets, inference, endpoints, keys, door)
     app = Starlette(
         routes=[*routes, *(one for room in rooms for one in room.routes)],
         lifespan=lifespan,

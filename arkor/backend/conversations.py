@@ -40,11 +40,15 @@ class Conversations:
         self._folder = home / FOLDER
         self._writing = threading.Lock()
 
-    def keep(self, deployment: Deployment, entry: Mapping[str, Any]) -> None:
-        """Add one, if the deployment keeps any; its `createdAt` is now. Raises OSError."""
-        if deployment.run_retention_mode == "disabled":
-            return
+    def keep(self, read: Callable[[], Deployment | None], entry: Mapping[str, Any]) -> None:
+        """Add one, if the deployment keeps any; its `createdAt` is now. Raises OSError.
+
+        The deployment is read when nobody can change its mind any more: who turns this off finds nothing later.
+        """
         with self._writing:
+            deployment = read()
+            if deployment is None or deployment.run_retention_mode == "disabled":
+                return
             moment = datetime.now(timezone.utc)
             line = dumps({"createdAt": stamp(moment), **entry}).encode() + b"\n"
             _append(self._of(deployment.id) / f"{moment:%Y-%m-%d}.jsonl", line)

@@ -164,16 +164,12 @@ class Conversation:
             await run_in_threadpool(self._keep)
 
     def _keep(self) -> None:
-        deployment = self._visit.deployment
-        as_it_is_now = self._state.store.endpoints.get(deployment.id)
-        if as_it_is_now is None:
-            return
+        state, deployment = self._state, self._visit.deployment
         seconds = round(time.monotonic() - self._began, 3)
-        entry = {"id": self._id, "keyId": self._visit.key_id, "target": deployment.target, "seconds": seconds}
+        head = {"id": self._id, "keyId": self._visit.key_id, "target": deployment.target, "seconds": seconds}
+        entry = {**head, "request": self._request, "answer": self.told.to_json()}
         try:
-            self._state.conversations.keep(
-                as_it_is_now, {**entry, "request": self._request, "answer": self.told.to_json()}
-            )
+            state.conversations.keep(lambda: state.store.endpoints.get(deployment.id), entry)
         except OSError as error:
             logger.warning("A conversation of %s could not be kept: %s", deployment.slug, error)
 

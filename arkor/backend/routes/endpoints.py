@@ -11,7 +11,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arkor.backend.endpoints import MOST_KEYS, SlugTaken, TooManyKeys
+from arkor.backend.endpoints import SlugTaken
 from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.home import run_folder
 from arkor.backend.inference import adapter_folder
@@ -22,15 +22,12 @@ from arkor.backend.store import Project, new_id
 from arkor.chat import Adapter
 from arkor.deployments import (
     AUTH_MODES,
-    LABEL_LENGTH,
     RETENTION_MODES,
     Deployment,
-    DeploymentKey,
     check_auth_mode,
     check_retention,
     check_slug,
     check_target,
-    clean_label,
 )
 from arkor.errors import InvalidConfig
 from arkor.events import now
@@ -124,13 +121,13 @@ async def create_deployment(request: Request) -> Response:
 
 async def get_deployment(request: Request) -> Response:
     """`GET /v1/endpoints/:id`."""
-    _, deployment = await _require_deployment(request)
+    _, deployment = await require_deployment(request)
     return JSONResponse({"deployment": deployment_json(deployment)})
 
 
 async def update_deployment(request: Request) -> Response:
     """`PATCH /v1/endpoints/:id`: what is named is changed, at once; what is kept too long by a new setting goes."""
-    project, deployment = await _require_deployment(request)
+    project, deployment = await require_deployment(request)
     body = await read_object(request)
     check_fields(body, *fields_of(CHANGE))
     change = checked_change(body, deployment)
@@ -146,13 +143,13 @@ async def update_deployment(request: Request) -> Response:
 
     changed = await run_in_threadpool(write)
     if changed is None:
-        raise _no_deployment(project, deployment.id)
+        raise no_deployment(project, deployment.id)
     return JSONResponse({"deployment": deployment_json(changed)})
 
 
 async def delete_deployment(request: Request) -> Response:
     """`DELETE /v1/endpoints/:id`: its keys and its conversations go, too."""
-    _, deployment = await _require_deployment(request)
+    _, deployment = await require_deployment(request)
     state = request.app.state
 
     def remove() -> None:
@@ -164,16 +161,18 @@ async def delete_deployment(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _require_deployment(request: Request) -> tuple[Project, Deployment]:
+async def require_deployment(request: Request) -> tuple[Project, Deployment]:
+    """The deployment of the path's id, in the project that the call is about, else a 404."""
     scope = await require_scope(request)
     deployment_id = request.path_params["id"]
     found = await run_in_threadpool(request.app.state.store.endpoints.get, deployment_id)
     if found is None or found.project_id != scope.project.id:
-        raise _no_deployment(scope.project, deployment_id)
+        raise no_deployment(scope.project, deployment_id)
     return scope.project, found
 
 
-def _no_deployment(project: Project, deployment_id: str) -> Refusal:
+def no_deployment(project: Project, deployment_id: str) -> Refusal:
+    """A 404."""
     sentence = f"The project {project.slug!r} has no deployment {deployment_id[:80]!r}."
     return Refusal(404, sentence, "deployment_not_found")
 
@@ -188,7 +187,7 @@ def deployment_json(deployment: Deployment) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming_the_field() -> Iterator[None]:
+def naming_the_field() -> Iterator[None]:
     """An `InvalidConfig` in here becomes a 400 that names the field as it is on the wire."""
     try:
         yield
@@ -198,7 +197,7 @@ def _naming_the_field() -> Iterator[None]:
 
 def checked_slug(slug: Any) -> str:
     """A slug that may be had, else a 400."""
-    with _naming_the_field():
+    with naming_the_field():
         check_slug(slug)
     if slug in RESERVED or slug.startswith("xn--"):
         raise invalid("slug", f"{slug!r} is reserved, since it could be taken for something else; choose another")
@@ -208,7 +207,7 @@ def checked_slug(slug: Any) -> str:
 def checked_change(body: Mapping[str, Any], before: Deployment | None) -> dict[str, Any]:
     """The fields that the body names, checked, by their names in Python; else a 400. `before` None: a new one."""
     change: dict[str, Any] = {}
-    with _naming_the_field():
+    with naming_the_field():
         if "target" in body:
             change["target"] = checked_target(body["target"])
         if "authMode" in body:
@@ -249,7 +248,7 @@ def _checked_retention(body: Mapping[str, Any], before: Deployment | None) -> di
     if before is not None and mode is None and "runRetentionMode" in body:
         raise invalid("runRetentionMode", 'must be "unlimited", "disabled" or "days", not null')
     mode = mode or (before.run_retention_mode if before else None) or RETENTION_MODE
-    with _naming_the_field():
+    with naming_the_field():
         check_retention(mode, days)
     if mode != "days":
         return {"run_retention_mode": mode, "run_retention_days": None}
@@ -283,52 +282,6 @@ def _base(state: State, model: str) -> str:
     return model
 
 
-# Keys
-
-
-async def list_keys(request: Request) -> Response:
-    """`GET /v1/endpoints/:id/keys`, revoked ones too."""
-    _, deployment = await _require_deployment(request)
-    found = await run_in_threadpool(request.app.state.store.endpoints.keys_of, deployment.id)
-    return JSONResponse({"keys": [key_json(key) for key in found]})
-
-
-async def create_key(request: Request) -> Response:
-    """`POST /v1/endpoints/:id/keys`: the plaintext is in this answer alone. 409 when there are too many."""
-    project, deployment = await _require_deployment(request)
-    body = await read_object(request)
-    check_fields(body, *fields_of(NEW_KEY))
-    with _naming_the_field():
-        label = clean_label(body["label"])
-    if not label.isprintable():
-        raise invalid("label", "must be one line of characters that can be seen")
-    try:
-        key = await run_in_threadpool(request.app.state.store.endpoints.add_key, deployment.id, label)
-    except TooManyKeys:
-        sentence = f"The deployment {deployment.slug!r} has {MOST_KEYS} keys; revoke one first."
-        raise Refusal(409, sentence, "too_many_keys") from None
-    except LookupError:
-        raise _no_deployment(project, deployment.id) from None
-    shown = ("id", "label", "plaintext", "prefix", "created_at")
-    return JSONResponse({"key": {camel(name): getattr(key, name) for name in shown}}, 201)
-
-
-async def revoke_key(request: Request) -> Response:
-    """`DELETE /v1/endpoints/:id/keys/:keyId`: it opens nothing from now on, and stays listed."""
-    _, deployment = await _require_deployment(request)
-    key_id = request.path_params["keyId"]
-    if not await run_in_threadpool(request.app.state.store.endpoints.revoke_key, deployment.id, key_id):
-        sentence = f"The deployment {deployment.slug!r} has no key {key_id[:80]!r}."
-        raise Refusal(404, sentence, "key_not_found")
-    return Response(status_code=204)
-
-
-def key_json(key: DeploymentKey) -> dict[str, Any]:
-    """A key as in lists."""
-    shown = ("id", "label", "prefix", "enabled", "created_at", "last_used_at")
-    return {camel(name): getattr(key, name) for name in shown}
-
-
 # What is described
 
 _TARGET = one_of(
@@ -350,21 +303,11 @@ _AUTH_MODE = {"enum": [*AUTH_MODES]}
 
 NEW_DEPLOYMENT = body_of(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
 CHANGE = body_of({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": {"type": "boolean"}, **_RETENTION})
-NEW_KEY = body_of(label={"type": "string", "minLength": LABEL_LENGTH[0], "maxLength": LABEL_LENGTH[1]})
 
 _DEPLOYMENT = Answer("The deployment.", body_of(deployment=Deployment))
-_SHOWN_KEY = body_of(
-    id=TEXT,
-    label=TEXT,
-    prefix=TEXT,
-    enabled={"type": "boolean"},
-    createdAt=TEXT,
-    lastUsedAt={"type": ["string", "null"]},
-)
-_FRESH_KEY = body_of(id=TEXT, label=TEXT, plaintext=TEXT, prefix=TEXT, createdAt=TEXT)
 _NO_WEIGHTS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
-_ONE = "/v1/endpoints/{id}"
+ONE = "/v1/endpoints/{id}"
 
 routes = [
     route(
@@ -385,10 +328,10 @@ routes = [
         answers={201: _DEPLOYMENT},
         errors={**_NO_WEIGHTS, 409: "The slug is taken."},
     ),
-    route("GET", _ONE, get_deployment, PROJECT, "A deployment.", answers={200: _DEPLOYMENT}),
+    route("GET", ONE, get_deployment, PROJECT, "A deployment.", answers={200: _DEPLOYMENT}),
     route(
         "PATCH",
-        _ONE,
+        ONE,
         update_deployment,
         PROJECT,
         "Change what is named, at once.",
@@ -398,36 +341,10 @@ routes = [
     ),
     route(
         "DELETE",
-        _ONE,
+        ONE,
         delete_deployment,
         PROJECT,
         "Take it down, with its keys and its conversations.",
         answers={204: Answer("It is gone.")},
-    ),
-    route(
-        "GET",
-        f"{_ONE}/keys",
-        list_keys,
-        PROJECT,
-        "The keys of a deployment.",
-        answers={200: Answer("Revoked ones too.", body_of(keys=list_of(_SHOWN_KEY)))},
-    ),
-    route(
-        "POST",
-        f"{_ONE}/keys",
-        create_key,
-        PROJECT,
-        "A new key.",
-        body=NEW_KEY,
-        answers={201: Answer("The plaintext is here and nowhere else.", body_of(key=_FRESH_KEY))},
-        errors={409: f"There are {MOST_KEYS} keys already."},
-    ),
-    route(
-        "DELETE",
-        f"{_ONE}/keys/{{keyId}}",
-        revoke_key,
-        PROJECT,
-        "Revoke a key.",
-        answers={204: Answer("It opens nothing any more, and stays listed.")},
     ),
 ]
