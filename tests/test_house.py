@@ -20,7 +20,7 @@ client.frames client.plug client.patience client.retry client.replay client.faul
 client.schemas client.replies client.api client.connection client.stream client.state client.connect
 callbacks dispatch display
 trainer project __init__
-cli.errors cli.text cli.runs cli.chat cli.copies cli.project cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
+cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """
@@ -28,7 +28,7 @@ home heartbeat bell log checkpoints past progress schema endpoints store convers
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
 generation.completion generation.weights generation.generate
-recovery copies inspection stop recorder worker serving demise supervisor inference openapi routes app __main__
+recovery copies inspection stop recorder worker serving demise supervisor inference openapi peer connection routes doorman app __main__
 """.split()
 
 #: Folders of rooms that have floors of their own.

@@ -1,8 +1,10 @@
 """The server's process: `python -m arkor.backend --home DIR`; with `--rebuild` it makes a new database and leaves.
 
 One server per home (a lock), found through `backend.json`. It leaves when told to (SIGTERM) and, if it was given a
-time for that, after a quiet while; workers go on without it. Exit codes: 0 left in peace, 2 could not start (the
-sentence on stderr says why), 3 another server serves this home.
+time for that, after a quiet while; workers go on without it. On any address but loopback it serves only with a token of
+its operator's choice, from `ARKOR_SERVE_TOKEN` or `--token-file`, never from the command line, which every process can
+read. Exit codes: 0 left in peace, 2 could not start (the sentence on stderr says why), 3 another server serves this
+home.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from attrs import field, frozen
+
 try:
     import uvicorn
     from sqlalchemy.exc import DBAPIError
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from arkor.backend.app import LOOPBACK_NAMES, Doorman, create_app
+    from arkor.backend.app import create_app
+    from arkor.backend.connection import HEAD_LIMIT, Connection, allow_files
+    from arkor.backend.doorman import Doorman
+    from arkor.backend.peer import is_loopback
     from arkor.backend.recovery import register_strays, set_aside
     from arkor.backend.schema import StoreError
     from arkor.backend.store import Store, new_token
@@ -50,6 +56,17 @@ from arkor.settings import PROTOCOL, VERSION, arkor_home
 
 #: How long a reader has, when the server leaves, to take what was sent to it.
 LAST_WORDS_SECONDS = 0.5
+
+
+#: How short the operator's token may be.
+SHORTEST_TOKEN = 16
+
+A_NEW_ONE = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+NEEDS_TOKEN = (
+    "Other machines would reach the backend on {host!r}, so it needs a token that callers must bring: put one into a "
+    "file that only you can read and name that with --token-file, or into ARKOR_SERVE_TOKEN. To make one: " + A_NEW_ONE
+)
 
 
 class CannotStart(Exception):
@@ -93,12 +110,23 @@ class Server(uvicorn.Server):
     def _hang_up(self) -> None:
         """On those who do not take what was sent to them; they would hold us up for as long as they like."""
         for connection in list(self.server_state.connections):
-            if isinstance(connection, H11Protocol) and connection.flow.write_paused:
+            if isinstance(connection, Connection) and connection.flow.write_paused:
                 connection.transport.abort()
 
 
-def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:
-    """Serve until told to leave, or until nobody has called for `idle` seconds (0: never). Raises `CannotStart`."""
+@frozen
+class Service:
+    """Where and for whom to serve: until told to leave, or until nobody has called for `idle` seconds (0: never)."""
+
+    host: str
+    port: int
+    idle: float
+    operator_token: str | None = field(default=None, repr=False)
+    greet: bool = False
+
+
+def serve(home: Path, engine: str, service: Service) -> None:
+    """Serve until it is time to leave. Raises `CannotStart`."""
     with usable(home):
         prepare(home)
     with only_server_of(home), usable(home), contextlib.closing(open_store(home)) as store:
@@ -106,20 +134,27 @@ def serve(home: Path, engine: str, host: str, port: int, idle: float) -> None:
         token = owner_token(home)
         store.ensure_owner(token)
         register_strays(home, store)
-        listener = listen(host, port)
-        app = create_app(home, store, engine)
-        doorman = Doorman(app, loopback_only=host in LOOPBACK_NAMES)
+        listener = listen(service.host, service.port)
+        private = is_loopback(listener.getsockname()[0])
+        if not private and service.operator_token is None:
+            listener.close()
+            raise CannotStart(NEEDS_TOKEN.format(host=service.host))
+        operator = service.operator_token
+        app = create_app(home, store, engine, operator_token=operator, open_to_own=private and operator is None)
+        doorman = Doorman(app, loopback_only=private)
 
         def left_alone() -> bool:
             quiet = doorman.quiet_since()
-            long_enough = idle > 0 and quiet is not None and time.monotonic() - quiet >= idle
+            long_enough = service.idle > 0 and quiet is not None and time.monotonic() - quiet >= service.idle
             return long_enough and nothing_to_do(store)
 
         def leave() -> None:
             address_file(home).unlink(missing_ok=True)
             app.state.bell.close()
 
-        announce(home, listener, token)
+        url = announce(home, listener, token)
+        if service.greet:
+            print(f"Serving {home} on {url}; Ctrl-C leaves (runs in progress go on)", file=sys.stderr)  # noqa: T201
         Server(_config(doorman), home, left_alone, leave).run([listener])
 
 
@@ -147,7 +182,9 @@ def rebuild(home: Path) -> str:
 def _config(app: Doorman) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
+        h11_max_incomplete_event_size=HEAD_LIMIT,
+        headers=[("X-Arkor-Version", VERSION)],
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -222,13 +259,35 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def announce(home: Path, listener: socket.socket, token: str) -> None:
-    """Say in `backend.json` where to call. Raises OSError."""
+def announce(home: Path, listener: socket.socket, token: str) -> str:
+    """Say in `backend.json` where to call; returns that URL. Raises OSError."""
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
     address = {"url": url, "token": token, "pid": os.getpid(), "version": VERSION, "protocol": PROTOCOL}
     write_atomically(address_file(home), json.dumps(address))
+    return url
+
+
+def operator_token(file: Path | None) -> str | None:
+    """The token that the operator chose, from the file or else from the environment, where no child finds it any more.
+
+    Raises `CannotStart` for one that cannot be read, or is none.
+    """
+    token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"
+    if file is not None:
+        source = str(file)
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise CannotStart(f"The token file {file} cannot be read: {why}.") from error
+    elif not token:
+        return None
+    if len(token) < SHORTEST_TOKEN or not all("!" <= letter <= "~" for letter in token):
+        problem = f"must be at least {SHORTEST_TOKEN} letters, digits and marks without a blank among them"
+        raise CannotStart(f"The token in {source} {problem}. To make one: {A_NEW_ONE}")
+    return token
 
 
 def main() -> int:
@@ -239,6 +298,8 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--idle", type=float, default=900.0, help="leave after so many quiet seconds; 0: never")
+    parser.add_argument("--token-file", type=Path, help="the operator's token (default: ARKOR_SERVE_TOKEN)")
+    parser.add_argument("--greet", action="store_true", help="say on stderr where it listens")
     parser.add_argument("--rebuild", action="store_true", help="make a new database from the runs' folders, and leave")
     options = parser.parse_args()
     os.umask(0o077)
@@ -248,7 +309,9 @@ def main() -> int:
         if options.rebuild:
             print(rebuild(home))  # noqa: T201
             return 0
-        serve(home, options.engine, options.host, options.port, options.idle)
+        token = operator_token(options.token_file)
+        allow_files()
+        serve(home, options.engine, Service(options.host, options.port, options.idle, token, options.greet))
     except CannotStart as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code

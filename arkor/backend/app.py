@@ -1,40 +1,49 @@
 """The HTTP server's application: the routes, the shape of an error, what lives as long as the server.
 
-Who may call and what a body must look like is in `routes/`; the process around it in `__main__.py`.
+Who may call and what a body must look like is in `routes/`, who is let in at all in `doorman.py`; the process around it
+in `__main__.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Match
 
 from arkor.backend.bell import Bell
 from arkor.backend.conversations import Conversations
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
-from arkor.backend.routes import Refusal, auth, copies, datasets, door, endpoints, inference, jobs, keys, projects
+from arkor.backend.routes import (
+    Refusal,
+    auth,
+    copies,
+    datasets,
+    door,
+    endpoints,
+    inference,
+    jobs,
+    keys,
+    projects,
+    refused,
+    shown,
+)
 from arkor.backend.schema import way_out
 from arkor.backend.store import Store, is_busy, is_damaged, is_disk_trouble
 from arkor.backend.supervisor import Supervisor
 from arkor.backend.tail import Lookout
 from arkor.settings import PROTOCOL, VERSION
-
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def health(request: Request) -> Response:
@@ -64,8 +73,13 @@ routes = [
 ]
 
 
-def create_app(home: Path, store: Store, engine: str) -> Starlette:
-    """The application on `home`, whose runs `engine` trains."""
+def create_app(
+    home: Path, store: Store, engine: str, *, operator_token: str | None = None, open_to_own: bool = True
+) -> Starlette:
+    """The application on `home`, whose runs `engine` trains.
+
+    `operator_token` opens it as the owner's does; `open_to_own` lets the owner's processes sign in without any.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -88,6 +102,8 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
     app.state.home = home
     app.state.engine = engine
     app.state.store = store
+    app.state.operator_token = operator_token
+    app.state.open_to_own = open_to_own
     app.state.bell = Bell(bell_file(home))
     app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)
@@ -98,28 +114,32 @@ def create_app(home: Path, store: Store, engine: str) -> Starlette:
 # The shape of an error
 
 
-def _error(status: int, sentence: str, code: str | None) -> JSONResponse:
-    return JSONResponse({"error": sentence, **({"code": code} if code else {})}, status)
-
-
 def _refused(_request: Request, error: Any) -> Response:
-    return _error(error.status, error.sentence, error.code)
+    return refused(error.status, error.sentence, error.code, error.headers)
 
 
 def _http_error(request: Request, error: Any) -> Response:
-    sentences = {
-        404: (f"There is no {request.url.path} here.", "not_found"),
-        405: (f"{request.url.path} does not take {request.method}.", "method_not_allowed"),
-    }
-    sentence, code = sentences.get(error.status_code, (f"{error.detail}.", None))
-    response = _error(error.status_code, sentence, code)
-    response.headers.update(error.headers or {})
-    return response
+    """What the framework says no to: paths that are not there, and methods that a path does not take."""
+    if error.status_code == 405:
+        return _other_method(request)
+    if error.status_code == 404:
+        return refused(404, f"There is no {shown(request.scope['path'])} here.", "not_found")
+    return refused(error.status_code, f"{error.detail}.", None, error.headers)
+
+
+def _other_method(request: Request) -> Response:
+    """`OPTIONS` asks which methods there are; for any other, they come with the 405."""
+    here = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+    headers = {"Allow": ", ".join(sorted({"OPTIONS", *(method for one in here for method in one.methods)}))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    sentence = f"{shown(request.scope['path'])} does not take {shown(request.method)}."
+    return refused(405, sentence, "method_not_allowed", headers)
 
 
 def _fault(_request: Request, _exception: Exception) -> Response:
     """What we did not foresee; the traceback is in the server's log, where the framework puts it."""
-    return _error(500, "The backend has a fault; its log says more (backend.log in its home).", "internal")
+    return refused(500, "The backend has a fault; its log says more (backend.log in its home).", "internal")
 
 
 def _gone(_request: Request, _error: Exception) -> Response:
@@ -133,20 +153,23 @@ def _disk_error(request: Request, error: Any) -> Response:
         raise error
     where = error.filename or request.app.state.home
     advice = "Let it be written" if error.errno == errno.EROFS else "Free some space"
-    return _error(507, f"{where} cannot be written: {error.strerror}. {advice} and try again.", "no_space")
+    return refused(507, f"{where} cannot be written: {error.strerror}. {advice} and try again.", "no_space")
 
 
 def _database_error(request: Request, error: Any) -> Response:
     """Likewise for the database, which another program may hold, too, or have damaged."""
     where = database_file(request.app.state.home)
     if is_disk_trouble(error):
-        return _error(507, f"{where} cannot be written: {error.orig}. Free some space and try again.", "no_space")
+        return refused(507, f"{where} cannot be written: {error.orig}. Free some space and try again.", "no_space")
     if is_busy(error):
-        return _error(503, f"{where} is in use by another program; close that and try again.", "busy")
+        return refused(503, f"{where} is in use by another program; close that and try again.", "busy", RETRY_SOON)
     if is_damaged(error):
-        return _error(500, f"{where} is damaged: {error.orig}. Stop the backend. {way_out(where)}", "damaged")
+        return refused(500, f"{where} is damaged: {error.orig}. Stop the backend. {way_out(where)}", "damaged")
     raise error
 
+
+#: A client may come back in so many seconds.
+RETRY_SOON = {"Retry-After": "5"}
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -158,46 +181,3 @@ _HANDLERS = {
     DBAPIError: _database_error,
     Exception: _fault,
 }
-
-
-class Doorman:
-    """Stands before the application: whom the host name leads here, the version on every answer, who is inside."""
-
-    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
-        self._app = app
-        self._loopback_only = loopback_only
-        self._inside = 0
-        self._last_left = time.monotonic()
-
-    def quiet_since(self) -> float | None:
-        """The `time.monotonic()` at which the last request or stream ended; None while there is one."""
-        return None if self._inside else self._last_left
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def send_with_version(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Arkor-Version"] = VERSION
-            await send(message)
-
-        self._inside += 1
-        try:
-            if self._loopback_only and not _names_loopback(scope):
-                # A page of another site whose name was made to point here must not get in.
-                refusal = _error(403, "This backend answers to localhost alone; call it by that name.", "bad_host")
-                return await refusal(scope, receive, send_with_version)
-            return await self._app(scope, receive, send_with_version)
-        finally:
-            self._inside -= 1
-            self._last_left = time.monotonic()
-
-
-def _names_loopback(scope: Scope) -> bool:
-    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-    try:
-        return urlsplit(f"//{host}").hostname in LOOPBACK_NAMES
-    except ValueError:
-        return False

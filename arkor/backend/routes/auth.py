@@ -1,4 +1,9 @@
-"""Who one is: anonymous identities, what sign-in this backend has, `me`."""
+"""Who one is: anonymous identities, what sign-in this backend has, `me`.
+
+Who signs in may train, and training reads and writes with the rights of whoever runs this backend. So an anonymous
+identity is given to the processes of that person on this machine, as the bootstrap of every Arkor client expects it,
+and to callers that bring the token of the owner or of the operator. Other people who can reach the port get none.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 from arkor.accounts import Me
 from arkor.accounts import Org as OrgOnWire
 from arkor.backend.openapi import NOTHING, TOKEN, Answer, body_of, fields_of, list_of, route
-from arkor.backend.routes import check_fields, invalid, read_object, require_user
-from arkor.backend.store import Org
+from arkor.backend.peer import is_own
+from arkor.backend.routes import bearer_token, check_fields, invalid, read_object, require_user, unauthorized
+from arkor.backend.store import OWNER, Org
 
 KINDS = ("cli", "web")
 NEW_IDENTITY = body_of(kind={"enum": KINDS})
@@ -25,6 +31,7 @@ _NO_OAUTH = body_of(
 
 async def create_anonymous(request: Request) -> Response:
     """`POST /v1/auth/anonymous`: a new identity with an organisation of its own."""
+    await _require_admission(request)
     body = await read_object(request)
     check_fields(body, *fields_of(NEW_IDENTITY))
     if body["kind"] not in KINDS:
@@ -32,6 +39,27 @@ async def create_anonymous(request: Request) -> Response:
     token, user, org = await run_in_threadpool(request.app.state.store.create_identity)
     answer = {"token": token, "anonymousId": user.id, "kind": body["kind"], "personalOrg": org_json(org)}
     return JSONResponse(answer, 201)
+
+
+async def _require_admission(request: Request) -> None:
+    """A 401 for whoever is neither the owner nor somebody that brings the owner's or the operator's token."""
+    if bearer_token(request):
+        if (await require_user(request)).id == OWNER:
+            return
+    elif request.app.state.open_to_own and await run_in_threadpool(_is_of_this_user, request):
+        return
+    sentence = (
+        "This backend gives an identity to nobody without its operator's token. Ask whoever runs it, then sign in: "
+        "arkor login --url URL"
+    )
+    raise unauthorized(sentence, "token_required")
+
+
+def _is_of_this_user(request: Request) -> bool:
+    """Whether the caller is a process of the user that we run as, and speaks for itself."""
+    client, server = request.scope["client"], request.scope["server"]
+    for_others = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
+    return client is not None and not for_others and is_own(client, server)
 
 
 def sign_in_config(_request: Request) -> Response:
@@ -60,6 +88,7 @@ routes = [
         "A new identity with an organisation of its own.",
         body=NEW_IDENTITY,
         answers={201: Answer("The identity; its token is shown this once.", _IDENTITY)},
+        errors={401: "The caller is another user's, or of another machine, and brought no token of the operator."},
     ),
     route(
         "GET",
