@@ -101,7 +101,7 @@ class TrainingFailed:
 
 @frozen
 class TrainingCancelled:
-    """The run was stopped on request. Not a public wire event: its stream goes on with `end`."""
+    """The run was stopped on request. The wire has no type for it: it is a `training.failed` whose error says so."""
 
     job_id: str
     timestamp: str
@@ -130,10 +130,12 @@ TYPES: dict[str, type[Any]] = {
     "checkpoint.saved": CheckpointSaved,
     "training.completed": TrainingCompleted,
     "training.failed": TrainingFailed,
-    "training.cancelled": TrainingCancelled,
 }
-TYPE_OF = {cls: name for name, cls in TYPES.items()}
-TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
+TYPE_OF = {**{cls: name for name, cls in TYPES.items()}, TrainingCancelled: "training.failed"}
+TERMINAL_TYPES = frozenset({"training.completed", "training.failed"})
+
+#: The `error` of a run that was stopped on request, as the protocol's other clients and backends know it.
+CANCELLED = "Job cancelled"
 
 #: Field → wire name of the numbers that a log may carry.
 NUMBERS = {
@@ -162,6 +164,8 @@ def stamp(moment: datetime) -> str:
 def encode_event(event: Event) -> dict[str, Any]:
     """An event → its JSON object, `type` first; numbers that are not finite move into `nonFinite`."""
     data: dict[str, Any] = {"type": TYPE_OF[type(event)], **to_wire(event)}
+    if isinstance(event, TrainingCancelled):
+        data["error"] = CANCELLED
     if isinstance(event, TrainingLog):
         odd = {key: value for key in NUMBERS.values() if (value := data.get(key)) is not None and value - value != 0}
         if odd:
@@ -257,19 +261,13 @@ def _decode_completed(data: dict[str, Any]) -> TrainingCompleted:
     )
 
 
-def _decode_failed(data: dict[str, Any]) -> TrainingFailed:
-    return TrainingFailed(
-        _text(data, "jobId"),
-        _text(data, "timestamp"),
-        _text(data, "error") or "the backend gave no reason",
-        _optional_step(data),
-        parse_artifacts(data.get("artifacts")),
-    )
-
-
-def _decode_cancelled(data: dict[str, Any]) -> TrainingCancelled:
+def _decode_failed(data: dict[str, Any]) -> TrainingFailed | TrainingCancelled:
+    job, timestamp, step = _text(data, "jobId"), _text(data, "timestamp"), _optional_step(data)
     artifacts = parse_artifacts(data.get("artifacts"))
-    return TrainingCancelled(_text(data, "jobId"), _text(data, "timestamp"), _optional_step(data), artifacts)
+    error = _text(data, "error") or "the backend gave no reason"
+    if error == CANCELLED:
+        return TrainingCancelled(job, timestamp, step, artifacts)
+    return TrainingFailed(job, timestamp, error, step, artifacts)
 
 
 def _decode_preparing(data: dict[str, Any]) -> TrainingPreparing:
@@ -285,5 +283,4 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "checkpoint.saved": _decode_checkpoint,
     "training.completed": _decode_completed,
     "training.failed": _decode_failed,
-    "training.cancelled": _decode_cancelled,
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import frozen
 
-from arkor.events import TERMINAL_TYPES, Event, encode_event
+from arkor.events import CANCELLED, TERMINAL_TYPES, Event, encode_event
 from arkor.jobs import JobStatus
 from arkor.wire import dumps
 
@@ -179,8 +179,10 @@ def read_standing(path: Path) -> Standing:
     if _type(line) not in TERMINAL_TYPES:
         return Standing(JobStatus.RUNNING, started_at=first["timestamp"])
     last = decode_line(line)
-    status = JobStatus(last["type"].removeprefix("training."))
     began = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
+    if last.get("error") == CANCELLED:
+        return Standing(JobStatus.CANCELLED, None, began, last["timestamp"])
+    status = JobStatus(last["type"].removeprefix("training."))
     return Standing(status, last.get("error"), began, last["timestamp"])
 
 

@@ -38,7 +38,7 @@ def cancelled(trainers: Nursery, folder: RunFolder, stop_at: str, delay: float =
     assert death.code == 0, folder.worker_log.read_text()
     assert 0 < death.seconds < SECONDS
     end = lines(folder)[-1]
-    assert end["type"] == "training.cancelled", end
+    assert (end["type"], end["error"]) == ("training.failed", "Job cancelled"), end
     assert "Traceback" not in folder.worker_log.read_text()
     return end
 

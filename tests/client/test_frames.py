@@ -309,3 +309,16 @@ def test_time_is_linear(stream: bytes, size: int) -> None:
     began = time.process_time()
     assert parse(*chunks)
     assert time.process_time() - began < 2
+
+
+def test_a_run_that_was_stopped_is_told_as_other_clients_know_it() -> None:
+    wire = {
+        "type": "training.failed",
+        "jobId": "j",
+        "timestamp": "t",
+        "step": 7,
+        "artifacts": [],
+        "error": "Job cancelled",
+    }
+    assert ev.decode_event(wire) == ev.TrainingCancelled("j", "t", 7)
+    assert ev.encode_event(ev.TrainingCancelled("j", "t", 7)) == {**wire, "artifacts": []}
