@@ -213,9 +213,13 @@ FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
 
 
 def _format(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping) or value.get("type") not in FORMATS or len(value) > 1:
+    if isinstance(value, str) and value in FORMATS:
+        raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
+    if not isinstance(value, Mapping) or value.get("type") not in FORMATS:
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
         raise InvalidConfig(name, f"must be one of {', '.join(map(repr, FORMATS))}, not {_shown(kind)}")
+    if unknown := next((key for key in value if key != "type"), None):
+        raise InvalidConfig(f"{name}.{unknown}", f'is no field of a format; write {{"type": "{value["type"]}"}} alone')
 
 
 def _split(name: str, value: Any) -> None:
