@@ -6,6 +6,7 @@ A block is the fence below `<!-- help: COMMAND -->`; the tests fail while one of
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,15 +14,23 @@ import click
 from arkor.cli.main import arkor
 
 PAGE = Path(__file__).parent / "cli.md"
-_BLOCK = re.compile(r"(<!-- help: (?P<command>[\w-]+) -->\n```text\n).*?(^```$)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(<!-- help: (?P<command>[\w -]+) -->\n```text\n).*?(^```$)", re.MULTILINE | re.DOTALL)
 
 
-def help_of(name: str) -> str:
+def commands(group: click.Group = arkor, prefix: str = "") -> Iterator[str]:
+    """Every command below `arkor`, those of groups too: `"jobs"`, …, `"endpoints keys create"`."""
+    for name, command in group.commands.items():
+        yield prefix + name
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+
+
+def help_of(names: str) -> str:
     """What `--help` of a command (or of `arkor` itself) prints in a terminal of 100 columns."""
     width = {"terminal_width": 100, "max_content_width": 100}
     context = click.Context(arkor, info_name="arkor", **width, **arkor.context_settings)
-    if name != "arkor":
-        context = click.Context(arkor.commands[name], info_name=name, parent=context, **width)
+    for name in names.removeprefix("arkor").split():
+        context = click.Context(context.command.commands[name], info_name=name, parent=context, **width)
     return context.get_help().rstrip() + "\n"
 
 

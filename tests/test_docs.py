@@ -170,7 +170,7 @@ def test_the_help_texts_are_those_of_the_commands() -> None:
     page = write_help.PAGE.read_text("utf-8")
     assert write_help.with_help(page) == page, "run: python docs/write_help.py"
     described = {block.note.removeprefix("help: ") for block in blocks_of(write_help.PAGE)}
-    assert write_help.arkor.commands.keys() <= described
+    assert set(write_help.commands()) <= described
 
 
 def files_on_the_map() -> set[str]:

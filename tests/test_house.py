@@ -27,7 +27,7 @@ BACKEND_FLOORS = """
 home heartbeat bell log checkpoints past progress schema endpoints store conversations sse tail engine scripted process threads device models
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
-generation.completion generation.weights generation.generate
+generation.completion generation.text generation.echo generation.sampling generation.weights generation.answer generation.batch generation.generate
 recovery copies inspection stop recorder worker serving demise supervisor inference openapi peer connection routes doorman app __main__
 """.split()
 

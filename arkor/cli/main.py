@@ -11,6 +11,7 @@ from arkor.cli.account import login, logout
 from arkor.cli.chat import chat
 from arkor.cli.copies import export_run, import_run
 from arkor.cli.doctor import doctor
+from arkor.cli.endpoints import endpoints
 from arkor.cli.errors import leave_the_pipe, run
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
@@ -38,7 +39,22 @@ def arkor() -> None:
     """Fine-tune open-weight language models from plain, blocking Python."""
 
 
-for command in (init, start, jobs, logs, cancel, chat, export_run, import_run, serve, login, logout, whoami, doctor):
+for command in (
+    init,
+    start,
+    jobs,
+    logs,
+    cancel,
+    chat,
+    export_run,
+    import_run,
+    endpoints,
+    serve,
+    login,
+    logout,
+    whoami,
+    doctor,
+):
     arkor.add_command(command)
 
 

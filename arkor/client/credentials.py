@@ -288,8 +288,9 @@ def introduced(url: str) -> AnonymousCredentials:
     except CloudApiError as error:
         if error.status not in (401, 403):
             raise
+        why = "" if error.code == "token_required" else f" ({error.message.rstrip('. ')})"
         raise CredentialsError(
-            f"{url} takes nobody without a token: {error.message.rstrip('. ')}; with the one of its operator, sign in "
+            f"{url} takes nobody without a token{why}; with the one of its operator, sign in "
             f"(arkor login --token --url {url}), or set ARKOR_CLOUD_API_URL and ARKOR_TOKEN"
         ) from error
 
