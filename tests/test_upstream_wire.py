@@ -214,7 +214,9 @@ def test_it_cancels_with_an_empty_body(slow_backend: Backend, dial: Dial) -> Non
     ]
     assert node.call("POST", f"/v1/jobs/{job['id']}/cancel").status in range(200, 300)
     stream = node.call("GET", f"/v1/jobs/{job['id']}/events/stream", accept="text/event-stream")
-    assert frames(stream.body)[-1]["event"] == "end"
+    *_, last, end = frames(stream.body)
+    assert (last["event"], end["event"]) == ("training.failed", "end")
+    assert json.loads(last["data"])["error"] == "Job cancelled"  # by these words it knows it from a failure
     assert node.get(f"/v1/jobs/{job['id']}")["job"]["status"] == "cancelled"
     refused = node.call("POST", f"/v1/jobs/{job['id']}/cancel")
     assert (refused.status, type(refused.json()["error"])) == (409, str)
