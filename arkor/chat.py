@@ -18,6 +18,9 @@ from arkor.wire import from_wire
 
 ROLES = ("system", "user", "assistant", "tool")
 
+#: How many stop strings a request may name, and how long one may be, in characters.
+MOST_STOPS, LONGEST_STOP = 4, 200
+
 
 @frozen
 class Adapter:
@@ -40,7 +43,8 @@ class InferenceRequest:
 
     `temperature` 0 is greedy, and so is None unless `top_p` asks for sampling: two checkpoints that answer
     differently then differ by their training, not by the dice. `max_tokens` counts the answer; None leaves it to
-    the backend.
+    the backend. `stop` is a string or up to four that end the answer where one of them begins; the same request with
+    the same `seed` gives the same text. `parallel_tool_calls` False asks for one call at most.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -49,10 +53,13 @@ class InferenceRequest:
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    stop: str | Sequence[str] | None = None
+    seed: int | None = None
     stream: bool = True
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: Any = None
-    response_format: Mapping[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Mapping[str, Any] | type | None = None
     structured_outputs: Mapping[str, Any] | None = None
 
     def check(self) -> None:
@@ -63,14 +70,28 @@ class InferenceRequest:
             _check_message(f"messages[{index}]", message)
         _check_weights(self.adapter, self.base_model)
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
-        if not isinstance(self.stream, bool):
-            raise InvalidConfig("stream", f"must be true or false, not {self.stream!r}")
+        _check_stop(self.stop)
+        if self.seed is not None and not _is_seed(self.seed):
+            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {_short(self.seed)}")
+        for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
+            if not isinstance(value, bool) and not (name != "stream" and value is None):
+                raise InvalidConfig(name, f"must be true or false, not {_short(value)}")
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """A checked `stop` as a tuple."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def message_text(message: Mapping[str, Any]) -> str:
     """The text of a checked message, its parts put together; empty when it has none."""
     content = message.get("content")
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _is_list(value: Any) -> bool:
@@ -84,7 +105,7 @@ def _check_message(name: str, message: Any) -> None:
     if not isinstance(message, Mapping):
         raise InvalidConfig(name, 'must be an object like {"role": "user", "content": "Hello"}')
     if message.get("role") not in ROLES:
-        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {message.get('role')!r}")
+        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {_short(message.get('role'))}")
     if message.get("tool_calls") is not None:
         _check_tool_calls(f"{name}.tool_calls", message)
     elif message.get("content") is None:
@@ -98,6 +119,15 @@ def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
         raise InvalidConfig(name, "belong in messages of the assistant alone")
     if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
         raise InvalidConfig(name, "must be a list of objects")
+    for index, call in enumerate(calls):
+        function = call.get("function")
+        if not isinstance(function, Mapping) or not all(_is_text(function.get(k)) for k in ("name", "arguments")):
+            shape = '{"id": …, "type": "function", "function": {"name": …, "arguments": "{…}"}}'
+            raise InvalidConfig(f"{name}[{index}]", f"must be {shape}, the arguments as JSON in a string")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and _is_encodable(value)
 
 
 def _check_content(name: str, content: Any) -> None:
@@ -113,10 +143,16 @@ def _check_content(name: str, content: Any) -> None:
 
 
 def _check_encodable(name: str, text: str) -> None:
+    if not _is_encodable(text):
+        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character")
+
+
+def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character") from None
+        return False
+    return True
 
 
 # Which weights
@@ -155,6 +191,19 @@ def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
         raise InvalidConfig("top_p", f"must be a number above 0 and at most 1, not {top_p!r}")
     if max_tokens is not None and not _is_whole(max_tokens, 1):
         raise InvalidConfig("max_tokens", f"must be a whole number of at least 1, not {max_tokens!r}")
+
+
+def _check_stop(stop: Any) -> None:
+    strings = [stop] if isinstance(stop, str) else () if stop is None else stop
+    if not _is_list(strings) or len(strings) > MOST_STOPS:
+        raise InvalidConfig("stop", f"must be a string, or a list of at most {MOST_STOPS}")
+    for string in strings:
+        if not _is_text(string) or not 0 < len(string) <= LONGEST_STOP:
+            raise InvalidConfig("stop", f"must be of strings of 1 to {LONGEST_STOP} characters, not {_short(string)}")
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:

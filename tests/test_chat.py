@@ -13,6 +13,7 @@ from arkor.wire import from_wire, to_wire
 
 HELLO = [{"role": "user", "content": "Hello"}]
 FINAL = Adapter("final", "job-1")
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
 
 def request(**fields: Any) -> InferenceRequest:
@@ -27,8 +28,10 @@ GOOD: list[dict[str, Any]] = [
     {"temperature": 0}, {"temperature": 2.5}, {"top_p": 1}, {"top_p": 0.01}, {"max_tokens": 1}, {"stream": False},
     {"messages": ({"role": "system", "content": "Be brief."}, {"role": "user", "content": ""})},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
-    {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+    {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
     {"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]},
+    {"stop": "\n"}, {"stop": ["a", "b", "c", "d"]}, {"stop": []}, {"seed": 0}, {"seed": -(2**63)},
+    {"parallel_tool_calls": False},
 ]  # fmt: skip
 
 
@@ -52,6 +55,26 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content", {"messages": [{"role": "assistant"}]}),
     ("messages[0].tool_calls", {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}),
     ("messages[0].tool_calls", {"messages": [{"role": "assistant", "tool_calls": "add"}]}),
+    ("messages[0].tool_calls[0]", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}),
+    (
+        "messages[0].tool_calls[0]",
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 1, "arguments": "{}"}}]}]},
+    ),
+    (
+        "messages[0].tool_calls[0]",
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": {}}}]}]},
+    ),
+    ("stop", {"stop": ""}),
+    ("stop", {"stop": ["a", "b", "c", "d", "e"]}),
+    ("stop", {"stop": [1]}),
+    ("stop", {"stop": 7}),
+    ("stop", {"stop": {"a": 1}}),
+    ("stop", {"stop": "x" * 1000}),
+    ("stop", {"stop": ["\ud800"]}),
+    ("seed", {"seed": 1.5}),
+    ("seed", {"seed": True}),
+    ("seed", {"seed": 2**63}),
+    ("parallel_tool_calls", {"parallel_tool_calls": "no"}),
     ("messages[1].content", said(None)),
     ("messages[1].content", said(3)),
     ("messages[1].content", said("\ud800")),

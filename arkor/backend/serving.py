@@ -22,7 +22,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from arkor.backend.generation.completion import EchoGenerator, Generator, Reply, completion_from_json, reply_to_json
+from arkor.backend.generation.completion import Generator, Reply, completion_from_json, reply_to_json
+from arkor.backend.generation.echo import EchoGenerator
 from arkor.settings import serving_memory_bytes
 from arkor.wire import dumps
 

@@ -1,28 +1,25 @@
-"""What is asked of a generator and what it replies, and a deterministic generator that needs no torch.
+"""What is asked of a generator and what it replies.
 
-The real generator is in `generate.py`; the process that runs either is `serving.py`, the server's side of it
-`inference.py`. The two talk in JSON lines, which this room puts into words and reads again.
+The real generator is in `generate.py`, one that needs no torch in `echo.py`; the process that runs either is
+`serving.py`, the server's side of it `inference.py`. The two talk in JSON lines, which this room puts into words and
+reads again.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import attrs
-from attrs import define, frozen
-
-from arkor.chat import message_text
+from attrs import frozen
 
 
 @frozen
 class Completion:
     """One answer to generate: by `model` (an id or a folder), with the adapter in the folder `adapter` if not None.
 
-    `temperature` 0 is greedy; `max_tokens` None leaves the length of the answer to the generator.
+    `temperature` 0 is greedy; `max_tokens` None leaves the length of the answer to the generator. The answer ends
+    before the first of the strings of `stop`. With a `seed` the same completion is the same text.
     """
 
     id: str
@@ -32,6 +29,8 @@ class Completion:
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
 
 
 @frozen
@@ -116,62 +115,4 @@ def reply_from_json(data: Mapping[str, Any]) -> Reply:
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:
     """What `attrs.asdict(completion)` became on its way through JSON."""
-    return Completion(**{**data, "messages": tuple(data["messages"])})
-
-
-# The generator without torch
-
-
-@define
-class _Echo:
-    completion: Completion
-    words: list[str]
-    said: int = 0
-
-
-class EchoGenerator:
-    """Says `scripted: <last user message>`, a word a step.
-
-    `ARKOR_SCRIPTED_TOKEN_SECONDS` is the time a step takes. The model `scripted/crash` ends the process;
-    `scripted/fail` is refused, and `scripted/break` fails behind its second word.
-    """
-
-    def __init__(self) -> None:
-        self._echoes: dict[str, _Echo] = {}
-        self._seconds = float(os.environ.get("ARKOR_SCRIPTED_TOKEN_SECONDS") or 0)
-
-    def submit(self, completion: Completion) -> None:
-        """See `Generator`."""
-        if completion.model == "scripted/crash":
-            os._exit(13)
-        questions = [message_text(message) for message in completion.messages if message["role"] == "user"]
-        words = re.findall(r"\S+\s*|\s+", f"scripted: {questions[-1] if questions else ''}")
-        self._echoes[completion.id] = _Echo(completion, words)
-
-    def cancel(self, completion_id: str) -> None:
-        """See `Generator`."""
-        self._echoes.pop(completion_id, None)
-
-    def step(self) -> list[Reply]:
-        """See `Generator`."""
-        time.sleep(self._seconds)
-        return [reply for echo in list(self._echoes.values()) for reply in self._say(echo)]
-
-    @property
-    def busy(self) -> bool:
-        """See `Generator`."""
-        return bool(self._echoes)
-
-    def _say(self, echo: _Echo) -> list[Reply]:
-        completion = echo.completion
-        if completion.model == "scripted/fail" or (completion.model == "scripted/break" and echo.said == 2):
-            self.cancel(completion.id)
-            return [Failed(completion.id, 503, "scripted", "The scripted generator fails, as it was asked to.")]
-        echo.said += 1
-        delta = Delta(completion.id, echo.words[echo.said - 1])
-        if echo.said < min(len(echo.words), completion.max_tokens or len(echo.words)):
-            return [delta]
-        self.cancel(completion.id)
-        prompt = sum(len(message_text(message).split()) for message in completion.messages)
-        reason = "stop" if echo.said == len(echo.words) else "length"
-        return [delta, Done(completion.id, reason, prompt, echo.said)]
+    return Completion(**{**data, "messages": tuple(data["messages"]), "stop": tuple(data["stop"])})

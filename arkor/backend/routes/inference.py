@@ -20,7 +20,7 @@ from arkor.backend.inference import Answer, adapter_folder
 from arkor.backend.models import submission_problem
 from arkor.backend.routes import CallScope, Refusal, check_fields, invalid, read_object, require_job, require_scope
 from arkor.backend.store import new_id
-from arkor.chat import Adapter, InferenceRequest
+from arkor.chat import Adapter, InferenceRequest, stop_strings
 from arkor.errors import InvalidConfig
 from arkor.wire import camel, dumps, from_wire
 
@@ -80,6 +80,8 @@ def completion_of(wanted: InferenceRequest, model: str, folder: str | None) -> C
         temperature=default if wanted.temperature is None else float(wanted.temperature),
         top_p=1.0 if wanted.top_p is None else float(wanted.top_p),
         max_tokens=wanted.max_tokens,
+        stop=stop_strings(wanted.stop),
+        seed=wanted.seed,
     )
 
 

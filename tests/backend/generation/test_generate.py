@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPT2Config, MambaConfig, MistralConfig
 
 from arkor.backend.device import choose_device
 from arkor.backend.generation import weights as weights_room
 from arkor.backend.generation.completion import Completion, Delta, Done, Failed, Reply
-from arkor.backend.generation.generate import TextStream, TorchGenerator, sample
+from arkor.backend.generation.generate import TorchGenerator
 from arkor.backend.generation.weights import Shelf
 from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
@@ -149,7 +147,7 @@ def test_every_architecture_answers_in_company(tmp_path: Path, generator: TorchG
 def test_a_long_prompt_is_read_in_pieces(
     tmp_path: Path, generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("arkor.backend.generation.generate.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("arkor.backend.generation.batch.PREFILL_TOKENS", 16)
     expected = reference(folders["base"], None, [{"role": "user", "content": "word " * 20}], 20)
     generator.submit(ask(folders, text="word " * 20, max_tokens=20))
     assert text_of(run(generator)["q"]) == expected
@@ -203,49 +201,6 @@ def test_a_prompt_that_is_too_long_names_both_counts(tmp_path: Path, generator: 
     assert (failed.status, failed.code) == (400, "context_length_exceeded")
     assert "118 tokens" in failed.sentence
     assert "takes 64" in failed.sentence
-
-
-def test_sampling_follows_temperature_and_top_p() -> None:
-    dice = torch.Generator().manual_seed(0)
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-
-    def seen(temperature: float, top_p: float) -> list[float]:
-        tokens = [sample(logits, temperature, top_p, dice) for _ in range(4000)]
-        return [tokens.count(token) / 4000 for token in range(4)]
-
-    assert seen(1.0, 1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
-    assert seen(0.5, 1.0) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.03)
-    assert seen(1.0, 0.7) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert seen(1.0, 0.01) == [1, 0, 0, 0]
-
-
-def test_top_p_looks_beyond_the_likeliest_thousand() -> None:
-    dice = torch.Generator().manual_seed(0)
-    flat = torch.zeros(5000)
-    assert max(sample(flat, 1.0, 0.9, dice) for _ in range(200)) > 1100
-
-
-# Characters
-
-
-@given(st.text(max_size=40), st.data())
-def test_text_is_never_cut_nor_given_twice(text: str, data: st.DataObject) -> None:
-    tokenizer = byte_tokenizer()
-    tokens = tokenizer(text, add_special_tokens=False).input_ids
-    if data.draw(st.booleans()):  # garbage too
-        tokens = data.draw(st.permutations(tokens))
-    stream = TextStream(lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
-    deltas = [stream.push(token) for token in tokens]
-    assert all("\ufffd" not in delta or "\ufffd" in tokenizer.decode(tokens) for delta in deltas)
-    assert "".join([*deltas, stream.flush()]) == tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-
-
-def test_text_comes_as_soon_as_it_is_final() -> None:
-    tokenizer = byte_tokenizer()
-    stream = TextStream(lambda ids: str(tokenizer.decode(ids)))
-    assert [stream.push(token) for token in tokenizer("aß€😀b").input_ids] == (
-        ["a", "", "ß", "", "", "€", "", "", "", "😀", "b"]
-    )
 
 
 # What goes wrong
