@@ -25,7 +25,7 @@ from arkor.backend.openapi import NOTHING, TEXT, Answer, Problem, body_of, list_
 from arkor.backend.routes import Refusal, read_object
 from arkor.backend.routes.endpoints import weights_of
 from arkor.backend.routes.inference import BODY_LIMIT, completion_of, refuse_unbuilt, respond
-from arkor.backend.routes.openai import Asked, Told, error_json, read_request, retold
+from arkor.backend.routes.openai import Asked, Told, by_openais_names, error_json, read_request, retold
 from arkor.deployments import Deployment
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -54,18 +54,19 @@ async def chat(request: Request) -> Response:
     body = await read_object(request, BODY_LIMIT)
     model, folder = await run_in_threadpool(_weights, request.app.state, visit.deployment)
     asked = read_request(body, model)
-    refuse_unbuilt(asked.request)
-    completion = completion_of(asked.request, model, folder)
-    conversation = Conversation(request.app.state, visit, completion.id, body)
+    conversation = Conversation(request.app.state, visit, body)
     try:
+        refuse_unbuilt(asked.request)
+        completion = completion_of(asked.request, model, folder)
         answer = await respond(request, completion, visit.deployment.slug, stream=asked.request.stream)
     except Refusal as refusal:
-        conversation.told.error = error_json(refusal)["error"]
+        no = by_openais_names(refusal)
+        conversation.told.error = error_json(no)["error"]
         await conversation.keep()
-        raise
+        raise no from None
     if isinstance(answer, StreamingResponse):
         return Retold(answer, conversation, asked)
-    conversation.told.whole(_content(answer))
+    conversation.told.whole(json.loads(bytes(answer.body)))
     await conversation.keep()
     return answer
 
@@ -153,7 +154,6 @@ class Conversation:
 
     _state: State
     _visit: Visit
-    _id: str
     _request: Mapping[str, Any]
     told: Told = field(factory=Told)
     _began: float = field(factory=time.monotonic)
@@ -166,7 +166,7 @@ class Conversation:
     def _keep(self) -> None:
         state, deployment = self._state, self._visit.deployment
         seconds = round(time.monotonic() - self._began, 3)
-        head = {"id": self._id, "keyId": self._visit.key_id, "target": deployment.target, "seconds": seconds}
+        head = {"keyId": self._visit.key_id, "target": deployment.target, "seconds": seconds}
         entry = {**head, "request": self._request, "answer": self.told.to_json()}
         try:
             state.conversations.keep(lambda: state.store.endpoints.get(deployment.id), entry)
@@ -190,11 +190,6 @@ class Retold(Response):
             await self._answer(scope, receive, send)
         finally:
             await self._conversation.keep()
-
-
-def _content(answer: Response) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(bytes(answer.body))
-    return content
 
 
 _ERROR = {

@@ -168,15 +168,21 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
 
 _WIRE_NAMES = {camel(one.name): one.name for one in attrs.fields(InferenceRequest) if "_" in one.name}
 _ANY_WIRE_NAME = re.compile(rf"\b({'|'.join(_WIRE_NAMES)})\b")
-_PARAM = re.compile(r"([a-z_]+(?:\.[\w$]+|\[\d+\])*): ")
+_PARAM = re.compile(r"([A-Za-z_]+(?:\.[\w$]+|\[\d+\])*): ")
+
+
+def by_openais_names(refusal: Refusal) -> Refusal:
+    """The same no, its fields by the names that they have in a chat completion."""
+    sentence = _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], refusal.sentence)
+    return Refusal(refusal.status, sentence, refusal.code)
 
 
 def error_json(refusal: Refusal) -> dict[str, Any]:
-    """The body of an error as OpenAI's clients read it; its fields go by OpenAI's names."""
-    message = _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], refusal.sentence)
-    param = _PARAM.match(message) if refusal.status == 400 else None
+    """The body of an error as OpenAI's clients read it."""
+    param = _PARAM.match(refusal.sentence) if refusal.status == 400 else None
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param and param[1], "code": refusal.code}}
+    told = {"message": refusal.sentence, "type": kind, "param": param and param[1], "code": refusal.code}
+    return {"error": told}
 
 
 # What is answered
@@ -186,6 +192,7 @@ def error_json(refusal: Refusal) -> dict[str, Any]:
 class Told:
     """What has been said of an answer so far."""
 
+    id: str | None = None
     text: list[str] = field(factory=list)
     calls: dict[int, dict[str, Any]] = field(factory=dict)
     finish_reason: str | None = None
@@ -194,13 +201,14 @@ class Told:
 
     def whole(self, completion: Mapping[str, Any]) -> None:
         """Take in an answer that came at once."""
-        choice = completion["choices"][0]
+        self.id, choice = completion["id"], completion["choices"][0]
         self.text = [choice["message"].get("content") or ""]
         self.calls = dict(enumerate(choice["message"].get("tool_calls") or ()))
         self.finish_reason, self.usage = choice["finish_reason"], completion.get("usage")
 
     def chunk(self, chunk: Mapping[str, Any]) -> None:
         """Take in a piece."""
+        self.id = chunk.get("id") or self.id
         self.usage = chunk.get("usage") or self.usage
         self.error = chunk.get("error") or self.error
         for choice in chunk.get("choices", ()):
@@ -219,7 +227,7 @@ class Told:
         """The message, why it ended, what it cost; or what went wrong. `finish_reason` None: it was broken off."""
         calls = [self.calls[index] for index in sorted(self.calls)]
         message = {"role": "assistant", "content": "".join(self.text), **({"tool_calls": calls} if calls else {})}
-        said = {"message": message, "finish_reason": self.finish_reason, "usage": self.usage}
+        said = {"id": self.id, "message": message, "finish_reason": self.finish_reason, "usage": self.usage}
         return {**said, **({"error": self.error} if self.error else {})}
 
 
