@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 import attrs
 
-from arkor.callbacks import (
+from arkor.callbacks.contexts import (
     CheckpointContext,
     CompletedContext,
     FailedContext,
+    FinishedContext,
     Infer,
-    Listeners,
     StartedContext,
     TrainingLogContext,
 )
+from arkor.callbacks.listeners import Listeners
+from arkor.callbacks.steering import Steering
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
 from arkor.client.connection import StreamFault
@@ -43,6 +45,7 @@ class Dispatcher:
     """Keeps the `job` up to date with its events; `result` is None until the run has ended.
 
     The result is there before the callbacks of the terminal event are called, so that no exception can cost it.
+    `leaving` is why a callback wants `wait()` to end, None as long as none does.
     """
 
     def __init__(
@@ -54,9 +57,11 @@ class Dispatcher:
     ) -> None:
         self.job = job
         self.result: TrainingResult | None = None
+        self.leaving: str | None = None
         self._listeners = listeners
         self._callback_errors = callback_errors
         self._client = client
+        self._steering = Steering(cancel=lambda: client().cancel_job(self.job.id), leave=self._leave)
 
     def dispatch(self, event: Event) -> StreamFault | None:
         """Hand one event to its callbacks; a fault asks for a reconnect behind it."""
@@ -68,9 +73,26 @@ class Dispatcher:
         self.job = job
         self.result = TrainingResult(job)
 
+    def conclude(self, error: BaseException | None = None) -> None:
+        """`wait()` is about to return, or to raise `error`. What callbacks found out is added to the result."""
+        try:
+            self._listeners.each("on_finished", lambda function: self._add(function, error))
+        except Exception:
+            if self._callback_errors == "raise" and error is None:
+                raise
+            logger.exception("the callback on_finished raised; the run itself is not touched by it")
+
+    def _add(self, on_finished: Callable[[FinishedContext], Any], error: BaseException | None) -> None:
+        added = on_finished(FinishedContext(self.job, self.result, error))
+        if isinstance(added, TrainingResult):
+            self.result = added
+
+    def _leave(self, reason: str) -> None:
+        self.leaving = reason
+
     def _on_started(self, event: TrainingStarted) -> StreamFault | None:
         self._advance(JobStatus.RUNNING, started_at=event.timestamp)
-        return self._call("on_started", StartedContext(self.job))
+        return self._call("on_started", StartedContext(self.job, steering=self._steering))
 
     def _on_log(self, event: TrainingLog) -> StreamFault | None:
         if not self._listeners.wants("on_log"):
@@ -83,18 +105,22 @@ class Dispatcher:
             event.epoch,
             event.samples_per_second,
             self.job,
+            steering=self._steering,
         )
         return self._call("on_log", context)
 
     def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)
         infer = Infer(self._client(), adapter)
-        return self._call("on_checkpoint", CheckpointContext(event.step, adapter, self.job, infer, event.artifacts))
+        steering = self._steering
+        context = CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, steering=steering)
+        return self._call("on_checkpoint", context)
 
     def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
         self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
         self.result = TrainingResult(self.job, event.artifacts)
-        return self._call("on_completed", CompletedContext(self.job, event.artifacts))
+        infer = Infer(self._client(), Adapter("final", self.job.id))
+        return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
 
     def _on_failed(self, event: TrainingFailed) -> StreamFault | None:
         self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)

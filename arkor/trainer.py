@@ -19,7 +19,8 @@ import attrs
 import requests
 from attrs import frozen
 
-from arkor.callbacks import Infer, Listeners
+from arkor.callbacks.contexts import Infer
+from arkor.callbacks.listeners import Listeners
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -31,7 +32,7 @@ from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for
-from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.jobs import (
     DatasetSource,
     FileDataset,
@@ -270,8 +271,20 @@ class Trainer:
     def _watch(self, patience: Patience) -> TrainingResult:
         if self._dispatcher is None:
             self._dispatcher = Dispatcher(self._known_job(), self._listeners, self._callback_errors, self._connected)
-        dispatcher, stream = self._dispatcher, self._stream
-        with closing(stream.events(patience)) as events, progress_for(self._progress, dispatcher.job) as progress:
+        dispatcher = self._dispatcher
+        try:
+            result = self._follow(dispatcher, patience)
+        except BaseException as error:
+            dispatcher.conclude(error)
+            raise
+        dispatcher.conclude()
+        return dispatcher.result or result
+
+    def _follow(self, dispatcher: Dispatcher, patience: Patience) -> TrainingResult:
+        """Hand event after event to the callbacks, until the run has ended or one of them wants to leave."""
+        dispatcher.leaving = None
+        events = self._stream.events(patience)
+        with closing(events), progress_for(self._progress, dispatcher.job) as progress:
             fault: ArkorError | None = None
             while dispatcher.result is None:
                 event = next(events) if fault is None else events.throw(fault)
@@ -281,6 +294,8 @@ class Trainer:
                     progress.on_event(event)
                     with progress.paused():
                         fault = dispatcher.dispatch(event)
+                if dispatcher.leaving is not None and dispatcher.result is None:
+                    raise TrainerAborted(f"{dispatcher.leaving}; {patience.meanwhile}")
         return dispatcher.result
 
     def _finish(self, dispatcher: Dispatcher, patience: Patience) -> ArkorError | None:

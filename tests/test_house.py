@@ -18,6 +18,7 @@ FLOORS = """
 errors findings archive settings wire jobs events accounts deployments chat
 client.frames client.plug client.patience client.retry client.replay client.faults client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.schemas client.replies client.api client.connection client.stream client.state client.connect
+callbacks.steering callbacks.contexts callbacks.listeners
 callbacks dispatch display
 trainer project __init__
 cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__

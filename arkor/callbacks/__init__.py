@@ -1,0 +1,28 @@
+"""What reacts to a run: the callbacks, the context that each of them gets, and callbacks that are ready to use.
+
+Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events.
+"""
+
+from arkor.callbacks.contexts import (
+    CheckpointContext,
+    CompletedContext,
+    FailedContext,
+    FinishedContext,
+    Infer,
+    StartedContext,
+    TrainingLogContext,
+)
+from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
+
+__all__ = [
+    "MOMENTS",
+    "CheckpointContext",
+    "CompletedContext",
+    "FailedContext",
+    "FinishedContext",
+    "Infer",
+    "Listeners",
+    "StartedContext",
+    "TrainerCallbacks",
+    "TrainingLogContext",
+]
