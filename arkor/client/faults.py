@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
+import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, NewConnectionError
 
+from arkor.client.upgrade import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
-
-UPGRADE = "pip install --upgrade arkor"
 
 #: An error page longer than this is not read to its end.
 MAX_ERROR_BYTES = 64 * 1024
@@ -35,45 +34,59 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 # An answer that is an error
 
 
-def error_of(response: requests.Response, token: str | None = None) -> CloudApiError:
+def error_of(response: requests.Response) -> CloudApiError:
     """The error that a non-2xx answer stands for; reads a bounded part of its body and closes it.
 
-    `token` is cut out of the sentence, should the backend have echoed it.
+    The token that was sent is cut out of all that the backend says, should it have been echoed.
     """
-    body = _beginning(response)
+    said, request = _beginning(response).decode("utf-8", "replace"), response.request
+    body = without_token(said, request)
     sentence, code = _from_json(body)
-    sentence = sentence or _from_page(response, body)
-    if token and len(token) >= _SHORTEST_SECRET:
-        sentence = sentence.replace(token, "[token]")
-    if response.status_code == 426 and UPGRADE not in sentence:
-        sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {UPGRADE}"
+    sentence = without_token(sentence or _from_page(response, body), request)
+    if response.status_code == 426 and (command := upgrade_command()) not in sentence:
+        sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {command}"
+    request_id = response.headers.get("X-Request-Id")
     return CloudApiError(
         response.status_code,
-        code,
+        code and without_token(_one_line(code, 100), request),
         sentence,
-        method=response.request.method,
-        path=urlsplit(response.request.url or "").path,
-        request_id=response.headers.get("X-Request-Id"),
+        method=request.method,
+        path=urlsplit(request.url or "").path,
+        request_id=request_id and without_token(_one_line(request_id, 200), request),
         retry_after=retry_after(response.headers),
     )
+
+
+def without_token(text: str, request: requests.PreparedRequest) -> str:
+    """The text with the token of that request cut out, as it is and as it stands in an address."""
+    header: Any = request.headers.get("Authorization") or ""
+    header = header.decode("latin-1") if isinstance(header, bytes) else str(header)
+    token = header.removeprefix("Bearer ")
+    if len(token) < _SHORTEST_SECRET:
+        return text
+    for written in (token, quote(token, safe="")):
+        text = text.replace(written, "[token]")
+    return text
 
 
 def bad_answer(response: requests.Response, problem: str) -> CloudApiError:
     """The error for an answer that is a success by its status and nonsense by its body."""
     where = urlsplit(response.url)
-    sentence = f"{where.scheme}://{where.netloc} {problem}; is this really the address of an Arkor backend?"
+    said = without_token(_one_line(problem), response.request)
+    sentence = f"{where.scheme}://{where.netloc} {said}; is this really the address of an Arkor backend?"
     method = response.request.method
     return CloudApiError(response.status_code, "bad_answer", sentence, method=method, path=where.path)
 
 
-def error_in_stream(data: Any) -> CloudApiError | None:
-    """The error that a frame of a streamed answer carries, in our shape or OpenAI's; None when it carries none."""
+def error_in_stream(data: Any, response: requests.Response) -> CloudApiError | None:
+    """The error that a frame of that answer carries, in our shape or OpenAI's; None when it carries none."""
     if not isinstance(data, dict) or not data.get("error"):
         return None
     sentence, code = _from_object(data)
     inner = data["error"] if isinstance(data["error"], dict) else {}
     status = data.get("status", inner.get("status"))
-    return CloudApiError(status if type(status) is int else 500, code, sentence or "the answer broke off with an error")
+    said = without_token(sentence or "the answer broke off with an error", response.request)
+    return CloudApiError(status if type(status) is int else 500, code, said)
 
 
 def _beginning(response: requests.Response) -> bytes:
@@ -86,7 +99,7 @@ def _beginning(response: requests.Response) -> bytes:
     return body
 
 
-def _from_json(body: bytes) -> tuple[str | None, str | None]:
+def _from_json(body: str) -> tuple[str | None, str | None]:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -104,9 +117,8 @@ def _from_object(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return sentence, code if isinstance(code, str) else None
 
 
-def _from_page(response: requests.Response, body: bytes) -> str:
+def _from_page(response: requests.Response, text: str) -> str:
     """One line for what is no JSON: the status, and the title or the first words of the page."""
-    text = body.decode("utf-8", "replace")
     title = _TITLE.search(text)
     if title or "<" in text[:200]:
         text = html.unescape(title.group(1) if title else _NO_TEXT.sub(" ", text))
@@ -122,16 +134,27 @@ def _one_line(text: str, longest: int = _LONGEST_SENTENCE) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as `Retry-After` has them, given as a number or as a date; None when it says nothing useful."""
+    """Seconds to wait as `Retry-After` has them, given as a number or as a date; None when it says nothing useful.
+
+    A date is reckoned from the `Date` of the same answer, for the clock of the backend may differ from ours.
+    """
     value = (headers.get("Retry-After") or "").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
+    then = _timestamp(value)
+    if then is None:
+        return None
+    at_the_backend = _timestamp(headers.get("Date") or "")
+    return max(0.0, then - (time.time() if at_the_backend is None else at_the_backend))
+
+
+def _timestamp(date: str) -> float | None:
+    """An HTTP date → unix seconds; None for what is none."""
     try:
-        date = parsedate_to_datetime(value)
-        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+        moment = parsedate_to_datetime(date)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return max(0.0, seconds - datetime.now(timezone.utc).timestamp()) if math.isfinite(seconds) else None
 
 
 # No answer at all

@@ -11,8 +11,7 @@ import ipaddress
 import json
 import logging
 import os
-import threading
-import warnings
+import time
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -27,7 +26,8 @@ from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
 from arkor.archive import whole_file
-from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
+from arkor.client.deprecation import report_deprecation
+from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent, without_token
 from arkor.client.plug import PluggedAdapter, pause
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
@@ -41,11 +41,11 @@ TIMEOUT = (10.0, 60.0)
 RETRY_BUDGET = 30.0
 UNREACHABLE_BUDGET = 5.0
 
+#: Seconds within which an answer has come to its end, and its bytes at most.
+ANSWER_SECONDS = 120.0
+LONGEST_ANSWER = 512 * 1024 * 1024
+
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-
-
-class ArkorDeprecationWarning(DeprecationWarning):
-    """The backend will stop to understand this version; shown once per process."""
 
 
 class Access:
@@ -98,6 +98,11 @@ def _split(url: Any) -> SplitResult | None:
     except (ValueError, TypeError, AttributeError):
         return None
     return parts if isinstance(url, str) else None
+
+
+def _place(parts: SplitResult) -> str:
+    """The address without what may be secret in it: user, password, query."""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def is_loopback(base_url: str) -> bool:
@@ -173,10 +178,24 @@ class Http:
             before_sleep=_tell,
             reraise=True,
         )
+        doubts: list[bool] = []
         try:
-            return attempts(lambda: _object(self._send(call)))
+            return attempts(lambda: self._attempt(call, doubts))
         except _NO_ANSWER as error:
             raise unavailable(self.access.base_url, error) from error
+
+    def _attempt(self, call: Call, doubts: list[bool]) -> dict[str, Any]:
+        """One of several; `doubts` are about earlier ones that may have done it, though no answer said so."""
+        try:
+            return _object(self._send(call))
+        except CloudApiError as error:
+            if call.method == "DELETE" and error.status in (404, 410) and any(doubts):
+                return {}  # it was there when we began, and is gone
+            doubts.append(error.status == 408 or error.status >= 500)
+            raise
+        except _NO_ANSWER as error:
+            doubts.append(not was_never_sent(error))
+            raise
 
     def open(self, method: str, path: str, **rest: Any) -> requests.Response:
         """Send a `Call` once, and return the answer with its body still to be read; the caller closes it.
@@ -244,9 +263,9 @@ class Http:
         finally:
             if isinstance(data, io.IOBase):
                 data.close()
-        _report_deprecation(response.headers)
+        report_deprecation(response.headers)
         if not 200 <= response.status_code < 300:
-            raise error_of(response, token)
+            raise error_of(response)
         return response
 
     def _own_session(self) -> requests.Session:
@@ -294,7 +313,7 @@ class _Session(requests.Session):
         if same_origin and (resp.request.method in ("GET", "HEAD") or resp.status_code in (307, 308)):
             return target
         resp.close()
-        where = f"{there.scheme}://{there.netloc}{there.path}" if there else "an address that makes no sense"
+        where = without_token(_place(there), resp.request) if there else "an address that makes no sense"
         sentence = f"the backend redirects this call to {where}; if that is the right one, give its address instead"
         path = here.path if here else None
         raise CloudApiError(resp.status_code, "redirected", sentence, method=resp.request.method, path=path)
@@ -315,7 +334,7 @@ def _encoded(body: Any) -> bytes:
 
 def _object(response: requests.Response) -> dict[str, Any]:
     with response:
-        content = response.content
+        content = _whole(response)
     if not content.strip():
         return {}
     try:
@@ -326,6 +345,19 @@ def _object(response: requests.Response) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise bad_answer(response, "answered with something that is no JSON object")
     return data
+
+
+def _whole(response: requests.Response) -> bytes:
+    """The body, unless it is too long or trickles for too long."""
+    pieces, size, deadline = [], 0, time.monotonic() + ANSWER_SECONDS
+    while piece := response.raw.read1(1024 * 1024, decode_content=True):
+        pieces.append(piece)
+        size += len(piece)
+        if size > LONGEST_ANSWER:
+            raise bad_answer(response, f"answered with more than {LONGEST_ANSWER} bytes")
+        if time.monotonic() > deadline:
+            raise requests.ReadTimeout("the answer did not come to its end")
+    return b"".join(pieces)
 
 
 # Trying again
@@ -357,35 +389,3 @@ def _tell(state: RetryCallState) -> None:
     error = _error(state)
     fault = error if isinstance(error, CloudApiError) else type(error).__name__
     logger.warning("a call to the backend failed (%s); trying again in %.1f s", fault, state.upcoming_sleep)
-
-
-# Deprecation
-
-_telling = threading.Lock()
-_told: set[str] = set()
-
-
-def _report_deprecation(headers: Mapping[str, str]) -> None:
-    """Warn once per process, in the name of the main script, so that the warning shows by default."""
-    if not headers.get("Deprecation") or headers["Deprecation"].strip().lower() == "false":
-        return
-    with _telling:
-        if _told:
-            return
-        _told.add("deprecation")
-    sunset = headers.get("Sunset")
-    message = _warning_text(headers.get("Warning")) or "the backend will stop to support this version of arkor"
-    text = f"{message} (ends on {sunset})" if sunset else message
-    try:
-        warnings.warn_explicit(text, ArkorDeprecationWarning, "arkor", 1, module="__main__")
-    except ArkorDeprecationWarning:  # warnings are errors here; a call must not fail because of this one
-        logger.warning("%s", text)
-
-
-def _warning_text(value: str | None) -> str | None:
-    """`299 - "message"` → `message`; a text of another form as it is."""
-    if not value:
-        return None
-    _, quote, rest = value.partition('"')
-    text = rest.rsplit('"', 1)[0].replace('\\"', '"') if quote and '"' in rest else value
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:500] or None

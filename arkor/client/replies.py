@@ -117,7 +117,7 @@ class ChatResponse:
             for frame in frames(self._chunks()):
                 if frame.data.strip() == "[DONE]":
                     return
-                for choice in _choices(frame.data):
+                for choice in _choices(frame.data, self.raw):
                     self._finish_reason = choice.get("finish_reason") or self._finish_reason
                     if text := self._take(choice.get("delta")):
                         yield text
@@ -152,13 +152,13 @@ class ChatResponse:
         return text
 
 
-def _choices(data: str) -> list[dict[str, Any]]:
+def _choices(data: str, response: requests.Response) -> list[dict[str, Any]]:
     """The choices of a chunk; a frame that is none is skipped. Raises `CloudApiError` for one with an error."""
     try:
         chunk = json.loads(data)
     except (ValueError, RecursionError):
         return []
-    if error := error_in_stream(chunk):
+    if error := error_in_stream(chunk, response):
         raise error
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
