@@ -14,6 +14,8 @@ import attrs
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig, TrainingFailed
+from arkor.evaluations import Evaluation
+from arkor.standings import BestCheckpoint
 from arkor.wire import from_wire
 
 
@@ -386,10 +388,15 @@ class TrainingJob:
 
 @frozen
 class TrainingResult:
-    """How a run ended: the job as the backend knows it and what the run left behind."""
+    """How a run ended: the job as the backend knows it and what the run left behind.
+
+    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered.
+    """
 
     job: TrainingJob
     artifacts: tuple[Any, ...] = ()
+    best: BestCheckpoint | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
     def raise_for_status(self) -> TrainingResult:
         """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
