@@ -149,7 +149,7 @@ def test_the_last_use_is_known_at_once_and_written_once_a_minute(tmp_path: Path,
         (listed,) = store.endpoints.keys_of(deployment.id)
         used.append(listed.last_used_at)
         written = statements(path, "SELECT last_used_at FROM deployment_keys")
-        assert len({str(at)[:16] for at in (listed.last_used_at, written[0][0])}) == 1  # type: ignore[index]
+        assert len({str(at)[:16] for at in (listed.last_used_at, written[0][0])}) == 1
     assert used == sorted(used, key=str)
     assert len(set(used)) > 1
     store.close()

@@ -1,0 +1,299 @@
+"""OpenAI's own Python package against a deployment: a client that nobody here wrote, a backend process, a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import openai
+import psutil
+import pytest
+from attrs import frozen
+from openai.types.chat import ChatCompletionMessageParam
+
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.deployments import Deployment
+from tests.conftest import Backend, start_backend, stop_backend
+
+pytestmark = pytest.mark.slow  # starts processes of its own
+
+QUESTION: list[ChatCompletionMessageParam] = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": "Wie heißt du, 你好?"},
+]
+ANSWER = "scripted: Wie heißt du, 你好?"
+
+
+@frozen
+class Site:
+    """A backend, its owner's client, and what makes deployments there."""
+
+    backend: Backend
+    owner: CloudApiClient
+
+    def deploy(self, model: str = "any/model") -> tuple[Deployment, str]:
+        """A deployment of a base model, and a key that opens it."""
+        made = self.owner.create_deployment(
+            f"bot-{uuid4().hex[:12]}", {"kind": "base_model", "baseModel": model}, "fixed_api_key"
+        )
+        key = self.owner.create_deployment_key(made.id, "test").plaintext
+        assert key
+        return made, key
+
+    def url(self, slug: str) -> str:
+        return f"{self.backend.url}/e/{slug}/v1"
+
+    def client(self, model: str = "any/model") -> openai.OpenAI:
+        """OpenAI's client of a new deployment; it tries nothing twice."""
+        made, key = self.deploy(model)
+        return openai.OpenAI(base_url=self.url(made.slug), api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A backend of scripted models for the tests of this file."""
+    started = start_backend(tmp_path_factory.mktemp("openai") / "home", "--engine", "scripted")
+    yield started
+    stop_backend(started.home)
+    started.process.wait()
+
+
+@pytest.fixture
+def site(served: Backend, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setenv("ARKOR_HOME", str(served.home))
+    return Site(served, connect())
+
+
+def content(completion: Any) -> str:
+    (choice,) = completion.choices
+    assert choice.message.role == "assistant"
+    assert isinstance(choice.message.content, str)
+    return choice.message.content
+
+
+# Answers
+
+
+def test_plain(site: Site) -> None:
+    with site.client() as client:
+        completion = client.chat.completions.create(model="any", messages=QUESTION)
+    assert content(completion) == ANSWER
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens == 11
+    assert abs(completion.created - time.time()) < 60
+
+
+def test_cut_short(site: Site) -> None:
+    with site.client() as client:
+        for limit in ({"max_tokens": 2}, {"max_completion_tokens": 2}):
+            completion = client.chat.completions.create(model="any", messages=QUESTION, **limit)
+            assert content(completion) == "scripted: Wie "
+            assert completion.choices[0].finish_reason == "length"
+
+
+def test_streamed(site: Site) -> None:
+    with site.client() as client:
+        chunks = list(client.chat.completions.create(model="any", messages=QUESTION, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert {chunk.usage for chunk in chunks} == {None}
+
+
+def test_streamed_with_usage(site: Site) -> None:
+    options = {"include_usage": True}
+    with site.client() as client:
+        *told, last = client.chat.completions.create(
+            model="any", messages=QUESTION, stream=True, stream_options=options
+        )
+    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in told)
+    assert last.choices == []
+    assert last.usage.model_dump(exclude_none=True) == {"prompt_tokens": 6, "completion_tokens": 5, "total_tokens": 11}
+
+
+def test_the_streaming_helper(site: Site) -> None:
+    with site.client() as client, client.chat.completions.stream(model="any", messages=QUESTION) as stream:
+        events = list(stream)
+        assert content(stream.get_final_completion()) == ANSWER
+    assert "".join(event.delta for event in events if event.type == "content.delta") == ANSWER
+    assert [event.content for event in events if event.type == "content.done"] == [ANSWER]
+
+
+def test_asynchronous(site: Site) -> None:
+    made, key = site.deploy()
+
+    async def ask() -> tuple[str, list[str]]:
+        async with openai.AsyncOpenAI(base_url=site.url(made.slug), api_key=key) as client:
+            four = [client.chat.completions.create(model="any", messages=QUESTION) for _ in range(4)]
+            whole = [content(completion) for completion in await asyncio.gather(*four)]
+            stream = await client.chat.completions.create(model="any", messages=QUESTION, stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream]), whole
+
+    assert asyncio.run(ask()) == (ANSWER, [ANSWER] * 4)
+
+
+def test_models(site: Site) -> None:
+    made, key = site.deploy()
+    with openai.OpenAI(base_url=site.url(made.slug), api_key=key) as client:
+        (model,) = client.models.list().data
+        assert model.id == made.slug
+        assert client.models.retrieve(model.id) == model
+
+
+def test_a_deployment_that_needs_no_key(site: Site) -> None:
+    made, _ = site.deploy()
+    site.owner.update_deployment(made.id, auth_mode="none")
+    with openai.OpenAI(base_url=site.url(made.slug), api_key="not needed") as client:
+        assert content(client.chat.completions.create(model="any", messages=QUESTION)) == ANSWER
+
+
+# Refusals
+
+
+def test_a_wrong_key(site: Site) -> None:
+    made, _ = site.deploy()
+    with openai.OpenAI(base_url=site.url(made.slug), api_key="ark_live_wrong") as client:
+        for stream in (False, True):
+            with pytest.raises(openai.AuthenticationError, match="wrong, or revoked") as refused:
+                client.chat.completions.create(model="any", messages=QUESTION, stream=stream)
+            assert refused.value.code == "invalid_api_key"
+            assert refused.value.type == "invalid_request_error"
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+def test_a_revoked_key(site: Site) -> None:
+    made, _ = site.deploy()
+    key = site.owner.create_deployment_key(made.id, "to be revoked")
+    with openai.OpenAI(base_url=site.url(made.slug), api_key=key.plaintext) as client:
+        assert content(client.chat.completions.create(model="any", messages=QUESTION)) == ANSWER
+        site.owner.revoke_deployment_key(made.id, key.id)
+        with pytest.raises(openai.AuthenticationError):
+            client.chat.completions.create(model="any", messages=QUESTION, stream=True)
+
+
+def test_a_disabled_endpoint(site: Site) -> None:
+    made, key = site.deploy()
+    site.owner.update_deployment(made.id, enabled=False)
+    with openai.OpenAI(base_url=site.url(made.slug), api_key=key) as client:
+        with pytest.raises(openai.NotFoundError, match="No deployment answers at this address"):
+            client.chat.completions.create(model="any", messages=QUESTION)
+        site.owner.update_deployment(made.id, enabled=True)
+        assert content(client.chat.completions.create(model="any", messages=QUESTION)) == ANSWER
+        site.owner.delete_deployment(made.id)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="any", messages=QUESTION)
+
+
+def test_a_wrong_parameter_goes_by_its_name(site: Site) -> None:
+    with site.client() as client:
+        for change in ({"temperature": -1}, {"max_tokens": -5}, {"n": 3}, {"logprobs": True}, {"top_p": 7}):
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(model="any", messages=QUESTION, **change)
+            assert [refused.value.param] == list(change)
+
+
+def test_a_message_of_ten_megabytes(site: Site) -> None:
+    with site.client() as client:
+        began = time.monotonic()
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 10_000_000}])
+        assert refused.value.status_code == 413
+        assert time.monotonic() - began < 1
+        assert content(client.chat.completions.create(model="any", messages=QUESTION)) == ANSWER
+
+
+def test_failures_of_the_model(site: Site) -> None:
+    with site.client("scripted/fail") as client, pytest.raises(openai.InternalServerError, match="as it was asked to"):
+        client.chat.completions.create(model="any", messages=QUESTION)
+    said = ""
+    with site.client("scripted/break") as client, pytest.raises(openai.APIError, match="as it was asked to"):
+        for chunk in client.chat.completions.create(model="any", messages=QUESTION, stream=True):
+            said += chunk.choices[0].delta.content or ""
+    assert said == "scripted: Wie "
+
+
+# In mid-stream
+
+
+def writes(process: psutil.Process, seconds: float = 0.2) -> int:
+    """How often a process writes in that time."""
+    before = process.io_counters().write_count
+    time.sleep(seconds)
+    return int(process.io_counters().write_count - before)
+
+
+def test_who_leaves_a_stream_ends_the_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.02")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    with backend.process:
+        with Site(backend, connect()).client() as client:
+            messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "word " * 3000}]
+            with client.chat.completions.create(model="any", messages=messages, stream=True) as stream:
+                for _, _chunk in zip(range(5), stream, strict=False):
+                    pass
+                (child,) = psutil.Process(backend.process.pid).children()
+                assert writes(child) >= 3
+            time.sleep(0.1)
+            assert writes(child) == 0
+            messages[0]["content"] = "short"
+            assert content(client.chat.completions.create(model="any", messages=messages)) == "scripted: short"
+        backend.process.kill()
+
+
+# A real model
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, str]]:
+    """A backend that computes, and a tiny model that nobody has trained."""
+    from tests.fakes.tiny_model import ARCHITECTURES, make_tiny_model  # noqa: PLC0415 - imports torch
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setitem(ARCHITECTURES["llama"], "max_position_embeddings", 4096)
+        make_tiny_model(folder)
+        started = start_backend(tmp_path_factory.mktemp("computed") / "home", "--engine", "trl")
+    yield started, str(folder)
+    stop_backend(started.home)
+    started.process.wait()
+
+
+@pytest.fixture
+def real(computed: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[openai.OpenAI]:
+    backend, model = computed
+    monkeypatch.setenv("ARKOR_HOME", str(backend.home))
+    with Site(backend, connect()).client(model) as client:
+        yield client
+
+
+def test_a_real_model_says_the_same_streamed_and_whole(real: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 24, "temperature": 1.5, "seed": 7}
+    whole = content(real.chat.completions.create(**asked))
+    stream = real.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert chunks[-1].usage.completion_tokens <= 24
+    assert whole
+
+
+def test_a_real_model_stops_where_it_is_told(real: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 60, "temperature": 1.0, "seed": 3}
+    whole = content(real.chat.completions.create(**asked))
+    stop = whole[10:12]
+    cut = real.chat.completions.create(**asked, stop=[stop])
+    assert content(cut) == whole[: whole.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_a_prompt_that_is_too_long_says_by_how_much(real: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="4096"):
+        real.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 6000}])
