@@ -40,6 +40,7 @@ from arkor.errors import (
     TrainerAborted,
     TrainingFailed,
 )
+from arkor.history import History
 from arkor.jobs import (
     Artifact,
     BlobDataset,
@@ -74,6 +75,7 @@ __all__ = [
     "CredentialsError",
     "FailedContext",
     "FileDataset",
+    "History",
     "HuggingFaceDataset",
     "InvalidConfig",
     "JobConfig",

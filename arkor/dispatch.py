@@ -34,6 +34,7 @@ from arkor.events import (
     TrainingLog,
     TrainingStarted,
 )
+from arkor.history import History
 from arkor.jobs import JobStatus, TrainingJob, TrainingResult
 
 logger = logging.getLogger("arkor")
@@ -57,6 +58,7 @@ class Dispatcher:
     ) -> None:
         self.job = job
         self.result: TrainingResult | None = None
+        self.history = History()
         self.leaving: str | None = None
         self._listeners = listeners
         self._callback_errors = callback_errors
@@ -71,7 +73,7 @@ class Dispatcher:
     def finish(self, job: TrainingJob) -> None:
         """The run has ended without a terminal event; this is how its job stands."""
         self.job = job
-        self.result = TrainingResult(job)
+        self.result = TrainingResult(job, history=self.history)
 
     def conclude(self, error: BaseException | None = None) -> None:
         """`wait()` is about to return, or to raise `error`. What callbacks found out is added to the result."""
@@ -95,6 +97,7 @@ class Dispatcher:
         return self._call("on_started", StartedContext(self.job, steering=self._steering))
 
     def _on_log(self, event: TrainingLog) -> StreamFault | None:
+        self._note(event)
         if not self._listeners.wants("on_log"):
             return None
         context = TrainingLogContext(
@@ -109,6 +112,10 @@ class Dispatcher:
         )
         return self._call("on_log", context)
 
+    def _note(self, event: TrainingLog) -> None:
+        numbers = event.loss, event.eval_loss, event.learning_rate, event.epoch, event.samples_per_second
+        self.history.add(event.step, *numbers)
+
     def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)
         infer = Infer(self._client(), adapter)
@@ -118,18 +125,18 @@ class Dispatcher:
 
     def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
         self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
-        self.result = TrainingResult(self.job, event.artifacts)
+        self.result = TrainingResult(self.job, event.artifacts, history=self.history)
         infer = Infer(self._client(), Adapter("final", self.job.id))
         return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
 
     def _on_failed(self, event: TrainingFailed) -> StreamFault | None:
         self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)
-        self.result = TrainingResult(self.job, event.artifacts)
+        self.result = TrainingResult(self.job, event.artifacts, history=self.history)
         return self._call("on_failed", FailedContext(self.job, event.error))
 
     def _on_cancelled(self, event: TrainingCancelled) -> None:
         self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)
-        self.result = TrainingResult(self.job, event.artifacts)
+        self.result = TrainingResult(self.job, event.artifacts, history=self.history)
 
     def _advance(self, status: JobStatus, **changes: Any) -> None:
         self.job = attrs.evolve(self.job, status=status, **changes)

@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig, TrainingFailed
 from arkor.evaluations import Evaluation
+from arkor.history import History
 from arkor.standings import BestCheckpoint
 from arkor.wire import from_wire
 
@@ -390,13 +391,15 @@ class TrainingJob:
 class TrainingResult:
     """How a run ended: the job as the backend knows it and what the run left behind.
 
-    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered.
+    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered, `history`
+    every number that was logged while this process watched.
     """
 
     job: TrainingJob
     artifacts: tuple[Any, ...] = ()
     best: BestCheckpoint | None = None
     evaluations: tuple[Evaluation, ...] = ()
+    history: History = field(factory=History, eq=False)
 
     def raise_for_status(self) -> TrainingResult:
         """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""

@@ -1,0 +1,108 @@
+"""A loss as a picture for a page: SVG without scripts, readable on light paper and on dark.
+
+Ink is `currentColor`, the text's colour of whatever page it is put on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from arkor.charts.curve import Curve, Point
+from arkor.charts.scale import Scale, tick_text
+
+_WIDTH, _HEIGHT = 640, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
+_BLUE, _ORANGE, _RED = "#3b82f6", "#d97706", "#dc2626"  # at least 3:1 on white and on black
+
+
+def loss_chart(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:
+    """The losses over the steps, up to `last_step` if that is farther than they got; `""` as long as they are empty."""
+    points = [*loss.points, *eval_loss.points]
+    odd = [*loss.odd, *eval_loss.odd]
+    if not points and not odd:
+        return ""
+    steps = [point.step for point in points] + odd
+    across = Scale.around(min(steps), max(*steps, last_step or 0))
+    up = Scale.around(
+        min((point.low for point in points), default=0.0),
+        max((point.high for point in points), default=1.0),
+        may_bend=True,
+    )
+    parts = [*_frame(across, up), *_line(loss.points, across, up), *_dots(eval_loss.points, across, up)]
+    parts += [*_oddities(odd, across), *_legend(loss, eval_loss)]
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" style="max-width:100%;height:auto"'
+    font = 'font-family="system-ui, sans-serif" font-size="11" fill="currentColor"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} {font} role="img" aria-label="{_spoken(loss, eval_loss)}">'
+    return f"{head}{''.join(parts)}</svg>"
+
+
+def _x(across: Scale, step: float) -> float:
+    return round(_LEFT + across.position(step) * (_WIDTH - _LEFT - _RIGHT), 1)
+
+
+def _y(up: Scale, value: float) -> float:
+    return round(_HEIGHT - _BOTTOM - up.position(value) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def _frame(across: Scale, up: Scale) -> Iterator[str]:
+    """Grid lines with their numbers; the axes are named by what stands beside them."""
+    for value in up.ticks(5):
+        y = _y(up, value)
+        yield f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="currentColor" stroke-opacity=".15"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end" opacity=".7">{tick_text(value)}</text>'
+    for step in across.ticks(8):
+        if step == int(step):
+            text = f'text-anchor="middle" opacity=".7">{int(step)}</text>'
+            yield f'<text x="{_x(across, step)}" y="{_HEIGHT - _BOTTOM + 16}" {text}'
+    yield f'<path d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}" stroke="currentColor" stroke-opacity=".5"/>'
+    yield f'<text x="{_LEFT}" y="{_TOP - 12}" opacity=".7">{"loss, logarithmic" if up.logarithmic else "loss"}</text>'
+
+
+def _line(points: Sequence[Point], across: Scale, up: Scale) -> Iterator[str]:
+    """The mean of each point, and behind it a band of what lies between the bounds."""
+    if any(point.count > 1 for point in points):
+        above = [f"{_x(across, point.step)} {_y(up, point.high)}" for point in points]
+        below = [f"{_x(across, point.step)} {_y(up, point.low)}" for point in reversed(points)]
+        yield f'<path d="M{"L".join(above + below)}Z" fill="{_BLUE}" fill-opacity=".2"/>'
+    way = "L".join(f"{_x(across, point.step)} {_y(up, point.mean)}" for point in points)
+    if len(points) > 1:
+        yield f'<path d="M{way}" fill="none" stroke="{_BLUE}" stroke-width="1.5" stroke-linejoin="round"/>'
+    elif points:
+        yield _dot(points[0], across, up, _BLUE)
+
+
+def _dots(points: Sequence[Point], across: Scale, up: Scale) -> Iterator[str]:
+    return (_dot(point, across, up, _ORANGE) for point in points)
+
+
+def _dot(point: Point, across: Scale, up: Scale, colour: str) -> str:
+    return f'<circle cx="{_x(across, point.step)}" cy="{_y(up, point.mean)}" r="3" fill="{colour}"/>'
+
+
+def _oddities(steps: Sequence[int], across: Scale) -> Iterator[str]:
+    """A mark at the foot of the chart for each step whose loss was NaN or infinite."""
+    bottom = _HEIGHT - _BOTTOM
+    for x in sorted({_x(across, step) for step in steps}):
+        yield f'<path d="M{x} {bottom}v-8" stroke="{_RED}" stroke-width="2"/>'
+
+
+def _legend(loss: Curve, eval_loss: Curve) -> Iterator[str]:
+    entries = [(_BLUE, f"loss {_last(loss)}")] if loss else []
+    entries += [(_ORANGE, f"eval loss {_last(eval_loss)}")] if eval_loss else []
+    odd = loss.odd_count + eval_loss.odd_count
+    entries += [(_RED, f"not finite: {odd}, from step {min([*loss.odd, *eval_loss.odd])}")] if odd else []
+    x = float(_WIDTH - _RIGHT)
+    for colour, text in reversed(entries):
+        yield f'<text x="{x}" y="{_TOP - 12}" text-anchor="end">{text}</text>'
+        x -= 6.2 * len(text) + 8
+        yield f'<circle cx="{x}" cy="{_TOP - 16}" r="4" fill="{colour}"/>'
+        x -= 16
+
+
+def _last(curve: Curve) -> str:
+    return "" if curve.last is None else tick_text(curve.last)
+
+
+def _spoken(loss: Curve, eval_loss: Curve) -> str:
+    """What a screen reader says."""
+    return ", ".join(f"{name} {_last(curve)}" for name, curve in (("loss", loss), ("eval loss", eval_loss)) if curve)
