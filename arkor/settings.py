@@ -36,6 +36,11 @@ def token_from_env() -> str | None:
     return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
 
 
+def dry_run_wanted() -> bool:
+    """`ARKOR_DRY_RUN`: whether every run that is submitted is to be a dry run, whatever its script says."""
+    return (os.environ.get("ARKOR_DRY_RUN") or "0") != "0"
+
+
 def serving_idle_seconds() -> float:
     """`ARKOR_SERVING_IDLE_SECONDS`: when the idle serving process leaves and frees its memory (600; 0 is never)."""
     return float(os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or 600)

@@ -42,6 +42,7 @@ from arkor.jobs import (
     TrainingResult,
     parse_dataset,
 )
+from arkor.settings import dry_run_wanted
 
 
 @frozen
@@ -258,6 +259,8 @@ class Trainer:
             return client.get_job(self._attached_to)
         config = self._config
         assert config is not None  # noqa: S101 - only attach() leaves it None
+        if dry_run_wanted():
+            config = attrs.evolve(config, dry_run=True)
         if isinstance(config.dataset_source, FileDataset):
             config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
         return client.create_job(self.name, config, idempotency_key=self._idempotency_key)

@@ -21,7 +21,8 @@ client.schemas client.replies client.api client.connection client.stream client.
 callbacks.steering callbacks.contexts callbacks.listeners
 callbacks dispatch display
 trainer project __init__
-cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
+studio.address studio.guard studio.link studio.rendering studio.listing studio.relay studio.examine studio.entry studio.launches studio.pages.overview studio.pages.runs studio.pages.run studio.app studio.server
+cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.dev cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """
@@ -33,7 +34,7 @@ recovery copies inspection stop recorder worker serving demise supervisor infere
 """.split()
 
 #: Folders of rooms that have floors of their own.
-FOLDERS = ("client", "cli", "backend.data", "backend.training", "backend.generation")
+FOLDERS = ("client", "studio", "studio.pages", "cli", "backend.data", "backend.training", "backend.generation")
 
 
 def modules() -> dict[str, ast.Module]:

@@ -10,6 +10,7 @@ import click
 from arkor.cli.account import login, logout
 from arkor.cli.chat import chat
 from arkor.cli.copies import export_run, import_run
+from arkor.cli.dev import dev
 from arkor.cli.doctor import doctor
 from arkor.cli.endpoints import endpoints
 from arkor.cli.errors import leave_the_pipe, run
@@ -42,6 +43,7 @@ def arkor() -> None:
 for command in (
     init,
     start,
+    dev,
     jobs,
     logs,
     cancel,

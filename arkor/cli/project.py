@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -64,8 +65,11 @@ def _belongs(file: Path) -> bool:
 
 @click.command()
 @click.argument("entry", required=False, type=click.Path(path_type=Path))
-def start(entry: Path | None) -> int:
+@click.option("--dry-run", is_flag=True, help="The whole way, with a few rows and steps, to see that all of it works.")
+def start(entry: Path | None, dry_run: bool) -> int:
     """Run the trainer of ENTRY (a file or a project's folder; default: here) and watch it to its end."""
+    if dry_run:
+        os.environ["ARKOR_DRY_RUN"] = "1"  # the entry may submit the run by itself when it is loaded
     file = find_entry(entry)
     trainer = _in_their_code(file, lambda: load_entry(file))
     try:

@@ -1,0 +1,144 @@
+"""The processes that Studio starts to run a project's trainer: `arkor start`, once for each click.
+
+Such a process belongs to nobody here: it writes into a file and not into a pipe, and goes on when Studio stops. It is
+known to live by the lock on that file, which it was born with; so a later Studio finds it, too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from arkor.errors import ArkorError
+
+_RUN = re.compile(rb"^.*: run ([0-9A-Za-z_-]{6,64})$", re.M)
+_HEAD_BYTES = 64 * 1024
+_KEPT = 20
+
+
+@frozen
+class Launch:
+    """One click: its id, where the output goes, whether it is a dry run, when it was (unix seconds)."""
+
+    id: str
+    output: Path
+    dry_run: bool
+    began_at: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process goes on."""
+        try:
+            file = os.open(self.output, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(file)
+        return False
+
+    @property
+    def job_id(self) -> str | None:
+        """The run that it has submitted, as soon as it has said so."""
+        try:
+            with self.output.open("rb") as file:
+                found = _RUN.search(file.read(_HEAD_BYTES))
+        except OSError:
+            return None
+        return found[1].decode() if found else None
+
+
+@define(eq=False)
+class Launches:
+    """Those of the project in `folder`. From any thread."""
+
+    folder: Path
+    _changing: threading.Lock = field(factory=threading.Lock)
+    _started: list[subprocess.Popen[bytes]] = field(factory=list)
+
+    @property
+    def _home(self) -> Path:
+        return self.folder / ".arkor" / "studio"
+
+    def start(self, click: str, *, dry_run: bool) -> Launch:
+        """Run the trainer. `click` is the name of the click: the same one again is the same process.
+
+        Raises `ArkorError` when the project's folder cannot be written.
+        """
+        with self._changing:
+            self._collect()
+            known = self.find(click)
+            if known is not None:
+                return known
+            try:
+                self._home.mkdir(parents=True, exist_ok=True)
+                launch = Launch(click, self._home / f"{click}.log", dry_run, time.time())
+                self._started.append(_spawn(launch, self.folder))
+                (self._home / f"{click}.json").write_text(json.dumps({"dryRun": dry_run, "beganAt": launch.began_at}))
+            except OSError as error:
+                raise ArkorError(f"{error.filename} cannot be written ({error.strerror})") from None
+            self._forget()
+            return launch
+
+    def find(self, id_: str) -> Launch | None:
+        """The launch of that id, of this Studio or of an earlier one."""
+        if not re.fullmatch(r"[0-9a-f]{32}", id_):
+            return None
+        try:
+            noted: Mapping[str, Any] = json.loads((self._home / f"{id_}.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return Launch(id_, self._home / f"{id_}.log", bool(noted.get("dryRun")), float(noted.get("beganAt", 0)))
+
+    def latest(self) -> Launch | None:
+        """The one that was started last."""
+        self._collect()
+        return max(self._all(), key=lambda launch: launch.began_at, default=None)
+
+    def _all(self) -> list[Launch]:
+        found = (self.find(file.stem) for file in self._home.glob("*.json"))
+        return [launch for launch in found if launch is not None]
+
+    def _collect(self) -> None:
+        """Those that have ended, so that no zombie is left of them."""
+        self._started = [process for process in self._started if process.poll() is None]
+
+    def _forget(self) -> None:
+        """The oldest of those that have ended, when there are many."""
+        for launch in sorted(self._all(), key=lambda launch: -launch.began_at)[_KEPT:]:
+            if not launch.alive:
+                for file in (launch.output, launch.output.with_suffix(".json")):
+                    with suppress(OSError):
+                        file.unlink()
+
+
+def _spawn(launch: Launch, folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "arkor", "start", *(["--dry-run"] if launch.dry_run else [])]
+    with launch.output.open("wb") as output:
+        launch.output.chmod(0o600)
+        fcntl.flock(output, fcntl.LOCK_EX)
+        return subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

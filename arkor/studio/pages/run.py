@@ -1,0 +1,57 @@
+"""A run: what it was asked to do and how it stands; its events go to the browser, which draws them."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from arkor.jobs import TrainingJob
+from arkor.studio.listing import is_over, total_of
+from arkor.studio.pages.runs import flattened
+from arkor.studio.relay import open_relay
+from arkor.studio.rendering import page, toast
+from arkor.wire import to_wire
+
+#: Seconds without a word after which what was logged so far has come.
+_SILENCE = 0.5
+
+
+def run(request: Request) -> Response:
+    """`GET /runs/:id`: the page."""
+    job = _job(request)
+    settings = flattened(to_wire(job.config))
+    return page("run.html", job=job, over=is_over(job), total=total_of(job), settings=settings)
+
+
+def head(request: Request) -> Response:
+    """`GET /parts/runs/:id`: how it stands."""
+    job = _job(request)
+    return page("parts/run_head.html", job=job, over=is_over(job))
+
+
+def cancel(request: Request) -> Response:
+    """`POST /actions/runs/:id/cancel`: ask the backend to stop it; what it has saved so far is kept."""
+    request.app.state.link.client().cancel_job(request.path_params["id"])
+    return toast("The run is being cancelled. What it has saved so far is kept.", kind="done")
+
+
+def events(request: Request) -> Response:
+    """`GET /streams/runs/:id`: its events behind `Last-Event-ID`; with `?once`, up to now instead of to its end."""
+    client = request.app.state.link.client()
+    id_, cursor = request.path_params["id"], request.headers.get("last-event-id")
+    silence = _SILENCE if "once" in request.query_params else None
+    return open_relay(lambda: client.open_event_stream(id_, last_event_id=cursor), silence=silence)
+
+
+def _job(request: Request) -> TrainingJob:
+    job: TrainingJob = request.app.state.link.client().get_job(request.path_params["id"])
+    return job
+
+
+routes = [
+    Route("/runs/{id}", run, methods=["GET"]),
+    Route("/parts/runs/{id}", head, methods=["GET"]),
+    Route("/actions/runs/{id}/cancel", cancel, methods=["POST"]),
+    Route("/streams/runs/{id}", events, methods=["GET"]),
+]

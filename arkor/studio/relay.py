@@ -1,0 +1,103 @@
+"""The bytes of a stream of the backend → the browser, as they come, without a look at them.
+
+The calls of the SDK block, so a thread reads; when the browser goes away, its connection to the backend is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+import requests
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from arkor.client.plug import Plug
+
+_CHUNK_BYTES = 64 * 1024
+_CHUNKS_AHEAD = 16  # a browser that is slow to take them lets the backend wait
+
+
+class RelayedStream(StreamingResponse):
+    """An answer of the backend, handed on. `silence`, in seconds, ends it when nothing has come for so long."""
+
+    def __init__(self, upstream: requests.Response, plug: Plug, *, silence: float | None = None) -> None:
+        kind = upstream.headers.get("Content-Type") or "application/octet-stream"
+        self._upstream, self._plug = upstream, plug
+        self._source = _relayed(upstream, silence)
+        super().__init__(self._source, headers={"Cache-Control": "no-store", "Content-Type": kind})
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            async with aclosing(self._source):
+                await super().stream_response(send)
+        finally:
+            self._plug.pull()
+            self._upstream.close()
+
+
+def open_relay(call: Callable[[], requests.Response], *, silence: float | None = None) -> RelayedStream:
+    """Make the call, on a thread that may wait, and hand its answer on. Raises what the call raises."""
+    plug = Plug()
+    with plug:
+        upstream = call()
+    return RelayedStream(upstream, plug, silence=silence)
+
+
+async def _relayed(upstream: requests.Response, silence: float | None) -> AsyncGenerator[bytes, None]:
+    reader = _Reader(upstream)
+    reader.start()
+    try:
+        while chunk := await asyncio.wait_for(reader.next(), silence):
+            yield chunk
+    except asyncio.TimeoutError:
+        pass
+    finally:
+        reader.leave()
+
+
+class _Reader:
+    """Reads an answer on a thread of its own, a few chunks ahead of whoever takes them; b"" is the end."""
+
+    def __init__(self, upstream: requests.Response) -> None:
+        self._upstream = upstream
+        self._loop = asyncio.get_running_loop()
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = threading.Semaphore(_CHUNKS_AHEAD)
+        self._left = False
+        self._thread = threading.Thread(target=self._run, name="arkor-studio-relay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def next(self) -> bytes:
+        chunk = await self._chunks.get()
+        self._room.release()
+        return chunk
+
+    def leave(self) -> None:
+        """The thread ends by itself: its connection is shut down, and it need not wait for room."""
+        self._left = True
+        self._room.release()
+
+    def _run(self) -> None:
+        with (
+            self._upstream,
+            suppress(Exception),
+        ):  # a stream that breaks ends; the browser goes on behind its last event
+            while not self._left and (chunk := _read(self._upstream.raw)):
+                self._room.acquire()
+                self._hand_on(chunk)
+        self._hand_on(b"")
+
+    def _hand_on(self, chunk: bytes) -> None:
+        with suppress(RuntimeError):  # the loop is closed: Studio has stopped
+            self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
+
+
+def _read(raw: Any) -> bytes:
+    chunk: bytes = raw.read1(_CHUNK_BYTES, decode_content=True)
+    return chunk

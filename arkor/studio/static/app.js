@@ -1,0 +1,194 @@
+// What every page has: the token on each call, the content of the address that is open, parts that are asked for again,
+// questions before what cannot be undone, words in the corner, and what is shown while Studio cannot be reached.
+
+import { HEADER, headers, keepToken, takeTokenFromAddress, token, tokenIn } from "./session.js";
+import { tick } from "./time.js";
+
+const main = document.getElementById("main");
+const banner = document.getElementById("disconnected");
+const RECHECK_MS = 2000;
+
+/* Calls of htmx */
+
+document.addEventListener("htmx:configRequest", (event) => {
+  event.detail.headers[HEADER] = token() ?? "";
+});
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status === 401) lock();
+});
+document.addEventListener("htmx:sendError", disconnected);
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (event.detail.successful) connected();
+});
+
+// A part that came as it is already leaves the page alone: focus, selection and scrolling stay.
+const shown = new WeakMap();
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { target, xhr, elt, requestConfig } = event.detail;
+  const refreshing = requestConfig.triggeringEvent?.type === "refresh";
+  if (refreshing && (shown.get(target) === xhr.responseText || isBusy(elt))) event.detail.shouldSwap = false;
+  else shown.set(target, xhr.responseText);
+});
+document.addEventListener("htmx:afterSwap", (event) => {
+  const { elt, xhr } = event.detail;
+  shown.set(elt, xhr.responseText); // an outer swap has put a new element in the old one's place
+  furnish(elt);
+});
+
+// Somebody is about to use what would be replaced.
+function isBusy(part) {
+  return Boolean(part.querySelector("button:active, a:active, select:focus"));
+}
+
+/* Parts that are asked for again every few seconds, as long as somebody looks */
+
+const due = new WeakMap();
+setInterval(() => {
+  tick(document);
+  if (document.hidden || !banner.hidden) return;
+  for (const part of document.querySelectorAll("[data-every]")) {
+    const now = performance.now();
+    if (now < (due.get(part) ?? now + 1)) continue;
+    due.set(part, now + Number(part.dataset.every) * 1000 - 50);
+    htmx.trigger(part, "refresh");
+  }
+}, 1000);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) for (const part of document.querySelectorAll("[data-every]")) htmx.trigger(part, "refresh");
+});
+
+/* What came is made alive */
+
+function furnish(root) {
+  for (const part of root.querySelectorAll("[data-every]")) due.set(part, performance.now() + Number(part.dataset.every) * 1000);
+  if (root.dataset?.every) due.set(root, performance.now() + Number(root.dataset.every) * 1000);
+  const found = [...root.querySelectorAll("[data-module]")];
+  if (root.dataset?.module) found.push(root);
+  for (const element of found) {
+    if (element.dataset.mounted) continue;
+    element.dataset.mounted = "1";
+    import(`./${element.dataset.module}.js`).then((module) => module.mount(element));
+  }
+  tick(root);
+}
+
+/* The content of this address */
+
+async function open() {
+  markPlace();
+  if (!token()) return lock();
+  main.setAttribute("aria-busy", "true");
+  await htmx.ajax("GET", location.pathname + location.search, { target: main, swap: "innerHTML" });
+  main.removeAttribute("aria-busy");
+  const title = main.querySelector("[data-title]")?.dataset.title;
+  if (title) document.title = `${title} · Arkor Studio`;
+  const identity = document.getElementById("identity");
+  htmx.ajax("GET", identity.dataset.part, { target: identity, swap: "innerHTML" }).catch(() => {});
+}
+
+function markPlace() {
+  const here = location.pathname;
+  for (const link of document.querySelectorAll(".side nav a")) {
+    const there = link.getAttribute("href");
+    const inside = there === "/" ? here === "/" : here.startsWith(there) || (there === "/runs" && here === "/compare");
+    if (inside) link.setAttribute("aria-current", here === there ? "page" : "true");
+  }
+}
+
+function lock() {
+  keepToken(null);
+  main.removeAttribute("aria-busy");
+  main.replaceChildren(document.getElementById("locked").content.cloneNode(true));
+  document.title = "Locked · Arkor Studio";
+  document.getElementById("unlock").addEventListener("submit", unlock);
+}
+
+async function unlock(event) {
+  event.preventDefault();
+  const given = tokenIn(document.getElementById("unlock-token").value);
+  const answer = given && (await fetch("/parts/ready", { headers: { [HEADER]: given } }).catch(() => null));
+  if (!answer?.ok) {
+    document.getElementById("unlock-error").textContent = "That is not the token of this launch.";
+    return;
+  }
+  keepToken(given);
+  open();
+}
+
+/* Studio itself is away */
+
+let checking = null;
+function disconnected() {
+  banner.hidden = false;
+  checking ??= setInterval(async () => {
+    const answer = await fetch("/parts/ready", { headers: headers() }).catch(() => null);
+    if (answer) connected();
+    if (answer && main.querySelector(".skeleton-page")) open();
+    if (answer?.status === 401) lock();
+  }, RECHECK_MS);
+}
+function connected() {
+  banner.hidden = true;
+  clearInterval(checking);
+  checking = null;
+}
+document.addEventListener("studio:disconnected", disconnected);
+document.addEventListener("studio:locked", lock);
+
+/* Questions before what cannot be undone */
+
+const dialog = document.getElementById("confirm");
+document.addEventListener("htmx:confirm", (event) => {
+  const { confirm, confirmText, confirmYes } = event.detail.elt.dataset;
+  if (!confirm) return;
+  event.preventDefault();
+  document.getElementById("confirm-title").textContent = confirm;
+  document.getElementById("confirm-text").textContent = confirmText ?? "";
+  document.getElementById("confirm-yes").textContent = confirmYes ?? "Yes";
+  dialog.returnValue = "no";
+  dialog.showModal();
+  dialog.addEventListener("close", () => dialog.returnValue === "yes" && event.detail.issueRequest(true), { once: true });
+});
+
+/* Small things to press */
+
+document.addEventListener("click", async (event) => {
+  const pressed = event.target.closest("button");
+  if (!pressed) return;
+  if (pressed.dataset.copy !== undefined) copy(pressed);
+  if ("dismiss" in pressed.dataset) pressed.closest(".toast").remove();
+  if ("reload" in pressed.dataset) open();
+  if (pressed.id === "theme") changeTheme();
+});
+
+async function copy(button) {
+  await navigator.clipboard.writeText(button.dataset.copy);
+  button.classList.add("done");
+  button.querySelector("use")?.setAttribute("href", "/static/icons.svg#check");
+  setTimeout(() => {
+    button.classList.remove("done");
+    button.querySelector("use")?.setAttribute("href", "/static/icons.svg#copy");
+  }, 1500);
+}
+
+function changeTheme() {
+  const root = document.documentElement;
+  const dark = getComputedStyle(root).colorScheme === "dark"
+    || (root.dataset.theme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+  root.dataset.theme = dark ? "light" : "dark";
+  try {
+    localStorage.setItem("arkor.theme", root.dataset.theme);
+  } catch { /* for this page alone */ }
+  document.dispatchEvent(new CustomEvent("studio:theme"));
+}
+
+// Words in the corner leave by themselves, but for faults.
+new MutationObserver((changes) => {
+  for (const { addedNodes } of changes)
+    for (const node of addedNodes)
+      if (node.dataset?.kind === "done") setTimeout(() => node.remove(), 6000);
+}).observe(document.getElementById("toasts"), { childList: true });
+
+takeTokenFromAddress();
+addEventListener("hashchange", () => { takeTokenFromAddress(); open(); });
+open();

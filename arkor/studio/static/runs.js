@@ -1,0 +1,36 @@
+// The list of runs: how many there are of each status, and which are picked to stand beside each other. What is picked stays
+// picked whatever page or search is shown meanwhile.
+
+export function mount(page) {
+  const picked = new Set();
+  const bar = page.querySelector("#picked");
+
+  const show = () => {
+    bar.hidden = picked.size === 0;
+    bar.querySelector("[data-picked-count]").textContent = picked.size;
+    const compare = bar.querySelector("[data-picked-compare]");
+    compare.classList.toggle("off", picked.size < 2);
+    if (picked.size > 1) compare.href = `/compare?${[...picked].map((id) => `run=${encodeURIComponent(id)}`).join("&")}`;
+    else compare.removeAttribute("href");
+  };
+  const arrived = () => {
+    for (const box of page.querySelectorAll("[data-pick]")) box.checked = picked.has(box.dataset.pick);
+    for (const { dataset, attributes } of page.querySelectorAll("[data-counted]"))
+      page.querySelector(`[data-count="${dataset.counted}"]`).textContent = attributes.value.value;
+  };
+
+  page.addEventListener("change", ({ target }) => {
+    if (target.dataset.pick === undefined) return;
+    if (target.checked) picked.add(target.dataset.pick);
+    else picked.delete(target.dataset.pick);
+    show();
+  });
+  page.querySelector("[data-picked-clear]").addEventListener("click", () => {
+    picked.clear();
+    show();
+    arrived();
+  });
+  page.addEventListener("htmx:afterSwap", arrived);
+  page.querySelector("#filter").addEventListener("submit", (event) => event.preventDefault());
+  arrived();
+}
