@@ -53,5 +53,19 @@ def serving_memory_bytes() -> int | None:
 
 def checkpoints_kept() -> int:
     """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (2; 0 is all)."""
-    text = os.environ.get("ARKOR_KEEP_CHECKPOINTS") or ""
-    return int(text) if text.isdecimal() else 2
+    return _count("ARKOR_KEEP_CHECKPOINTS", 2)
+
+
+def queued_runs_allowed() -> int:
+    """`ARKOR_MAX_QUEUED_RUNS`: how many runs of an organisation may be queued or running at a time (100)."""
+    return _count("ARKOR_MAX_QUEUED_RUNS", 100)
+
+
+def streams_allowed() -> int:
+    """`ARKOR_MAX_STREAMS`: how many event streams a user may have open at a time (100)."""
+    return _count("ARKOR_MAX_STREAMS", 100)
+
+
+def _count(name: str, default: int) -> int:
+    text = os.environ.get(name) or ""
+    return int(text) if text.isdecimal() else default

@@ -192,6 +192,7 @@ def _config(app: Doorman) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who calls is who is connected, whatever a header says
         timeout_keep_alive=60,
         timeout_graceful_shutdown=2,
     )

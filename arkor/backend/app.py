@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +106,8 @@ def create_app(
     app.state.store = store
     app.state.operator_token = operator_token
     app.state.open_to_own = open_to_own
+    app.state.submitting = threading.Lock()
+    app.state.streams = Counter()
     app.state.bell = Bell(bell_file(home))
     app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)

@@ -111,7 +111,7 @@ class Connection(H11Protocol):
             if self.cycle.response_started:
                 return self.transport.abort()
         self.transport.write(_answer(status, _SENTENCES[status].format(detail), code, more))
-        if self.transport.can_write_eof():
+        with suppress(OSError):  # the client may have hung up already
             self.transport.write_eof()
         self.flow.resume_reading()
         self._timer = self.loop.call_later(PARTING_SECONDS, self.transport.close)

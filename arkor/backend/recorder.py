@@ -114,6 +114,10 @@ class LogRecorder:
             checkpoints.write_whole(self._folder.final, write)
         self._final = self._folder.artifact("final", self._folder.final, self._step)
 
+    def warn(self, sentence: str) -> None:
+        """The run goes on, but a person should know of this."""
+        self.write(TrainingWarning(self._folder.id, now(), sentence))
+
     def write(self, event: Event, *, sync: bool = False) -> None:
         """One event into the log, and a word to those who watch."""
         with self._stop.held():
@@ -168,7 +172,7 @@ class LogRecorder:
             checkpoints.remove(folder)
         sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {trouble}. "
         advice = f"The run goes on without it. Make room there; old runs in {self._folder.path.parent} take some."
-        self.write(TrainingWarning(self._folder.id, now(), sentence + advice))
+        self.warn(sentence + advice)
 
 
 def disk_trouble(error: BaseException) -> str | None:

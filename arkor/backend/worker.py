@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import faulthandler
 import importlib
 import os
 import sys
 import traceback
 from pathlib import Path
+
+import attrs
 
 from arkor.backend import checkpoints
 from arkor.backend.engine import Engine, Run, RunError
@@ -30,7 +33,10 @@ from arkor.errors import InvalidConfig
 from arkor.events import Event, TrainingCancelled, TrainingCompleted
 from arkor.jobs import JobConfig
 from arkor.settings import checkpoints_kept
-from arkor.wire import from_wire
+from arkor.wire import camel, from_wire
+
+#: How many fields that nobody knows are named.
+MOST_DOUBTS = 10
 
 #: Another process writes the log; the log cannot be written at all; the machine told us to leave (as shells have it).
 EXIT_LOG_HELD, EXIT_LOG_UNWRITABLE, EXIT_TERMINATED = 75, 74, 143
@@ -98,6 +104,9 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
     recorder.thin_out(checkpoints_kept())  # the worker before this one may have died over it
     recorder.preparing("Starting")
     config = from_wire(JobConfig, folder.read_job()["config"])
+    if not past.started:
+        for sentence in doubts(config):
+            recorder.warn(sentence)
     checkpoint = folder.checkpoint(step) if step is not None else None
     run = Run(folder.id, config, folder.path, home, folder.blob_token(), checkpoint)
     end = outcome(run, recorder, engine, stop)
@@ -109,6 +118,19 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
         if isinstance(end, TrainingCompleted):
             recorder.forget_states()
     return 0
+
+
+def doubts(config: JobConfig) -> list[str]:
+    """A sentence for each of the first fields of the configuration that nobody here knows; they change nothing."""
+    known = [camel(item.name) for item in attrs.fields(JobConfig) if item.name != "extra"]
+    sentences = []
+    for name in list(config.extra)[:MOST_DOUBTS]:
+        near = difflib.get_close_matches(name[:80], known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "It changes nothing here."
+        sentences.append(f"config.{name[:80]} is no field that this backend knows. {hint}")
+    if len(config.extra) > MOST_DOUBTS:
+        sentences.append(f"Nor does this backend know {len(config.extra) - MOST_DOUBTS} other fields of the config.")
+    return sentences
 
 
 def _say(sentence: str) -> None:

@@ -142,7 +142,89 @@ def test_jobs_are_listed_newest_first(shared_backend: Backend) -> None:
     assert [job["id"] for job in caller.call("GET", "/v1/jobs").json()["jobs"]] == jobs[::-1]
 
 
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: int) -> Backend:
+    """A backend with these in its environment, whose runs take long."""
+    for name, value in {"ARKOR_SCRIPTED_STEP_SECONDS": 1, **limits}.items():
+        monkeypatch.setenv(name, str(value))
+    return start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+
+
+def test_no_more_runs_wait_than_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = limited(tmp_path, monkeypatch, ARKOR_MAX_QUEUED_RUNS=5)
+    body = {"name": "n", "config": {**CONFIG, "maxSteps": 1000}}
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: owner(backend).call("POST", "/v1/jobs", json=body), range(16)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 5 + [409] * 11
+    refusal = next(answer.json() for answer in answers if answer.status_code == 409)
+    assert refusal["code"] == "queue_full"
+    assert "5 runs" in refusal["error"]
+    assert stranger(backend).call("POST", "/v1/jobs", json=body).status_code == 201
+    first = next(answer.json()["job"]["id"] for answer in answers if answer.status_code == 201)
+    owner(backend).cancel(first)
+    owner(backend).until(first, "cancelled")
+    assert owner(backend).call("POST", "/v1/jobs", json=body).status_code == 201
+    backend.process.kill()
+    backend.process.wait()
+
+
+def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller, shared_backend: Backend) -> None:
+    job = caller.submit(maxSteps=1, learningRat=0.1, whatIsThis={"deep": [1, None]})
+    caller.until(job, "completed")
+    assert caller.job(job)["config"]["learningRat"] == 0.1
+    kept = json.loads(run_folder(shared_backend.home, job).job.read_text())["config"]
+    assert (kept["learningRat"], kept["whatIsThis"]) == (0.1, {"deep": [1, None]})
+    doubts = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
+    assert doubts == [
+        "config.learningRat is no field that this backend knows. Did you mean learningRate?",
+        "config.whatIsThis is no field that this backend knows. It changes nothing here.",
+    ]
+
+
+def test_there_is_an_end_to_doubts(caller: Caller) -> None:
+    job = caller.submit(maxSteps=1, **{f"x{number}": 1 for number in range(500)})
+    caller.until(job, "completed")
+    doubts = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
+    assert len(doubts) == 11
+    assert "490 other fields" in doubts[-1]
+
+
+def test_a_number_that_no_float_holds_is_refused(caller: Caller) -> None:
+    assert refuse(caller, {"name": "n", "config": {**CONFIG, "learningRate": 10**400}}).startswith(
+        "config.learningRate"
+    )
+
+
 # The stream
+
+
+@pytest.mark.parametrize("path", ["events/stream", "export"])
+def test_who_asks_for_the_head_alone_waits_for_no_body(caller: Caller, path: str) -> None:
+    job = caller.submit(maxSteps=1)
+    caller.until(job, "completed")
+    asked, whole = (caller.call(method, f"/v1/jobs/{job}/{path}") for method in ("HEAD", "GET"))
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_a_user_has_so_many_streams_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = limited(tmp_path, monkeypatch, ARKOR_MAX_STREAMS=3)
+    caller, other = owner(backend), stranger(backend)
+    job, path = caller.submit(maxSteps=1000), "/v1/jobs/{}/events/stream"
+    streams = [caller.call("GET", path.format(job), stream=True) for _ in range(3)]
+    refusal = caller.call("GET", path.format(job))
+    assert (refusal.status_code, refusal.json()["code"], refusal.headers["retry-after"]) == (
+        429,
+        "too_many_streams",
+        "5",
+    )
+    assert other.call("GET", path.format(other.submit()), stream=True).status_code == 200
+    streams[0].close()
+    deadline = time.monotonic() + 5
+    while caller.call("GET", path.format(job), stream=True).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    backend.process.kill()
+    backend.process.wait()
 
 
 def test_the_stream_is_the_log(caller: Caller, shared_backend: Backend) -> None:
@@ -230,13 +312,18 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[B
 def test_a_watcher_that_goes_away_is_let_go(waiting: tuple[Backend, str]) -> None:
     backend, job = waiting
     process = psutil.Process(backend.process.pid)
-    before = len(process.net_connections())
+    until_open(process, 1)  # the one that it listens on
     streams = [owner(backend).call("GET", f"/v1/jobs/{job}/events/stream", stream=True) for _ in range(20)]
-    assert len(process.net_connections()) == before + 20
+    until_open(process, 21)
     for stream in streams:
         stream.close()
+    until_open(process, 1)
+
+
+def until_open(process: psutil.Process, count: int) -> None:
+    """Return when the process has so many sockets."""
     deadline = time.monotonic() + 5
-    while len(process.net_connections()) > before:
+    while len(process.net_connections()) != count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -60,6 +60,8 @@ async def export_job(request: Request) -> Response:
         files = await run_in_threadpool(contents, folder)
     except InvalidConfig as error:
         raise Refusal(409, f"The job {job.id!r} cannot be packed: {error.problem}.", "incomplete") from None
+    if request.method == "HEAD":
+        return Response(media_type="application/zip")
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.zip"'}
     return StreamingResponse(pack(folder, files, job.id), media_type="application/zip", headers=headers)
 

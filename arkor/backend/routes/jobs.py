@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from arkor.backend.home import create_run, run_folder
 from arkor.backend.log import last_id
@@ -31,12 +32,13 @@ from arkor.backend.routes import (
     require_text,
 )
 from arkor.backend.sse import cursor, mark
-from arkor.backend.store import Job, Taken, new_id
+from arkor.backend.store import Job, Org, Taken, User, new_id
 from arkor.backend.supervisor import AlreadyOver
 from arkor.backend.training.plan import check_names
 from arkor.errors import InvalidConfig
 from arkor.events import now
 from arkor.jobs import BlobDataset, JobConfig, JobStatus, TrainingJob, parse_dataset
+from arkor.settings import queued_runs_allowed, streams_allowed
 from arkor.wire import camel, from_wire, to_wire
 
 #: How many jobs are listed at once, where the caller does not say, and at most.
@@ -73,10 +75,25 @@ class Submission:
 
 
 def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
-    """The job, and whether it is a new one. Its folder is there before the row that lets a slot take it."""
+    """The job, and whether it is a new one."""
     if known := _known(state, asked):
         return known, False
     _refuse_hopeless(state, asked)
+    with state.submitting:  # or of those that come at once, each would find room
+        _refuse_too_many(state, asked.scope.org)
+        return _queue(state, asked)
+
+
+def _refuse_too_many(state: State, org: Org) -> None:
+    """A 409, for room comes when a run ends and not with time: waiting for a moment and trying again does not help."""
+    allowed = queued_runs_allowed()
+    if sum(job.org_id == org.id for job in state.store.unfinished()) >= allowed:
+        sentence = f"The organisation {org.slug!r} has {allowed} runs that wait or train, the most there may be; "
+        raise Refusal(409, f"{sentence}wait for one to end, or cancel one.", "queue_full")
+
+
+def _queue(state: State, asked: Submission) -> tuple[Job, bool]:
+    """The job's folder is there before the row that lets a slot take it."""
     project = asked.scope.project
     job = Job(new_id(), project.org_id, project.id, asked.name, JobStatus.QUEUED, to_wire(asked.config), now())
     folder = create_run(state.home, record(job, asked.scope.org, project, asked.key), asked.token)
@@ -220,23 +237,50 @@ async def stream_events(request: Request) -> Response:
 
     `since=now` leaves the history out, and tells the reader at once where it begins.
     """
-    job = await require_job(request, await require_scope(request), request.path_params["id"])
+    scope = await require_scope(request)
+    job = await require_job(request, scope, request.path_params["id"])
+    if request.method == "HEAD":
+        return Response(media_type=EventStream.media_type)
     events = run_folder(request.app.state.home, job.id).events
     seen = request.headers.get("last-event-id")
     from_now = seen is None and request.query_params.get("since") == "now"
     after = last_id(events) if from_now else cursor(seen)
     greeting = mark(after) if from_now else b""
-    return EventStream(request.app.state.lookout.follow(events, after, over=job.status.terminal, greeting=greeting))
+    source = request.app.state.lookout.follow(events, after, over=job.status.terminal, greeting=greeting)
+    return EventStream(source, _enter(request.app.state.streams, scope.user))
+
+
+def _enter(streams: Counter[str], user: User) -> Callable[[], None]:
+    """Count one more open stream of the user; returns what ends it. Else a 429."""
+    if streams[user.id] >= streams_allowed():
+        sentence = f"You have {streams[user.id]} event streams open, which is the most there may be; close one."
+        raise Refusal(429, sentence, "too_many_streams", {"Retry-After": "5"})
+    streams[user.id] += 1
+
+    def leave() -> None:
+        streams[user.id] -= 1
+        if not streams[user.id]:
+            del streams[user.id]
+
+    return leave
 
 
 class EventStream(StreamingResponse):
-    """Frames, as they come from a generator that is closed at once when the reader goes away."""
+    """Frames, as they come from a generator that is closed at once when the reader goes away; `leave` is told."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, source: AsyncGenerator[bytes, None], leave: Callable[[], None]) -> None:
         super().__init__(source, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._source = source
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._source):

@@ -1,0 +1,15 @@
+"""`python -m tests.backend.hasty …` is the backend's process with next to no patience, so that tests need none either."""
+
+from __future__ import annotations
+
+import sys
+
+from arkor.backend import __main__ as backend
+from arkor.backend import connection, routes
+
+connection.HEAD_SECONDS = 1.0
+connection.MOST_CONNECTIONS = 30
+routes.BODY_SECONDS = 1.0
+
+if __name__ == "__main__":
+    sys.exit(backend.main())
