@@ -391,8 +391,8 @@ class TrainingJob:
 class TrainingResult:
     """How a run ended: the job as the backend knows it and what the run left behind.
 
-    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered, `history`
-    every number that was logged while this process watched.
+    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered,
+    `history` every number that was logged while this process watched.
     """
 
     job: TrainingJob

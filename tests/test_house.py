@@ -88,7 +88,9 @@ def test_imports_go_down(name: str) -> None:
         there = floor_of(imported)
         assert there is not None, f"{name} imports {imported}, which stands on no floor"
         if here[0] == "backend" and there[0] == "front":
-            assert there[1] <= FLOORS.index("deployments"), f"{name} imports {imported}; a backend shares only the vocabulary"
+            assert there[1] <= FLOORS.index("deployments"), (
+                f"{name} imports {imported}; a backend shares only the vocabulary"
+            )
         else:
             assert here[0] == there[0], f"{name} imports {imported}; the backend is started, not imported"
             same_folder = name.rsplit(".", 1)[0] == imported.rsplit(".", 1)[0] or imported == name.rsplit(".", 1)[0]
