@@ -18,7 +18,7 @@ FLOORS = """
 errors findings archive settings wire chat standings evaluations charts history jobs events accounts deployments
 client.frames client.plug client.patience client.retry client.replay client.upgrade client.faults client.deprecation client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.schemas client.replies client.api client.connection client.stream client.state client.connect
-callbacks.steering callbacks.contexts callbacks.listeners
+callbacks.steering callbacks.contexts callbacks.listeners callbacks.early_stopping
 callbacks dispatch display
 trainer project __init__
 studio.address studio.guard studio.link studio.rendering studio.listing studio.relay studio.examine studio.entry studio.launches studio.pages.overview studio.pages.runs studio.pages.run studio.app studio.server
@@ -26,10 +26,10 @@ cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.d
 """.split()
 
 BACKEND_FLOORS = """
-home heartbeat bell log checkpoints past progress schema endpoints store conversations sse tail engine scripted process threads device models
+home heartbeat bell log checkpoints past progress summary schema endpoints store conversations sse tail engine scripted process threads device models
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
-generation.completion generation.text generation.echo generation.sampling generation.weights generation.answer generation.batch generation.generate
+generation.completion generation.text generation.schemas generation.constraints generation.tools generation.calls generation.echo generation.sampling generation.trial generation.grammar generation.prompts generation.weights generation.answer generation.batch generation.generate
 recovery copies inspection stop recorder worker serving demise supervisor inference openapi peer connection routes doorman app __main__
 """.split()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import arkor
@@ -26,6 +27,7 @@ from arkor import (
     TrainingFailed,
     create_trainer,
 )
+from arkor.callbacks import FinishedContext
 from arkor.client.connect import connect
 from tests.conftest import Backend, start_backend, stop_backend
 
@@ -402,3 +404,78 @@ def test_a_token_never_shows() -> None:
     trainer = make(dataset={"type": "blob", "url": "https://example.com/rows.jsonl", "token": "s3cret"})
     assert "s3cret" not in repr(trainer)
     assert "s3cret" not in repr(trainer._config)
+
+
+# The end of wait(), and what a context can do
+
+
+class Ends:
+    """Remembers how each `wait()` ended."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, Any]] = []
+
+    def on_finished(self, ctx: FinishedContext) -> None:
+        self.seen.append((ctx.result and str(ctx.result.job.status), type(ctx.error)))
+
+
+def test_every_end_of_a_wait_is_told(slow_backend: Backend) -> None:
+    ends, enough = Ends(), threading.Event()
+    trainer = make(max_steps=12, callbacks=[ends, {"on_log": lambda ctx: enough.set()}], abort_signal=enough)
+    trainer.start()
+    with pytest.raises(TrainerAborted):
+        trainer.wait()
+    enough.clear()
+    with pytest.raises(TimeoutError):
+        trainer.wait(timeout=0)  # it never came to watching, so there is no end to tell
+    result = make_attached(trainer, ends).wait()
+    assert ends.seen == [(None, TrainerAborted), ("completed", type(None))]
+    assert result.job.status == "completed"
+
+
+def make_attached(trainer: Trainer, callbacks: Any, **settings: Any) -> Trainer:
+    return Trainer.attach(trainer.job_id or "", callbacks=callbacks, progress=False, reconnect=QUICK, **settings)
+
+
+def test_what_on_finished_returns_is_the_result(backend: Backend) -> None:
+    def add(name: str) -> Any:
+        return {"on_finished": lambda ctx: attrs.evolve(ctx.result, artifacts=(*ctx.result.artifacts, name))}
+
+    trainer = make(max_steps=1, callbacks=[add("one"), {"on_finished": lambda ctx: "nothing of it"}, add("two")])
+    result = trainer.wait()
+    assert result.artifacts[-2:] == ("one", "two")
+    assert trainer.wait() is result
+
+
+@pytest.mark.parametrize("mode", ["reconnect", "log", "raise"])
+def test_an_exception_in_on_finished_costs_neither_result_nor_the_other_error(mode: Any, backend: Backend) -> None:
+    def fail(ctx: FinishedContext) -> None:
+        raise RuntimeError("at the very end")
+
+    trainer = make(max_steps=1, callbacks={"on_finished": fail}, callback_errors=mode)
+    if mode == "raise":
+        with pytest.raises(RuntimeError, match="at the very end"):
+            trainer.wait()
+    assert trainer.wait().job.status == "completed"
+    aborted = threading.Event()
+    both = {"on_log": lambda ctx: aborted.set(), "on_finished": fail}
+    with pytest.raises(TrainerAborted):
+        make_attached(trainer, both, callback_errors=mode, abort_signal=aborted).wait()
+
+
+def test_a_context_can_stop_its_run(slow_backend: Backend) -> None:
+    accepted: list[bool] = []
+    watched = make(max_steps=1000)
+    watched.start()
+    result = make_attached(watched, {"on_log": lambda ctx: accepted.append(ctx.cancel())}).wait()
+    assert result.job.status == "cancelled"
+    assert accepted[0] is True
+    again = make_attached(watched, {"on_started": lambda ctx: accepted.append(ctx.cancel())})
+    assert again.wait().job.status == "cancelled"
+    assert accepted[-1] is False  # it had ended already, which is no error
+
+
+def test_on_completed_can_ask_the_final_adapter(backend: Backend) -> None:
+    answers: list[str] = []
+    make(max_steps=1, callbacks={"on_completed": lambda ctx: answers.append(ctx.infer("Hello").text())}).wait()
+    assert answers == ["scripted: Hello"]

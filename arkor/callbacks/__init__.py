@@ -12,12 +12,14 @@ from arkor.callbacks.contexts import (
     StartedContext,
     TrainingLogContext,
 )
+from arkor.callbacks.early_stopping import EarlyStopping
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
 
 __all__ = [
     "MOMENTS",
     "CheckpointContext",
     "CompletedContext",
+    "EarlyStopping",
     "FailedContext",
     "FinishedContext",
     "Infer",

@@ -1,0 +1,56 @@
+"""A run without a backend: its events are told to callbacks by the dispatcher itself, as often as a test likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from arkor.callbacks import Listeners
+from arkor.dispatch import Dispatcher
+from arkor.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
+from arkor.jobs import Artifact, TrainingJob, TrainingResult
+from arkor.wire import from_wire
+from tests.fakes.run_server import JOB
+
+
+class Client:
+    """Counts what it is asked to stop."""
+
+    def __init__(self, refusals: Iterable[Exception] = ()) -> None:
+        self.cancelled = 0
+        self._refusals = iter(refusals)
+
+    def cancel_job(self, job_id: str) -> None:
+        self.cancelled += 1
+        if (refusal := next(self._refusals, None)) is not None:
+            raise refusal
+
+
+def checkpoint(step: int) -> CheckpointSaved:
+    return CheckpointSaved("j", "t", step, (Artifact("checkpoint", step),))
+
+
+def log(step: int, loss: float | None = None, eval_loss: float | None = None) -> TrainingLog:
+    return TrainingLog("j", "t", step, loss, eval_loss)
+
+
+def logs(losses: Sequence[float | None]) -> list[Event]:
+    return [log(step, loss) for step, loss in enumerate(losses, 1)]
+
+
+def replay(callbacks: Any, events: Iterable[Event], client: Any = None) -> Dispatcher:
+    """Tell them the events between the first and the last; both are added."""
+    job: TrainingJob = from_wire(TrainingJob, JOB)
+    client = client or Client()
+    dispatcher = Dispatcher(job, Listeners(callbacks), "raise", lambda: client)
+    for event in (TrainingStarted("j", "t"), *events):
+        dispatcher.dispatch(event)
+    return dispatcher
+
+
+def completed(dispatcher: Dispatcher, there: Sequence[int]) -> TrainingResult:
+    """The run ends with the checkpoints that are still `there`."""
+    dispatcher.dispatch(TrainingCompleted("j", "t", artifacts=tuple(Artifact("checkpoint", step) for step in there)))
+    dispatcher.conclude()
+    assert dispatcher.result is not None
+    return dispatcher.result
