@@ -40,7 +40,9 @@ def test_a_job(caller: Caller) -> None:
     assert (job["name"], job["status"], job["config"]) == ("my run", "queued", config)
     assert set(job) == {"id", "orgId", "projectId", "name", "status", "config", "createdAt"}
     ended = caller.until(job["id"], "completed")
-    assert ended == {**job, **{key: ended[key] for key in ("status", "startedAt", "completedAt")}}
+    assert (ended["step"], ended["totalSteps"], ended["lastLoss"]) == (2, 2, pytest.approx(1.62))
+    changed = ("status", "startedAt", "completedAt", "step", "totalSteps", "lastLoss")
+    assert ended == {**job, **{key: ended[key] for key in changed}}
     assert job["createdAt"] <= ended["startedAt"] <= ended["completedAt"]
     assert caller.call("GET", "/v1/jobs").json()["jobs"][0] == ended
 

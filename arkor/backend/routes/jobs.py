@@ -33,6 +33,7 @@ from arkor.backend.routes import (
 )
 from arkor.backend.sse import cursor, mark
 from arkor.backend.store import Job, Org, Taken, User, new_id
+from arkor.backend.summary import summary
 from arkor.backend.supervisor import AlreadyOver
 from arkor.backend.training.plan import check_names
 from arkor.errors import InvalidConfig
@@ -188,7 +189,7 @@ async def list_jobs(request: Request) -> Response:
 
     def read() -> dict[str, Any]:
         found = state.store.jobs(scope.project, limit + 1, before=before, prefix=prefix)
-        page = [job_json(state.supervisor.current(job)) for job in found[:limit]]
+        page = [_standing_json(state, job) for job in found[:limit]]
         return {"jobs": page, **({"nextBefore": found[limit - 1].id} if len(found) > limit else {})}
 
     return JSONResponse(await run_in_threadpool(read))
@@ -205,7 +206,7 @@ async def get_job(request: Request) -> Response:
     """`GET /v1/jobs/:id`; its events are in the stream alone. `stalledSince` when its worker lives but stands still."""
     job = await require_job(request, await require_scope(request), request.path_params["id"])
     supervisor = request.app.state.supervisor
-    answer = job_json(await run_in_threadpool(supervisor.current, job))
+    answer = await run_in_threadpool(_standing_json, request.app.state, job)
     if answer["status"] == JobStatus.RUNNING and (since := supervisor.stalled_since(job.id)):
         answer["stalledSince"] = since
     return JSONResponse({"job": answer})
@@ -220,6 +221,11 @@ async def cancel_job(request: Request) -> Response:
     except AlreadyOver as error:
         raise Refusal(409, f"The job {job.id!r} is {error} already.", "already_over") from None
     return JSONResponse({"job": job_json(await run_in_threadpool(supervisor.current, job))}, 202)
+
+
+def _standing_json(state: State, job: Job) -> dict[str, Any]:
+    """A job as its log has it now, with where it stands."""
+    return {**job_json(state.supervisor.current(job)), **summary(run_folder(state.home, job.id).events)}
 
 
 def job_json(job: Job) -> dict[str, Any]:
