@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from arkor.backend.home import STATE, RunFolder
+from arkor.standings import Standings
 
 #: So many of the newest checkpoints keep their training state: one to go on from, and one more for safety.
 STATES_KEPT = 2
@@ -83,10 +83,10 @@ def sweep(run: RunFolder, listed: Iterable[int]) -> None:
                 remove(folder)
 
 
-def thin_out(run: RunFolder, steps: Iterable[int], eval_losses: Mapping[int, float], keep: int) -> int:
-    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best by eval loss; says how many went."""
+def thin_out(run: RunFolder, steps: Iterable[int], standings: Standings, keep: int) -> int:
+    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best; says how many went."""
     there = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    kept = {*there[-keep:], *best(there, eval_losses)}
+    kept = {*there[-keep:], *best(there, standings)}
     gone = [step for step in there if step not in kept]
     with contextlib.suppress(OSError):  # nobody is hurt by one too many
         forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept] + gone)
@@ -121,10 +121,11 @@ def whereabouts(folder: Path) -> Path:
     return retired if not folder.exists() and retired.exists() else folder
 
 
-def best(steps: Iterable[int], eval_losses: Mapping[int, float]) -> list[int]:
-    """The step with the lowest eval loss, if any of them has one."""
-    measured = [(eval_losses[step], step) for step in steps if math.isfinite(eval_losses.get(step, math.nan))]
-    return [min(measured)[1]] if measured else []
+def best(steps: Iterable[int], standings: Standings) -> list[int]:
+    """The step with the lowest eval loss, or if nothing was evaluated the lowest loss; empty if there is none."""
+    steps = list(steps)
+    found = standings.best("eval_loss", steps) or standings.best("loss", steps)
+    return [found[1]] if found else []
 
 
 def forget_states(run: RunFolder, steps: Iterable[int]) -> None:

@@ -11,6 +11,7 @@ from attrs import Factory, define
 from arkor.backend.log import LogDamaged, read_events
 from arkor.events import CheckpointSaved, TrainingLog, decode_event
 from arkor.jobs import Artifact
+from arkor.standings import Standings
 
 _PIECE = 1024 * 1024
 
@@ -25,29 +26,25 @@ def place(step: int, eval_loss: float | None) -> tuple[int, bool]:
 
 @define
 class Past:
-    """`last` is the place of the last line of numbers, `saved` the artifacts of each checkpoint by its step."""
+    """`last` is the place of the last line of numbers, `saved` the artifacts of each checkpoint by its step.
+
+    `standings` say how good the checkpoints are.
+    """
 
     started: bool = False
     last: tuple[int, bool] = NOTHING_LOGGED
     saved: dict[int, tuple[Artifact, ...]] = Factory(dict)
-    eval_losses: dict[int, float] = Factory(dict)
+    standings: Standings = Factory(Standings)
 
 
 def read_past(log: Path) -> Past:
     """The past of the run with this log. Raises `LogDamaged`."""
     past = Past()
     after = 0
-    last_log: bytes | None = None
     while events := read_events(log, after, _PIECE):
         for _, kind, line in events:
-            if kind == "training.log":
-                last_log = line
-                if b'"evalLoss"' not in line:  # the others say nothing more than the last of them
-                    continue
             _take(past, kind, line)
         after = events[-1][0]
-    if last_log is not None:
-        _take_log(past, _event(last_log))
     return past
 
 
@@ -61,10 +58,10 @@ def _take(past: Past, kind: str, line: bytes) -> None:
 def _take_log(past: Past, event: Any) -> None:
     if isinstance(event, CheckpointSaved):
         past.saved[event.step] = tuple(event.artifacts or ())
+        past.standings.checkpoint(event.step)
     elif isinstance(event, TrainingLog):
         past.last = max(past.last, place(event.step, event.eval_loss))
-        if event.eval_loss is not None:
-            past.eval_losses[event.step] = event.eval_loss
+        past.standings.log(event.step, event.loss, event.eval_loss)
 
 
 def _event(line: bytes) -> Any:

@@ -85,8 +85,7 @@ class LogRecorder:
         if place(step, eval_loss) <= self._past.last:
             return
         self._step = step
-        if eval_loss is not None:
-            self._past.eval_losses[step] = eval_loss
+        self._past.standings.log(step, loss, eval_loss)
         numbers = (loss, eval_loss, learning_rate, epoch, samples_per_second)
         self.write(TrainingLog(self._folder.id, now(), step, *numbers))
 
@@ -126,7 +125,7 @@ class LogRecorder:
 
     def thin_out(self, keep: int) -> int:
         """Retire the checkpoints that are not to be kept; returns how many there were."""
-        return checkpoints.thin_out(self._folder, self._past.saved, self._past.eval_losses, keep)
+        return checkpoints.thin_out(self._folder, self._past.saved, self._past.standings, keep)
 
     def forget_states(self) -> None:
         """Nobody will go on with this run. Raises OSError."""
@@ -166,6 +165,7 @@ class LogRecorder:
         artifact = self._folder.artifact("checkpoint", folder, step)
         self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
         self._past.saved[step] = (artifact,)
+        self._past.standings.checkpoint(step)
 
     def _go_without(self, step: int, folder: Path, trouble: str) -> None:
         if step not in self._past.saved:

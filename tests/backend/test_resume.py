@@ -22,8 +22,11 @@ from arkor.backend.generation.completion import CannotAnswer
 from arkor.backend.home import STATE, RunFolder
 from arkor.backend.inference import adapter_folder
 from arkor.backend.worker import EXIT_TERMINATED
+from arkor.callbacks import EarlyStopping
 from arkor.chat import Adapter
+from arkor.events import decode_event
 from tests.backend.dying import a_run, assert_same, assert_whole, lines, mourn, told
+from tests.callbacks.replays import replay
 from tests.fakes.nursery import ALONE, Nursery
 from tests.fakes.tiny_model import make_tiny_model
 
@@ -163,6 +166,21 @@ def test_the_best_is_kept_over_a_death(memory: Path, scripted: Nursery) -> None:
     mourn(folder)
     assert scripted.work(folder.path).code == 0
     assert kept(folder) == [2, 8, 10]
+
+
+def test_without_an_evaluation_the_best_is_that_of_the_lowest_loss(memory: Path, scripted: Nursery) -> None:
+    """The losses before the first checkpoint are made to be the lowest."""
+    folder = a_run(memory, "run", model="scripted/crash-once-5", maxSteps=10, saveSteps=2)
+    assert scripted.work(folder.path).code == 13
+    text = folder.events.read_text()
+    folder.events.write_text(text.replace(f'"loss":{2 * 0.9**2}', '"loss":-9.5'))
+    mourn(folder)
+    assert scripted.work(folder.path).code == 0
+    assert kept(folder) == [2, 8, 10]
+    stopping = EarlyStopping()
+    replay(stopping, [event for event in map(decode_event, lines(folder)[1:-1]) if event is not None])
+    assert stopping.best is not None
+    assert stopping.best.step == 2
 
 
 def test_a_crash_at_the_same_place_is_one_without_progress(memory: Path, scripted: Nursery) -> None:
