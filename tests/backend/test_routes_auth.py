@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import suppress
-from urllib.parse import urlsplit
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import requests
 
 from arkor.settings import PROTOCOL, VERSION
 from tests.backend.caller import Caller, owner, stranger
+from tests.backend.line import head, line_to, reply
 from tests.conftest import Backend
 
 
@@ -106,20 +108,107 @@ def test_another_sites_name_leads_nowhere(caller: Caller, host: str) -> None:
     assert answer.status_code in (400, 403)
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://localhost:1",
+        "null",
+        "file://",
+        "",
+        "http://127.0.0.1.evil.example",
+        "chrome://x",
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "OPTIONS", "GET"])
+def test_a_page_of_another_site_calls_in_vain(shared_backend: Backend, method: str, origin: str) -> None:
+    url = f"{shared_backend.url}/v1/auth/anonymous" if method != "GET" else f"{shared_backend.url}/healthz"
+    answer = requests.request(method, url, json={"kind": "web"}, headers={"Origin": origin}, timeout=10)
+    assert (answer.status_code, answer.json()["code"]) == (403, "bad_origin")
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_not_even_the_token_lets_a_page_of_another_site_in(caller: Caller) -> None:
+    answer = caller.call("GET", "/v1/me", headers={"Origin": "https://evil.example"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "bad_origin")
+
+
+def test_a_page_that_was_opened_here_may_call(caller: Caller) -> None:
+    assert caller.call("GET", "/v1/me", headers={"Origin": caller.url}).status_code == 200
+
+
+def test_two_tokens_are_none(caller: Caller) -> None:
+    with line_to(caller.url) as line:
+        token = f"Bearer {caller.token}"
+        line.sendall(head("GET", "/v1/me", Authorization=token)[:-2] + b"Authorization: Bearer other\r\n\r\n")
+        assert reply(line).status == 401
+
+
+def test_who_is_not_let_in_learns_how(shared_backend: Backend) -> None:
+    answer = requests.get(f"{shared_backend.url}/v1/me", timeout=10)
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
+def test_what_a_proxy_hands_on_is_not_the_owners(shared_backend: Backend, header: str) -> None:
+    url = f"{shared_backend.url}/v1/auth/anonymous"
+    for value in ("127.0.0.1", "for=127.0.0.1"):
+        answer = requests.post(url, json={"kind": "cli"}, headers={header: value}, timeout=10)
+        assert (answer.status_code, answer.json()["code"]) == (401, "token_required")
+        assert "arkor login" in answer.json()["error"]
+    owners = {"Authorization": f"Bearer {shared_backend.token}", header: "127.0.0.1"}
+    assert requests.post(url, json={"kind": "cli"}, headers=owners, timeout=10).status_code == 201
+
+
+SIGN_UP = """
+import os, socket, sys
+os.setuid(int(sys.argv[2]))
+line = socket.socket()
+line.connect(("127.0.0.1", int(sys.argv[1])))
+line.sendall(sys.argv[3].encode() + b'{"kind": "cli"}')
+print(line.recv(12).decode()[9:])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/net/tcp").exists(), reason="only root can be somebody else")
+def test_another_user_of_this_machine_gets_no_identity(shared_backend: Backend) -> None:
+    port = shared_backend.url.rsplit(":", 1)[1]
+    owners = {"Authorization": f"Bearer {shared_backend.token}"}
+    for uid, headers, status in ((0, {}, "201"), (65534, {}, "401"), (65534, owners, "201")):
+        call = head("POST", "/v1/auth/anonymous", Content_Length="15", **headers).decode()
+        command = [sys.executable, "-I", "-c", SIGN_UP, port, str(uid), call]
+        assert subprocess.check_output(command, text=True, timeout=30).strip() == status
+
+
+def test_a_stranger_signs_nobody_up(shared_backend: Backend) -> None:
+    for token in (stranger(shared_backend).token, "wrong"):
+        answer = Caller(shared_backend.url, token, {}).call("POST", "/v1/auth/anonymous", json={"kind": "cli"})
+        assert answer.status_code == 401
+
+
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8000", "LOCALHOST"])
 def test_names_of_this_machine_lead_in(caller: Caller, host: str) -> None:
     assert caller.call("GET", "/healthz", headers={"Host": host}).status_code == 200
 
 
-def test_noise_on_the_line_does_no_harm(shared_backend: Backend) -> None:
-    where = urlsplit(shared_backend.url)
-    for noise in (
-        b"\x16\x03\x01\x02\x00",
-        b"GET\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
-    ):
-        with socket.create_connection((where.hostname, where.port), timeout=10) as line:
-            with suppress(OSError):  # the server may have hung up already
-                line.sendall(noise)
-                line.shutdown(socket.SHUT_WR)
-    assert requests.get(f"{shared_backend.url}/healthz", timeout=10).status_code == 200
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/healthz", "GET, HEAD, OPTIONS"),
+        ("/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/projects", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/datasets", "OPTIONS, POST"),
+        ("/v1/jobs/x/cancel", "OPTIONS, POST"),
+    ],
+)
+def test_which_methods_a_path_takes(caller: Caller, path: str, allowed: str) -> None:
+    refused, asked = caller.call("BREW", path), caller.call("OPTIONS", path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b"")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/v1/jobs", "/v1/me", "/v1/projects"])
+def test_a_head_is_a_get_without_its_body(caller: Caller, path: str) -> None:
+    asked, whole = caller.call("HEAD", path), caller.call("GET", path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-length"] == str(len(whole.content))

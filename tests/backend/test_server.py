@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,9 @@ def fails(*arguments: str, prefix: str = "") -> subprocess.CompletedProcess[str]
     result = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=30)
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
-    assert result.stderr.strip().endswith((".", "doctor --rebuild"))  # a sentence, or the command that it leads to
+    assert result.stderr.strip().endswith(
+        (".", "doctor --rebuild", "(32))'")
+    )  # a sentence, or the command that it leads to
     return result
 
 
@@ -164,3 +167,90 @@ def test_it_imports_no_torch(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+# For other machines
+
+
+TOKEN = "of-the-operator-0123456789"
+
+
+def test_other_machines_reach_it_only_with_a_token(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", ""):
+        result = fails("--home", str(tmp_path / "home"), "--host", host)
+        assert result.returncode == 2
+        assert "--token-file" in result.stderr
+        assert "ARKOR_SERVE_TOKEN" in result.stderr
+        assert not (tmp_path / "home" / "backend.json").exists()
+
+
+@pytest.mark.parametrize("token", ["short", "with a blank in it and long", "ä" * 20, ""])
+def test_a_token_that_is_none(tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token)
+    result = fails("--home", str(tmp_path), "--host", "0.0.0.0", "--token-file", str(tmp_path / "token"))
+    assert result.returncode == 2
+    assert str(tmp_path / "token") in result.stderr
+    assert not token or token not in result.stderr
+
+
+def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
+    result = fails("--home", str(tmp_path), "--token-file", str(tmp_path / "nowhere"))
+    assert (result.returncode, "nowhere" in result.stderr) == (2, True)
+
+
+@pytest.fixture(params=["file", "environment"])
+def public(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """A backend that listens everywhere."""
+    arguments = ["--engine", "scripted", "--host", "0.0.0.0"]
+    if request.param == "file":
+        (tmp_path / "token").write_text(f"{TOKEN}\n")
+        arguments += ["--token-file", str(tmp_path / "token")]
+    else:
+        monkeypatch.setenv("ARKOR_SERVE_TOKEN", TOKEN)
+    started = start_backend(tmp_path / "arkor-home", *arguments)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+def test_the_operators_token_is_the_owners(public: Backend) -> None:
+    caller = Caller(public.url, TOKEN)
+    me = caller.call("GET", "/v1/me").json()
+    assert (me["user"]["id"], [org["slug"] for org in me["orgs"]]) == ("local", ["local"])
+    job = caller.submit(maxSteps=1)
+    caller.until(job, "completed")
+    assert owner(public).job(job)["status"] == "completed"
+
+
+def test_nobody_signs_in_there_without_it(public: Backend) -> None:
+    sign_up = ("POST", "/v1/auth/anonymous")
+    refusal = Caller(public.url, None).call(*sign_up, json={"kind": "cli"})
+    assert (refusal.status_code, refusal.json()["code"]) == (401, "token_required")
+    identity = Caller(public.url, TOKEN).call(*sign_up, json={"kind": "cli"})
+    assert identity.status_code == 201
+    assert Caller(public.url, identity.json()["token"]).call(*sign_up, json={"kind": "cli"}).status_code == 401
+
+
+def test_it_is_called_by_any_name_there_but_by_no_page_of_another_site(public: Backend) -> None:
+    caller = Caller(public.url, TOKEN)
+    assert caller.call("GET", "/v1/me", headers={"Host": "gpu-box:8230"}).status_code == 200
+    headers = {"Host": "gpu-box:8230", "Origin": "http://evil.example"}
+    assert caller.call("GET", "/v1/me", headers=headers).status_code == 403
+
+
+def test_the_operators_token_is_kept_nowhere(public: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(public.url, TOKEN)
+    caller.until(caller.submit(maxSteps=1), "completed")
+    job = caller.submit(maxSteps=100_000_000)
+    caller.until(job, "running")
+    for child in psutil.Process(public.process.pid).children(recursive=True):
+        assert TOKEN not in child.environ().values()
+        assert TOKEN not in " ".join(child.cmdline())
+    assert not [file for file in public.home.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
+    public.process.kill()
+    public.process.wait()
+    monkeypatch.delenv("ARKOR_SERVE_TOKEN", raising=False)
+    second = start_backend(public.home, "--engine", "scripted")
+    assert Caller(second.url, TOKEN).call("GET", "/v1/me").status_code == 401
+    second.process.kill()
+    second.process.wait()

@@ -1,53 +1,51 @@
-"""`arkor serve`: a backend in the foreground."""
+"""`arkor serve`: says where it listens, leaves on Ctrl-C, and asks for a token where other machines can call."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.cli.conftest import ARKOR, Run
+pytestmark = pytest.mark.slow  # every test starts a process of its own
 
-pytestmark = pytest.mark.slow  # every test starts processes of its own
+SERVE = [sys.executable, "-m", "arkor", "serve", "--port", "0"]
 
 
-def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
-    home = tmp_path / "served"
-    command = [*ARKOR, "serve", "--port", "0", "--home", str(home)]
-    serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        url = wait_for(home / "backend.json")["url"]
+def test_it_says_where_it_listens_and_leaves_on_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen([*SERVE, "--home", str(tmp_path / "home")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        greeting = process.stderr.readline()
+        url = next(word for word in greeting.split() if word.startswith("http://127.0.0.1:")).rstrip(";")
+        assert str(tmp_path / "home") in greeting
         assert requests.get(f"{url}/healthz", timeout=10).json()["status"] == "ok"
-    finally:
-        serving.send_signal(signal.SIGINT)
-        _, said = serving.communicate(timeout=20)
-    assert serving.returncode == 0
-    assert str(home) in said
-    assert "Traceback" not in said
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0
+        assert process.stderr.read() == ""
 
 
-def wait_for(file: Path) -> dict[str, str]:
-    for _ in range(300):
-        if file.exists():
-            return json.loads(file.read_text())  # type: ignore[no-any-return]
-        time.sleep(0.1)
-    raise AssertionError(f"{file} never came")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_it_asks_for_a_token_where_other_machines_can_call(tmp_path: Path, host: str) -> None:
+    command = [*SERVE, "--host", host, "--home", str(tmp_path / "home")]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "--token-file" in result.stderr
+    assert result.stdout == ""
 
 
-@pytest.mark.parametrize("port", ["70000", "http"])
-def test_a_port_that_is_none(run: Run, port: str) -> None:
-    done = run("serve", "--port", port)
-    assert done.returncode == 2
-    assert "--port" in done.stderr
-
-
-def test_a_home_that_is_a_file(run: Run, project: Path) -> None:
-    (project / "file").write_text("")
-    done = run("serve", "--home", "file")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_it_takes_a_token_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef")
+    options = ["--home", str(tmp_path / "home"), "--host", "0.0.0.0", "--token-file", str(tmp_path / "token")]
+    process = subprocess.Popen([*SERVE, *options], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        url = next(word for word in process.stderr.readline().split() if word.startswith("http://")).rstrip(";")
+        headers = {"Authorization": "Bearer 0123456789abcdef"}
+        assert requests.get(f"{url}/v1/me", headers=headers, timeout=10).status_code == 200
+        process.terminate()
+        assert process.wait(timeout=10) == 0
