@@ -12,6 +12,7 @@ from attrs import evolve
 from arkor.cli.errors import FAILED
 from arkor.cli.text import in_a_terminal, say
 from arkor.cli.whoami import ask_who, name_of, whose
+from arkor.client.addresses import checked_url, is_loopback
 from arkor.client.credentials import (
     AnonymousCredentials,
     Credentials,
@@ -25,7 +26,7 @@ from arkor.client.credentials import (
     url_of,
     write_credentials,
 )
-from arkor.client.http import checked_token, checked_url, is_loopback
+from arkor.client.http import checked_token
 from arkor.client.sign_in import sign_in, sign_in_config
 from arkor.display.tally import one_line
 from arkor.errors import ArkorError, CredentialsError, InvalidConfig

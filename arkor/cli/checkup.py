@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from requests.utils import get_environ_proxies, select_proxy
 
+from arkor.client.addresses import is_loopback
 from arkor.client.connect import choose_backend
 from arkor.client.credentials import (
     AnonymousCredentials,
@@ -31,7 +32,7 @@ from arkor.client.credentials import (
     url_of,
 )
 from arkor.client.embedded import NEEDED
-from arkor.client.http import Access, Http, is_loopback
+from arkor.client.http import Access, Http
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.findings import OK, PROBLEM, WARNING, Finding
 from arkor.settings import VERSION

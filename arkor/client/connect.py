@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from arkor.client.addresses import checked_url
 from arkor.client.api import CloudApiClient
 from arkor.client.credentials import (
     AnonymousCredentials,
@@ -19,7 +20,6 @@ from arkor.client.credentials import (
     url_of,
 )
 from arkor.client.embedded import EmbeddedAccess
-from arkor.client.http import checked_url
 from arkor.client.oauth import access_for
 from arkor.client.state import ensure_project, read_state
 from arkor.errors import ArkorError

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from attrs import evolve, field, frozen
 
-from arkor.client.http import Access, Http, checked_token, checked_url
+from arkor.client.addresses import checked_url
+from arkor.client.http import Access, Http, checked_token
 from arkor.client.plug import pause
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL, arkor_home, cloud_api_url_from_env, token_from_env

@@ -28,6 +28,7 @@ _SHORTEST_SECRET = 8  # characters; what is shorter is no secret, and may be par
 
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3}[ \w-]{0,60})")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -179,13 +180,21 @@ def is_fault_of_trust(error: BaseException) -> bool:
 
 
 def _why(error: Exception) -> str:
+    if "certificate bundle" in str(error):  # requests has no error of its own for one that is not there
+        return f"cannot be called: {error}; look at REQUESTS_CA_BUNDLE"
     if is_fault_of_trust(error):
         return (
             "has a certificate that this machine does not trust; "
             "if your company has its own authority, point REQUESTS_CA_BUNDLE to its certificates"
         )
     if isinstance(error, requests.exceptions.ProxyError):
-        return "cannot be reached through the proxy; look at HTTPS_PROXY and NO_PROXY"
+        refusal = _REFUSED_TUNNEL.search(str(error))
+        said = f" ({refusal[1].strip()})" if refusal else ""
+        return f"cannot be reached through the proxy{said}; look at HTTPS_PROXY and NO_PROXY"
+    return _why_no_answer(error)
+
+
+def _why_no_answer(error: Exception) -> str:
     if isinstance(error, requests.ConnectTimeout):
         return "cannot be reached (no connection in time); look at the address and the network"
     if isinstance(error, requests.Timeout):

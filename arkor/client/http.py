@@ -7,30 +7,27 @@ in `faults.py`.
 from __future__ import annotations
 
 import io
-import ipaddress
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
 from attrs import field, frozen
-from requests.auth import AuthBase
 from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
 from arkor.archive import whole_file
+from arkor.client.addresses import checked_url
 from arkor.client.deprecation import report_deprecation
-from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent, without_token
-from arkor.client.plug import PluggedAdapter, pause
+from arkor.client.faults import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
+from arkor.client.plug import pause
+from arkor.client.sessions import LastHand, OwnSession
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
-from arkor.settings import VERSION
 from arkor.wire import dumps
 
 logger = logging.getLogger("arkor")
@@ -74,44 +71,11 @@ class Access:
         return self.renew()
 
 
-def checked_url(base_url: str) -> str:
-    """The URL without its trailing slash. Raises `InvalidConfig` for what is no http(s) URL of a host."""
-    parts = _split(base_url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidConfig("base_url", f"must be a URL like https://api.arkor.ai, not {base_url!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InvalidConfig("base_url", "must have no user, password, query or fragment; a token goes into credentials")
-    return base_url.rstrip("/")
-
-
 def checked_token(token: str | None) -> str | None:
     """The token. Raises `CredentialsError` for one that cannot stand in a header, without showing it."""
     if token is not None and (not isinstance(token, str) or not token.isprintable() or " " in token or not token):
         raise CredentialsError("the token of the credentials is empty or has characters that no token has")
     return token
-
-
-def _split(url: Any) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
-    except (ValueError, TypeError, AttributeError):
-        return None
-    return parts if isinstance(url, str) else None
-
-
-def _place(parts: SplitResult) -> str:
-    """The address without what may be secret in it: user, password, query."""
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def is_loopback(base_url: str) -> bool:
-    """Whether the URL leads to this machine itself, where no proxy belongs."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 @frozen
@@ -247,7 +211,6 @@ class Http:
     def _send_once(self, call: Call, token: str | None) -> requests.Response:
         base_url = self.access.base_url
         session = self._own_session()
-        session.trust_env = not is_loopback(base_url)
         data = call.data()
         try:
             response = session.request(
@@ -257,9 +220,13 @@ class Http:
                 data=data,
                 headers=call.all_headers(),
                 timeout=call.timeout,
-                auth=_LastHand(token, call.raw_headers),
+                auth=LastHand(token, call.raw_headers),
                 stream=True,
             )
+        except requests.RequestException:
+            raise
+        except OSError as error:  # a bundle of certificates that is not there
+            raise unavailable(base_url, error) from error
         finally:
             if isinstance(data, io.IOBase):
                 data.close()
@@ -271,55 +238,8 @@ class Http:
     def _own_session(self) -> requests.Session:
         """This process's session: after a fork, the parent's connections are left alone."""
         if self._session is None or self._process != os.getpid():
-            self._session, self._process = _Session(), os.getpid()
+            self._session, self._process = OwnSession(), os.getpid()
         return self._session
-
-
-class _LastHand(AuthBase):
-    """Sets the token's header and those that requests would refuse (an id may begin with a blank).
-
-    Being there as `auth=`, it also keeps requests from putting a password of `.netrc` in the token's place.
-    """
-
-    def __init__(self, token: str | None, headers: Mapping[str, bytes]) -> None:
-        self._headers = dict(headers)
-        if token:
-            self._headers["Authorization"] = b"Bearer " + token.encode()
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers)  # type: ignore[arg-type] # bytes are sent as they are
-        return request
-
-
-class _Session(requests.Session):
-    """A session that keeps no cookies and follows a redirect only where the request stays what it was."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.headers.update({"X-Arkor-Client": f"arkor/{VERSION}", "User-Agent": f"arkor/{VERSION}"})
-        self.headers["Accept"] = "application/json"
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.max_redirects = 5
-        for scheme in ("http://", "https://"):
-            self.mount(scheme, PluggedAdapter())
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Raises `CloudApiError` for a redirect to another origin: the token is meant for this one alone."""
-        target = super().get_redirect_target(resp)
-        if target is None:
-            return None
-        here, there = _split(resp.url), _split(urljoin(resp.url, target))
-        same_origin = here and there and (here.scheme, here.netloc) == (there.scheme, there.netloc)
-        if same_origin and (resp.request.method in ("GET", "HEAD") or resp.status_code in (307, 308)):
-            return target
-        resp.close()
-        where = without_token(_place(there), resp.request) if there else "an address that makes no sense"
-        sentence = f"the backend redirects this call to {where}; if that is the right one, give its address instead"
-        path = here.path if here else None
-        raise CloudApiError(resp.status_code, "redirected", sentence, method=resp.request.method, path=path)
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Nothing: the origin is the same, and so is the header."""
 
 
 # Bodies

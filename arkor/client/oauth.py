@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
-import requests
 from attrs import evolve
 from urllib3.exceptions import HTTPError
 
+from arkor.client.addresses import checked_url, is_loopback
 from arkor.client.credentials import Credentials, OAuthCredentials, only_writer, read_credentials, write_credentials
 from arkor.client.faults import unavailable
-from arkor.client.http import Access, checked_token, checked_url, is_loopback
+from arkor.client.http import Access, checked_token
+from arkor.client.sessions import Session
 from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
 
@@ -210,7 +211,7 @@ def ask_for_token(
     server = authorization_server(domain)
     try:
         status, body = _post(f"{server}/oauth/token", form)
-    except (requests.RequestException, HTTPError) as error:
+    except (OSError, HTTPError) as error:  # what requests raises is an OSError
         raise unavailable(f"{server}, which {task},", error) from None
     try:
         answer = json.loads(body)
@@ -233,8 +234,7 @@ def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
     It hangs on no plug, but comes to its end even when nobody waits for it any more: to throw away a refresh token
     that was just replaced would be to sign the person out.
     """
-    with requests.Session() as session:
-        session.trust_env = not is_loopback(url)
+    with Session() as session:
         response = session.post(
             url,
             data=form,

@@ -17,8 +17,9 @@ from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
 
+from arkor.client.addresses import checked_url
 from arkor.client.credentials import OAuthCredentials
-from arkor.client.http import Access, Http, checked_url
+from arkor.client.http import Access, Http
 from arkor.client.landing import Landing
 from arkor.client.oauth import ask_for_token, authorization_server, lifetime_of
 from arkor.errors import CredentialsError

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.http import Access, Http, checked_url, is_loopback
+from arkor.client.addresses import checked_url, is_loopback
+from arkor.client.http import Access, Http
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
 from tests.fakes.http_server import Answer, HttpServer, Request, answering
