@@ -43,7 +43,7 @@ from arkor.wire import camel
 Schema = Any
 
 TEXT: Schema = {"type": "string", "minLength": 1}
-EVENTS: Schema = {"type": "string", "description": "Server-sent events."}
+EVENTS: Schema = {"description": "Server-sent events."}
 FILE: Schema = {"type": "string", "format": "binary"}
 
 
@@ -82,12 +82,16 @@ class Parameter:
 
 @frozen
 class Answer:
-    """An answer that is no error; without a schema it has no body. `links` are OpenAPI's."""
+    """An answer that is no error; without a schema it has no body. `links` are OpenAPI's.
+
+    `others` are the schemas of what it may be besides, by media type.
+    """
 
     description: str
     schema: Schema = None
     media_type: str = "application/json"
     links: Mapping[str, Any] = field(factory=dict)
+    others: Mapping[str, Schema] = field(factory=dict)
 
 
 #: What any request may meet, whatever its route.
@@ -192,7 +196,7 @@ def _field_schema(item: attrs.Attribute[Any], hint: Any) -> Schema:
         return {"const": item.default}
     told = item.metadata.get("schema", getattr(item.metadata.get("check"), "schema", None))
     schema = told if told is not None else type_schema(hint)
-    optional = type(None) in typing.get_args(hint) and told is not None
+    optional = item.default is None and told is not None
     return one_of(schema, {"type": "null"}) if optional else schema
 
 
@@ -309,7 +313,8 @@ def _reasons(path: str, operation: Operation) -> Iterable[Mapping[int, str]]:
 def _answer(answer: Answer) -> dict[str, Any]:
     described: dict[str, Any] = {"description": answer.description}
     if answer.schema is not None:
-        described["content"] = {answer.media_type: {"schema": answer.schema}}
+        kinds = {answer.media_type: answer.schema, **answer.others}
+        described["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
     if answer.links:
         described["links"] = answer.links
     return described

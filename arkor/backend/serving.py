@@ -2,7 +2,7 @@
 
     python -m arkor.backend.serving --home DIR --engine trl|scripted
 
-In:  `{"completion": {…}}`, `{"cancel": id}`.    Out: `{"id", "delta" | "done" | "error": {…}}`.
+In:  `{"completion": {…}}`, `{"cancel": id}`.    Out: `{"id", "delta" | "call" | "done" | "error": {…}}`.
 
 It leaves when stdin ends, whatever it is doing: then the server is gone. What libraries print goes to stderr. A run
 in progress is never its victim: it is nicer than one, and the first to go when the machine has no memory left.

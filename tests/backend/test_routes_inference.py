@@ -141,7 +141,7 @@ def test_what_is_not_there_is_404_and_says_what_is(shared: Backend, job: str) ->
     assert "step 10." in ask(kind="checkpoint", step=8)
     shutil.rmtree(run / "final")
     assert "no final adapter" in ask(kind="final")
-    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the server tidies up there, too
     assert "no checkpoint yet" in ask(kind="final")
     assert "no job" in ask(kind="final", jobId="0" * 32)
     assert "no job" in ask(kind="final", jobId="../../etc")
@@ -173,6 +173,15 @@ def test_a_checkpoint_answers_while_the_run_goes_on(tmp_path: Path, monkeypatch:
 
 # What is refused
 
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "add", **function}}
+
+
+def schema_format(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
+
+
 FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("messages", {"messages": []}),
     ("messages", {"messages": None}),
@@ -187,11 +196,36 @@ FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("maxTokens", {"maxTokens": -1}),
     ("stream", {"stream": 1}),
     ("max_tokens", {"max_tokens": 5}),
-    ("stop", {"stop": ["\n"]}),
-    ("tools", {"tools": [{"type": "function", "function": {"name": "add"}}]}),
-    ("tools", {"toolChoice": "required"}),
-    ("responseFormat", {"responseFormat": {"type": "json_object"}}),
-    ("structuredOutputs", {"structuredOutputs": {"choice": ["a", "b"]}}),
+    ("stop", {"stop": ["a", "b", "c", "d", "e"]}),
+    ("seed", {"seed": "7"}),
+    ("parallelToolCalls", {"parallelToolCalls": 1}),
+    ("tools[0].function.name", {"tools": [tool(name="with space")]}),
+    ("tools[0].function.parameters.type", {"tools": [tool(parameters={"type": "string"})]}),
+    ("tools[0].function.parameters", {"tools": [tool(strict=True, parameters={"type": "object"})]}),
+    ("tools[1].function.name", {"tools": [tool(), tool()]}),
+    ("tools", {"tools": {}}),
+    ("toolChoice", {"toolChoice": "required"}),
+    ("toolChoice", {"tools": [tool()], "toolChoice": "maybe"}),
+    ("toolChoice", {"tools": [tool()], "toolChoice": {"type": "function", "function": {"name": "other"}}}),
+    ("responseFormat.type", {"responseFormat": {"type": "xml"}}),
+    ("responseFormat", {"responseFormat": "json_object"}),
+    ("responseFormat.json_schema", {"responseFormat": {"type": "json_schema"}}),
+    ("responseFormat.json_schema.name", {"responseFormat": schema_format({}, name="a b")}),
+    ("responseFormat.json_schema.strict", {"responseFormat": schema_format({}, strict="yes")}),
+    ("responseFormat", {"responseFormat": {"type": "json_object"}, "tools": [tool()]}),
+    ("structuredOutputs", {"structuredOutputs": {}}),
+    ("structuredOutputs", {"structuredOutputs": {"disable_any_whitespace": True}}),
+    ("structuredOutputs", {"structuredOutputs": {"choice": ["a"], "regex": "a"}}),
+    ("structuredOutputs", {"structuredOutputs": {"choice": ["a"]}, "responseFormat": {"type": "json_object"}}),
+    ("structuredOutputs.choices", {"structuredOutputs": {"choices": ["a"]}}),
+    ("structuredOutputs.choice", {"structuredOutputs": {"choice": []}}),
+    ("structuredOutputs.choice[1]", {"structuredOutputs": {"choice": ["a", 2]}}),
+    ("structuredOutputs.regex", {"structuredOutputs": {"regex": 7}}),
+    ("structuredOutputs.grammar", {"structuredOutputs": {"grammar": ""}}),
+    ("structuredOutputs.json_object", {"structuredOutputs": {"json_object": "yes"}}),
+    ("structuredOutputs.whitespace_pattern", {"structuredOutputs": {"json": {}, "whitespace_pattern": "a+"}}),
+    ("structuredOutputs.whitespace_pattern", {"structuredOutputs": {"choice": ["a"], "whitespace_pattern": " "}}),
+    ("structuredOutputs.regex", {"structuredOutputs": {"regex": "a+"}}),  # the scripted engine alone says no
 ]
 
 
@@ -200,7 +234,72 @@ def test_a_bad_field_is_named(backend: Backend) -> None:
         answer = chat(owner(backend), {**BASE, **change})
         assert refused(answer, 400).startswith(f"{field}:"), answer.text
         assert answer.json()["code"]
-    assert serving_process(backend) is None  # none of them was worth a process
+
+
+def test_what_is_plainly_wrong_is_not_worth_a_process(backend: Backend) -> None:
+    for _field, change in FIELDS[:-1]:
+        assert chat(owner(backend), {**BASE, **change}).status_code == 400
+    assert serving_process(backend) is None
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+CLOSED = {**OPEN, "additionalProperties": False}
+
+SCHEMAS: list[tuple[str, Any, bool]] = [
+    ("schema", OPEN, True),
+    ("schema", {**CLOSED, "required": []}, True),
+    ("schema.$defs.inner", {**CLOSED, "$defs": {"inner": OPEN}}, True),
+    ("schema.properties.a.anyOf[1]", {**CLOSED, "properties": {"a": {"anyOf": [CLOSED, OPEN]}}}, True),
+    ("schema.properties.a.items", {**CLOSED, "properties": {"a": {"type": "array", "items": OPEN}}}, True),
+    ("schema.not", {"not": {"type": "string"}}, False),
+    ("schema.properties.a.uniqueItems", {**OPEN, "properties": {"a": {"uniqueItems": True}}}, False),
+    ("schema.requried", {"type": "object", "requried": ["a"]}, False),
+    ("schema.$ref", {"$ref": "https://example.com/schema.json"}, False),
+    ("schema.items.$ref", {"type": "array", "items": {"$ref": "file:///etc/passwd"}}, False),
+    ("schema.minProperties", {"type": "object", "minProperties": 3}, False),
+    ("schema.properties", {"properties": []}, False),
+    ("schema.anyOf[0]", {"anyOf": ["string"]}, False),
+    ("schema", ["string"], False),
+]
+
+
+def test_a_schema_that_cannot_be_honoured_is_refused_by_its_path(shared: Backend) -> None:
+    for path, schema, strict in SCHEMAS:
+        answer = chat(owner(shared), {**BASE, "responseFormat": schema_format(schema, strict=strict)})
+        assert refused(answer, 400).startswith(f"responseFormat.json_schema.{path}:"), answer.text
+        assert answer.json()["code"] == "invalid_schema"
+
+
+def test_a_schema_that_is_too_deep_is_refused(shared: Backend) -> None:
+    schema: Any = {"type": "string"}
+    for _ in range(60):
+        schema = {"type": "array", "items": schema}
+    assert "deep" in refused(chat(owner(shared), {**BASE, "responseFormat": schema_format(schema)}), 400)
+
+
+def test_a_constrained_answer_and_a_call_in_openais_shapes(shared: Backend) -> None:
+    whole = {**BASE, "stream": False}
+    answer = chat(owner(shared), {**whole, "responseFormat": schema_format(CLOSED, strict=True)}).json()
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"a": ""}
+    call = {**whole, "tools": [tool(parameters=CLOSED)], "toolChoice": "required"}
+    choice = chat(owner(shared), call).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    [called] = choice["message"]["tool_calls"]
+    assert called["id"]
+    assert called["function"] == {"name": "add", "arguments": '{"a": ""}'}
+    _, first, *rest, last = chunks(chat(owner(shared), {**call, "stream": True}))
+    [begun] = first["choices"][0]["delta"]["tool_calls"]
+    assert (begun["index"], begun["type"], begun["function"]["name"]) == (0, "function", "add")
+    later = [one["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"] for one in rest]
+    assert begun["function"]["arguments"] + "".join(later) == '{"a": ""}'
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_shown(shared: Backend) -> None:
+    answer = chat(owner(shared), {**BASE, "stream": False, "stop": ["ißt d"]}).json()
+    assert answer["choices"][0]["message"]["content"] == "scripted: Wie he"
+    assert answer["choices"][0]["finish_reason"] == "stop"
 
 
 def test_what_changes_nothing_is_taken(shared: Backend) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from arkor.backend.generation.completion import Completion, Delta, Done, Reply
+from arkor.backend.generation.calls import CallReader
+from arkor.backend.generation.completion import CallDelta, Completion, Delta, Done, Reply
+from arkor.backend.generation.grammar import Guide
 from arkor.backend.generation.sampling import Taste
 from arkor.backend.generation.text import StopStrings, TextStream
 
@@ -19,22 +21,47 @@ class Answer:
     text: TextStream
     taste: Taste
     stops: StopStrings
+    guide: Guide | None = None
+    calls: CallReader | None = None
     tokens: list[int] = field(factory=list)
     finished: bool = False
 
     def push(self, token: int, stop_tokens: frozenset[int]) -> list[Reply]:
-        """Take in a token; the replies that follow from it."""
+        """Take in a token; the replies that follow from it. Raises `CannotAnswer`."""
         self.tokens.append(token)
-        stopped = token in stop_tokens
-        text = "" if stopped else self.stops.push(self.text.push(token))
-        stopped = stopped or self.stops.hit
-        self.finished = stopped or len(self.tokens) >= self.limit
-        if self.finished and not self.stops.hit:
-            text += self.stops.push(self.text.flush())
-        if self.finished and not self.stops.hit:
-            text += self.stops.flush()
-        replies: list[Reply] = [Delta(self.completion.id, text)] if text else []
+        ended = token in stop_tokens
+        if self.guide is not None and not ended:
+            self.guide.consume(token)
+            ended = self.guide.over
+        replies = [] if token in stop_tokens else self._read(self.text.push(token))
+        ended = ended or self.stops.hit
+        self.finished = ended or len(self.tokens) >= self.limit
         if self.finished:
-            reason = "stop" if stopped or self.stops.hit else "length"
-            replies.append(Done(self.completion.id, reason, len(self.prompt), len(self.tokens)))
+            replies += [*self._rest(), self._done(ended)]
         return replies
+
+    def _read(self, text: str) -> list[Reply]:
+        pieces = [Delta(self.completion.id, text)] if self.calls is None else self.calls.push(text)
+        return [piece for piece in map(self._shown, pieces) if piece is not None]
+
+    def _shown(self, piece: Delta | CallDelta) -> Reply | None:
+        """What of it may be seen: nothing of a stop string, nor behind one."""
+        if self.stops.hit or isinstance(piece, CallDelta):
+            return None if self.stops.hit else piece
+        text = self.stops.push(piece.text)
+        return Delta(piece.id, text) if text else None
+
+    def _rest(self) -> list[Reply]:
+        """What was held back of characters, markup and stop strings."""
+        if self.stops.hit:
+            return []
+        replies = self._read(self.text.flush())
+        if self.calls is not None:
+            replies += [piece for piece in map(self._shown, self.calls.flush()) if piece is not None]
+        text = "" if self.stops.hit else self.stops.flush()
+        return [*replies, Delta(self.completion.id, text)] if text else replies
+
+    def _done(self, ended: bool) -> Done:
+        called = self.calls is not None and self.calls.count > 0
+        reason = "length" if not ended else "tool_calls" if called else "stop"
+        return Done(self.completion.id, reason, len(self.prompt), len(self.tokens))

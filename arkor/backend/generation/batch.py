@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from arkor.backend.generation.answer import Answer
 from arkor.backend.generation.completion import CannotAnswer, Reply
+from arkor.backend.generation.grammar import allowed
 from arkor.backend.generation.sampling import choose, penalised
 from arkor.backend.generation.weights import Weights
 
@@ -133,11 +134,14 @@ class Batch:
         return replies
 
     def _allowed(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits after what the model's makers recommend."""
+        """The logits after what the model's makers recommend, -inf where a constraint forbids."""
         penalty = self.weights.repetition_penalty
-        if penalty == 1:
+        if penalty != 1:
+            logits = penalised(logits, penalty, [answer.prompt + answer.tokens for answer in self.answers])
+        guides = [answer.guide for answer in self.answers]
+        if not any(guides):
             return logits
-        return penalised(logits, penalty, [answer.prompt + answer.tokens for answer in self.answers])
+        return logits.masked_fill(~allowed(guides, logits.shape[-1]).to(logits.device), -torch.inf)
 
 
 def _new_cache(model: Any) -> tuple[Any, bool]:

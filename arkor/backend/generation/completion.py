@@ -15,6 +15,38 @@ from attrs import frozen
 
 
 @frozen
+class Constraint:
+    """What the text of an answer must be: `kind` is `"json"`, `"regex"`, `"choice"` or `"grammar"`.
+
+    `value` is a schema, a pattern, a list of texts, a grammar; `field` is where the request has it. `whitespace` is
+    the pattern of what may stand between two tokens of JSON, `""` for nothing.
+    """
+
+    kind: str
+    value: Any
+    field: str
+    whitespace: str = ""
+
+
+@frozen
+class Calling:
+    """Tools that the answer may call, in OpenAI's shape; `forced`: must, the one of that `name` if it is not None.
+
+    `several` allows more than one call in an answer.
+    """
+
+    tools: tuple[Mapping[str, Any], ...]
+    forced: bool
+    name: str | None
+    several: bool
+
+    @property
+    def callable(self) -> tuple[Mapping[str, Any], ...]:
+        """The functions that may be called."""
+        return tuple(tool["function"] for tool in self.tools if self.name in (None, tool["function"]["name"]))
+
+
+@frozen
 class Completion:
     """One answer to generate: by `model` (an id or a folder), with the adapter in the folder `adapter` if not None.
 
@@ -31,6 +63,8 @@ class Completion:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    constraint: Constraint | None = None
+    calling: Calling | None = None
 
 
 @frozen
@@ -42,8 +76,19 @@ class Delta:
 
 
 @frozen
+class CallDelta:
+    """Some more of the call of a tool, the `index`-th of the answer: first its `call_id` and `name`, then arguments."""
+
+    id: str
+    index: int
+    arguments: str
+    call_id: str | None = None
+    name: str | None = None
+
+
+@frozen
 class Done:
-    """An answer is whole: `finish_reason` is `"stop"` or `"length"`; the counts are tokens."""
+    """An answer is whole: `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`; the counts are tokens."""
 
     id: str
     finish_reason: str
@@ -61,7 +106,7 @@ class Failed:
     sentence: str
 
 
-Reply = Delta | Done | Failed
+Reply = Delta | CallDelta | Done | Failed
 
 
 class CannotAnswer(Exception):
@@ -96,12 +141,12 @@ class Generator(Protocol):
 
 # The lines between the two processes
 
-_KINDS: dict[str, type[Any]] = {"delta": Delta, "done": Done, "error": Failed}
+_KINDS: dict[str, type[Any]] = {"delta": Delta, "call": CallDelta, "done": Done, "error": Failed}
 _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
-    """`{"id": …, "delta" | "done" | "error": {…}}`."""
+    """`{"id": …, "delta" | "call" | "done" | "error": {…}}`."""
     fields = attrs.asdict(reply)
     return {"id": fields.pop("id"), _KIND_OF[type(reply)]: fields}
 
@@ -115,4 +160,13 @@ def reply_from_json(data: Mapping[str, Any]) -> Reply:
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:
     """What `attrs.asdict(completion)` became on its way through JSON."""
-    return Completion(**{**data, "messages": tuple(data["messages"]), "stop": tuple(data["stop"])})
+    calling = data.get("calling")
+    return Completion(
+        **{
+            **data,
+            "messages": tuple(data["messages"]),
+            "stop": tuple(data.get("stop", ())),
+            "constraint": Constraint(**data["constraint"]) if data.get("constraint") else None,
+            "calling": Calling(**{**calling, "tools": tuple(calling["tools"])}) if calling else None,
+        }
+    )

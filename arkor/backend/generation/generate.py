@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from attrs import define
 
 from arkor.backend.generation.answer import Answer
 from arkor.backend.generation.batch import Batch
-from arkor.backend.generation.completion import CannotAnswer, Completion, Reply
+from arkor.backend.generation.calls import CallReader, demand, held
+from arkor.backend.generation.completion import CannotAnswer, Completion, Constraint, Reply
+from arkor.backend.generation.grammar import COMPILE_SECONDS, Guide, too_complex
 from arkor.backend.generation.sampling import Taste
 from arkor.backend.generation.text import StopStrings, TextStream
 from arkor.backend.generation.weights import Shelf, Weights
@@ -37,8 +40,17 @@ NAP_SECONDS = 0.05
 
 @define
 class _Waiting:
+    """A completion whose weights are not there yet, or that is being prepared: its constraint since `begun`."""
+
     completion: Completion
     weights: Future[Weights]
+    answer: Future[Answer] | None = None
+    constraint: Constraint | None = None
+    begun: float = 0.0
+
+    @property
+    def awaited(self) -> Future[Any]:
+        return self.weights if self.answer is None else self.answer
 
 
 class TorchGenerator:
@@ -47,6 +59,7 @@ class TorchGenerator:
     def __init__(self, home: Path, memory: int | None = None) -> None:
         self._shelf = Shelf(home, memory)
         self._threads = Threads(torch.get_num_threads(), torch.set_num_threads)
+        self._clerks = ThreadPoolExecutor(2, thread_name_prefix="clerk")
         self._waiting: list[_Waiting] = []
         self._batches: list[Batch] = []
 
@@ -69,7 +82,7 @@ class TorchGenerator:
     def step(self) -> list[Reply]:
         """See `Generator`."""
         if not self._batches:
-            wait([one.weights for one in self._waiting], NAP_SECONDS, FIRST_COMPLETED)
+            wait([one.awaited for one in self._waiting], NAP_SECONDS, FIRST_COMPLETED)
         replies = self._admit()
         readers = [batch for batch in self._batches if batch.reading]
         with self._threads.measured():
@@ -79,18 +92,34 @@ class TorchGenerator:
         return replies
 
     def _admit(self) -> list[Reply]:
-        """Start on what waits, where its model is there and there is room."""
-        replies: list[Reply] = []
-        for one in list(self._waiting):
-            in_progress = sum(len(batch.answers) for batch in self._batches)
-            if not one.weights.done() or in_progress >= MOST_ANSWERS:
-                continue
+        """Start on what waits, where its model is there, it is prepared, and there is room."""
+        refusals = [self._begin(one) for one in list(self._waiting)]
+        return [refusal for refusal in refusals if refusal is not None]
+
+    def _begin(self, one: _Waiting) -> Reply | None:
+        try:
+            answer = self._prepared(one)
+            batch = Batch(one.weights.result(), one.completion.adapter, answer) if answer else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must reach who asked, and the others go on
             self._waiting.remove(one)
-            try:
-                self._batches.append(_begin(one.completion, one.weights.result()))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it must reach who asked, and the others go on
-                replies.append(self._refusal(error).reply(one.completion.id))
-        return replies
+            return self._refusal(error).reply(one.completion.id)
+        if batch is not None:
+            self._waiting.remove(one)
+            self._batches.append(batch)
+        return None
+
+    def _prepared(self, one: _Waiting) -> Answer | None:
+        """Its answer, ready to begin, if there is room for it. Raises whatever stands in its way."""
+        if one.answer is None and one.weights.done():
+            one.answer = self._clerks.submit(_prepare, one, one.weights.result())
+        in_progress = sum(len(batch.answers) for batch in self._batches)
+        if one.answer is None or in_progress >= MOST_ANSWERS:
+            return None
+        if one.answer.done():
+            return one.answer.result()
+        if one.constraint and time.monotonic() - one.begun > COMPILE_SECONDS:
+            raise too_complex(one.constraint)
+        return None
 
     def _advance(self, batch: Batch) -> list[Reply]:
         ids = [answer.completion.id for answer in batch.answers]
@@ -122,20 +151,40 @@ class TorchGenerator:
         return CannotAnswer(500, "internal", f"The answer failed: {type(error).__name__}. serving.log says more.")
 
 
-def _begin(completion: Completion, weights: Weights) -> Batch:
-    """Raises `CannotAnswer`."""
-    prompt = weights.prompt(completion.messages)
+def _prepare(one: _Waiting, weights: Weights) -> Answer:
+    """Everything of an answer that takes no model: on a clerk's thread. Raises `CannotAnswer`."""
+    completion = one.completion
+    if completion.calling:
+        demand(completion.calling, weights.prompts.markup, weights.name)
+    prompt = weights.prompts.tokens(completion.messages, completion.calling)
     room = weights.context - len(prompt) if weights.context is not None else sys.maxsize
     limit = min(completion.max_tokens or DEFAULT_MAX_TOKENS, room)
+    guide = _guide(one, weights)
     dice = random.Random(completion.seed)  # noqa: S311 - nothing secret is drawn
     taste = Taste(completion.temperature, completion.top_p, dice)
-    text, stops = TextStream(_decoder(weights.tokenizer)), StopStrings(completion.stop)
-    return Batch(weights, completion.adapter, Answer(completion, prompt, limit, text, taste, stops))
+    text = TextStream(_decoder(weights.tokenizer, keep_special=completion.calling is not None))
+    return Answer(completion, prompt, limit, text, taste, StopStrings(completion.stop), guide, _reader(one, weights))
 
 
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+def _guide(one: _Waiting, weights: Weights) -> Guide | None:
+    constraint, calling = one.completion.constraint, one.completion.calling
+    if calling is not None:
+        constraint = held(calling, weights.prompts.markup, weights.prompts.special)
+    if constraint is None:
+        return None
+    weights.grammars.prepare()
+    one.begun, one.constraint = time.monotonic(), constraint
+    return weights.grammars.guide(constraint)
+
+
+def _reader(one: _Waiting, weights: Weights) -> CallReader | None:
+    calling = one.completion.calling
+    return CallReader(one.completion.id, weights.prompts.markup, calling.forced) if calling else None
+
+
+def _decoder(tokenizer: Any, *, keep_special: bool) -> Callable[[list[int]], str]:
     def decode(tokens: list[int]) -> str:
-        text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = tokenizer.decode(tokens, skip_special_tokens=not keep_special, clean_up_tokenization_spaces=False)
         return text
 
     return decode

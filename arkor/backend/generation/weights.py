@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -21,8 +21,9 @@ from arkor.backend.checkpoints import whereabouts
 from arkor.backend.device import choose_device
 from arkor.backend.engine import RunError
 from arkor.backend.generation.completion import CannotAnswer
+from arkor.backend.generation.grammar import Grammars
+from arkor.backend.generation.prompts import Prompts
 from arkor.backend.models import load_model, load_tokenizer, local_folder
-from arkor.chat import message_text
 
 #: Adapters of one base that stay in memory; the one that was used longest ago makes room.
 MOST_ADAPTERS = 8
@@ -34,20 +35,31 @@ def file_stamp(folder: str) -> int:
 
 
 class Weights:
-    """A base model in memory, ready to answer with any of its adapters or with none."""
+    """A base model in memory, ready to answer with any of its adapters or with none.
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    An adapter that was not used for long leaves when a further one does not fit into `limit` bytes beside the base.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, limit: int = sys.maxsize) -> None:
         self.name = name
+        self._limit = limit
         self.model = model
         self.tokenizer = tokenizer
         self.spoiled = False
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_tokens = self._stop_tokens()
-        self.bytes = sum(tensor.nbytes for tensor in model.parameters())
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self.prompts = Prompts(name, tokenizer, self.context)
+        self.grammars = Grammars(tokenizer, self.vocabulary, sorted(self.stop_tokens))
         self._peft: Any = None
         self._adapters: OrderedDict[tuple[str, int], str] = OrderedDict()
         self._active: str | None = None
         self._loaded_so_far = 0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the device's memory, its adapters included."""
+        return sum(tensor.nbytes for tensor in self.model.parameters())
 
     @property
     def repetition_penalty(self) -> float:
@@ -58,25 +70,6 @@ class Weights:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         listed = ends if isinstance(ends, (list, tuple)) else [ends]
         return frozenset(token for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
-
-    # Prompts
-
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The tokens of the messages in the model's chat template. Raises `CannotAnswer`."""
-        plain = [{**message, "content": message_text(message)} for message in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program of the model's makers: it may raise anything
-            sentence = f"The chat template of {self.name} refuses these messages: {error}"
-            raise CannotAnswer(400, "template_refused", sentence) from error
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        if self.context is not None and len(tokens) >= self.context:
-            sentence = (
-                f"The prompt has {len(tokens)} tokens, and {self.name} takes {self.context} for prompt and answer "
-                "together. Shorten the messages."
-            )
-            raise CannotAnswer(400, "context_length_exceeded", sentence)
-        return tokens
 
     # Adapters
 
@@ -97,7 +90,7 @@ class Weights:
         folder = str(whereabouts(Path(wanted)))
         key = (folder, file_stamp(folder))
         if key not in self._adapters:
-            self._make_room()
+            self._make_room(_size_on_disk(folder))
             self._adapters[key] = self._load(folder)
         self._adapters.move_to_end(key)
         return self._adapters[key]
@@ -121,9 +114,12 @@ class Weights:
         self.model.eval()
         return name
 
-    def _make_room(self) -> None:
-        while len(self._adapters) >= MOST_ADAPTERS:
-            key = next(key for key, name in self._adapters.items() if name != self._active)
+    def _make_room(self, needed: int) -> None:
+        """For one more adapter: among `MOST_ADAPTERS`, and within the limit as far as others can leave."""
+        while len(self._adapters) >= MOST_ADAPTERS or (self._adapters and self.bytes + needed > self._limit):
+            key = next((key for key, name in self._adapters.items() if name != self._active), None)
+            if key is None:
+                return
             self._peft.delete_adapter(self._adapters.pop(key))
 
 
@@ -176,7 +172,7 @@ class Shelf:
             self._make_room(_size_on_disk(folder))
             device = choose_device()
             loaded = load_model(folder, dtype=device.dtype).to(device.kind).eval()
-            return Weights(model, loaded, load_tokenizer(folder))
+            return Weights(model, loaded, load_tokenizer(folder), self._limit)
         except RunError as error:
             raise CannotAnswer(400, "model_unavailable", str(error)) from error
 

@@ -7,17 +7,31 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from arkor.backend.generation.completion import CannotAnswer, Completion, Delta, Done, Failed, Reply
+from arkor.backend import openapi
+from arkor.backend.generation.completion import (
+    CallDelta,
+    Calling,
+    CannotAnswer,
+    Completion,
+    Constraint,
+    Delta,
+    Done,
+    Failed,
+    Reply,
+)
+from arkor.backend.generation.constraints import constraint_of
+from arkor.backend.generation.schemas import InvalidSchema
+from arkor.backend.generation.tools import calling_of
 from arkor.backend.home import run_folder
 from arkor.backend.inference import Answer, adapter_folder
 from arkor.backend.models import submission_problem
+from arkor.backend.openapi import EVENTS, PROJECT, class_schema, route
 from arkor.backend.routes import CallScope, Refusal, check_fields, invalid, read_object, require_job, require_scope
 from arkor.backend.store import new_id
 from arkor.chat import Adapter, InferenceRequest, stop_strings
@@ -26,6 +40,9 @@ from arkor.wire import camel, dumps, from_wire
 
 #: The largest body, in bytes: more text than the context of any model that runs here.
 BODY_LIMIT = 4 * 1024 * 1024
+
+#: Some more of an answer.
+Piece = Delta | CallDelta
 
 FIELDS = [camel(one.name) for one in attrs.fields(InferenceRequest)]
 
@@ -37,7 +54,7 @@ async def chat(request: Request) -> Response:
     """`POST /v1/inference/chat`."""
     scope = await require_scope(request)
     wanted = checked_request(await read_object(request, BODY_LIMIT))
-    refuse_unbuilt(wanted)
+    _demands(wanted)
     model, folder = await _weights(request, scope, wanted)
     return await respond(request, completion_of(wanted, model, folder), _label(wanted, model), stream=wanted.stream)
 
@@ -52,26 +69,20 @@ def checked_request(body: Mapping[str, Any]) -> InferenceRequest:
     try:
         wanted.check()
     except InvalidConfig as error:
-        inner = error.field.startswith("messages")  # OpenAI's names, which are the same on the wire
-        raise invalid(error.field if inner else camel(error.field), error.problem) from None
+        outer = error.field.split(".")[0] == "adapter"  # whose inner names are ours
+        raise invalid(camel(error.field) if outer else _on_the_wire(error.field), error.problem) from None
     return wanted
 
 
 def refuse_unbuilt(wanted: InferenceRequest) -> None:
-    """A 400 for what would change the answer and is not honoured here; never silently ignored."""
-    if wanted.tools or wanted.tool_choice not in (None, "none", "auto"):
-        sentence = "tools: this backend cannot call tools yet; leave tools and toolChoice out"
-        raise Refusal(400, sentence, "tool_calling_not_configured")
-    free = wanted.response_format is None or wanted.response_format == {"type": "text"}
-    if not free or wanted.structured_outputs is not None:
-        name = "structuredOutputs" if free else "responseFormat"
-        sentence = f"{name}: this backend cannot constrain an answer yet; leave it out and ask for the form in words"
-        raise Refusal(400, sentence, "constraints_not_configured")
+    """A 400 for a constraint or for tools that cannot be honoured."""
+    _demands(wanted)
 
 
 def completion_of(wanted: InferenceRequest, model: str, folder: str | None) -> Completion:
     """What the generator is to do. Without a temperature it is greedy, unless `top_p` asks for sampling."""
     default = 0.0 if wanted.top_p is None else 1.0
+    constraint, calling = _demands(wanted)
     return Completion(
         id=f"chatcmpl-{new_id()}",
         model=model,
@@ -82,7 +93,28 @@ def completion_of(wanted: InferenceRequest, model: str, folder: str | None) -> C
         max_tokens=wanted.max_tokens,
         stop=stop_strings(wanted.stop),
         seed=wanted.seed,
+        constraint=constraint,
+        calling=calling,
     )
+
+
+def _demands(wanted: InferenceRequest) -> tuple[Constraint | None, Calling | None]:
+    """What the answer must be and what it may call, else a 400 that names the field as it is on the wire."""
+    try:
+        constraint, calling = constraint_of(wanted), calling_of(wanted)
+    except InvalidConfig as error:
+        code = "invalid_schema" if isinstance(error, InvalidSchema) else "invalid_request"
+        raise Refusal(400, f"{_on_the_wire(error.field)}: {error.problem}", code) from None
+    if constraint is None or calling is None:
+        return attrs.evolve(constraint, field=_on_the_wire(constraint.field)) if constraint else None, calling
+    field = _on_the_wire(constraint.field)
+    raise invalid(field, "cannot constrain an answer that may call tools; leave tools out, or set toolChoice to none")
+
+
+def _on_the_wire(field: str) -> str:
+    """The name of a field, whose inner names are OpenAI's and the same everywhere."""
+    outer, separator, inner = field.partition(".")
+    return camel(outer) + separator + inner
 
 
 async def _weights(request: Request, scope: CallScope, wanted: InferenceRequest) -> tuple[str, str | None]:
@@ -120,6 +152,31 @@ def _label(wanted: InferenceRequest, model: str) -> str:
 # The answer
 
 
+@define
+class Said:
+    """What has come of an answer."""
+
+    text: str = ""
+    calls: list[dict[str, Any]] = field(factory=list)
+
+    def hear(self, piece: Delta | CallDelta) -> None:
+        """Take in some more."""
+        if isinstance(piece, Delta):
+            self.text += piece.text
+            return
+        if piece.name is not None:
+            self.calls.append(
+                {"id": piece.call_id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
+            )
+        self.calls[piece.index]["function"]["arguments"] += piece.arguments
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message; its content is null when it does nothing but call."""
+        if not self.calls:
+            return {"role": "assistant", "content": self.text}
+        return {"role": "assistant", "content": self.text or None, "tool_calls": self.calls}
+
+
 @frozen
 class Shape:
     """What every piece of one answer says of it."""
@@ -133,10 +190,9 @@ class Shape:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         return _frame({**self._head("chat.completion.chunk"), "choices": [choice], **more})
 
-    def whole(self, text: str, done: Done) -> dict[str, Any]:
+    def whole(self, said: Said, done: Done) -> dict[str, Any]:
         """A `chat.completion`."""
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": done.finish_reason}
+        choice = {"index": 0, "message": said.message(), "finish_reason": done.finish_reason}
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(done)}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -166,18 +222,18 @@ async def respond(request: Request, completion: Completion, label: str, *, strea
     return Chunks(answer, first, shape)
 
 
-async def _collect(request: Request, answer: Answer, reply: Delta | Done, shape: Shape) -> dict[str, Any]:
-    text = ""
-    while isinstance(reply, Delta):
-        text += reply.text
+async def _collect(request: Request, answer: Answer, reply: Piece | Done, shape: Shape) -> dict[str, Any]:
+    said = Said()
+    while not isinstance(reply, Done):
+        said.hear(reply)
         if await request.is_disconnected():
             raise Refusal(499, "The client has gone away.", "client_closed")
         reply = _unless_failed(await answer.next())
     answer.close()
-    return shape.whole(text, reply)
+    return shape.whole(said, reply)
 
 
-def _unless_failed(reply: Reply) -> Delta | Done:
+def _unless_failed(reply: Reply) -> Piece | Done:
     if isinstance(reply, Failed):
         raise _refusal(reply)
     return reply
@@ -201,13 +257,22 @@ class Chunks(StreamingResponse):
 
 async def _frames(answer: Answer, reply: Reply, shape: Shape) -> AsyncIterator[bytes]:
     yield shape.chunk({"role": "assistant", "content": ""})
-    while isinstance(reply, Delta):
-        yield shape.chunk({"content": reply.text})
+    while isinstance(reply, (Delta, CallDelta)):
+        yield shape.chunk(_delta(reply))
         reply = await answer.next()
     if isinstance(reply, Failed):
         yield _frame({"error": _openai_error(reply)}) + END
     else:
         yield shape.chunk({}, reply.finish_reason, usage=usage(reply)) + END
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    if isinstance(piece, Delta):
+        return {"content": piece.text}
+    if piece.name is None:
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.arguments}}]}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"tool_calls": [{"index": piece.index, "id": piece.call_id, "type": "function", "function": function}]}
 
 
 def _openai_error(failed: Failed) -> dict[str, Any]:
@@ -222,4 +287,27 @@ def _refusal(error: CannotAnswer | Failed) -> Refusal:
     return Refusal(error.status, error.sentence, error.code)
 
 
-routes = [Route("/v1/inference/chat", chat, methods=["POST"])]
+_COMPLETION = {"type": "object", "description": "OpenAI's `chat.completion`.", "required": ["id", "choices", "usage"]}
+
+routes = [
+    route(
+        "POST",
+        "/v1/inference/chat",
+        chat,
+        PROJECT,
+        "A chat completion from an adapter or a base model.",
+        body=class_schema(InferenceRequest),
+        answers={
+            200: openapi.Answer(
+                "OpenAI's chunks, which `data: [DONE]` ends; with `stream: false` the completion.",
+                _COMPLETION,
+                others={"text/event-stream": EVENTS},
+            )
+        },
+        errors={
+            404: "There is no such job, or it has no such adapter.",
+            409: "The adapter cannot be used: it is damaged, or its run has diverged.",
+            503: "There is not enough memory, or the process that answers has ended; ask again.",
+        },
+    )
+]

@@ -255,12 +255,12 @@ def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, generator: Torc
 
 
 def test_what_the_chat_template_refuses_is_a_sentence(folders: dict[str, str], generator: TorchGenerator) -> None:
-    messages = ({"role": "tool", "content": "4"},)
+    messages = ({"role": "assistant", "content": "first"},)
     generator.submit(Completion("q", folders["base"], None, messages))
     [failed] = run(generator)["q"]
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (400, "template_refused")
-    assert "no tools here" in failed.sentence
+    assert "the user begins" in failed.sentence
 
 
 def test_out_of_memory_is_a_sentence_and_the_next_answer_comes(
