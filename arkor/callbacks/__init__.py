@@ -14,6 +14,7 @@ from arkor.callbacks.contexts import (
 )
 from arkor.callbacks.early_stopping import EarlyStopping
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
+from arkor.callbacks.notify import Notify
 
 __all__ = [
     "MOMENTS",
@@ -24,6 +25,7 @@ __all__ = [
     "FinishedContext",
     "Infer",
     "Listeners",
+    "Notify",
     "StartedContext",
     "TrainerCallbacks",
     "TrainingLogContext",
