@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from arkor.backend.openapi import NOTHING, TEXT, Answer, Problem, body_of, list_of, one_of, route
-from arkor.backend.routes import Refusal, read_object
+from arkor.backend.routes import Refusal, read_object, shown, unauthorized
 from arkor.backend.routes.endpoints import weights_of
 from arkor.backend.routes.inference import BODY_LIMIT, completion_of, refuse_unbuilt, respond
 from arkor.backend.routes.openai import Asked, Told, by_openais_names, error_json, read_request, retold
@@ -41,8 +41,7 @@ def _in_openais_words(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except Refusal as refusal:
-            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-            return JSONResponse(error_json(refusal), refusal.status, headers)
+            return JSONResponse(error_json(refusal), refusal.status, refusal.headers)
 
     return wrapped
 
@@ -84,7 +83,7 @@ async def get_model(request: Request) -> Response:
     deployment = (await admit(request)).deployment
     name = request.path_params["model"]
     if name != deployment.slug:
-        raise Refusal(404, f"There is no model {name[:80]!r} here, only {deployment.slug!r}.", "model_not_found")
+        raise Refusal(404, f"There is no model {shown(name)} here, only {deployment.slug!r}.", "model_not_found")
     return JSONResponse(_model_json(deployment))
 
 
@@ -117,7 +116,7 @@ def _admit(state: State, slug: str, headers: Headers) -> Visit:
         return Visit(deployment, None)
     key_id = state.store.endpoints.key_that_opens(deployment.id, the_key(headers))
     if key_id is None:
-        raise Refusal(401, "This key does not open this deployment: it is wrong, or revoked.", "invalid_api_key")
+        raise unauthorized("This key does not open this deployment: it is wrong, or revoked.", "invalid_api_key")
     return Visit(deployment, key_id)
 
 
@@ -128,9 +127,9 @@ def the_key(headers: Headers) -> str:
     keys = (keys | {value.strip() for value in headers.getlist("x-api-key")}) - {""}
     if not keys:
         sentence = "This deployment needs a key: Authorization: Bearer <key>, or x-api-key: <key>."
-        raise Refusal(401, sentence, "invalid_api_key")
+        raise unauthorized(sentence, "invalid_api_key")
     if len(keys) > 1:
-        raise Refusal(401, "The request brings more than one key; send one.", "invalid_api_key")
+        raise unauthorized("The request brings more than one key; send one.", "invalid_api_key")
     return keys.pop()
 
 

@@ -17,7 +17,7 @@ from arkor.backend.home import run_folder
 from arkor.backend.inference import adapter_folder
 from arkor.backend.models import submission_problem
 from arkor.backend.openapi import PROJECT, TEXT, Answer, body_of, fields_of, list_of, one_of, route
-from arkor.backend.routes import Refusal, check_fields, invalid, read_object, require_scope
+from arkor.backend.routes import Refusal, check_fields, invalid, read_object, require_scope, shown
 from arkor.backend.store import Project, new_id
 from arkor.chat import Adapter
 from arkor.deployments import (
@@ -173,7 +173,7 @@ async def require_deployment(request: Request) -> tuple[Project, Deployment]:
 
 def no_deployment(project: Project, deployment_id: str) -> Refusal:
     """A 404."""
-    sentence = f"The project {project.slug!r} has no deployment {deployment_id[:80]!r}."
+    sentence = f"The project {project.slug!r} has no deployment {shown(deployment_id)}."
     return Refusal(404, sentence, "deployment_not_found")
 
 
@@ -268,7 +268,7 @@ def weights_of(state: State, project: Project, target: Mapping[str, Any]) -> tup
     adapter = from_wire(Adapter, target["adapter"])
     job = state.store.job(project, adapter.job_id)
     if job is None:
-        raise Refusal(404, f"The project {project.slug!r} has no job {adapter.job_id[:80]!r}.", "job_not_found")
+        raise Refusal(404, f"The project {project.slug!r} has no job {shown(adapter.job_id)}.", "job_not_found")
     try:
         return str(job.config["model"]), str(adapter_folder(run_folder(state.home, job.id), adapter))
     except CannotAnswer as error:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from arkor.backend.endpoints import MOST_KEYS, TooManyKeys
 from arkor.backend.openapi import PROJECT, TEXT, Answer, body_of, fields_of, list_of, route
-from arkor.backend.routes import Refusal, check_fields, invalid, read_object
+from arkor.backend.routes import Refusal, check_fields, invalid, read_object, shown
 from arkor.backend.routes.endpoints import ONE, naming_the_field, no_deployment, require_deployment
 from arkor.deployments import LABEL_LENGTH, DeploymentKey, clean_label
 from arkor.wire import camel
@@ -39,8 +39,8 @@ async def create_key(request: Request) -> Response:
         raise Refusal(409, sentence, "too_many_keys") from None
     except LookupError:
         raise no_deployment(project, deployment.id) from None
-    shown = ("id", "label", "plaintext", "prefix", "created_at")
-    return JSONResponse({"key": {camel(name): getattr(key, name) for name in shown}}, 201)
+    names = ("id", "label", "plaintext", "prefix", "created_at")
+    return JSONResponse({"key": {camel(name): getattr(key, name) for name in names}}, 201)
 
 
 async def revoke_key(request: Request) -> Response:
@@ -48,15 +48,15 @@ async def revoke_key(request: Request) -> Response:
     _, deployment = await require_deployment(request)
     key_id = request.path_params["keyId"]
     if not await run_in_threadpool(request.app.state.store.endpoints.revoke_key, deployment.id, key_id):
-        sentence = f"The deployment {deployment.slug!r} has no key {key_id[:80]!r}."
+        sentence = f"The deployment {deployment.slug!r} has no key {shown(key_id)}."
         raise Refusal(404, sentence, "key_not_found")
     return Response(status_code=204)
 
 
 def key_json(key: DeploymentKey) -> dict[str, Any]:
     """A key as in lists."""
-    shown = ("id", "label", "prefix", "enabled", "created_at", "last_used_at")
-    return {camel(name): getattr(key, name) for name in shown}
+    names = ("id", "label", "prefix", "enabled", "created_at", "last_used_at")
+    return {camel(name): getattr(key, name) for name in names}
 
 
 # What is described

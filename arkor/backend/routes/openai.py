@@ -174,7 +174,7 @@ _PARAM = re.compile(r"([A-Za-z_]+(?:\.[\w$]+|\[\d+\])*): ")
 def by_openais_names(refusal: Refusal) -> Refusal:
     """The same no, its fields by the names that they have in a chat completion."""
     sentence = _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], refusal.sentence)
-    return Refusal(refusal.status, sentence, refusal.code)
+    return Refusal(refusal.status, sentence, refusal.code, refusal.headers)
 
 
 def error_json(refusal: Refusal) -> dict[str, Any]:
