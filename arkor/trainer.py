@@ -31,7 +31,8 @@ from arkor.client.replies import ChatResponse
 from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
 from arkor.dispatch import CallbackErrors, Dispatcher
-from arkor.display import progress_for
+from arkor.display import progress_for, tally_of
+from arkor.display.tally import Tally
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.jobs import (
     DatasetSource,
@@ -166,6 +167,7 @@ class Trainer:
         self._from_now = False
         self._job: TrainingJob | None = None
         self._dispatcher: Dispatcher | None = None
+        self._tally: Tally | None = None
 
     def __repr__(self) -> str:
         return f"Trainer(name={self.name!r}, job_id={self.job_id!r})"
@@ -274,6 +276,7 @@ class Trainer:
     def _watch(self, patience: Patience) -> TrainingResult:
         if self._dispatcher is None:
             self._dispatcher = Dispatcher(self._known_job(), self._listeners, self._callback_errors, self._connected)
+            self._tally = tally_of(self._dispatcher.job)
         dispatcher = self._dispatcher
         try:
             result = self._follow(dispatcher, patience)
@@ -287,7 +290,8 @@ class Trainer:
         """Hand event after event to the callbacks, until the run has ended or one of them wants to leave."""
         dispatcher.leaving = None
         events = self._stream.events(patience)
-        with closing(events), progress_for(self._progress, dispatcher.job) as progress:
+        display = progress_for(self._progress, dispatcher.job, self._tally, dispatcher.history)
+        with closing(events), display as progress:
             fault: ArkorError | None = None
             while dispatcher.result is None:
                 event = next(events) if fault is None else events.throw(fault)

@@ -12,11 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Literal, Protocol
 
+from arkor.display.notebook import NotebookProgress, in_a_notebook
 from arkor.display.plain import PlainProgress
 from arkor.display.tally import Tally
 from arkor.display.terminal import TerminalProgress
 from arkor.errors import InvalidConfig
 from arkor.events import Event
+from arkor.history import History
 from arkor.jobs import JobConfig, TrainingJob
 
 
@@ -59,17 +61,30 @@ class Silence:
         return self._calm
 
 
-def progress_for(progress: bool | Literal["auto"] = "auto", job: TrainingJob | None = None) -> Progress:
-    """`"auto"` and True: a line in a terminal, plain lines elsewhere, both on stderr. False: silence."""
+def progress_for(
+    progress: bool | Literal["auto"] = "auto",
+    job: TrainingJob | None = None,
+    tally: Tally | None = None,
+    history: History | None = None,
+) -> Progress:
+    """`"auto"` and True: a chart in a notebook's cell, a line in a terminal, plain lines elsewhere, both on stderr.
+
+    False: silence. `tally` and `history` are what has been seen of the run before, by an earlier `wait()`.
+    """
     if progress not in (True, False, "auto"):
         raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
     if not progress:
         return Silence()
-    tally = Tally(job.name, _total_steps(job)) if job else Tally()
+    tally = tally or tally_of(job)
+    if job is not None and in_a_notebook():
+        return NotebookProgress(tally, history or History(), job.id)
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return TerminalProgress(sys.stderr, tally)
     return PlainProgress(sys.stderr, tally)
 
 
-def _total_steps(job: TrainingJob) -> int | None:
-    return job.config.max_steps if isinstance(job.config, JobConfig) else None
+def tally_of(job: TrainingJob | None) -> Tally:
+    """What is known of a run before its first event."""
+    if job is None:
+        return Tally()
+    return Tally(job.name, job.config.max_steps if isinstance(job.config, JobConfig) else None)

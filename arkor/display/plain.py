@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import Tally, number, one_line
+from arkor.display.tally import WORDS, Tally, one_line, spelled
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -18,8 +18,6 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
-
-_TRENDS = {-1: " (falling)", 0: "", 1: " (rising)"}
 
 
 class PlainProgress:
@@ -70,10 +68,10 @@ class PlainProgress:
         return f"step {tally.steps()}", self._loss(), tally.speed(), tally.time_left()
 
     def _loss(self) -> str:
-        loss = self._tally.loss
-        return "" if loss is None else f"loss {number(loss)}{_TRENDS[self._tally.trend]}"
+        return self._tally.losses(WORDS)
 
     def _write(self, *parts: str) -> None:
         with suppress(OSError, ValueError):  # a closed stream must not hurt the run
-            self._stream.write(f"{self._tally.name}: {', '.join(part for part in parts if part)}\n")
+            line = f"{self._tally.name}: {', '.join(part for part in parts if part)}\n"
+            self._stream.write(spelled(line, self._stream))
             self._stream.flush()

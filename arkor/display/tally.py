@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
+from typing import TextIO
 
 from arkor.events import (
     CheckpointSaved,
@@ -24,6 +26,11 @@ from arkor.events import (
 
 _RECENT_STEPS = 24  # that speed and trend are taken from
 _LEVEL = 0.01  # a change of less than this share is none
+
+#: How a trend is shown: as an arrow, in words, or not at all.
+ARROWS = {-1: " ↘", 0: " →", 1: " ↗"}
+WORDS = {-1: " (falling)", 0: "", 1: " (rising)"}
+NO_ARROWS = {-1: "", 0: "", 1: ""}
 
 
 class Tally:
@@ -129,6 +136,20 @@ class Tally:
     def steps(self) -> str:
         return f"{self.step}/{self.total}" if self.total else str(self.step)
 
+    def losses(self, arrows: Mapping[int, str]) -> str:
+        """`"loss 0.0474 ↘"`; `arrows` are the signs of the trends. Nothing before the first."""
+        return "" if self.loss is None else f"loss {number(self.loss)}{arrows[self.trend]}"
+
+    def saved(self) -> str:
+        return "" if self.checkpoint is None else f"checkpoint {self.checkpoint}"
+
+    def status(self, arrows: Mapping[int, str], waited: float) -> str:
+        """Where the run stands when it does not train: what it has been at for `waited` seconds, or how it ended."""
+        if not self.ended:
+            return f"{self.name}: {self.phase} {clock(waited)}"
+        facts = [f"step {self.steps()}", self.losses(arrows), self.duration()] if self.step else []
+        return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}"
+
 
 def _from_step(step: int) -> str:
     return f"resuming from step {step}" if step else "starting again"
@@ -137,6 +158,12 @@ def _from_step(step: int) -> str:
 def one_line(text: str) -> str:
     """Without line breaks, escape codes and the like, which would tear a line of progress."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def spelled(text: str, stream: TextIO) -> str:
+    """The text with `?` for what the stream's encoding has no letters for."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def number(value: float) -> str:

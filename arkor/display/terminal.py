@@ -1,53 +1,62 @@
 """Progress as one line at the foot of a terminal, drawn by tqdm.
 
-`on_event()` only takes notes. The line is drawn at most ten times a second: by a thread that ticks, so that the time
-left counts down during a long step, and behind whatever was printed while it was out of the way.
+`on_event()` only takes notes. The line is drawn at most ten times a second, by a thread that ticks, so that the time
+left counts down during a long step; and again behind whatever was printed. It stays where it is as long as nobody
+prints: taken away and put back for every event, it would flicker.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import Tally, clock, number, one_line
-from arkor.events import Event, TrainingWarning
-
-_logger = logging.getLogger("arkor")
+from arkor.display.ear import Ear
+from arkor.display.tally import ARROWS, NO_ARROWS, Tally, one_line, spelled
+from arkor.display.ticker import Ticker
+from arkor.events import Event, TrainingLog, TrainingWarning
 
 _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25
 _NAME_WIDTH = 24
+_BAR_WIDTH = 8  # of the bar itself, at least; facts are left out for it
 _ERASE = "\r\x1b[K"
 
 
 class TerminalProgress:
     """A bar with steps, loss and its trend, speed, time left, and the last checkpoint.
 
-    Whatever may print meanwhile goes into `with progress.paused():`. Closing leaves the line where it stands.
+    What Python code prints is heard, wherever it comes from. What else may print meanwhile, other programs among it,
+    goes into `with progress.paused():`, where the line is out of the way, after a log excepted: these come in floods.
+    Closing leaves the line where it stands.
     """
 
     def __init__(self, stream: TextIO | None = None, tally: Tally | None = None) -> None:
         self._stream = stream or sys.stderr
+        self._put = self._stream.write  # as it is before anybody listens to it
         self._tally = tally or Tally()
         self._unicode = "utf" in (getattr(self._stream, "encoding", None) or "").lower()
-        self._lock = threading.Lock()
+        self._arrows = ARROWS if self._unicode else NO_ARROWS
+        self._lock = threading.RLock()  # a signal's handler may print while its thread draws
+        self._line = ""
         self._visible = False
+        self._unfinished = False  # somebody has printed a part of a line: the rest comes behind it
+        self._flood = False
         self._drawn_at = 0.0
         self._noted_at = time.monotonic()
-        self._fresh = False
-        self._closed = threading.Event()
+        self._closed = False
         self._pause = _Pause(self)
         self._pauses = 0
-        self._ticker = threading.Thread(target=self._tick, name="arkor-progress", daemon=True)
+        self._ear = Ear(_terminals(), self._hear, self._lock)
+        self._ticker = Ticker(self._tick, _TICK_SECONDS)
 
     def __enter__(self) -> TerminalProgress:
-        _logger.addFilter(self._step_aside)
+        self._ear.open()
         self._ticker.start()
         return self
 
@@ -60,30 +69,29 @@ class TerminalProgress:
         """Note the next event; draws nothing, unless it is the last, or a warning, which stays above the line."""
         with self._lock:
             self._tally.take(event)
-            self._fresh = True
+            self._noted_at = time.monotonic()
+            self._flood = isinstance(event, TrainingLog)
             if isinstance(event, TrainingWarning):
-                self._visible = False
-                self._write(f"{_ERASE}{one_line(f'{self._tally.name}: warning: {event.message}')}\n")
+                self._leave(f"{self._tally.name}: warning: {event.message}")
             if self._tally.ended:
                 self._finish()
 
     def paused(self) -> AbstractContextManager[None]:
-        """The line is out of the way inside, and back afterwards."""
+        """The line keeps out of the way inside, and is back afterwards."""
         return self._pause
 
     def close(self) -> None:
         """Leave the line as it stands and go to the next one."""
-        _logger.removeFilter(self._step_aside)
         with self._lock:
             self._finish()
-        if self._ticker.is_alive():
-            self._ticker.join()
+        self._ear.close()
+        self._ticker.close()
 
-    def _step_aside(self, _: logging.LogRecord) -> bool:
-        """A filter on what arkor logs (a reconnect, a callback that raised): make room for it, let it through."""
-        with self._lock:
+    def _hear(self, text: str) -> None:
+        """Somebody prints: make room."""
+        if text:
             self._erase()
-        return True
+            self._unfinished = not text.endswith("\n")
 
     # Drawing: always under the lock
 
@@ -92,72 +100,80 @@ class TerminalProgress:
             self._write(_ERASE)
             self._visible = False
 
+    def _leave(self, text: str) -> None:
+        """A line that stays, above the one that moves."""
+        self._write(f"{self._begin()}{one_line(text)}\n")
+        self._visible = self._unfinished = False
+
     def _finish(self) -> None:
-        if not self._closed.is_set():
-            self._closed.set()
-            self._write(f"{_ERASE}{self._line()}\n")
-            self._visible = False
+        if not self._closed:
+            self._closed = True
+            self._write(f"{self._begin()}{self._composed()}\n")
+            self._visible = self._unfinished = False
+
+    def _begin(self) -> str:
+        return "\n" if self._unfinished else _ERASE
 
     def _draw(self) -> None:
-        self._write(_ERASE + self._line())
-        self._visible = True
-        self._drawn_at = time.monotonic()
+        """Draw what is new, at most every `_REDRAW_SECONDS`; in between, only put back what was taken away."""
+        if self._closed or self._unfinished:
+            return
+        due = time.monotonic() - self._drawn_at >= _REDRAW_SECONDS
+        if due:
+            self._line, self._drawn_at = self._composed(), time.monotonic()
+        if due or not self._visible:
+            self._write(_ERASE + self._line)
+            self._visible = True
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a terminal that is gone must not hurt the run
-            self._stream.write(text)
+            self._put(spelled(text, self._stream))
             self._stream.flush()
 
-    def _tick(self) -> None:
-        while not self._closed.wait(_TICK_SECONDS):
-            with self._lock:
-                if not self._pauses and not self._closed.is_set():
-                    self._draw()
+    def _tick(self) -> float:
+        with self._lock:
+            if not self._pauses:
+                self._draw()
+        return _TICK_SECONDS
 
-    def _line(self) -> str:
-        if self._fresh:
-            self._fresh, self._noted_at = False, time.monotonic()
-        width = _columns(self._stream) - 1
-        text = self._bar(width) if self._tally.training else self._status()
+    # The line
+
+    def _composed(self) -> str:
         from tqdm.utils import disp_trim  # noqa: PLC0415 - only where a line is drawn
 
+        width, waited = _columns(self._stream) - 1, time.monotonic() - self._noted_at
+        text = self._bar(width, waited) if self._tally.training else self._tally.status(self._arrows, waited)
         return str(disp_trim(text, width))
 
-    def _status(self) -> str:
-        tally = self._tally
-        if tally.ended:
-            facts = [f"step {tally.steps()}", self._loss(), tally.duration()] if tally.step else []
-            return f"{tally.name}: {', '.join(fact for fact in (tally.phase, *facts) if fact)}"
-        waited = time.monotonic() - self._noted_at
-        return f"{tally.name}: {tally.phase} {clock(waited)}"
-
-    def _bar(self, width: int) -> str:
+    def _bar(self, width: int, waited: float) -> str:
         from tqdm import tqdm  # noqa: PLC0415 - only where a line is drawn
+        from tqdm.utils import disp_len, disp_trim  # noqa: PLC0415
 
         tally = self._tally
-        saved = f"checkpoint {tally.checkpoint}" if tally.checkpoint is not None else ""
-        left = tally.time_left(time.monotonic() - self._noted_at)
-        facts = ", ".join(fact for fact in (self._loss(), tally.speed(), left, saved) if fact)
+        name = disp_trim(tally.name, min(_NAME_WIDTH, max(width // 3, _BAR_WIDTH)))
+        room = width - disp_len(name) - len(" 100%|| ") - _BAR_WIDTH
+        unit = next((text for text in self._facts(waited) if disp_len(text) <= room), tally.steps())
         layout = "{desc} {percentage:3.0f}%|{bar}| {unit}" if tally.total else "{desc} {unit}"
+        done, total = min(tally.step, tally.total or tally.step), tally.total or 0
         return str(
             tqdm.format_meter(
-                min(tally.step, tally.total or tally.step),
-                tally.total or 0,
-                elapsed=1,
-                ncols=width,
-                prefix=tally.name[:_NAME_WIDTH],
-                ascii=not self._unicode,
-                bar_format=layout,
-                unit=f"{tally.steps()} steps{', ' if facts else ''}{facts}",
+                done, total, elapsed=1, ncols=width, prefix=name, ascii=not self._unicode, bar_format=layout, unit=unit
             )
         )
 
-    def _loss(self) -> str:
-        loss = self._tally.loss
-        if loss is None:
-            return ""
-        arrow = {-1: " ↘", 0: " →", 1: " ↗"}[self._tally.trend] if self._unicode else ""
-        return f"loss {number(loss)}{arrow}"
+    def _facts(self, waited: float) -> Iterator[str]:
+        """What stands behind the bar: everything, then less and less of it, what matters least first."""
+        tally = self._tally
+        steps, loss = f"{tally.steps()} steps", tally.losses(self._arrows)
+        speed, left, saved = tally.speed(), tally.time_left(waited), tally.saved()
+        for facts in ((loss, speed, left, saved), (loss, speed, left), (loss, left), (loss,), ()):
+            yield ", ".join(fact for fact in (steps, *facts) if fact)
+
+
+def _terminals() -> list[TextIO]:
+    """Where what others print would come into the way of the line."""
+    found = {id(stream): stream for stream in (sys.stdout, sys.stderr) if stream is not None}
+    return [stream for stream in found.values() if not stream.closed and stream.isatty()]
 
 
 def _columns(stream: TextIO) -> int:
@@ -178,12 +194,11 @@ class _Pause(AbstractContextManager[None]):
         progress = self._progress
         with progress._lock:
             progress._pauses += 1
-            progress._erase()
+            if progress._ear.deaf or not progress._flood:
+                progress._erase()
 
     def __exit__(self, *_: object) -> None:
         progress = self._progress
         with progress._lock:
             progress._pauses -= 1
-            due = time.monotonic() - progress._drawn_at >= _REDRAW_SECONDS
-            if due and not progress._closed.is_set():
-                progress._draw()
+            progress._draw()

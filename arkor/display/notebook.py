@@ -1,0 +1,129 @@
+"""Progress in a cell of a notebook: a line, a bar, and the losses so far, put anew in place of what is there.
+
+It is HTML and SVG without scripts, so that it stays in the notebook that is saved. `on_event()` only takes notes; a
+thread draws, twice a second at first, and less often the longer it takes.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from html import escape
+from importlib import import_module
+from types import TracebackType
+from typing import Any
+
+from arkor.charts.svg import loss_chart
+from arkor.display.tally import ARROWS, Tally, one_line
+from arkor.display.ticker import Ticker
+from arkor.errors import TrainerAborted
+from arkor.events import Event, TrainingLog, TrainingWarning
+from arkor.history import History
+
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 5.0  # from one drawing to the next
+_SHARE = 200  # a cell that has been drawn for so many seconds is drawn a second later than a new one
+_MOST_WARNINGS = 5
+
+_BAR = "height:4px;max-width:640px;background:rgba(127,127,127,.25);margin:2px 0 6px"
+_FILLING = "height:4px;background:#3b82f6"
+_LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px"
+
+
+def in_a_notebook() -> bool:
+    """Whether what is displayed goes to a notebook: Jupyter's, that of VS Code or Colab. Imports nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookProgress:
+    """What has been seen of the run before (`history`) is in the chart from the beginning."""
+
+    def __init__(self, tally: Tally, history: History, job_id: str) -> None:
+        self._tally = tally
+        self._job_id = job_id
+        self._loss, self._eval_loss = history.curves()
+        self._warnings: deque[str] = deque(maxlen=_MOST_WARNINGS)
+        self._note = ""
+        self._lock = threading.Lock()
+        self._began_at = self._noted_at = time.monotonic()
+        self._display_id = f"arkor-{uuid.uuid4().hex}"
+        self._shown = ""
+        self._calm: AbstractContextManager[None] = nullcontext()
+        self._ticker = Ticker(self._tick, _SHORTEST_SECONDS)
+
+    def __enter__(self) -> NotebookProgress:
+        self._draw()
+        self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (KeyboardInterrupt, TimeoutError, TrainerAborted)) and not self._tally.ended:
+            self._note = _how_to_go_on(self._job_id)
+        self.close()
+
+    def on_event(self, event: Event) -> None:
+        """Note the next event; draws nothing."""
+        with self._lock:
+            self._tally.take(event)
+            self._noted_at = time.monotonic()
+            if isinstance(event, TrainingLog):
+                if event.loss is not None:
+                    self._loss.add(event.step, event.loss)
+                if event.eval_loss is not None:
+                    self._eval_loss.add(event.step, event.eval_loss)
+            elif isinstance(event, TrainingWarning):
+                self._warnings.append(one_line(f"warning: {event.message}"))
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Around what may print; a cell has room for that below."""
+        return self._calm
+
+    def close(self) -> None:
+        """Leave the picture as it stands."""
+        self._ticker.close()
+        self._draw()
+
+    def _tick(self) -> float:
+        self._draw()
+        return min(_LONGEST_SECONDS, _SHORTEST_SECONDS + (time.monotonic() - self._began_at) / _SHARE)
+
+    def _draw(self) -> None:
+        """Show how things stand, if they stand otherwise than they did."""
+        with self._lock:
+            line = self._line()
+            page = self._page(line)
+        if page != self._shown:
+            self._publish({"text/plain": line, "text/html": page})
+            self._shown = page
+
+    def _publish(self, pictures: dict[str, str]) -> None:
+        publish: Any = import_module("IPython.display").publish_display_data
+        publish(pictures, transient={"display_id": self._display_id}, update=bool(self._shown))
+
+    def _line(self) -> str:
+        tally, waited = self._tally, time.monotonic() - self._noted_at
+        if not tally.training:
+            return tally.status(ARROWS, waited)
+        facts = (tally.losses(ARROWS), tally.speed(), tally.time_left(waited), tally.saved())
+        return ", ".join(fact for fact in (f"{tally.name}: {tally.steps()} steps", *facts) if fact)
+
+    def _page(self, line: str) -> str:
+        tally = self._tally
+        share = min(1.0, tally.step / tally.total) if tally.total else 0.0
+        bar = f'<div style="{_BAR}"><div style="{_FILLING};width:{share:.1%}"></div></div>' if tally.total else ""
+        chart = loss_chart(self._loss, self._eval_loss, None if tally.ended else tally.total)
+        words = [*self._warnings, *([self._note] if self._note else [])]
+        below = "".join(f'<div style="{_LINE}">{escape(text)}</div>' for text in words)
+        return f'<div style="{_LINE}">{escape(line)}</div>{bar}{chart}{below}'
+
+
+def _how_to_go_on(job_id: str) -> str:
+    handle = f"Trainer.attach({job_id!r})"
+    return f"No longer watched; the run goes on. Watch it again: {handle}.wait(). Stop it: {handle}.cancel()."
