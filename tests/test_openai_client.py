@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import openai
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from attrs import frozen
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
 
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -297,3 +299,83 @@ def test_a_real_model_stops_where_it_is_told(real: openai.OpenAI) -> None:
 def test_a_prompt_that_is_too_long_says_by_how_much(real: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="4096"):
         real.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 6000}])
+
+
+class Verdict(BaseModel):
+    """What a ticket is about."""
+
+    label: Literal["account", "bug", "billing"]
+    urgent: bool
+
+
+def test_an_answer_as_a_pydantic_model(real: openai.OpenAI) -> None:
+    for seed in range(3):
+        completion = real.chat.completions.parse(
+            model="any", messages=QUESTION, response_format=Verdict, temperature=2.0, seed=seed
+        )
+        assert isinstance(completion.choices[0].message.parsed, Verdict)
+        assert completion.choices[0].finish_reason == "stop"
+
+
+def test_a_streamed_answer_as_a_pydantic_model(real: openai.OpenAI) -> None:
+    with real.chat.completions.stream(
+        model="any", messages=QUESTION, response_format=Verdict, temperature=2.0
+    ) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Verdict)
+
+
+def test_constraints_as_vllm_has_them(real: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "temperature": 2.0}
+    choice = real.chat.completions.create(**asked, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    assert content(choice) in ("yes", "no")
+    digits = real.chat.completions.create(**asked, extra_body={"structured_outputs": {"regex": "[0-9]{4}-[a-f]{2}"}})
+    assert len(content(digits)) == 7
+    with pytest.raises(openai.BadRequestError, match="structured_outputs") as refused:
+        real.chat.completions.create(**asked, extra_body={"structured_outputs": {"choice": ["a"], "regex": "b"}})
+    assert refused.value.param is not None
+
+
+class Weather(BaseModel):
+    """How warm it is somewhere."""
+
+    city: Literal["Bern", "Oslo", "Lima"]
+    celsius: bool
+
+
+def test_a_tool_is_called_and_its_answer_read(real: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "How warm is it in Bern?"}]
+    called = real.chat.completions.parse(
+        model="any",
+        messages=messages,
+        tools=[openai.pydantic_function_tool(Weather)],
+        tool_choice={"type": "function", "function": {"name": "Weather"}},
+        temperature=2.0,
+    )
+    choice = called.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls
+    (call,) = choice.message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Weather)
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}]
+    after = real.chat.completions.create(model="any", messages=messages, max_tokens=8)
+    assert content(after)
+
+
+def test_a_streamed_tool_call(real: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(Weather)]
+    stream = real.chat.completions.create(
+        model="any", messages=QUESTION, tools=tools, tool_choice="required", temperature=2.0, stream=True
+    )
+    name, arguments, reasons = "", "", []
+    for chunk in stream:
+        reasons.append(chunk.choices[0].finish_reason)
+        for call in chunk.choices[0].delta.tool_calls or []:
+            assert call.index == 0
+            assert call.function is not None
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+    assert name == "Weather"
+    assert Weather.model_validate(json.loads(arguments))
+    assert reasons[-1] == "tool_calls"

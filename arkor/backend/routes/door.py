@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from arkor.backend.openapi import NOTHING, TEXT, Answer, Problem, body_of, list_of, one_of, route
 from arkor.backend.routes import Refusal, read_object, shown, unauthorized
 from arkor.backend.routes.endpoints import weights_of
-from arkor.backend.routes.inference import BODY_LIMIT, completion_of, refuse_unbuilt, respond
+from arkor.backend.routes.inference import BODY_LIMIT, completion_of, respond
 from arkor.backend.routes.openai import Asked, Told, by_openais_names, error_json, read_request, retold
 from arkor.deployments import Deployment
 
@@ -55,7 +55,6 @@ async def chat(request: Request) -> Response:
     asked = read_request(body, model)
     conversation = Conversation(request.app.state, visit, body)
     try:
-        refuse_unbuilt(asked.request)
         completion = completion_of(asked.request, model, folder)
         answer = await respond(request, completion, visit.deployment.slug, stream=asked.request.stream)
     except Refusal as refusal:
