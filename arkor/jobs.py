@@ -47,13 +47,16 @@ class Scope:
 # Where the rows come from
 
 
+_NOT_EMPTY = {"schema": {"type": "string", "minLength": 1}}
+
+
 @frozen
 class HuggingFaceDataset:
     """A data set of the Hugging Face hub; `split` and `subset` override its defaults."""
 
-    name: str
-    split: str | None = None
-    subset: str | None = None
+    name: str = field(metadata=_NOT_EMPTY)
+    split: str | None = field(default=None, metadata=_NOT_EMPTY)
+    subset: str | None = field(default=None, metadata=_NOT_EMPTY)
     type: str = field(default="huggingface", init=False)
 
 
@@ -64,8 +67,8 @@ class BlobDataset:
     A URL that begins with `/v1/datasets/` is a file that was uploaded to the backend itself.
     """
 
-    url: str
-    token: str | None = field(default=None, repr=False)
+    url: str = field(metadata={"schema": {"type": "string", "pattern": "^(https?://|/v1/datasets/)"}})
+    token: str | None = field(default=None, repr=False, metadata=_NOT_EMPTY)
     type: str = field(default="blob", init=False)
 
 

@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--schedules", type=int, default=None, help="how many random schedules of faults to play (default: a few)"
     )
+    parser.addoption(
+        "--calls", type=int, default=4, help="how many made-up calls of each route Schemathesis makes (default: a few)"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def health(request: Request) -> Response:
 
 def description(request: Request) -> Response:
     """`GET /openapi.json`."""
-    return JSONResponse(describe(request.app.routes))
+    return JSONResponse(request.app.state.description)
 
 
 _COUNT = {"type": "integer", "minimum": 0}
@@ -101,6 +101,7 @@ def create_app(
         exception_handlers=_HANDLERS,
     )
     app.router.redirect_slashes = False
+    app.state.description = describe(app.routes)
     app.state.home = home
     app.state.engine = engine
     app.state.store = store
@@ -133,7 +134,8 @@ def _http_error(request: Request, error: Any) -> Response:
 
 def _other_method(request: Request) -> Response:
     """`OPTIONS` asks which methods there are; for any other, they come with the 405."""
-    here = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+    matching = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+    here = [one for one in matching if one.path == request.scope["path"]] or matching
     headers = {"Allow": ", ".join(sorted({"OPTIONS", *(method for one in here for method in one.methods)}))}
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)

@@ -190,6 +190,12 @@ def test_there_is_an_end_to_doubts(caller: Caller) -> None:
     assert "490 other fields" in doubts[-1]
 
 
+def test_a_whole_number_is_one_however_it_is_written(caller: Caller) -> None:
+    body = '{"name": "n", "config": {"model": "m", "datasetSource": {"type": "huggingface", "name": "n"}, "maxSteps": 2.0}}'
+    answer = caller.call("POST", "/v1/jobs", data=body)
+    assert (answer.status_code, answer.json()["job"]["config"]["maxSteps"]) == (201, 2)
+
+
 def test_a_number_that_no_float_holds_is_refused(caller: Caller) -> None:
     assert refuse(caller, {"name": "n", "config": {**CONFIG, "learningRate": 10**400}}).startswith(
         "config.learningRate"

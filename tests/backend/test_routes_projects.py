@@ -55,6 +55,11 @@ def test_a_name_is_text(caller: Caller, name: object) -> None:
         b"[" * 100_000,
         b'{"name": ' + b"1" * 5000 + b"}",
         b"{}{}",
+        b'{"name": "a", "slug": "huge", "x": 1e999}',
+        b'{"name": "a", "name": "b", "slug": "twice"}',
+        b'{"name": "a", "slug": "deep", "x": {"y": 1, "y": 1}}',
+        b"\xef\xbb\xbf{}",
+        b'{"a":' * 100_000,
     ],
 )
 def test_a_body_that_is_no_json_object_is_a_400(caller: Caller, body: bytes) -> None:

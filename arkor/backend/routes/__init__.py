@@ -10,6 +10,7 @@ import asyncio
 import difflib
 import hmac
 import json
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -223,7 +224,8 @@ def _too_large(limit: int) -> Refusal:
 
 def _parse(body: bytes) -> Any:
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_float=_number, parse_constant=_no_constant, object_pairs_hook=_once)
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
     except (ValueError, RecursionError) as error:
@@ -238,6 +240,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the field {shown(twice)} is there twice")
     return found
+
+
+def _number(text: str) -> float:
+    """In JSON, 10.0 is as whole as 10 is."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"no number is as large as {shown(text)}")
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _no_constant(name: str) -> Any:

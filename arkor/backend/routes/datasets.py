@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from arkor.backend.home import UPLOADING, datasets_folder
 from arkor.backend.openapi import FILE, PROJECT, Answer, Parameter, body_of, route
-from arkor.backend.routes import invalid, require_scope, save_body
+from arkor.backend.routes import Refusal, invalid, require_scope, save_body
 
 UPLOAD_LIMIT = 8 * 1024**3
 
@@ -24,6 +24,8 @@ async def upload(request: Request) -> Response:
     scope = await require_scope(request)
     filename = _filename(request)
     digest, size = await _receive(request, datasets_folder(request.app.state.home))
+    if not size:
+        raise Refusal(400, f"The file {filename!r} is empty; its bytes are the body of the request.", "empty")
     await run_in_threadpool(request.app.state.store.add_dataset, scope.project, digest, filename, size)
     url = f"/v1/datasets/{digest}/{quote(filename)}"
     return JSONResponse({"dataset": {"id": digest, "filename": filename, "bytes": size, "url": url}}, 201)

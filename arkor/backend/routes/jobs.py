@@ -324,8 +324,8 @@ routes = [
         "The jobs of the project, newest first.",
         parameters=[
             Parameter("limit", _LIMIT, f"How many at most; {PAGE} where it is not given."),
-            Parameter("before", TEXT, "Those that are older than the job of this id."),
-            Parameter("idPrefix", TEXT, "Those whose id begins like this."),
+            Parameter("before", {"type": "string"}, "Those that are older than the job of this id."),
+            Parameter("idPrefix", {"type": "string"}, "Those whose id begins like this."),
         ],
         answers={
             200: Answer(
