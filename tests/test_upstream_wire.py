@@ -236,6 +236,27 @@ def test_it_talks_to_a_checkpoint(backend: Backend, dial: Dial) -> None:
     assert text
 
 
+def test_it_asks_for_a_form_and_for_tools_in_its_own_words(backend: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend.url))
+    ask = {"messages": ASK, "adapter": {"kind": "final", "jobId": run(node)}, "stream": False}
+    shape = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}, "required": ["urgency"]}
+    schema = {"name": "triage", "schema": {**shape, "additionalProperties": False}, "strict": True}
+
+    def answer(**form: Any) -> Any:
+        return node.post("/v1/inference/chat", {**ask, **form})["choices"][0]["message"]
+
+    whole = answer(responseFormat={"type": "json_schema", "json_schema": schema})
+    assert json.loads(whole["content"])["urgency"] in ("low", "high")
+    assert answer(structuredOutputs={"choice": ["low", "high"]})["content"] in ("low", "high")
+    tool = {"type": "function", "function": {"name": "set_urgency", "parameters": schema["schema"]}}
+    (call,) = answer(tools=[tool], toolChoice="required")["tool_calls"]
+    assert (call["type"], call["function"]["name"]) == ("function", "set_urgency")
+    assert json.loads(call["function"]["arguments"])["urgency"] in ("low", "high")
+    told = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    told += [{"role": "tool", "tool_call_id": call["id"], "content": "done"}]
+    assert answer(messages=told, tools=[tool], toolChoice="none")["content"]
+
+
 def test_what_it_is_refused_is_a_sentence_and_the_connection_lives_on(backend: Backend, dial: Dial) -> None:
     node = signed_in(dial(backend.url))
     bad = {"name": "x", "config": {"model": "m", "datasetSource": DATA, "maxSteps": -1}}
