@@ -12,17 +12,18 @@ from attrs import frozen
 class Answer:
     """One question and what came of it: by the tuned model, and beside it by the base model.
 
-    `question` is the user's last message. A text is None where the question was not answered, and `error` says why;
-    a score is None where there is none to give.
+    `question` is the user's last message. A text is None where the question was not answered, and the error beside it
+    says why; a score is None where there is none to give.
     """
 
     question: str
     expected: str | None = None
     text: str | None = None
     score: float | None = None
+    error: str | None = None
     base_text: str | None = None
     base_score: float | None = None
-    error: str | None = None
+    base_error: str | None = None
 
 
 @frozen
@@ -63,10 +64,14 @@ def _lines(answer: Answer) -> str:
     lines = [f"  {_short(answer.question)}"]
     if answer.expected is not None:
         lines.append(f"    expected  {_short(answer.expected)}")
-    if answer.base_text is not None:
-        lines.append(f"    base      {_short(answer.base_text)}")
-    lines.append(f"    tuned     {_short(answer.text) if answer.text is not None else f'({answer.error})'}")
+    if answer.base_text is not None or answer.base_error is not None:
+        lines.append(f"    base      {_said(answer.base_text, answer.base_error)}")
+    lines.append(f"    tuned     {_said(answer.text, answer.error)}")
     return "\n".join(lines)
+
+
+def _said(text: str | None, error: str | None) -> str:
+    return _short(text) if text is not None else f"({error})"
 
 
 def _short(text: str, width: int = 100) -> str:

@@ -13,6 +13,7 @@ from arkor.callbacks.contexts import (
     TrainingLogContext,
 )
 from arkor.callbacks.early_stopping import EarlyStopping
+from arkor.callbacks.evaluate import Evaluate
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
 from arkor.callbacks.notify import Notify
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointContext",
     "CompletedContext",
     "EarlyStopping",
+    "Evaluate",
     "FailedContext",
     "FinishedContext",
     "Infer",
