@@ -24,7 +24,7 @@ from arkor.events import Event, TrainingLog, TrainingWarning
 _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25
 _NAME_WIDTH = 24
-_BAR_WIDTH = 8  # of the bar itself, at least; facts are left out for it
+_BAR_WIDTH = 4  # of the bar itself, at least; facts are left out for it
 _ERASE = "\r\x1b[K"
 
 
@@ -150,7 +150,7 @@ class TerminalProgress:
         from tqdm.utils import disp_len, disp_trim  # noqa: PLC0415
 
         tally = self._tally
-        name = disp_trim(tally.name, min(_NAME_WIDTH, max(width // 3, _BAR_WIDTH)))
+        name = disp_trim(tally.name, min(_NAME_WIDTH, max(width // 4, 4)))
         room = width - disp_len(name) - len(" 100%|| ") - _BAR_WIDTH
         unit = next((text for text in self._facts(waited) if disp_len(text) <= room), tally.steps())
         layout = "{desc} {percentage:3.0f}%|{bar}| {unit}" if tally.total else "{desc} {unit}"
@@ -166,8 +166,10 @@ class TerminalProgress:
         tally = self._tally
         steps, loss = f"{tally.steps()} steps", tally.losses(self._arrows)
         speed, left, saved = tally.speed(), tally.time_left(waited), tally.saved()
-        for facts in ((loss, speed, left, saved), (loss, speed, left), (loss, left), (loss,), ()):
+        for facts in ((loss, speed, left, saved), (loss, speed, left), (loss, left), (loss,)):
             yield ", ".join(fact for fact in (steps, *facts) if fact)
+        if loss:
+            yield f"{tally.steps()}, {tally.losses(NO_ARROWS)}"
 
 
 def _terminals() -> list[TextIO]:

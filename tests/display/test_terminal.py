@@ -1,22 +1,18 @@
-"""The progress line in a real terminal: a child writes to a pty, and a small screen shows what is left standing."""
+"""The progress line in a real terminal: a child writes to a pty, and an emulator shows what stands on its screen."""
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import sys
-import termios
 import textwrap
 import time
+from typing import Any
 
 import pytest
 
 from arkor.display.terminal import TerminalProgress
 from arkor.events import TrainingLog
+from tests.fakes.screen import Screen
 
 pytestmark = pytest.mark.slow  # real processes, terminals or clocks
 
@@ -36,32 +32,13 @@ with TerminalProgress(sys.stderr, Tally("triage")) as progress:
 """
 
 
-def in_a_terminal(body: str, columns: int = 100, **environment: str) -> str:
-    """Everything that the child wrote to its terminal."""
-    pid, screen = pty.fork()
-    if pid == 0:
-        os.environ.update(environment)
-        os.execv(sys.executable, [sys.executable, "-c", SCRIPT + textwrap.indent(textwrap.dedent(body), "    ")])
-    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    written = b""
-    try:
-        while chunk := os.read(screen, 4096):
-            written += chunk
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(screen)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, written.decode()
-    return written.decode()
-
-
-def left_standing(written: str) -> list[str]:
-    """The lines that a terminal shows in the end: a carriage return and an erase begin a line anew."""
-    lines = re.split(r"\r?\r\n|\n", written)
-    return [line.rsplit("\r\x1b[K", 1)[-1] for line in lines if line]
+def in_a_terminal(body: str, columns: int = 100, **settings: Any) -> Screen:
+    """The screen after the child has done `body`, a display called `progress` being open."""
+    return Screen(SCRIPT + textwrap.indent(textwrap.dedent(body), "    "), columns, **settings)
 
 
 def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
-    written = in_a_terminal(
+    screen = in_a_terminal(
         """
         time.sleep(0.3)
         progress.on_event(TrainingPreparing("j", at(0), "Converting the starter model (once, about 20 s)"))
@@ -83,7 +60,7 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
             print("compared")
         """
     )
-    assert left_standing(written) == [
+    assert screen.lines() == [
         "an answer at step 10",
         "the stream broke; reconnecting in 1.0 s",
         "triage: warning: Checkpoint 15 could not be kept",
@@ -91,13 +68,14 @@ def test_a_run_leaves_its_last_line_and_every_printed_one() -> None:
         "triage: completed, step 20/20, loss 0.0231 ↘, in 0:40",
         "compared",
     ]
-    assert "triage: waiting to start" in written
-    assert "Converting the starter model (once, about 20 s)" in written
-    assert re.search(r"triage +45%\|█+. +\| 9/20 steps, loss 0\.2684 ↘, 2\.0 s/step, 0:22 left, checkpoint 8", written)
+    assert "triage: waiting to start" in screen.written
+    assert "Converting the starter model (once, about 20 s)" in screen.written
+    line = r"triage +45%\|█+. +\| 9/20 steps, loss 0\.2684 ↘, 2\.0 s/step, 0:22 left, checkpoint 8"
+    assert re.search(line, screen.written)
 
 
 def test_an_interrupted_run_leaves_the_line_as_it_stood() -> None:
-    written = in_a_terminal(
+    screen = in_a_terminal(
         """
         progress.on_event(TrainingStarted("j", at(0), 10))
         progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
@@ -105,14 +83,14 @@ def test_an_interrupted_run_leaves_the_line_as_it_stood() -> None:
         print("^C")
         """
     )
-    shown = left_standing(written)
+    shown = screen.lines()
     assert shown[0].startswith("triage  30%|")
     assert shown[1:] == ["^C"]
 
 
-@pytest.mark.parametrize("columns", [20, 60, 200])
-def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
-    written = in_a_terminal(
+@pytest.mark.parametrize("columns", [12, 20, 40, 80, 200])
+def test_a_line_never_needs_a_second_one(columns: int) -> None:
+    screen = in_a_terminal(
         """
         time.sleep(0.1)
         progress.on_event(TrainingPreparing("j", at(0), "很长的消息" * 30))
@@ -123,21 +101,187 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
         """,
         columns=columns,
     )
-    drawn = re.split(r"\r\x1b\[K|\r\n", written)
-    wide = [sum(2 if "\u4e00" <= letter <= "\u9fff" else 1 for letter in line) for line in drawn]
-    assert max(wide) < columns
+    assert {len(lines) for _, lines in screen.moments} == {1}
 
 
-def test_a_terminal_without_unicode_gets_ascii() -> None:
-    written = in_a_terminal(
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (40, r"triage  10%\|.{4,}\| 3/30, loss 1\.0000"),
+        (60, r"triage  10%\|.{4,}\| 3/30 steps, loss 1\.0000 →, 0:09 left"),
+        (80, r"triage  10%\|.{4,}\| 3/30 steps, loss 1\.0000 →, 3 steps/s, 0:09 left, checkpoint 3"),
+    ],
+)
+def test_where_there_is_little_room_what_matters_most_stays(columns: int, line: str) -> None:
+    screen = in_a_terminal(
+        """
+        progress.on_event(TrainingStarted("j", at(0), 30))
+        progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
+        progress.on_event(CheckpointSaved("j", at(1), 3))
+        """,
+        columns=columns,
+    )
+    assert re.fullmatch(line, screen.lines()[0])
+
+
+def test_the_line_takes_the_width_that_the_window_has_now() -> None:
+    def pull(screen: Screen) -> None:
+        if "100/1000" in screen.lines()[-1]:
+            screen.resize(140)
+
+    screen = in_a_terminal(
+        """
+        progress.on_event(TrainingStarted("j", at(0), 1000))
+        progress.on_event(TrainingLog("j", at(1), 100, loss=1.0))
+        time.sleep(0.6)
+        progress.on_event(TrainingLog("j", at(2), 200, loss=1.0))
+        time.sleep(0.6)
+        """,
+        columns=80,
+        meanwhile=pull,
+    )
+    widths = {len(lines[-1]) for _, lines in screen.moments if "200/1000" in lines[-1]}
+    assert widths == {139}
+
+
+def share_of_time_with_the_line(screen: Screen) -> float:
+    """Of the time from its first appearance."""
+    shown = [(moment, lines[-1].startswith("triage")) for moment, lines in screen.moments]
+    first = next(number for number, (_, visible) in enumerate(shown) if visible)
+    pairs = list(zip(shown[first:], shown[first + 1 :], strict=False))
+    return sum(to - since for (since, visible), (to, _) in pairs if visible) / (shown[-1][0] - shown[first][0])
+
+
+FLOOD = """
+        progress.on_event(TrainingStarted("j", at(0), 4000))
+        until, step = time.monotonic() + 1.5, 0
+        while time.monotonic() < until:
+            step += 1
+            progress.on_event(TrainingLog("j", at(step / 100), step, loss=1.0))
+            with progress.paused():
+                {reaction}
+            time.sleep(0.001)
+        """
+
+
+def test_a_flood_of_logs_does_not_make_the_line_flicker() -> None:
+    screen = in_a_terminal(FLOOD.format(reaction="time.sleep(0.001)"))
+    assert share_of_time_with_the_line(screen) > 0.99
+    assert len(screen.moments) < 40
+
+
+def test_behind_each_of_a_flood_of_printed_lines_it_is_back_at_once() -> None:
+    screen = in_a_terminal(FLOOD.format(reaction='print("step", step)'))
+    printed = re.findall(r"step (\d+)\r\n(\r\x1b\[Ktriage )?", screen.written)
+    assert [int(step) for step, _ in printed] == list(range(1, len(printed) + 1))
+    assert len(printed) > 100
+    assert all(line for _, line in printed)
+
+
+def test_a_line_that_somebody_prints_in_pieces_is_not_torn() -> None:
+    screen = in_a_terminal(
         """
         progress.on_event(TrainingStarted("j", at(0), 10))
-        progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
-        """,
-        PYTHONIOENCODING="ascii:strict",
+        time.sleep(0.3)
+        for step in range(1, 5):
+            progress.on_event(TrainingLog("j", at(step), step, loss=1.0))
+            with progress.paused():
+                print(step, end=" ", flush=True)
+            time.sleep(0.3)
+        print("go")
+        time.sleep(0.3)
+        print("unfinished", end="", flush=True)
+        time.sleep(0.3)
+        """
     )
-    assert written.isascii()
-    assert "30%|###" in written
+    assert screen.lines()[:2] == ["1 2 3 4 go", "unfinished"]
+    assert screen.lines()[2].startswith("triage  40%|")
+    assert len(screen.lines()) == 3
+
+
+def test_what_others_print_leaves_the_line_whole() -> None:
+    """Another thread, a logger's handler that has kept its stream, a warning, a program."""
+    screen = in_a_terminal(
+        """
+        import subprocess, threading, warnings
+        logging.basicConfig(format="%(message)s")
+        progress.on_event(TrainingStarted("j", at(0), 10))
+        progress.on_event(TrainingLog("j", at(1), 1, loss=1.0))
+        time.sleep(0.4)
+        thread = threading.Thread(target=print, args=("from a thread",))
+        thread.start(), thread.join()
+        time.sleep(0.4)
+        logging.getLogger("somebody.else").warning("from a logger")
+        time.sleep(0.4)
+        progress.on_event(CheckpointSaved("j", at(1), 1))
+        with progress.paused():
+            subprocess.run(["echo", "from a program"])
+        time.sleep(0.4)
+        """
+    )
+    assert screen.lines()[:3] == ["from a thread", "from a logger", "from a program"]
+    assert screen.lines()[3].startswith("triage  10%|")
+    assert len(screen.lines()) == 4
+
+
+def test_streams_are_left_as_they_were() -> None:
+    screen = in_a_terminal(
+        """
+        assert "write" in vars(sys.stdout) and "write" in vars(sys.stderr)
+        progress.close()
+        assert "write" not in vars(sys.stdout) and "write" not in vars(sys.stderr)
+        print("as ever")
+        """
+    )
+    assert screen.lines() == ["triage: waiting to start 0:00", "as ever"]
+
+
+def test_a_signal_that_prints_while_the_line_is_drawn_does_not_lock_it_up() -> None:
+    screen = in_a_terminal(
+        """
+        import signal
+        signal.signal(signal.SIGALRM, lambda *_: print("tick"))
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for step in range(3000):
+            progress.on_event(TrainingLog("j", at(1), step, loss=1.0))
+            with progress.paused():
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """
+    )
+    assert "2999 steps" in screen.lines()[-1]
+
+
+def test_no_colour_is_used_so_that_none_can_be_unwanted() -> None:
+    screen = in_a_terminal('progress.on_event(TrainingStarted("j", at(0), 10)); time.sleep(0.4)')
+    assert set(re.findall(r"\x1b\[[0-9;]*[A-Za-z]", screen.written)) == {"\x1b[K"}
+
+
+def test_a_dumb_terminal_gets_lines() -> None:
+    script = """
+from arkor.display import progress_for
+from arkor.display.plain import PlainProgress
+assert isinstance(progress_for("auto"), PlainProgress)
+print("so it is")
+"""
+    assert Screen(script, TERM="dumb").lines() == ["so it is"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp1252:strict"])
+def test_a_terminal_without_unicode_gets_what_it_can_show(encoding: str) -> None:
+    screen = in_a_terminal(
+        """
+        progress.on_event(TrainingPreparing("j", at(0), "加载模型"))
+        time.sleep(0.4)
+        progress.on_event(TrainingStarted("j", at(0), 10))
+        progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
+        time.sleep(0.4)
+        """,
+        PYTHONIOENCODING=encoding,
+    )
+    assert screen.written.isascii()
+    assert "30%|###" in screen.written
+    assert "triage: ????" in screen.written
 
 
 class Terminal(io.StringIO):
