@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from arkor.cli.runs import find_job
-from arkor.cli.text import say
+from arkor.cli.text import as_json_option, say, say_json
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.errors import ArkorError, CloudApiError
@@ -21,7 +21,8 @@ from arkor.jobs import JobStatus
 @click.option(
     "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Default: the run's id, with .zip."
 )
-def export_run(job: str, output: Path | None) -> None:
+@as_json_option
+def export_run(job: str, output: Path | None, *, as_json: bool) -> None:
     """Write a run that has ended to a zip.
 
     In it are what was asked for, every event, the worker's log, the checkpoints and the final adapter.
@@ -33,12 +34,16 @@ def export_run(job: str, output: Path | None) -> None:
         raise click.UsageError(f"{file} is there already; name another file with -o")
     with _sentence_of_older_ones(client):
         client.export_job(found.id, file)
+    if as_json:
+        say_json({"id": found.id, "file": str(file), "bytes": file.stat().st_size})
+        return
     say(f"{found.name} is in {file} ({_size(file)}). Elsewhere: arkor import {file.name}")
 
 
 @click.command("import")
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
-def import_run(path: Path) -> None:
+@as_json_option
+def import_run(path: Path, *, as_json: bool) -> None:
     """Take in a run from elsewhere.
 
     PATH is the zip of `arkor export-run`, or a copy of a run's folder. It can be looked at and talked to from then
@@ -49,6 +54,9 @@ def import_run(path: Path) -> None:
     client = connect()
     with _sentence_of_older_ones(client):
         job = client.import_job(path)
+    if as_json:
+        say_json(job)
+        return
     say(f"{job.name} is among your runs: {job.id}, {job.status}.")
     talk = f". Talk to it: arkor chat {job.id}" if job.status == JobStatus.COMPLETED else ""
     say(f"Its log: arkor logs {job.id}{talk}")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from arkor.cli.runs import find_job
-from arkor.cli.text import say, say_json, table, when
+from arkor.cli.text import as_json_option, say, say_json, table, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.deployments import AUTH_MODES, RETENTION_MODES, Deployment, DeploymentKey
@@ -19,7 +19,6 @@ from arkor.settings import MANAGED_CLOUD_API_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 _OPTIONS = {"slug": "SLUG", "run_retention_days": "--keep-days", "label": "--label", "target.baseModel": "--base-model"}
 _ENDPOINT = "ENDPOINT is the slug of one, or its id."
 
@@ -50,7 +49,7 @@ def endpoints() -> None:
 
 
 @endpoints.command("list")
-@_as_json
+@as_json_option
 def list_endpoints(as_json: bool) -> None:
     """List the endpoints of the project."""
     client = connect()
@@ -68,7 +67,7 @@ def list_endpoints(as_json: bool) -> None:
 @click.argument("slug")
 @_model_options
 @_settings_options
-@_as_json
+@as_json_option
 def create(slug: str, *, run: str | None, base_model: str | None, as_json: bool, **settings: Any) -> None:
     """Put a model behind an address, whose last part is SLUG.
 
@@ -95,7 +94,7 @@ def create(slug: str, *, run: str | None, base_model: str | None, as_json: bool,
 @_model_options
 @_settings_options
 @click.option("--enable/--disable", "enabled", default=None, help="Whether it answers at all.")
-@_as_json
+@as_json_option
 def update(
     endpoint: str, *, run: str | None, base_model: str | None, enabled: bool | None, as_json: bool, **settings: Any
 ) -> None:
@@ -133,7 +132,7 @@ def keys() -> None:
 
 @keys.command("list", epilog=_ENDPOINT)
 @click.argument("endpoint")
-@_as_json
+@as_json_option
 def list_keys(endpoint: str, as_json: bool) -> None:
     """List the keys of an endpoint; what they are is not shown again."""
     client = connect()
@@ -149,7 +148,7 @@ def list_keys(endpoint: str, as_json: bool) -> None:
 @keys.command("create", epilog=_ENDPOINT)
 @click.argument("endpoint")
 @click.option("--label", required=True, help="What it is for: 1 to 80 characters.")
-@_as_json
+@as_json_option
 def create_key(endpoint: str, label: str, as_json: bool) -> None:
     """Make a key and print it, this once.
 

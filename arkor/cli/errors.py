@@ -37,7 +37,8 @@ def run(command: Callable[[], object]) -> int:
     """Call a command and turn whatever it raises into words on stderr and an exit code."""
     try:
         result = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # there is none where it was closed before we began
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -57,7 +58,8 @@ def _tell(error: Exception) -> int:
 
 def leave_the_pipe() -> int:
     """Whoever read our output (`| head`) has enough; the interpreter's last flush must not complain either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK
 
 

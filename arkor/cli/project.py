@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import click
 
 import arkor as package
 from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, place_of, project_error
-from arkor.cli.text import say
+from arkor.cli.text import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.jobs import Artifact, JobStatus, TrainingResult
 from arkor.project import find_entry, load_entry
@@ -66,22 +67,32 @@ def _belongs(file: Path) -> bool:
 @click.command()
 @click.argument("entry", required=False, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="The whole way, with a few rows and steps, to see that all of it works.")
-def start(entry: Path | None, dry_run: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print how it ended as a JSON object; the rest goes to stderr.")
+def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
     """Run the trainer of ENTRY (a file or a project's folder; default: here) and watch it to its end."""
     if dry_run:
         os.environ["ARKOR_DRY_RUN"] = "1"  # the entry may submit the run by itself when it is loaded
     file = find_entry(entry)
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the entry prints is none of the document
+            result = _run(file)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if not as_json:
+        return _ended(result)
+    say_json({"job": result.job, "artifacts": result.artifacts})
+    return OK if result.job.status == JobStatus.COMPLETED else FAILED
+
+
+def _run(file: Path) -> TrainingResult:
+    """Submit the run of that file and watch it; what interrupts it says how to go on."""
     trainer = _in_their_code(file, lambda: load_entry(file))
     try:
         say(f"{trainer.name}: run {trainer.start().job_id}")
-        result = _in_their_code(file, trainer.wait)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(trainer)
-        return INTERRUPTED
-    except ProjectError:
+        return _in_their_code(file, trainer.wait)
+    except (KeyboardInterrupt, ProjectError):
         _say_how_to_go_on(trainer)
         raise
-    return _ended(result)
 
 
 def _in_their_code(file: Path, call: Callable[[], T]) -> T:

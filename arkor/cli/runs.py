@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from arkor.cli.errors import OK
-from arkor.cli.text import event_line, instant, say, say_json, table, took, when
+from arkor.cli.text import as_json_option, event_line, instant, say, say_json, table, took, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.connection import StreamEnd
@@ -112,7 +112,8 @@ def _is_later(event: Event, moment: Any) -> bool:
 
 @click.command()
 @click.argument("job")
-def cancel(job: str) -> int:
+@as_json_option
+def cancel(job: str, *, as_json: bool) -> int:
     """Stop a run; what it has saved so far is kept."""
     client = connect()
     found = find_job(client, job)
@@ -123,5 +124,8 @@ def cancel(job: str) -> int:
             raise
         say(f"{found.id} has already ended: it is {client.get_job(found.id).status}.", err=True)
         return 1
+    if as_json:
+        say_json(client.get_job(found.id))
+        return OK
     say(f"{found.id} is being cancelled; `arkor logs {found.id}` tells when it has stopped.")
     return OK

@@ -31,13 +31,17 @@ _COLOURS = {"queued": "yellow", "running": "cyan", "completed": "green", "failed
 
 
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print; without colours where there is no terminal or `NO_COLOR` is set."""
-    click.echo(text, err=err, nl=nl, color=False if os.environ.get("NO_COLOR") else None)
+    """Print; without colours where there is no terminal, or one without any, or `NO_COLOR` is set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    click.echo(text, err=err, nl=nl, color=False if plain else None)
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 
 
 def say_json(data: Any) -> None:
     """Print one JSON document, for programs; escaped where what we print to is no UTF-8."""
-    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
     say(json.dumps(to_wire(data), indent=2, ensure_ascii=not is_utf8))
 
 

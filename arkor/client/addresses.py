@@ -6,17 +6,28 @@ import ipaddress
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import requests
+
 from arkor.errors import InvalidConfig
 
 
 def checked_url(base_url: str) -> str:
     """The URL without its trailing slash. Raises `InvalidConfig` for what is no http(s) URL of a host."""
     parts = split_address(base_url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts is None or parts.scheme not in ("http", "https") or not _can_be_called(base_url):
         raise InvalidConfig("base_url", f"must be a URL like https://api.arkor.ai, not {base_url!r}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidConfig("base_url", "must have no user, password, query or fragment; a token goes into credentials")
     return base_url.rstrip("/")
+
+
+def _can_be_called(url: str) -> bool:
+    """Whether what comes behind the scheme is a host that a request can go to."""
+    try:
+        requests.models.PreparedRequest().prepare_url(url, None)
+    except (requests.RequestException, UnicodeError):
+        return False
+    return url.isprintable() and " " not in url and bool(urlsplit(url).hostname)
 
 
 def split_address(url: Any) -> SplitResult | None:

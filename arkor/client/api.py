@@ -333,7 +333,7 @@ def _segment(name: str, value: str) -> str:
     """An id as one segment of a path, whatever is in it."""
     if not isinstance(value, str) or not value or value in (".", ".."):
         raise InvalidConfig(name, f"must be an id, not {value!r}")
-    return quote(value, safe="")
+    return quote(value, safe="", errors="surrogatepass")
 
 
 def _endpoint(deployment_id: str) -> str:

@@ -225,6 +225,8 @@ class Http:
             )
         except requests.RequestException:
             raise
+        except UnicodeError:  # bytes of a command line that are no text
+            raise InvalidConfig("request", "has characters that are no text, and cannot be sent") from None
         except OSError as error:  # a bundle of certificates that is not there
             raise unavailable(base_url, error) from error
         finally:
