@@ -141,7 +141,7 @@ def serve(home: Path, engine: str, service: Service) -> None:
             raise CannotStart(NEEDS_TOKEN.format(host=service.host))
         operator = service.operator_token
         app = create_app(home, store, engine, operator_token=operator, open_to_own=private and operator is None)
-        doorman = Doorman(app, loopback_only=private)
+        doorman = Doorman(app, loopback_only=private and operator is None)  # a proxy hands on the name it was called by
 
         def left_alone() -> bool:
             quiet = doorman.quiet_since()

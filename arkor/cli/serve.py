@@ -23,8 +23,8 @@ from arkor.settings import arkor_home
 def serve(host: str, port: int, home: Path | None, token_file: Path | None) -> None:
     """Serve runs until Ctrl-C; scripts find the way through ARKOR_CLOUD_API_URL.
 
-    On any address that other machines can reach, callers must bring a token of your choice: `arkor login --url URL`
-    asks for it there.
+    On any address that other machines can reach, callers must bring a token of your choice; there, `arkor login --token
+    --url URL` asks for it.
     """
     folder = (home or arkor_home()).expanduser().absolute()
     command = [sys.executable, "-m", "arkor.backend", "--home", str(folder), "--idle", "0", "--greet"]

@@ -254,3 +254,17 @@ def test_the_operators_token_is_kept_nowhere(public: Backend, monkeypatch: pytes
     assert Caller(second.url, TOKEN).call("GET", "/v1/me").status_code == 401
     second.process.kill()
     second.process.wait()
+
+
+def test_a_proxy_on_this_machine_brings_the_token_of_whom_it_speaks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARKOR_SERVE_TOKEN", TOKEN)
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    handed_on = {"Host": "arkor.example", "X-Forwarded-For": "203.0.113.5"}
+    sign_up = ("POST", "/v1/auth/anonymous")
+    for headers in (handed_on, {}):
+        assert Caller(backend.url, None).call(*sign_up, json={"kind": "cli"}, headers=headers).status_code == 401
+    assert Caller(backend.url, TOKEN).call("GET", "/v1/me", headers=handed_on).status_code == 200
+    backend.process.kill()
+    backend.process.wait()

@@ -50,7 +50,7 @@ async def _require_admission(request: Request) -> None:
         return
     sentence = (
         "This backend gives an identity to nobody without its operator's token. Ask whoever runs it, then sign in: "
-        "arkor login --url URL"
+        "arkor login --token --url URL"
     )
     raise unauthorized(sentence, "token_required")
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arkor.backend.home import UPLOADING, datasets_folder
-from arkor.backend.openapi import FILE, PROJECT, Answer, Parameter, body_of, route
+from arkor.backend.openapi import PROJECT, TEXT, Answer, Parameter, body_of, route
 from arkor.backend.routes import Refusal, invalid, require_scope, save_body
 
 UPLOAD_LIMIT = 8 * 1024**3
@@ -54,7 +54,7 @@ async def _receive(request: Request, folder: Path) -> tuple[str, int]:
 
 _TEXT = {"type": "string"}
 _UPLOADED = body_of(id=_TEXT, filename=_TEXT, bytes={"type": "integer"}, url=_TEXT)
-_FILENAME = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\\\u0000]+$"}
+_FILENAME = {"type": "string", "maxLength": 255, "pattern": r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$"}
 
 routes = [
     route(
@@ -63,7 +63,7 @@ routes = [
         upload,
         PROJECT,
         "Upload a file of data; the same content is kept once.",
-        body=FILE,
+        body=TEXT,
         body_type="application/octet-stream",
         parameters=[Parameter("filename", _FILENAME, "What it is called, without its folder.", required=True)],
         answers={201: Answer("Its `url` is what a job names as its data.", body_of(dataset=_UPLOADED))},
