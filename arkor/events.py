@@ -132,7 +132,8 @@ TYPES: dict[str, type[Any]] = {
     "training.failed": TrainingFailed,
 }
 TYPE_OF = {**{cls: name for name, cls in TYPES.items()}, TrainingCancelled: "training.failed"}
-TERMINAL_TYPES = frozenset({"training.completed", "training.failed"})
+#: `training.cancelled` is written no more, and read where a log still has it.
+TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
 
 #: The `error` of a run that was stopped on request, as the protocol's other clients and backends know it.
 CANCELLED = "Job cancelled"
@@ -265,7 +266,7 @@ def _decode_failed(data: dict[str, Any]) -> TrainingFailed | TrainingCancelled:
     job, timestamp, step = _text(data, "jobId"), _text(data, "timestamp"), _optional_step(data)
     artifacts = parse_artifacts(data.get("artifacts"))
     error = _text(data, "error") or "the backend gave no reason"
-    if error == CANCELLED:
+    if error == CANCELLED or data["type"] == "training.cancelled":
         return TrainingCancelled(job, timestamp, step, artifacts)
     return TrainingFailed(job, timestamp, error, step, artifacts)
 
@@ -283,4 +284,5 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "checkpoint.saved": _decode_checkpoint,
     "training.completed": _decode_completed,
     "training.failed": _decode_failed,
+    "training.cancelled": _decode_failed,
 }

@@ -93,6 +93,7 @@ class TokenCredentials:
 Credentials = AnonymousCredentials | OAuthCredentials | TokenCredentials
 
 _MODES: dict[str, type[Any]] = {cls.mode: cls for cls in (AnonymousCredentials, OAuthCredentials, TokenCredentials)}
+_MODES["auth0"] = OAuthCredentials  # as older TypeScript clients wrote it
 
 
 def credentials_path() -> Path:
@@ -198,7 +199,8 @@ def _is_taken(lock: int) -> bool:
 
 
 def write_json(path: Path, data: Mapping[str, Any], mode: int = 0o600) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one. Raises OSError."""
+    """Write beside and rename, so that a reader sees the old file or the new one; links stay. Raises OSError."""
+    path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -318,7 +320,9 @@ def remove_credentials() -> bool:
         return False
     with only_writer():
         try:
+            target = Path(os.path.realpath(path))
             path.unlink()
+            target.unlink(missing_ok=True)  # where the file was a link: the token lies at its end
         except FileNotFoundError:
             return False
         except OSError as error:

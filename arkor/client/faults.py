@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from arkor.client.upgrade import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
+from arkor.settings import VERSION
 
 #: An error page longer than this is not read to its end.
 MAX_ERROR_BYTES = 64 * 1024
@@ -32,6 +33,14 @@ _REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3}[ \w-]{0,60})"
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
+#: What to do where a backend names its reason by a word.
+_WAYS_OUT = {
+    "anonymous_token_single_device": " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that "
+    "names the old organisation must be removed.",
+    "anonymous_account_not_found": " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that "
+    "names the old organisation must be removed.",
+}
+
 # An answer that is an error
 
 
@@ -43,7 +52,7 @@ def error_of(response: requests.Response) -> CloudApiError:
     said, request = _beginning(response).decode("utf-8", "replace"), response.request
     body = without_token(said, request)
     sentence, code = _from_json(body)
-    sentence = without_token(sentence or _from_page(response, body), request)
+    sentence = without_token(sentence or _from_page(response, body), request) + _WAYS_OUT.get(code or "", "")
     if response.status_code == 426 and (command := upgrade_command()) not in sentence:
         sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {command}"
     request_id = response.headers.get("X-Request-Id")
@@ -111,6 +120,8 @@ def _from_json(body: str) -> tuple[str | None, str | None]:
 def _from_object(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Our shape `{"error", "code"}`, OpenAI's `{"error": {"message", "code"}}`, and what proxies make up."""
     error = data.get("error")
+    if isinstance(takes := data.get("supportedRange"), str) and takes.strip():
+        return f"the backend takes clients of version {_one_line(takes, 40)}, and this is {VERSION}", str(error)
     inner: Mapping[str, Any] = error if isinstance(error, dict) else data
     candidates = (error, inner.get("message"), inner.get("detail"))
     sentence = next((_one_line(c) for c in candidates if isinstance(c, str) and c.strip()), None)

@@ -63,8 +63,12 @@ def write_state(state: ProjectState, project_dir: str | Path | None = None) -> N
 
 
 def slug_of(folder: Path) -> str:
-    """A project's slug from the name of its folder: `"My Bot!"` → `"my-bot"`."""
-    slug = re.sub(r"[^a-z0-9-]", "-", folder.name.lower())[:_LONGEST_SLUG].strip("-")
+    """A project's slug from the name of its folder: `"My Bot!"` → `"my-bot"`.
+
+    The TypeScript client must find the same one: it counts in UTF-16, and cuts behind trimming.
+    """
+    units = re.sub(r"[^\0-\uffff]", "--", folder.name.lower())
+    slug = re.sub(r"[^a-z0-9-]", "-", units).strip("-")[:_LONGEST_SLUG]
     return slug or "project"
 
 

@@ -201,6 +201,13 @@ def test_standing(tmp_path: Path) -> None:
     assert is_finished(path)
 
 
+def test_an_older_log_of_a_cancelled_run_is_understood(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"type":"training.cancelled","jobId":"job","timestamp":"1"}\n')
+    assert read_standing(events) == Standing(JobStatus.CANCELLED, completed_at="1")
+    assert decode_event(json.loads(events.read_text())) == TrainingCancelled("job", "1")
+
+
 @pytest.mark.parametrize(
     ("event", "status"),
     [(TrainingCompleted("job", "1"), JobStatus.COMPLETED), (TrainingCancelled("job", "1"), JobStatus.CANCELLED)],

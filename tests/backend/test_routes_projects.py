@@ -26,14 +26,14 @@ def test_a_project_is_made_once(shared_backend: Backend) -> None:
     assert stranger(shared_backend).call("POST", "/v1/projects", json=project | {"slug": "my-bot"}).status_code == 400
 
 
-@pytest.mark.parametrize("slug", ["", "-a", "a-", "A", "a b", "a" * 41, "ä", "a\n", 5, None, ["a"]])
+@pytest.mark.parametrize("slug", ["", "-a", "A", "a b", "a" * 41, "ä", "a\n", 5, None, ["a"]])
 def test_a_slug_has_a_form(caller: Caller, slug: object) -> None:
     answer = caller.call("POST", "/v1/projects", json={"name": "n", "slug": slug})
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("slug: ")
 
 
-@pytest.mark.parametrize("name", ["", "  ", 5, None, "a\0b", "x" * 201])
+@pytest.mark.parametrize("name", ["", "  ", 5, None, "a\0b", "x" * 256])
 def test_a_name_is_text(caller: Caller, name: object) -> None:
     answer = caller.call("POST", "/v1/projects", json={"name": name, "slug": "slug"})
     assert answer.status_code == 400

@@ -21,6 +21,7 @@ from arkor.client.http import Access, Http
 from arkor.client.upgrade import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
 from arkor.jobs import Scope
+from arkor.settings import VERSION
 from tests.fakes.http_server import Answer, HttpServer, answering
 
 TOKEN = "s3cret/token+of=the-caller"
@@ -133,6 +134,26 @@ def test_how_to_upgrade_is_as_the_environment_has_it(files: dict[str, str], comm
 )
 def test_426_says_how_to_upgrade_whatever_the_body(body: object) -> None:
     assert f"upgrade it: {upgrade_command()}" in str(refused(Answer(426, body)))
+
+
+def test_426_names_the_versions_where_the_backend_does() -> None:
+    body = {
+        "error": "sdk_version_unsupported",
+        "currentVersion": "0.0.1",
+        "supportedRange": "^1.4.0",
+        "upgrade": "npm i",
+    }
+    error = refused(Answer(426, body))
+    assert error.code == "sdk_version_unsupported"
+    assert str(error).startswith(f"the backend takes clients of version ^1.4.0, and this is {VERSION}. This arkor")
+    assert "npm" not in str(error)
+
+
+@pytest.mark.parametrize("code", ["anonymous_token_single_device", "anonymous_account_not_found"])
+def test_an_anonymous_identity_that_is_gone_has_a_way_out(code: str) -> None:
+    error = refused(Answer(409, {"error": "Anonymous token is no longer current.", "code": code}))
+    assert "arkor login" in str(error)
+    assert ".arkor/state.json" in str(error)
 
 
 def test_426_does_not_say_it_twice() -> None:

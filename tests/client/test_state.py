@@ -63,7 +63,8 @@ def test_a_file_that_cannot_be_read_or_written_is_shown(tmp_path: Path) -> None:
         ("über_bot", "ber-bot"),
         ("日本", "project"),
         ("", "project"),
-        ("a" * 39 + "-b", "a" * 39),
+        ("a" * 39 + "-b", "a" * 39 + "-"),
+        ("bot-😀-x", "bot----x"),
         ("x" * 60, "x" * 40),
     ],
 )

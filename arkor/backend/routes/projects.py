@@ -13,9 +13,15 @@ from arkor.backend.openapi import ORG, Answer, body_of, fields_of, list_of, rout
 from arkor.backend.routes import NAME, Refusal, check_fields, invalid, read_object, require_org, require_text
 from arkor.backend.store import Project, Taken
 
-_SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+# A client cuts the name of a folder to 40 characters, so the last one may be any.
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,39}", re.ASCII)
 
-NEW_PROJECT = body_of(name=NAME, slug={"type": "string", "pattern": f"^{_SLUG.pattern}$"})
+#: The longest name of a project: that of a folder.
+LONGEST_NAME = 255
+
+NEW_PROJECT = body_of(
+    name={**NAME, "maxLength": LONGEST_NAME}, slug={"type": "string", "pattern": f"^{_SLUG.pattern}$"}
+)
 
 
 async def list_projects(request: Request) -> Response:
@@ -30,9 +36,9 @@ async def create_project(request: Request) -> Response:
     _, org = await require_org(request)
     body = await read_object(request)
     check_fields(body, *fields_of(NEW_PROJECT))
-    name, slug = require_text(body, "name"), body["slug"]
+    name, slug = require_text(body, "name", LONGEST_NAME), body["slug"]
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
-        problem = "must be 1 to 40 of a-z, 0-9 and -, with no - at either end"
+        problem = "must be 1 to 40 of a-z, 0-9 and -, with no - at the beginning"
         raise invalid("slug", problem)
     try:
         project = await run_in_threadpool(request.app.state.store.create_project, org, name, slug)
