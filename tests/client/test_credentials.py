@@ -107,6 +107,13 @@ def test_a_file_that_makes_no_sense_is_no_sign_in(text: str) -> None:
     assert read_credentials() is None
 
 
+def test_a_sign_in_that_an_older_typescript_client_wrote_is_a_sign_in() -> None:
+    write_credentials(OAUTH)
+    written = json.loads(credentials_path().read_text())
+    credentials_path().write_text(json.dumps({**written, "mode": "auth0"}))
+    assert read_credentials() == OAUTH
+
+
 def test_fields_of_a_newer_version_are_no_fault() -> None:
     write_credentials(ANONYMOUS)
     data = {**json.loads(credentials_path().read_text()), "since": "2027"}
