@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import attrs
 from attrs import field, frozen
 
+from arkor.cards import job_card, job_line, result_card, result_line
 from arkor.errors import InvalidConfig, TrainingFailed
 from arkor.evaluations import Evaluation
 from arkor.history import History
@@ -373,7 +374,7 @@ def _config(value: Any) -> Any:
     return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
 
 
-@frozen
+@frozen(repr=False)
 class TrainingJob:
     """A submitted run. Times are ISO 8601 in UTC."""
 
@@ -389,8 +390,14 @@ class TrainingJob:
     completed_at: str | None = None
     extra: Mapping[str, Any] = field(factory=dict)
 
+    def __repr__(self) -> str:
+        return job_line(self)
 
-@frozen
+    def _repr_html_(self) -> str:
+        return job_card(self)
+
+
+@frozen(repr=False)
 class TrainingResult:
     """How a run ended: the job as the backend knows it and what the run left behind.
 
@@ -403,6 +410,12 @@ class TrainingResult:
     best: BestCheckpoint | None = None
     evaluations: tuple[Evaluation, ...] = ()
     history: History = field(factory=History, eq=False)
+
+    def __repr__(self) -> str:
+        return result_line(self)
+
+    def _repr_html_(self) -> str:
+        return result_card(self)
 
     def raise_for_status(self) -> TrainingResult:
         """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""

@@ -28,9 +28,9 @@ from arkor.client.credentials import (
 )
 from arkor.client.http import checked_token
 from arkor.client.sign_in import sign_in, sign_in_config
-from arkor.display.tally import one_line
 from arkor.errors import ArkorError, CredentialsError, InvalidConfig
 from arkor.settings import cloud_api_url_from_env
+from arkor.words import one_line
 
 PERSON, ANONYMOUS, TOKEN = "person", "anonymous", "token"
 

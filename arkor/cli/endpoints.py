@@ -13,9 +13,9 @@ from arkor.cli.text import as_json_option, say, say_json, table, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.deployments import AUTH_MODES, RETENTION_MODES, Deployment, DeploymentKey
-from arkor.display.tally import one_line
 from arkor.errors import InvalidConfig
 from arkor.settings import MANAGED_CLOUD_API_URL
+from arkor.words import one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from arkor.display.tally import clock, number, one_line
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -26,6 +25,7 @@ from arkor.events import (
 )
 from arkor.jobs import TrainingJob
 from arkor.wire import to_wire
+from arkor.words import clock, number, one_line
 
 _COLOURS = {"queued": "yellow", "running": "cyan", "completed": "green", "failed": "red", "cancelled": "magenta"}
 

@@ -23,9 +23,9 @@ from arkor.client.credentials import (
 from arkor.client.embedded import ask_health, read_listing
 from arkor.client.http import Access
 from arkor.client.oauth import access_for
-from arkor.display.tally import one_line
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.settings import arkor_home
+from arkor.words import one_line
 
 #: Seconds within which a call is tried again whose answer is only told.
 _RETRY_SECONDS = 3.0

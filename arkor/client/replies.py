@@ -16,6 +16,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import HTTPError
 
+from arkor.cards import text_card
 from arkor.client.faults import error_in_stream, unavailable
 from arkor.client.frames import frames
 from arkor.client.patience import Patience
@@ -60,6 +61,20 @@ class ChatResponse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        text, note = self._so_far()
+        return f"ChatResponse({text if len(text) <= 60 else f'{text[:60]}…'!r}, {note})"
+
+    def _repr_html_(self) -> str:
+        return text_card(*self._so_far())
+
+    def _so_far(self) -> tuple[str, str]:
+        """What has been read of the answer, and whether that is all; reads nothing itself."""
+        calls = [str(call.get("function", {}).get("name")) for call in self._message.get("tool_calls") or ()]
+        called = f"calls {', '.join(calls)}; " if calls else ""
+        ended = f"ended: {self._finish_reason}" if self._finish_reason else "not read to its end; text() does that"
+        return str(self._message.get("content") or ""), called + ended
 
     def close(self) -> None:
         """Hang up; the backend stops to generate."""

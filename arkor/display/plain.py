@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import WORDS, Tally, one_line, spelled
+from arkor.display.tally import WORDS, Tally
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -18,6 +18,7 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
+from arkor.words import one_line, spelled
 
 
 class PlainProgress:

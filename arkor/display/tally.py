@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from datetime import datetime
 from itertools import islice
-from typing import TextIO
 
 from arkor.events import (
     CheckpointSaved,
@@ -23,6 +21,7 @@ from arkor.events import (
     TrainingResumed,
     TrainingStarted,
 )
+from arkor.words import clock, number, one_line, seconds_between
 
 _RECENT_STEPS = 24  # that speed and trend are taken from
 _LEVEL = 0.01  # a change of less than this share is none
@@ -111,7 +110,7 @@ class Tally:
         if len(self._marks) < 2:
             return None
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
-        seconds = _seconds_between(began, ended)
+        seconds = seconds_between(began, ended)
         return seconds / (last - first) if seconds is not None and last > first else None
 
     def speed(self) -> str:
@@ -130,7 +129,7 @@ class Tally:
 
     def duration(self) -> str:
         """How long the training took, once it has ended: `"in 1:42"`."""
-        seconds = _seconds_between(self._started_at, self._last_at)
+        seconds = seconds_between(self._started_at, self._last_at)
         return "" if seconds is None else f"in {clock(seconds)}"
 
     def steps(self) -> str:
@@ -153,37 +152,3 @@ class Tally:
 
 def _from_step(step: int) -> str:
     return f"resuming from step {step}" if step else "starting again"
-
-
-def one_line(text: str) -> str:
-    """Without line breaks, escape codes and the like, which would tear a line of progress."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def spelled(text: str, stream: TextIO) -> str:
-    """The text with `?` for what the stream's encoding has no letters for."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
-
-
-def number(value: float) -> str:
-    """A loss in as few characters as are worth reading."""
-    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """`"0:07"`, `"1:42"`, `"2:05:11"`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _seconds_between(began: str, ended: str) -> float | None:
-    try:
-        return max(0.0, (_instant(ended) - _instant(began)).total_seconds())
-    except (ValueError, TypeError):  # a backend whose time stamps are none
-        return None
-
-
-def _instant(timestamp: str) -> datetime:
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))

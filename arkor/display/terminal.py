@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import TextIO
 
 from arkor.display.ear import Ear
-from arkor.display.tally import ARROWS, NO_ARROWS, Tally, one_line, spelled
+from arkor.display.tally import ARROWS, NO_ARROWS, Tally
 from arkor.display.ticker import Ticker
 from arkor.events import Event, TrainingLog, TrainingWarning
+from arkor.words import one_line, spelled
 
 _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25

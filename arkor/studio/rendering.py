@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from arkor.display.tally import clock, number
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError
 from arkor.jobs import TrainingJob
 from arkor.settings import VERSION
+from arkor.words import clock, number
 
 _FOLDER = Path(__file__).parent
 

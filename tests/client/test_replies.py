@@ -257,3 +257,24 @@ def test_an_exception_of_the_call_comes_through() -> None:
 
     with pytest.raises(queue.Empty):
         Patience().call(fail)
+
+
+def test_looking_at_an_answer_reads_nothing_of_it() -> None:
+    held = threading.Event()
+    with serving(send_and_hold(chunk("<b>Hel"), until=held)) as server, ask(server.url) as response:
+        assert repr(response) == "ChatResponse('', not read to its end; text() does that)"
+        assert next(iter(response)) == "<b>Hel"
+        assert repr(response) == "ChatResponse('<b>Hel', not read to its end; text() does that)"
+        assert ">&lt;b&gt;Hel<" in response._repr_html_()
+        held.set()
+
+
+def test_an_answer_that_was_read_shows_itself() -> None:
+    with serving(send(chunk("Hello " * 20), chunk(None, finish_reason="length"), DONE)) as server:
+        with ask(server.url) as response:
+            response.text()
+    assert repr(response) == f"ChatResponse({'Hello ' * 10 + '…'!r}, ended: length)"
+    with serving(answer(200, json.dumps(COMPLETION).encode())) as server, ask(server.url) as response:
+        assert "not read" in repr(response)
+        response.text()
+        assert "not read" not in repr(response)

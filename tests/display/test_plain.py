@@ -10,7 +10,7 @@ import pytest
 
 from arkor.display import Silence, progress_for
 from arkor.display.plain import PlainProgress
-from arkor.display.tally import Tally, clock, number
+from arkor.display.tally import Tally
 from arkor.errors import InvalidConfig
 from arkor.events import (
     CheckpointSaved,
@@ -23,6 +23,7 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
+from arkor.words import clock, number
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

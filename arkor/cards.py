@@ -1,0 +1,121 @@
+"""A run, its end, or an answer as a notebook shows it: a line for `repr()`, a card of HTML.
+
+Everything is escaped, and nothing is shown that opens a door: of an address only where it leads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+from urllib.parse import urlsplit
+
+from arkor.words import clock, number, seconds_between
+
+_CARD = "border-left:3px solid {colour};padding:2px 12px;margin:4px 0;max-width:640px"
+_CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;background:transparent"
+_GREY = "#808080"
+_COLOURS = {"completed": "#16a34a", "failed": "#dc2626", "cancelled": "#a855f7", "running": "#3b82f6"}
+_MOST_ARTIFACTS = 8
+_SETTINGS = ("max_steps", "num_train_epochs", "learning_rate", "batch_size", "lora_r", "dry_run")
+
+Rows = Iterable[tuple[str, Any]]
+
+
+def line(cls: str, /, **facts: Any) -> str:
+    """`"TrainingJob(id='3f9a', status='completed')"`; what is None is left out."""
+    return f"{cls}({', '.join(f'{key}={value!r}' for key, value in facts.items() if value is not None)})"
+
+
+def job_line(job: Any) -> str:
+    facts = {"id": job.id, "name": job.name, "status": str(job.status), "model": _model(job), "error": job.error}
+    return line("TrainingJob", **facts)
+
+
+def result_line(result: Any) -> str:
+    job = result.job
+    return line(
+        "TrainingResult",
+        id=job.id,
+        name=job.name,
+        status=str(job.status),
+        error=job.error,
+        artifacts=len(result.artifacts),
+        best=getattr(result.best, "step", None),
+        evaluations=len(result.evaluations) or None,
+        history=result.history,
+    )
+
+
+def job_card(job: Any) -> str:
+    return _card(job.name, str(job.status), _job_rows(job))
+
+
+def result_card(result: Any) -> str:
+    return _card(result.job.name, str(result.job.status), [*_job_rows(result.job), *_result_rows(result)])
+
+
+def text_card(text: str, note: str) -> str:
+    """A text as it is, line breaks included, and a note below it."""
+    below = f'<div style="opacity:.6;font-size:90%">{escape(note)}</div>'
+    return (
+        f'<div style="{_CARD.format(colour=_GREY)}"><div style="white-space:pre-wrap">{escape(text)}</div>{below}</div>'
+    )
+
+
+def _card(title: str, status: str, rows: Rows) -> str:
+    colour = _COLOURS.get(status, _GREY)
+    head = f'<b>{escape(str(title))}</b> <span style="color:{colour}">{escape(status)}</span>'
+    cells = "".join(
+        f'<tr style="background:transparent"><td style="{_CELL};opacity:.6">{escape(name)}</td>'
+        f'<td style="{_CELL}">{escape(str(value))}</td></tr>'
+        for name, value in rows
+        if value
+    )
+    table = f'<table style="border:none;margin:2px 0">{cells}</table>'
+    return f'<div style="{_CARD.format(colour=colour)}">{head}{table}</div>'
+
+
+def _job_rows(job: Any) -> Rows:
+    yield "id", job.id
+    yield "error", job.error or ""
+    yield "model", _model(job) or ""
+    yield "data", _source(getattr(job.config, "dataset_source", None))
+    settings = [(name, getattr(job.config, name, None)) for name in _SETTINGS]
+    yield "settings", ", ".join(f"{name} {value}" for name, value in settings if value is not None)
+    yield "submitted", job.created_at
+    seconds = seconds_between(str(job.started_at), str(job.completed_at))
+    yield "took", "" if seconds is None else clock(seconds)
+
+
+def _result_rows(result: Any) -> Rows:
+    losses = [row.loss for row in result.history[-64:] if row.loss is not None]
+    yield "last loss", number(losses[-1]) if losses else ""
+    if result.best is not None:
+        yield "best checkpoint", f"step {result.best.step}, {result.best.metric} {number(result.best.value)}"
+    for evaluation in result.evaluations[-1:]:
+        yield "evaluation", str(evaluation).partition("\n")[0]
+    shown = [_artifact(artifact) for artifact in result.artifacts[:_MOST_ARTIFACTS]]
+    rest = len(result.artifacts) - len(shown)
+    yield "artifacts", ", ".join([*shown, *([f"and {rest} more"] if rest > 0 else [])])
+    if result.history:
+        yield "history", f"{len(result.history)} logs; result.history draws them"
+
+
+def _artifact(artifact: Any) -> str:
+    return str(getattr(artifact, "path", None) or getattr(artifact, "kind", None) or type(artifact).__name__)
+
+
+def _model(job: Any) -> str | None:
+    return getattr(job.config, "model", None)
+
+
+def _source(source: Any) -> str:
+    """Where the rows come from; of a URL neither the user and password nor the query, which may be a key."""
+    if url := getattr(source, "url", None):
+        try:
+            parts = urlsplit(str(url))
+        except ValueError:
+            return ""
+        return f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.hostname else parts.path
+    return str(getattr(source, "name", None) or getattr(source, "path", None) or "")

@@ -1,0 +1,41 @@
+"""Numbers, times and text of strangers, as a person reads them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TextIO
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, escape codes and the like, which would tear a line of progress."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def spelled(text: str, stream: TextIO) -> str:
+    """The text with `?` for what the stream's encoding has no letters for."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def number(value: float) -> str:
+    """A loss in as few characters as are worth reading."""
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """`"0:07"`, `"1:42"`, `"2:05:11"`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds_between(began: str, ended: str) -> float | None:
+    """From one ISO time to another; None where either is none or nonsense."""
+    try:
+        return max(0.0, (_instant(ended) - _instant(began)).total_seconds())
+    except (ValueError, TypeError):  # a backend whose time stamps are none
+        return None
+
+
+def _instant(timestamp: str) -> datetime:
+    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
