@@ -13,6 +13,7 @@ from uuid import uuid4
 import openai
 import psutil
 import pytest
+import requests
 from attrs import frozen
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
@@ -215,6 +216,12 @@ def test_a_message_of_ten_megabytes(site: Site) -> None:
 def test_failures_of_the_model(site: Site) -> None:
     with site.client("scripted/fail") as client, pytest.raises(openai.InternalServerError, match="as it was asked to"):
         client.chat.completions.create(model="any", messages=QUESTION)
+    with (
+        site.client("scripted/crash") as client,
+        pytest.raises(openai.InternalServerError, match="exit code 13") as died,
+    ):
+        client.chat.completions.create(model="any", messages=QUESTION)
+    assert str(site.backend.home) not in str(died.value)  # nobody's business out there
     said = ""
     with site.client("scripted/break") as client, pytest.raises(openai.APIError, match="as it was asked to"):
         for chunk in client.chat.completions.create(model="any", messages=QUESTION, stream=True):
@@ -297,7 +304,7 @@ def test_a_real_model_stops_where_it_is_told(real: openai.OpenAI) -> None:
 
 
 def test_a_prompt_that_is_too_long_says_by_how_much(real: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="4096"):
+    with pytest.raises(openai.BadRequestError, match="this model takes 4096 "):
         real.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 6000}])
 
 
@@ -379,3 +386,87 @@ def test_a_streamed_tool_call(real: openai.OpenAI) -> None:
     assert name == "Weather"
     assert Weather.model_validate(json.loads(arguments))
     assert reasons[-1] == "tool_calls"
+
+
+HOSTILE: dict[str, Any] = {
+    "a regex that explodes": {"structured_outputs": {"regex": "(a{1,1000}){1,1000}"}},
+    "a regex without an end": {"structured_outputs": {"regex": "(" * 100_000}},
+    "a schema of doubling references": {
+        "$ref": "#/$defs/0",
+        "$defs": {
+            "40": {"type": "string"},
+            **{str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)},
+        },
+    },
+    "a schema that is itself": {"$ref": "#"},
+    "a schema elsewhere": {"$ref": "http://127.0.0.1:9/schema.json"},
+    "a schema of patterns": {
+        "type": "object",
+        "properties": {str(n): {"type": "string", "pattern": "^(a|b){1,500}$"} for n in range(3000)},
+    },
+    "a schema of long numbers": {"type": "integer", "minimum": -(10**300), "maximum": 10**300},
+}
+
+
+def refusal(client: openai.OpenAI, change: dict[str, Any]) -> openai.BadRequestError | None:
+    try:
+        client.chat.completions.create(model="any", messages=QUESTION, max_tokens=4, **change)
+    except openai.BadRequestError as refused:
+        return refused
+    return None
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_constraints_made_to_explode(real: openai.OpenAI, name: str) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "hostile", "schema": HOSTILE[name]}}
+    free = "structured_outputs" in HOSTILE[name]
+    began = time.monotonic()
+    refused = refusal(real, {"extra_body": HOSTILE[name]} if free else {"response_format": schema})
+    assert time.monotonic() - began < 4  # about a second, on a machine that has nothing else to do
+    if refused:
+        assert refused.param
+        assert 20 < len(refused.body["message"]) < 1000
+    assert content(real.chat.completions.create(model="any", messages=QUESTION, max_tokens=4))
+
+
+def test_a_deep_schema_is_no_trap(real: openai.OpenAI) -> None:
+    depth = 20_000
+    schema = '{"type":"object","properties":{"a":' * depth + "{}" + "}}" * depth
+    body = (
+        f'{{"messages":[],"response_format":{{"type":"json_schema","json_schema":{{"name":"x","schema":{schema}}}}}}}'
+    )
+    answer = requests.post(f"{real.base_url}chat/completions", body, headers=real.auth_headers, timeout=30)
+    assert answer.status_code == 400
+    assert "JSON" in answer.json()["error"]["message"]
+
+
+CANARY = "xylophone-kumquat-7351"
+
+
+def test_a_real_model_that_keeps_nothing_leaves_no_word_of_it(
+    computed: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, model = computed
+    monkeypatch.setenv("ARKOR_HOME", str(backend.home))
+    site = Site(backend, connect())
+    made, key = site.deploy(model)
+    site.owner.update_deployment(made.id, run_retention_mode="disabled")
+    asked: dict[str, Any] = {"model": CANARY, "messages": [{"role": "user", "content": CANARY}], "max_tokens": 8}
+    tool = {"type": "function", "function": {"name": CANARY, "description": CANARY}}
+    choice = {"structured_outputs": {"choice": [CANARY]}}
+    with openai.OpenAI(base_url=site.url(made.slug), api_key=key) as client:
+        assert content(client.chat.completions.create(**asked))
+        assert list(client.chat.completions.create(**asked, stream=True))
+        assert content(client.chat.completions.create(**{**asked, "max_tokens": 99}, extra_body=choice)) == CANARY
+        assert client.chat.completions.create(**{**asked, "max_tokens": 99}, tools=[tool], tool_choice="required")
+        for change in (
+            {"messages": [{"role": "user", "content": CANARY * 2000}]},
+            {"extra_body": {"structured_outputs": {"regex": f"({CANARY}"}}},
+            {"extra_body": {"structured_outputs": {"grammar": f"start: {CANARY}"}}},
+            {"extra_body": {CANARY: CANARY}},
+        ):
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(**{**asked, **change})
+    files = [file for file in backend.home.rglob("*") if file.is_file()]
+    assert {"serving.log", "test-backend.log", "arkor.db"} <= {file.name for file in files}
+    assert [file for file in files if CANARY.encode() in file.read_bytes()] == []

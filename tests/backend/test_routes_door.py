@@ -267,6 +267,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("messages", {"messages": None}),
     ("messages", {"messages": []}),
     ("messages", {"messages": "hello"}),
+    ("messages", {"messages": [{"role": "user", "content": "a"}] * 60_000}),
     ("messages[0]", {"messages": ["hello"]}),
     ("messages[0].role", {"messages": [{"role": "robot", "content": "a"}]}),
     ("messages[0].content", {"messages": [{"role": "user"}]}),
@@ -308,7 +309,12 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("reasoning_effort", {"reasoning_effort": "high"}),
     ("maxTokens", {"maxTokens": 5}),
     ("temprature", {"temprature": 1}),
-    ("response_format", {"response_format": {"type": "xml"}}),
+    ("response_format.type", {"response_format": {"type": "xml"}}),
+    ("tool_choice", {"tool_choice": "required"}),
+    ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "../x\r\n"}}]}),
+    ("structured_outputs", {"structured_outputs": {"choice": ["a"], "regex": "b"}}),
+    ("stop", {"stop": ["a"] * 9}),
+    ("seed", {"seed": 2**80}),
 ]
 
 

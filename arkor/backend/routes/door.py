@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
@@ -25,7 +26,7 @@ from arkor.backend.openapi import NOTHING, TEXT, Answer, Problem, body_of, list_
 from arkor.backend.routes import Refusal, read_object, shown, unauthorized
 from arkor.backend.routes.endpoints import weights_of
 from arkor.backend.routes.inference import BODY_LIMIT, completion_of, respond
-from arkor.backend.routes.openai import Asked, Told, by_openais_names, error_json, read_request, retold
+from arkor.backend.routes.openai import Told, by_openais_names, error_json, read_request, retold
 from arkor.deployments import Deployment
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -52,18 +53,19 @@ async def chat(request: Request) -> Response:
     visit = await admit(request)
     body = await read_object(request, BODY_LIMIT)
     model, folder = await run_in_threadpool(_weights, request.app.state, visit.deployment)
-    asked = read_request(body, model)
+    asked = await run_in_threadpool(read_request, body, model)
+    outward = _for_outsiders(request.app.state.home, model)
     conversation = Conversation(request.app.state, visit, body)
     try:
         completion = completion_of(asked.request, model, folder)
         answer = await respond(request, completion, visit.deployment.slug, stream=asked.request.stream)
     except Refusal as refusal:
-        no = by_openais_names(refusal)
+        no = Refusal(refusal.status, outward(refusal.sentence), refusal.code, refusal.headers)
         conversation.told.error = error_json(no)["error"]
         await conversation.keep()
         raise no from None
     if isinstance(answer, StreamingResponse):
-        return Retold(answer, conversation, asked)
+        return Retold(answer, conversation, include_usage=asked.include_usage, outward=outward)
     conversation.told.whole(json.loads(bytes(answer.body)))
     await conversation.keep()
     return answer
@@ -89,6 +91,16 @@ async def get_model(request: Request) -> Response:
 def _model_json(deployment: Deployment) -> dict[str, Any]:
     created = datetime.fromisoformat(deployment.created_at.replace("Z", "+00:00"))
     return {"id": deployment.slug, "object": "model", "created": int(created.timestamp()), "owned_by": "arkor"}
+
+
+def _for_outsiders(home: Path, model: str) -> Callable[[str], str]:
+    """How an error is worded for callers, who need not know where things lie on this machine."""
+
+    def outward(sentence: str) -> str:
+        sentence = sentence.replace(f"{home}/", "")
+        return by_openais_names(sentence.replace(model, "this model") if "/" in model else sentence)
+
+    return outward
 
 
 # Who may come in
@@ -175,10 +187,17 @@ class Conversation:
 class Retold(Response):
     """A stream in OpenAI's words that is kept when it has ended, however it did."""
 
-    def __init__(self, answer: StreamingResponse, conversation: Conversation, asked: Asked) -> None:
+    def __init__(
+        self,
+        answer: StreamingResponse,
+        conversation: Conversation,
+        *,
+        include_usage: bool,
+        outward: Callable[[str], str],
+    ) -> None:
         super().__init__()
-        told, include_usage = conversation.told, asked.include_usage
-        answer.body_iterator = retold(answer.body_iterator, told, include_usage=include_usage)
+        told = retold(answer.body_iterator, conversation.told, include_usage=include_usage, outward=outward)
+        answer.body_iterator = told
         self._answer = answer
         self._conversation = conversation
 

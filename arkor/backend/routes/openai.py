@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -83,6 +83,9 @@ _INSTEAD = {
 
 _KNOWN = (*_OURS, *_HARMLESS, *_UNABLE)
 
+#: So many messages take a fraction of a second to look at, and are more than a context holds.
+MOST_MESSAGES = 10_000
+
 #: The fields of a message that mean something to a model here.
 _OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
 
@@ -129,6 +132,8 @@ def _messages(value: Any) -> Any:
     """As they came, in the roles that models know, without what says nothing."""
     if not isinstance(value, list):
         return value
+    if len(value) > MOST_MESSAGES:
+        raise invalid("messages", f"are {len(value)}; at most {MOST_MESSAGES} are taken")
     return [_message(f"messages[{index}]", message) for index, message in enumerate(value)]
 
 
@@ -171,10 +176,9 @@ _ANY_WIRE_NAME = re.compile(rf"\b({'|'.join(_WIRE_NAMES)})\b")
 _PARAM = re.compile(r"([A-Za-z_]+(?:\.[\w$]+|\[\d+\])*): ")
 
 
-def by_openais_names(refusal: Refusal) -> Refusal:
-    """The same no, its fields by the names that they have in a chat completion."""
-    sentence = _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], refusal.sentence)
-    return Refusal(refusal.status, sentence, refusal.code, refusal.headers)
+def by_openais_names(sentence: str) -> str:
+    """The sentence with its fields by the names that they have in a chat completion."""
+    return _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], sentence)
 
 
 def error_json(refusal: Refusal) -> dict[str, Any]:
@@ -231,25 +235,32 @@ class Told:
         return {**said, **({"error": self.error} if self.error else {})}
 
 
-async def retold(pieces: AsyncIterable[Any], told: Told, *, include_usage: bool) -> AsyncIterator[bytes]:
-    """The frames of a stream as OpenAI's clients expect them; `told` listens."""
+Sentence = Callable[[str], str]
+
+
+async def retold(
+    pieces: AsyncIterable[Any], told: Told, *, include_usage: bool, outward: Sentence
+) -> AsyncIterator[bytes]:
+    """The frames of a stream as OpenAI's clients expect them, errors as `outward` words them; `told` listens."""
     pending = b""
     async for piece in pieces:
         *frames, pending = (pending + bytes(piece)).split(b"\n\n")
-        yield b"".join(_retell(frame, told, include_usage) for frame in frames)
+        yield b"".join(_retell(frame, told, include_usage, outward) for frame in frames)
 
 
-def _retell(frame: bytes, told: Told, include_usage: bool) -> bytes:
+def _retell(frame: bytes, told: Told, include_usage: bool, outward: Sentence) -> bytes:
     if frame == _DONE:
         return frame + b"\n\n"
     chunk = json.loads(frame.removeprefix(b"data: "))
+    if error := chunk.get("error"):
+        chunk["error"] = {"param": None, **error, "message": outward(error["message"])}
     told.chunk(chunk)
     return b"".join(b"data: " + dumps(one).encode() + b"\n\n" for one in _respelled(chunk, include_usage))
 
 
 def _respelled(chunk: dict[str, Any], include_usage: bool) -> Iterator[Mapping[str, Any]]:
     if "error" in chunk:
-        yield {"error": {"param": None, **chunk["error"]}}
+        yield chunk
         return
     usage = chunk.pop("usage", None)
     if chunk["choices"]:
