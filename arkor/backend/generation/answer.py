@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from arkor.backend.generation.calls import CallReader
-from arkor.backend.generation.completion import CallDelta, Completion, Delta, Done, Reply
+from arkor.backend.generation.completion import CallDelta, CannotAnswer, Completion, Delta, Done, Reply
 from arkor.backend.generation.grammar import Guide
 from arkor.backend.generation.sampling import Taste
 from arkor.backend.generation.text import StopStrings, TextStream
@@ -27,18 +27,27 @@ class Answer:
     finished: bool = False
 
     def push(self, token: int, stop_tokens: frozenset[int]) -> list[Reply]:
-        """Take in a token; the replies that follow from it. Raises `CannotAnswer`."""
+        """Take in a token; the replies that follow from it."""
         self.tokens.append(token)
-        ended = token in stop_tokens
-        if self.guide is not None and not ended:
-            self.guide.consume(token)
-            ended = self.guide.over
-        replies = [] if token in stop_tokens else self._read(self.text.push(token))
+        is_stop = token in stop_tokens
+        try:
+            ended = self._followed(token, is_stop)
+        except CannotAnswer as lost:  # the constraint is at a loss; the answers beside this one are not
+            self.finished = True
+            return [lost.reply(self.completion.id)]
+        replies = [] if is_stop else self._read(self.text.push(token))
         ended = ended or self.stops.hit
         self.finished = ended or len(self.tokens) >= self.limit
         if self.finished:
             replies += [*self._rest(), self._done(ended)]
         return replies
+
+    def _followed(self, token: int, is_stop: bool) -> bool:
+        """Whether nothing can follow that token."""
+        if self.guide is None:
+            return is_stop
+        self.guide.consume(token, ends=is_stop)
+        return is_stop or self.guide.over
 
     def _read(self, text: str) -> list[Reply]:
         pieces = [Delta(self.completion.id, text)] if self.calls is None else self.calls.push(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,8 +20,8 @@ from attrs import define
 from arkor.backend.generation.answer import Answer
 from arkor.backend.generation.batch import Batch
 from arkor.backend.generation.calls import CallReader, demand, held
-from arkor.backend.generation.completion import CannotAnswer, Completion, Constraint, Reply
-from arkor.backend.generation.grammar import COMPILE_SECONDS, Guide, too_complex
+from arkor.backend.generation.completion import CannotAnswer, Completion, Reply
+from arkor.backend.generation.grammar import Guide
 from arkor.backend.generation.sampling import Taste
 from arkor.backend.generation.text import StopStrings, TextStream
 from arkor.backend.generation.weights import Shelf, Weights
@@ -40,13 +39,11 @@ NAP_SECONDS = 0.05
 
 @define
 class _Waiting:
-    """A completion whose weights are not there yet, or that is being prepared: its constraint since `begun`."""
+    """A completion whose weights are not there yet, or that is being prepared."""
 
     completion: Completion
     weights: Future[Weights]
     answer: Future[Answer] | None = None
-    constraint: Constraint | None = None
-    begun: float = 0.0
 
     @property
     def awaited(self) -> Future[Any]:
@@ -59,7 +56,8 @@ class TorchGenerator:
     def __init__(self, home: Path, memory: int | None = None) -> None:
         self._shelf = Shelf(home, memory)
         self._threads = Threads(torch.get_num_threads(), torch.set_num_threads)
-        self._clerks = ThreadPoolExecutor(2, thread_name_prefix="clerk")
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._compilers = ThreadPoolExecutor(2, thread_name_prefix="compiler")
         self._waiting: list[_Waiting] = []
         self._batches: list[Batch] = []
 
@@ -111,15 +109,13 @@ class TorchGenerator:
     def _prepared(self, one: _Waiting) -> Answer | None:
         """Its answer, ready to begin, if there is room for it. Raises whatever stands in its way."""
         if one.answer is None and one.weights.done():
-            one.answer = self._clerks.submit(_prepare, one, one.weights.result())
+            free = one.completion.constraint is None and one.completion.calling is None
+            clerks = self._readers if free else self._compilers
+            one.answer = clerks.submit(_prepare, one.completion, one.weights.result())
         in_progress = sum(len(batch.answers) for batch in self._batches)
         if one.answer is None or in_progress >= MOST_ANSWERS:
             return None
-        if one.answer.done():
-            return one.answer.result()
-        if one.constraint and time.monotonic() - one.begun > COMPILE_SECONDS:
-            raise too_complex(one.constraint)
-        return None
+        return one.answer.result() if one.answer.done() else None
 
     def _advance(self, batch: Batch) -> list[Reply]:
         ids = [answer.completion.id for answer in batch.answers]
@@ -151,35 +147,34 @@ class TorchGenerator:
         return CannotAnswer(500, "internal", f"The answer failed: {type(error).__name__}. serving.log says more.")
 
 
-def _prepare(one: _Waiting, weights: Weights) -> Answer:
-    """Everything of an answer that takes no model: on a clerk's thread. Raises `CannotAnswer`."""
-    completion = one.completion
+def _prepare(completion: Completion, weights: Weights) -> Answer:
+    """Everything of an answer that takes no model, on a thread of its own. Raises `CannotAnswer`."""
     if completion.calling:
         demand(completion.calling, weights.prompts.markup, weights.name)
     prompt = weights.prompts.tokens(completion.messages, completion.calling)
     room = weights.context - len(prompt) if weights.context is not None else sys.maxsize
     limit = min(completion.max_tokens or DEFAULT_MAX_TOKENS, room)
-    guide = _guide(one, weights)
+    guide = _guide(completion, weights)
     dice = random.Random(completion.seed)  # noqa: S311 - nothing secret is drawn
     taste = Taste(completion.temperature, completion.top_p, dice)
     text = TextStream(_decoder(weights.tokenizer, keep_special=completion.calling is not None))
-    return Answer(completion, prompt, limit, text, taste, StopStrings(completion.stop), guide, _reader(one, weights))
+    return Answer(
+        completion, prompt, limit, text, taste, StopStrings(completion.stop), guide, _reader(completion, weights)
+    )
 
 
-def _guide(one: _Waiting, weights: Weights) -> Guide | None:
-    constraint, calling = one.completion.constraint, one.completion.calling
+def _guide(completion: Completion, weights: Weights) -> Guide | None:
+    constraint, calling = completion.constraint, completion.calling
     if calling is not None:
         constraint = held(calling, weights.prompts.markup, weights.prompts.special)
     if constraint is None:
         return None
-    weights.grammars.prepare()
-    one.begun, one.constraint = time.monotonic(), constraint
     return weights.grammars.guide(constraint)
 
 
-def _reader(one: _Waiting, weights: Weights) -> CallReader | None:
-    calling = one.completion.calling
-    return CallReader(one.completion.id, weights.prompts.markup, calling.forced) if calling else None
+def _reader(completion: Completion, weights: Weights) -> CallReader | None:
+    calling = completion.calling
+    return CallReader(completion.id, weights.prompts.markup, calling.forced) if calling else None
 
 
 def _decoder(tokenizer: Any, *, keep_special: bool) -> Callable[[list[int]], str]:

@@ -23,8 +23,8 @@ import torch
 from arkor.backend.generation import trial
 from arkor.backend.generation.completion import CannotAnswer, Constraint
 
-#: How long compiling may take, in seconds.
-COMPILE_SECONDS = 1.0
+#: When a trial is given up that gets no time on the processor, in seconds.
+PATIENCE_SECONDS = 20.0
 
 #: Compiled grammars that are kept for each base.
 MOST_KEPT = 64
@@ -42,9 +42,10 @@ class Guide:
         self.matcher = matcher
         self._constraint = constraint
 
-    def consume(self, token: int) -> None:
-        """The answer goes on with that token. Raises `CannotAnswer`."""
-        self.matcher.consume_token(token)
+    def consume(self, token: int, *, ends: bool = False) -> None:
+        """The answer goes on with that token, or ends with it. Raises `CannotAnswer` when there is no way on."""
+        if not ends:
+            self.matcher.consume_token(token)
         self.check()
 
     def check(self) -> None:
@@ -102,11 +103,11 @@ def tried(constraint: Constraint) -> str:
     command = [sys.executable, "-I", str(Path(trial.__file__))]
     pipes: dict[str, Any] = {"input": json.dumps(asked), "capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, check=False, timeout=COMPILE_SECONDS, **pipes)  # noqa: S603 - our own file
+        done = subprocess.run(command, check=False, timeout=PATIENCE_SECONDS, **pipes)  # noqa: S603 - our own file
     except subprocess.TimeoutExpired:
-        raise too_complex(constraint) from None
+        raise _too_complex(constraint) from None
     if done.returncode != 0:
-        raise too_complex(constraint)
+        raise _too_complex(constraint)
     said = json.loads(done.stdout)
     if "error" in said:
         raise refusal(constraint, said["error"])
@@ -119,10 +120,8 @@ def allowed(guides: Sequence[Guide | None], vocabulary: int) -> torch.Tensor:
     masks = np.full((len(guides), words), -1, dtype=np.int32)
     held = [(guide.matcher, row) for row, guide in enumerate(guides) if guide is not None]
     _EXECUTOR.unsafe_compute_mask_ptr(held, masks.ctypes.data, words * 4, len(guides))
-    for guide in guides:
-        if guide is not None:
-            guide.check()
     bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
+    bits[~bits.any(axis=1)] = 1  # of a guide that is lost, which says so when it is led on
     return torch.from_numpy(bits).bool()
 
 
@@ -134,12 +133,9 @@ def refusal(constraint: Constraint, error: str) -> CannotAnswer:
     return CannotAnswer(400, _code(constraint), f"{constraint.field}: {words}.")
 
 
-def too_complex(constraint: Constraint) -> CannotAnswer:
-    """A 400 for what would take too long."""
-    sentence = (
-        f"{constraint.field}: it is too complex: compiling it takes more than {COMPILE_SECONDS:g} s. Make it smaller."
-    )
-    return CannotAnswer(400, _code(constraint), sentence)
+def _too_complex(constraint: Constraint) -> CannotAnswer:
+    words = f"it is too complex: compiling it takes more than {trial.SECONDS:g} s. Make it smaller."
+    return CannotAnswer(400, _code(constraint), f"{constraint.field}: {words}")
 
 
 def _code(constraint: Constraint) -> str:
