@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,5 @@ def _look_at_beginning(piece: bytes, found: dict[str, Any]) -> None:
 def _events(lines: Iterator[bytes]) -> Iterator[Any]:
     """Those that are whole and make sense."""
     for line in lines:
-        try:
+        with suppress(LogDamaged, ValueError):
             yield decode_event(decode_line(line))
-        except (LogDamaged, ValueError):
-            continue

@@ -26,6 +26,7 @@ from arkor.errors import ArkorError
 _RUN = re.compile(rb"^.*: run ([0-9A-Za-z_-]{6,64})$", re.M)
 _HEAD_BYTES = 64 * 1024
 _KEPT = 20
+_RECENT_SECONDS = 3600.0
 
 
 @frozen
@@ -106,9 +107,10 @@ class Launches:
         return Launch(id_, self._home / f"{id_}.log", bool(noted.get("dryRun")), float(noted.get("beganAt", 0)))
 
     def latest(self) -> Launch | None:
-        """The one that was started last."""
+        """The one that was started last, unless it ended and is long past."""
         self._collect()
-        return max(self._all(), key=lambda launch: launch.began_at, default=None)
+        found = max(self._all(), key=lambda launch: launch.began_at, default=None)
+        return found if found and (time.time() - found.began_at < _RECENT_SECONDS or found.alive) else None
 
     def _all(self) -> list[Launch]:
         found = (self.find(file.stem) for file in self._home.glob("*.json"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError
 from arkor.jobs import TrainingJob
@@ -39,7 +39,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(loss=loss, size=size, took=took, when=when)
+    environment.filters.update(loss=loss, sentence=sentence, size=size, took=took, when=when)
     environment.globals.update(version=VERSION)
     return environment
 
@@ -59,10 +59,10 @@ def page(template: str, status: int = 200, /, **values: Any) -> Response:
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(**values), status)
 
 
-def toast(sentence: str, *, kind: str = "fault", status: int = 200) -> Response:
+def toast(message: str, *, kind: str = "fault", status: int = 200) -> Response:
     """A word that appears in the corner, whatever the action was meant to change."""
     headers = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend"}
-    html = _ENVIRONMENT.get_template("parts/toast.html").render(sentence=sentence, kind=kind)
+    html = _ENVIRONMENT.get_template("parts/toast.html").render(sentence=message, kind=kind)
     return HTMLResponse(html, status, headers)
 
 
@@ -77,22 +77,22 @@ def gone_to(address: str) -> Response:
 def fault(request: Request, error: Exception) -> Response:
     """What arkor raises on purpose, where it was to be seen: instead of the part, or in the corner for an action."""
     assert isinstance(error, ArkorError)  # noqa: S101 - it is registered for no other
-    sentence = error.message if isinstance(error, CloudApiError) else str(error)
+    message = error.message if isinstance(error, CloudApiError) else str(error)
     status = _status(error)
     if request.url.path.startswith("/actions/"):
-        return toast(sentence, status=status)
+        return toast(message, status=status)
     if request.url.path.startswith("/streams/"):
-        return HTMLResponse(sentence, status, media_type="text/plain")
+        return PlainTextResponse(message, status)
     kind = "unavailable" if isinstance(error, BackendUnavailable) else "missing" if status == 404 else "fault"
-    return page("parts/fault.html", status, kind=kind, sentence=sentence, again=str(request.url.path))
+    return page("parts/fault.html", status, kind=kind, sentence=message, again=request.url.path)
 
 
 def breakdown(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the signature of a handler
     """What nobody has foreseen: a word for the person; the traceback goes to the terminal of Studio."""
-    sentence = "Studio itself has made a mistake. What exactly is in the terminal that it was started in."
+    message = "Studio itself has made a mistake. What exactly is in the terminal that it was started in."
     if request.url.path.startswith("/actions/"):
-        return toast(sentence, status=500)
-    return page("parts/fault.html", 500, kind="fault", sentence=sentence, again=request.url.path)
+        return toast(message, status=500)
+    return page("parts/fault.html", 500, kind="fault", sentence=message, again=request.url.path)
 
 
 def _status(error: ArkorError) -> int:
@@ -103,6 +103,11 @@ def _status(error: ArkorError) -> int:
 
 
 # How numbers and times read
+
+
+def sentence(text: str) -> str:
+    """With a capital at its beginning: what the command line prints behind a name stands alone here."""
+    return text[:1].upper() + text[1:]
 
 
 def loss(value: Any) -> str:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from arkor.client.api import CloudApiClient
 from arkor.client.credentials import OAuthCredentials
+from arkor.errors import ArkorError
 from arkor.studio.entry import look_at_entry
 from arkor.studio.launches import Launch, Launches
 from arkor.studio.rendering import page
@@ -49,8 +50,14 @@ def latest(request: Request) -> Response:
 
 def identity(request: Request) -> Response:
     """`GET /parts/identity`: which backend, in whose name; `?long` is for the card of the overview."""
-    client = request.app.state.link.client()
-    return page("parts/identity.html", long="long" in request.query_params, **_named(client))
+    long = "long" in request.query_params
+    try:
+        client = request.app.state.link.client()
+    except ArkorError:
+        if long:  # the card says why, the corner of the frame only that it is so
+            raise
+        return page("parts/identity.html", long=False, away=True)
+    return page("parts/identity.html", long=long, away=False, **_named(client))
 
 
 def _named(client: CloudApiClient) -> dict[str, Any]:

@@ -85,14 +85,20 @@ def _settings(runs: Iterable[TrainingJob]) -> list[Setting]:
 
 
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": 1}}` → `{"a.b": "1"}`; without tokens, should a backend send one."""
+    """`{"a": {"bC": 1}}` → `{"a.b_c": "1"}`, as a script spells it; without tokens, should a backend send one."""
     found: dict[str, str] = {}
     for name, item in value.items():
         if isinstance(item, Mapping):
-            found.update(flattened(item, f"{prefix}{name}."))
+            found.update(flattened(item, f"{prefix}{_python_name(name)}."))
         elif name != "token":
-            found[prefix + name] = str(item)
+            found[prefix + _python_name(name)] = str(item)
     return found
+
+
+def _python_name(name: str) -> str:
+    """As a script has it: `"maxSteps"` → `"max_steps"`."""
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+    return {"dataset_source": "dataset"}.get(snake, snake)
 
 
 routes = [

@@ -57,6 +57,12 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) for (const part of document.querySelectorAll("[data-every]")) htmx.trigger(part, "refresh");
 });
 
+// Whoever comes back from an editor wants to know whether it is mended.
+addEventListener("focus", () => {
+  const trainer = document.getElementById("trainer");
+  if (trainer?.querySelector('[data-kind="fault"]')) htmx.trigger(trainer, "look");
+});
+
 /* What came is made alive */
 
 function furnish(root) {

@@ -63,7 +63,7 @@ export class Group {
 export class Chart {
   /**
    * `lines`: `{label, series, column}`, series being the number of a colour. `options`: `smoothing` (0 to 0.99),
-   * `log`, `format` (of a value), `none` (the words where there is nothing to draw), `tall`.
+   * `log`, `fromZero`, `format` (of a value), `none` (the words where there is nothing to draw), `tall`.
    */
   constructor(group, title, lines, options) {
     this.group = group;
@@ -123,11 +123,15 @@ export class Chart {
     return this.group.range ?? this.fullRange();
   }
 
+  get smoothing() {
+    return this.stage ? this.options.smoothing : 0;
+  }
+
   /** What is to be drawn, as uPlot has it: steps, then for each line its points and its smoothed ones. */
   data() {
     const [from, to] = this.shownRange();
     const tables = this.lines.map(({ column }) => {
-      const smooth = smoothed(column.values, this.options.smoothing);
+      const smooth = smoothed(column.values, this.smoothing);
       const picked = thinned(column.steps, column.values, from, to, MOST_POINTS);
       const drawn = (values) => picked.map((i) => (this.drawable(values[i]) ? values[i] : null));
       return [picked.map((i) => column.steps[i]), drawn(column.values), drawn(smooth)];
@@ -143,7 +147,7 @@ export class Chart {
     const none = this.points === 0;
     this.empty.hidden = !none;
     if (none || !this.area.clientWidth) return;
-    if (!this.plot) this.create();
+    if (!this.plot || this.stage !== stageOf(this.points)) this.create();
     else {
       this.plot.setData(this.data(), false);
       this.rescale();
@@ -158,6 +162,8 @@ export class Chart {
   }
 
   create() {
+    this.plot?.destroy();
+    this.stage = stageOf(this.points);
     this.plot = new globalThis.uPlot(this.layout(), this.data(), this.area);
     this.rescale();
   }
@@ -182,7 +188,7 @@ export class Chart {
       height: this.area.clientHeight,
       legend: { show: false },
       padding: [8, 8, 0, 0],
-      scales: { x: { time: false, auto: false }, y: { distr: this.options.log ? 3 : 1, range: this.options.log ? undefined : range } },
+      scales: { x: { time: false, auto: false }, y: { distr: this.options.log ? 3 : 1, range: this.options.log ? undefined : this.options.fromZero ? (_, __, high) => [0, (high || 1) * 1.15] : range } },
       axes: [
         { ...axis, size: 28, incrs: INCREMENTS, values: (_, splits) => splits.map((step) => short10(step)) },
         { ...axis, size: 54, values: (_, splits) => splits.map((value) => (value === null ? "" : tickLabel(value))) },
@@ -201,8 +207,8 @@ export class Chart {
 
   seriesOf(line) {
     const stroke = colour(this.figure, `--series-${line.series}`);
-    const smoothing = this.options.smoothing > 0;
-    const few = line.column.length < 40;
+    const smoothing = this.smoothing > 0;
+    const few = stageOf(line.column.length) < 2;
     const one = { label: line.label, stroke, points: { show: few, size: 4, fill: stroke }, spanGaps: false };
     return [
       { ...one, width: smoothing ? 1 : 1.75, alpha: smoothing ? 0.28 : 1 },
@@ -266,6 +272,11 @@ export class Chart {
     });
     this.area.setAttribute("aria-label", `${this.title}. ${words.join("; ")}. Arrow keys read it, plus and minus zoom.`);
   }
+}
+
+/** 0: too few points to smooth; 1: few enough to show each; 2: many. */
+function stageOf(points) {
+  return points < 12 ? 0 : points < 40 ? 1 : 2;
 }
 
 const INCREMENTS = [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((power) => n * 10 ** power)).sort((a, b) => a - b);

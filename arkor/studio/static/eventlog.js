@@ -48,24 +48,25 @@ export class EventLog {
 }
 
 function row(event, index) {
-  const kind = event.type.split(".").pop();
+  const kind = kindOf(event);
   const element = make("div", "event");
   element.dataset.kind = kind;
   element.style.top = `${index * ROW}px`;
   const time = new Date(event.timestamp);
   element.append(
     make("span", "muted", Number.isNaN(time.getTime()) ? "–" : time.toLocaleTimeString(undefined, { hour12: false })),
-    make("span", "muted", LABELS[event.type] ?? event.type),
+    make("span", "muted", LABELS[kind] ?? kind),
     make("span", "", told(event)),
   );
   return element;
 }
 
-const LABELS = {
-  "training.preparing": "preparing", "training.started": "started", "training.resumed": "resumed",
-  "training.warning": "warning", "training.log": "step", "checkpoint.saved": "checkpoint",
-  "training.completed": "completed", "training.failed": "failed", "training.cancelled": "cancelled",
-};
+const LABELS = { log: "step", saved: "checkpoint" };
+
+/** What an event is about; on the wire, a run that was cancelled has failed for that reason. */
+export function kindOf(event) {
+  return event.error === "Job cancelled" ? "cancelled" : event.type.split(".").pop();
+}
 
 function told(event) {
   if (event.type === "training.log") return numbers(event);

@@ -1,7 +1,7 @@
 // The page of a run: its events become numbers, charts, checkpoints and a log.
 
 import { Chart, Group, download, loadCharts, make, icon, pictureOf } from "./chart.js";
-import { EventLog } from "./eventlog.js";
+import { EventLog, kindOf } from "./eventlog.js";
 import { Column, numberOf, short } from "./metrics.js";
 import { follow } from "./stream.js";
 import { clock } from "./time.js";
@@ -40,14 +40,14 @@ class RunPage {
   buildCharts() {
     const smoothing = Number(this.find("smoothing").value);
     this.group = new Group();
-    this.losses = new Group(); // smoothing and the log scale are for losses
+    const evaluates = this.page.dataset.evaluates;
     const { loss, evalLoss, learningRate, speed } = this.columns;
     const line = (label, series, column) => [{ label, series, column }];
     const charts = [
       new Chart(this.group, "Loss", line("loss", 1, loss), { smoothing, none: "The first step has not come yet." }),
-      new Chart(this.group, "Eval loss", line("eval loss", 2, evalLoss), { none: "No evaluation so far; a run with eval_steps has them." }),
-      new Chart(this.group, "Learning rate", line("learning rate", 3, learningRate), { format: (value) => value.toExponential(2), none: "None logged so far." }),
-      new Chart(this.group, "Speed", line("speed", 5, speed), { smoothing, format: (value) => `${value.toPrecision(3)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on." }),
+      new Chart(this.group, "Eval loss", line("eval loss", 2, evalLoss), { none: evaluates ? `The first evaluation comes at step ${evaluates}.` : "This run does not evaluate; one with eval_steps does." }),
+      new Chart(this.group, "Learning rate", line("learning rate", 3, learningRate), { format: (value) => (value ? value.toExponential(2) : "0"), none: "None logged so far." }),
+      new Chart(this.group, "Speed", line("speed", 5, speed), { smoothing, format: (value) => `${value.toPrecision(3)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
     ];
     this.lossCharts = charts.slice(0, 2);
     this.smoothCharts = [charts[0], charts[3]];
@@ -98,13 +98,17 @@ class RunPage {
       this.total = event.totalSteps ?? this.total;
       this.began ??= at;
       this.marks = [[0, at]];
-    } else if (event.type === "training.resumed") this.marks = []; // the outage is no step's
+    } else if (event.type === "training.resumed") {
+      this.marks = []; // the outage is no step's
+      this.phase = `Resumed from step ${event.step}: ${event.reason ?? "its worker died"}`;
+    } else if (event.type === "training.preparing") this.phase = event.message;
     else if (["training.completed", "training.failed", "training.cancelled"].includes(event.type)) this.end(event, at);
   }
 
   takeNumbers(event, at) {
     const { loss, evalLoss, learningRate } = this.columns;
     this.step = event.step;
+    this.phase = "";
     for (const [name, column] of [["loss", loss], ["evalLoss", evalLoss], ["learningRate", learningRate]]) {
       const value = numberOf(event, name);
       if (value !== undefined) column.push(event.step, value);
@@ -127,16 +131,15 @@ class RunPage {
   }
 
   end(event, at) {
-    this.ended = { kind: event.type.split(".")[1], at, artifacts: event.artifacts ?? [] };
+    this.ended = { kind: kindOf(event), at, artifacts: event.artifacts ?? [] };
     const head = document.getElementById("run-head");
     setTimeout(() => htmx.trigger(head, "refresh"), 300);
     head.removeAttribute("data-every");
   }
 
   onState(state, reason) {
-    const live = this.find("live");
-    live.hidden = state !== "waiting";
-    live.textContent = `The stream of events broke off; trying again. The run itself goes on. ${reason ?? ""}`;
+    this.broken = state === "waiting" ? `The stream of events broke off; trying again. The run itself goes on. ${reason ?? ""}` : "";
+    this.tellPhase();
     if (state === "over") htmx.trigger(document.getElementById("run-head"), "refresh");
   }
 
@@ -157,12 +160,20 @@ class RunPage {
     for (const chart of this.group.charts) chart.draw();
     this.log.draw();
     this.tellStanding();
+    this.tellPhase();
     this.tellTime();
     this.listCheckpoints();
     const diverged = this.find("diverged");
     diverged.hidden = this.divergedAt === undefined;
     if (this.divergedAt !== undefined)
       this.find("diverged-text").textContent = `Since step ${this.divergedAt} nothing is learnt. A smaller learning rate usually mends it; cancel this run and start it again with one.`;
+  }
+
+  tellPhase() {
+    const live = this.find("live");
+    live.textContent = this.broken || (this.ended ? "" : this.phase ?? "");
+    live.hidden = !live.textContent;
+    live.dataset.state = this.broken ? "waiting" : "live";
   }
 
   tellStanding() {
@@ -214,9 +225,9 @@ class RunPage {
   table(rows) {
     const table = make("table", "table");
     const head = make("tr");
-    for (const [name, kind] of [["Adapter", ""], ["Loss", "number"], ["Size", "number"], ["", "number"]]) {
-      const cell = make(name ? "th" : "td", kind, name);
-      if (name) cell.scope = "col";
+    for (const [name, kind] of [["Adapter", ""], ["Loss", "number"], ["Size", "number"], ["Playground", "number"]]) {
+      const cell = make("th", kind, name);
+      cell.scope = "col";
       head.append(cell);
     }
     const [thead, body, around] = [make("thead"), make("tbody"), make("div", "scroll scroll-y")];
@@ -236,7 +247,8 @@ class RunPage {
     if (artifact?.path) first.title = artifact.path;
     const chat = make("a", "button small");
     chat.href = address;
-    chat.append(icon("chat"), "Chat with this one");
+    chat.append(icon("chat"), make("span", "", "Chat"), make("span", "full-width-only", "with this one"));
+    chat.setAttribute("aria-label", `Chat with ${name}`);
     const last = make("td", "number");
     last.append(chat);
     row.append(first, make("td", "number", loss === undefined ? "–" : short(loss)), make("td", "number muted", sizeOf(artifact?.bytes)), last);

@@ -1,0 +1,181 @@
+"""A real `arkor dev` beside a real backend whose runs are scripted; and a browser, where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from attrs import frozen
+
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.jobs import JobConfig
+from arkor.studio.guard import TOKEN_HEADER
+from tests.conftest import Backend, start_backend, stop_backend
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+ENTRY = """
+from arkor import LoraConfig, Trainer
+
+trainer = Trainer(
+    name="support-bot",
+    model="org/small-model",
+    dataset={"type": "file", "path": "tickets.jsonl"},
+    lora=LoraConfig(r=16, alpha=16),
+    max_steps=12,
+)
+"""
+ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
+
+
+@frozen
+class Studio:
+    """A running `arkor dev`: its address without the token, the token, the project, the process."""
+
+    url: str
+    token: str
+    folder: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> str:
+        return self.url.rsplit(":", 1)[1]
+
+    def call(self, method: str, path: str, headers: dict[str, str] | None = None, **rest: Any) -> requests.Response:
+        """A request of the page itself: with the token."""
+        headers = {TOKEN_HEADER: self.token, **(headers or {})}
+        return requests.request(method, self.url + path, headers=headers, timeout=30, allow_redirects=False, **rest)
+
+    def get(self, path: str, **rest: Any) -> requests.Response:
+        return self.call("GET", path, **rest)
+
+    def post(self, path: str, **rest: Any) -> requests.Response:
+        return self.call("POST", path, **rest)
+
+    def stop(self) -> None:
+        """As Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(10)
+
+
+def start_studio(folder: Path, *arguments: str, home: Path | None = None) -> Studio:
+    """`arkor dev` in that folder, by default on any free port; returns when it says where it is."""
+    environment = {**os.environ, **({"ARKOR_HOME": str(home)} if home else {})}
+    command = [sys.executable, "-m", "arkor", "dev", *(arguments or ("--port", "0"))]
+    log = (folder / "studio.log").open("w")
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+    )
+    log.close()
+    assert process.stdout is not None
+    with process.stdout as said:
+        line = said.readline()
+    if "#token=" not in line:
+        process.wait(10)
+        raise AssertionError((folder / "studio.log").read_text())
+    url, token = line.split()[-1].split("/#token=")
+    return Studio(url, token, folder, process)
+
+
+def write_project(folder: Path) -> Path:
+    """A project with a trainer."""
+    folder.mkdir()
+    (folder / "train.py").write_text(ENTRY)
+    (folder / "tickets.jsonl").write_text(ROW * 3)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return write_project(tmp_path / "my-project")
+
+
+@pytest.fixture(scope="module")
+def lasting_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Backend]]:
+    """Studio and its backend, once for the tests of a module that leave nothing behind."""
+    folder = tmp_path_factory.mktemp("studio")
+    backend = start_backend(folder / "arkor-home", "--engine", "scripted")
+    started = start_studio(write_project(folder / "my-project"), home=backend.home)
+    yield started, backend
+    started.process.kill()
+    started.process.wait()
+    stop_backend(backend.home)
+    backend.process.wait()
+
+
+@pytest.fixture
+def shared_studio(lasting_studio: tuple[Studio, Backend], monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """The same, with its home as that of the test."""
+    started, backend = lasting_studio
+    monkeypatch.setenv("ARKOR_HOME", str(backend.home))
+    return started
+
+
+@pytest.fixture
+def studio(backend: Backend, project: Path) -> Iterator[Studio]:
+    """Studio beside a backend whose runs take no time."""
+    started = start_studio(project)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+@pytest.fixture
+def slow_studio(slow_backend: Backend, project: Path) -> Iterator[Studio]:
+    """Studio beside a backend whose steps take a tenth of a second."""
+    started = start_studio(project)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Iterator[CloudApiClient]:
+    """The backend of this test's Studio."""
+    present = [name for name in ("shared_studio", "slow_backend", "backend") if name in request.fixturenames]
+    request.getfixturevalue(present[0] if present else "backend")
+    found = connect()
+    yield found
+    found.close()
+
+
+def submit(client: CloudApiClient, name: str = "a run", **config: Any) -> str:
+    """A run of the scripted engine; returns its id."""
+    source = {"type": "blob", "url": "https://example.com/rows.jsonl"}
+    config.setdefault("model", "org/small-model")
+    return client.create_job(name, JobConfig(dataset_source=source, **config)).id
+
+
+def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 20) -> None:
+    """Wait until the run stands so."""
+    deadline = time.monotonic() + seconds
+    while client.get_job(job_id).status not in statuses:
+        assert time.monotonic() < deadline, client.get_job(job_id)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser, once for all tests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright")
+    if CHROMIUM is None:
+        pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
+    os.environ.setdefault("NODE_NO_WARNINGS", "1")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()

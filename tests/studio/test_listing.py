@@ -1,0 +1,154 @@
+"""The list of runs: searched, filtered, sorted, in pages; and what it costs to keep up to date."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+from attrs import evolve
+from starlette.datastructures import QueryParams
+
+from arkor.client.api import CloudApiClient
+from arkor.jobs import JobConfig, TrainingJob
+from arkor.studio.listing import PER_PAGE, Listing, Query, loss_of, paged, step_of, total_of
+from tests.studio.conftest import Studio, submit, until
+
+
+def job(number: int, name: str = "", status: str = "completed", model: str = "org/m", **extra: object) -> TrainingJob:
+    created = f"2026-03-01T14:{number:02}:00.000Z"
+    return TrainingJob(
+        f"id{number}", "o", "p", name or f"run {number}", status, JobConfig(model, None), created,  # type: ignore[arg-type]
+        started_at=created, completed_at=f"2026-03-01T15:{60 - number:02}:00.000Z", extra=extra,
+    )  # fmt: skip
+
+
+RUNS = [
+    job(3, "Gamma bot", "failed", step=5, totalSteps=50, lastLoss=0.5),
+    job(
+        2,
+        "alpha bot",
+        "running",
+        model="org/other",
+        step=50,
+        totalSteps=50,
+        lastLoss=None,
+        nonFinite={"lastLoss": "nan"},
+    ),
+    job(1, "Beta", "queued"),
+]
+
+
+def names(address: str) -> list[str]:
+    return [found.name.split()[0].lower() for found in Query.of(QueryParams(address)).pick(RUNS)]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", "gamma alpha beta"),
+        ("order=asc", "beta alpha gamma"),
+        ("q=BOT", "gamma alpha"),
+        ("q=bot+gam", "gamma"),
+        ("q=org/other", "alpha"),
+        ("q=id1", "beta"),
+        ("q=%20%20", "gamma alpha beta"),
+        ("q=nothing", ""),
+        ("status=failed&status=queued", "gamma beta"),
+        ("status=nonsense", "gamma alpha beta"),
+        ("sort=name", "alpha beta gamma"),
+        ("sort=name&order=desc", "gamma beta alpha"),
+        ("sort=status", "beta alpha gamma"),
+        ("sort=step&order=desc", "alpha gamma beta"),
+        ("sort=loss&order=desc", "gamma alpha beta"),
+        ("sort=duration&order=desc", "beta alpha gamma"),
+        ("sort=__class__", "gamma alpha beta"),
+        ("sort=created&order=sideways", "beta alpha gamma"),
+    ],
+)
+def test_queries(address: str, expected: str) -> None:
+    assert " ".join(names(address)) == expected
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"), [("1", 1), ("3", 3), ("99", 3), ("0", 1), ("-1", 1), ("x", 1), ("9" * 30, 1), ("²", 1)]
+)
+def test_pages(page: str, shown: int) -> None:
+    many = [job(number % 60) for number in range(2 * PER_PAGE + 1)]
+    found = paged(many, Query.of(QueryParams({"page": page})).page)
+    assert found.page == shown
+    assert (found.first, found.last) == ((shown - 1) * PER_PAGE + 1, min(shown * PER_PAGE, len(many)))
+    assert len(found.runs) == found.last - found.first + 1
+
+
+def test_an_empty_page() -> None:
+    found = paged([], 5)
+    assert (found.first, found.last, found.page, found.pages) == (0, 0, 1, 1)
+
+
+def test_what_a_backend_does_not_tell_is_none() -> None:
+    assert (step_of(RUNS[2]), total_of(RUNS[2]), loss_of(RUNS[2])) == (None, None, None)
+    assert total_of(evolve(RUNS[2], config=JobConfig("m", None, max_steps=7))) == 7
+    assert math.isnan(loss_of(RUNS[1]) or 0)
+    strange = job(1, step="5", totalSteps=[], lastLoss={}, nonFinite="x")
+    assert (step_of(strange), total_of(strange), loss_of(strange)) == (None, None, None)
+
+
+class Counting:
+    """A link whose client counts what it asks for; it asks the real backend."""
+
+    def __init__(self, client: CloudApiClient) -> None:
+        self._client, self.calls = client, 0
+        send = client.http.call
+
+        def counted(*arguments: object, **rest: object) -> object:
+            self.calls += 1
+            return send(*arguments, **rest)  # type: ignore[arg-type]
+
+        client.http.call = counted  # type: ignore[assignment,method-assign]
+
+    def client(self) -> CloudApiClient:
+        return self._client
+
+
+def test_it_is_kept_up_to_date_at_the_price_of_a_page(client: CloudApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_MAX_QUEUED_RUNS", "1000")
+    jobs = [submit(client, f"run {number}", max_steps=1) for number in range(90)]
+    until(client, jobs[-1], "completed", seconds=120)
+    jobs += [submit(client, f"run {number}", max_steps=1) for number in range(90, 130)]
+    until(client, jobs[-1], "completed", seconds=120)
+    link = Counting(client)
+    listing = Listing(link)  # type: ignore[arg-type]
+    assert [run.id for run in listing.runs()] == jobs[::-1]
+    assert link.calls == 2
+    listing.runs()
+    assert link.calls == 2  # other tabs, in the same second
+    time.sleep(1)
+    jobs.append(submit(client, "later", max_steps=1))
+    before = link.calls
+    assert [run.id for run in listing.runs()] == jobs[::-1]
+    assert link.calls == before + 1
+
+
+def test_the_part_says_what_it_shows(shared_studio: Studio, client: CloudApiClient) -> None:
+    done = submit(client, "the first", max_steps=3)
+    until(client, done, "completed")
+    submit(client, "the second", model="scripted/fail")
+    answer = shared_studio.get("/parts/runs?q=first")
+    assert "the first" in answer.text
+    assert "the second" not in answer.text
+    assert "3<span" in answer.text  # step
+    assert answer.headers["HX-Replace-Url"] == "/runs?q=first"
+    assert "None of" in shared_studio.get("/parts/runs?q=nothing-like-that").text
+
+
+def test_two_beside_each_other(shared_studio: Studio, client: CloudApiClient) -> None:
+    one, other = submit(client, "one", max_steps=3), submit(client, "other", max_steps=4)
+    text = shared_studio.get(f"/compare?run={one}&run={other}&run={one}").text
+    rows = {row.split("</th>")[0] for row in text.split('<th scope="row">')[1:]}
+    assert {"max_steps", "model"} <= rows
+    differing = text.split('class="same"')[0]
+    assert 'scope="row">max_steps' in differing
+    assert 'scope="row">model' not in differing
+    assert "Pick two runs or more" in shared_studio.get(f"/compare?run={one}").text
+    assert shared_studio.get(f"/compare?run={one}&run=nothing").status_code == 404
