@@ -424,6 +424,23 @@ def test_a_conversation_is_kept_word_for_word(shared_backend: Backend) -> None:
     assert not (shared_backend.home / "conversations" / door.id).exists()
 
 
+def test_tool_calls_are_kept_as_a_client_would_put_them_together(shared_backend: Backend) -> None:
+    door = open_door(owner(shared_backend))
+    function = {"name": "look_up", "parameters": {"type": "object", "properties": {"city": {"enum": ["Bern"]}}}}
+    asked = {**ASKED, "tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    whole = door.ask(asked).json()["choices"][0]
+    assert whole["finish_reason"] == "tool_calls"
+    chunks(door.ask({**asked, "stream": True}))
+    first, second = (entry["answer"] for entry in kept(shared_backend.home, door))
+    assert first["message"] == {**whole["message"], "content": ""}
+    for answer in (first, second):
+        (call,) = answer["message"]["tool_calls"]
+        assert call.keys() == {"id", "type", "function"}
+        assert call["function"].keys() == {"name", "arguments"}
+        assert call["function"] == whole["message"]["tool_calls"][0]["function"]
+        assert answer["finish_reason"] == "tool_calls"
+
+
 def test_conversations_go_with_their_deployment(shared_backend: Backend) -> None:
     door = open_door(owner(shared_backend))
     door.ask()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, State
 from starlette.requests import Request
@@ -67,7 +68,7 @@ async def chat(request: Request) -> Response:
     if isinstance(answer, StreamingResponse):
         return Retold(answer, conversation, include_usage=asked.include_usage, outward=outward)
     conversation.told.whole(json.loads(bytes(answer.body)))
-    await conversation.keep()
+    answer.background = BackgroundTask(conversation.keep)  # nobody waits for the disk
     return answer
 
 
