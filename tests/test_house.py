@@ -19,7 +19,7 @@ errors findings archive settings wire chat standings evaluations charts history 
 client.frames client.plug client.patience client.retry client.replay client.addresses client.upgrade client.faults client.deprecation client.sessions client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.schemas client.replies client.api client.connection client.stream client.state client.connect
 callbacks.steering callbacks.contexts callbacks.listeners callbacks.early_stopping callbacks.webhooks callbacks.postman callbacks.notify
-callbacks.questions callbacks.metrics callbacks.evaluate
+callbacks.questions callbacks.metrics callbacks.evaluate callbacks.ledgers callbacks.trackers callbacks.report
 callbacks dispatch display
 trainer project __init__
 studio.address studio.guard studio.link studio.rendering studio.listing studio.relay studio.examine studio.entry studio.launches studio.pages.overview studio.pages.runs studio.pages.run studio.app studio.server

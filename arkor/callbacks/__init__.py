@@ -16,6 +16,7 @@ from arkor.callbacks.early_stopping import EarlyStopping
 from arkor.callbacks.evaluate import Evaluate
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
 from arkor.callbacks.notify import Notify
+from arkor.callbacks.report import Report
 
 __all__ = [
     "MOMENTS",
@@ -28,6 +29,7 @@ __all__ = [
     "Infer",
     "Listeners",
     "Notify",
+    "Report",
     "StartedContext",
     "TrainerCallbacks",
     "TrainingLogContext",
