@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import click
 
+from arkor.charts.braille import loss_plot
+from arkor.charts.curve import Curve
 from arkor.cli.errors import OK
 from arkor.cli.text import as_json_option, event_line, instant, say, say_json, table, took, when
 from arkor.client.api import CloudApiClient
@@ -18,10 +23,12 @@ from arkor.client.patience import Patience
 from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
 from arkor.errors import CloudApiError
-from arkor.events import Event, encode_event, now
+from arkor.events import Event, TrainingLog, encode_event, now
 from arkor.jobs import JobStatus, TrainingJob
 from arkor.wire import dumps
+from arkor.words import one_line
 
+_PLOT_ROWS = 30  # a higher plot shows no more
 _SILENCE_SECONDS = 1.0  # after which what was logged so far has come
 
 
@@ -64,8 +71,11 @@ def _model(job: TrainingJob) -> str:
 @click.argument("job")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until the run ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events as they travel, one JSON object a line.")
-def logs(job: str, follow: bool, as_json: bool) -> None:
+@click.option("--plot", is_flag=True, help="Draw the losses instead; with --follow, when the run has ended.")
+def logs(job: str, follow: bool, as_json: bool, plot: bool) -> None:
     """Print what a run has logged, from its beginning."""
+    if plot and as_json:
+        raise click.UsageError("--plot draws, --json prints for programs; take one of them")
     client = connect()
     found = find_job(client, job)
     if found.status == JobStatus.QUEUED and not follow:
@@ -73,8 +83,31 @@ def logs(job: str, follow: bool, as_json: bool) -> None:
         return
     stream = EventStream(partial(_open, client, found.id), ReconnectPolicy())
     events = _live(stream) if follow or _has_ended(found) else _so_far(stream)
+    if plot:
+        say(_picture(found, events))
+        return
     for event in events:
         say(dumps(encode_event(event)) if as_json else event_line(event))
+
+
+def _picture(job: TrainingJob, events: Iterable[Event]) -> str:
+    """The losses, as large as the terminal allows; of a usual size where there is none."""
+    loss, eval_loss = Curve(), Curve()
+    for event in events:
+        if isinstance(event, TrainingLog):
+            for curve, value in ((loss, event.loss), (eval_loss, event.eval_loss)):
+                if value is not None:
+                    curve.add(event.step, value)
+    size = shutil.get_terminal_size() if sys.stdout.isatty() else os.terminal_size((80, 24))
+    plot = loss_plot(
+        loss,
+        eval_loss,
+        columns=size.columns,
+        rows=min(size.lines, _PLOT_ROWS) - 3,
+        unicode="utf" in (sys.stdout.encoding or "").lower(),
+        paint=lambda text, colour: click.style(text, fg=colour),
+    )
+    return f"{one_line(job.name)} ({job.id})\n{plot}"
 
 
 def _open(client: CloudApiClient, job_id: str, cursor: str | None) -> Any:

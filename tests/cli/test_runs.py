@@ -16,6 +16,7 @@ from arkor.client.connect import connect
 from tests.backend.test_listing import fill
 from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend, start_backend
+from tests.fakes.screen import Screen
 
 WriteEntry = Callable[..., Path]
 
@@ -52,6 +53,31 @@ def test_the_log_as_json(run: Run, finished: str) -> None:
     assert [event["step"] for event in events if event["type"] == "training.log"] == [1, 2, 3, 4, 5]
     assert events[-1]["type"] == "training.completed"
     assert {event["jobId"] for event in events} == {finished}
+
+
+def test_the_losses_as_a_plot(run: Run, finished: str, project: Path) -> None:
+    plot = run("logs", finished, "--plot").stdout.splitlines()
+    assert plot[0] == f"demo ({finished})"
+    assert "loss 1" in plot[1]
+    assert "\x1b" not in "".join(plot)
+    assert max(map(len, plot)) <= 80
+    assert any("⠀" < letter <= "⣿" for line in plot[2:] for letter in line)
+    assert run("logs", finished, "--plot", "--follow").stdout.splitlines() == plot
+    refused = run("logs", finished, "--plot", "--json")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "take one of them" in refused.stderr
+
+
+@pytest.mark.parametrize(("columns", "setting"), [(40, ""), (120, ""), (100, "1")])
+def test_a_plot_fills_the_terminal(run: Run, finished: str, columns: int, setting: str) -> None:
+    command = (
+        f"import sys; sys.argv = ['arkor', 'logs', {finished!r}, '--plot']; from arkor.cli.main import main; main()"
+    )
+    screen = Screen(command, columns=columns, rows=20, **({"NO_COLOR": setting} if setting else {}))
+    lines = screen.lines()
+    assert lines[0] == f"demo ({finished})"[:columns]
+    assert columns - 2 <= max(map(len, lines)) <= columns
+    assert ("\x1b[34m" in screen.written) is not bool(setting)
 
 
 def test_a_job_may_be_named_by_the_beginning_of_its_id(run: Run, finished: str) -> None:

@@ -35,9 +35,9 @@ class Screen:
         self._feed = pyte.ByteStream(self._emulator)
         self.pid, self._end = pty.fork()
         if self.pid == 0:
-            os.environ.update(environment)
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.execv(sys.executable, [sys.executable, "-c", script])
+            # not execv: below os.environ, readline has put a COLUMNS of its own into the environment
+            os.execve(sys.executable, [sys.executable, "-c", script], {**os.environ, **environment})
         self._watch(meanwhile)
         os.close(self._end)
         assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0, self.written
