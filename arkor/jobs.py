@@ -5,15 +5,15 @@ The classes are plain data and decode whatever a newer backend sends; `JobConfig
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from attrs import field, frozen
 
 from arkor.cards import job_card, job_line, result_card, result_line
+from arkor.checks import BOOLEAN, FORMAT, SPLIT, TEXT, WARMUP, Check, Integer, Number, boolean, shown, text
 from arkor.errors import InvalidConfig, TrainingFailed
 from arkor.evaluations import Evaluation
 from arkor.history import History
@@ -105,7 +105,7 @@ def parse_dataset(value: Any) -> DatasetSource:
 def _instead_of(value: Any) -> str:
     """What to write instead of a plain string, or of anything else."""
     if not isinstance(value, str):
-        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {_shown(value)}'
+        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {shown(value)}'
     if value.startswith(("http://", "https://")):
         return f'write {{"type": "blob", "url": {value!r}}}'
     return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
@@ -114,7 +114,7 @@ def _instead_of(value: Any) -> str:
 def _dataset_from_dict(value: Mapping[str, Any]) -> Any:
     cls = _SOURCES.get(str(value.get("type")))
     if cls is None:
-        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {_shown(value.get("type"))}')
+        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {shown(value.get("type"))}')
     rest = {key: item for key, item in value.items() if key != "type"}
     known = [f.name for f in attrs.fields(cls) if f.init]
     for key in rest:
@@ -127,150 +127,6 @@ def _dataset_from_dict(value: Mapping[str, Any]) -> Any:
 
 
 # What to train
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-class Check(Protocol):
-    """Raises `InvalidConfig` for a value that is no good; `schema` is the same as JSON Schema, as far as that goes."""
-
-    @property
-    def schema(self) -> Mapping[str, Any]: ...
-
-    def __call__(self, name: str, value: Any) -> None: ...
-
-
-@frozen
-class _Integer:
-    minimum: int
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        return {"type": "integer", "minimum": self.minimum, "maximum": 2**31 - 1}
-
-    def __call__(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
-            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {_shown(value)}")
-
-
-@frozen
-class _Number:
-    above: float | None = None
-    minimum: float | None = None
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        bound = {"minimum": self.minimum} if self.above is None else {"exclusiveMinimum": self.above}
-        return {"type": "number", **bound}
-
-    def __call__(self, name: str, value: Any) -> None:
-        bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
-        if not _is_finite(value) or not self._within(value):
-            raise InvalidConfig(name, f"must be a number {bound}, not {_shown(value)}")
-
-    def _within(self, value: float) -> bool:
-        return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
-
-
-def _is_finite(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
-
-
-@frozen
-class _Rule:
-    """A check that has its schema beside it."""
-
-    check: Callable[[str, Any], None]
-    schema: Mapping[str, Any]
-
-    def __call__(self, name: str, value: Any) -> None:
-        self.check(name, value)
-
-
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidConfig(name, f"must be True or False, not {_shown(value)}")
-
-
-def _text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise InvalidConfig(name, f"must be a non-empty string, not {_shown(value)}")
-
-
-_BOOLEAN = _Rule(_boolean, {"type": "boolean"})
-_TEXT = _Rule(_text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
-
-
-def _warmup(name: str, value: Any) -> None:
-    """Whole steps, or below 1 the share of the run, as in transformers."""
-    _Number(minimum=0)(name, value)
-    if isinstance(value, float) and value >= 1 and not value.is_integer():
-        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {_shown(value)}")
-
-
-FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
-
-
-def _format(name: str, value: Any) -> None:
-    if isinstance(value, str) and value in FORMATS:
-        raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
-    if not isinstance(value, Mapping) or value.get("type") not in FORMATS:
-        kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
-        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, FORMATS))}, not {_shown(kind)}")
-    if unknown := next((key for key in value if key != "type"), None):
-        raise InvalidConfig(f"{name}.{unknown}", f'is no field of a format; write {{"type": "{value["type"]}"}} alone')
-
-
-def _split(name: str, value: Any) -> None:
-    """`"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
-    if isinstance(value, Mapping):
-        if not value or set(value) - {"train", "eval"}:
-            raise InvalidConfig(name, f'takes the keys "train" and "eval", not {_shown(dict(value))}')
-        if "train" in value:
-            _text(f"{name}.train", value["train"])
-        if "eval" in value and not isinstance(value["eval"], str):
-            _share(f"{name}.eval", value["eval"])
-    elif isinstance(value, str):
-        _text(name, value)
-    else:
-        _share(name, value)
-
-
-def _share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        problem = f"must name a split, or be the share to hold out (between 0 and 1), not {_shown(value)}"
-        raise InvalidConfig(name, problem)
-
-
-_FORMAT = _Rule(
-    _format,
-    {"type": "object", "properties": {"type": {"enum": FORMATS}}, "required": ["type"], "additionalProperties": False},
-)
-_A_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_SPLIT = _Rule(
-    _split,
-    {
-        "anyOf": [
-            _TEXT.schema,
-            _A_SHARE,
-            {
-                "type": "object",
-                "properties": {"train": _TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _A_SHARE]}},
-                "minProperties": 1,
-                "additionalProperties": False,
-            },
-        ]
-    },
-)
-_WARMUP = _Rule(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})
 
 
 def _setting(check: Check) -> Any:
@@ -287,12 +143,12 @@ class LoraConfig:
     load_in_4bit: bool | None = None
 
     def __attrs_post_init__(self) -> None:
-        for name, check in (("r", _Integer(1)), ("alpha", _Number(above=0))):
+        for name, check in (("r", Integer(1)), ("alpha", Number(above=0))):
             check(f"lora.{name}", getattr(self, name))
         if self.max_length is not None:
-            _Integer(8)("lora.max_length", self.max_length)
+            Integer(8)("lora.max_length", self.max_length)
         if self.load_in_4bit is not None:
-            _boolean("lora.load_in_4bit", self.load_in_4bit)
+            boolean("lora.load_in_4bit", self.load_in_4bit)
 
 
 def _source(value: Any) -> Any:
@@ -310,32 +166,32 @@ def _source(value: Any) -> Any:
 class JobConfig:
     """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
 
-    model: str = field(metadata={"schema": _TEXT.schema})
+    model: str = field(metadata={"schema": TEXT.schema})
     dataset_source: Any = field(converter=_source, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}})
-    dataset_format: Mapping[str, Any] | None = _setting(_FORMAT)
-    max_steps: int | None = _setting(_Integer(1))
-    num_train_epochs: float | None = _setting(_Number(above=0))
-    learning_rate: float | None = _setting(_Number(above=0))
-    batch_size: int | None = _setting(_Integer(1))
-    optim: str | None = _setting(_TEXT)
-    lr_scheduler_type: str | None = _setting(_TEXT)
-    weight_decay: float | None = _setting(_Number(minimum=0))
-    warmup_steps: float | None = _setting(_WARMUP)
-    logging_steps: int | None = _setting(_Integer(1))
-    save_steps: int | None = _setting(_Integer(1))
-    eval_steps: int | None = _setting(_Integer(1))
-    lora_r: int | None = _setting(_Integer(1))
-    lora_alpha: float | None = _setting(_Number(above=0))
-    max_length: int | None = _setting(_Integer(8))
-    load_in_4bit: bool | None = _setting(_BOOLEAN)
-    train_on_responses_only: bool | None = _setting(_BOOLEAN)
-    dataset_split: Any = _setting(_SPLIT)
-    dry_run: bool | None = _setting(_BOOLEAN)
+    dataset_format: Mapping[str, Any] | None = _setting(FORMAT)
+    max_steps: int | None = _setting(Integer(1))
+    num_train_epochs: float | None = _setting(Number(above=0))
+    learning_rate: float | None = _setting(Number(above=0))
+    batch_size: int | None = _setting(Integer(1))
+    optim: str | None = _setting(TEXT)
+    lr_scheduler_type: str | None = _setting(TEXT)
+    weight_decay: float | None = _setting(Number(minimum=0))
+    warmup_steps: float | None = _setting(WARMUP)
+    logging_steps: int | None = _setting(Integer(1))
+    save_steps: int | None = _setting(Integer(1))
+    eval_steps: int | None = _setting(Integer(1))
+    lora_r: int | None = _setting(Integer(1))
+    lora_alpha: float | None = _setting(Number(above=0))
+    max_length: int | None = _setting(Integer(8))
+    load_in_4bit: bool | None = _setting(BOOLEAN)
+    train_on_responses_only: bool | None = _setting(BOOLEAN)
+    dataset_split: Any = _setting(SPLIT)
+    dry_run: bool | None = _setting(BOOLEAN)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def check(self) -> None:
         """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
-        _text("model", self.model)
+        text("model", self.model)
         parse_dataset(self.dataset_source)
         for spec in attrs.fields(type(self)):
             value = getattr(self, spec.name)

@@ -1,0 +1,160 @@
+"""What the value of a setting may be: for Python, which says no with a sentence, and beside it as JSON Schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from arkor.errors import InvalidConfig
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+class Check(Protocol):
+    """Raises `InvalidConfig` for a value that is no good; `schema` is the same as JSON Schema, as far as that goes."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, name: str, value: Any) -> None: ...
+
+
+@frozen
+class Integer:
+    """A whole number from `minimum` to what 32 bits hold."""
+
+    minimum: int
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "integer", "minimum": self.minimum, "maximum": 2**31 - 1}
+
+    def __call__(self, name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
+            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {shown(value)}")
+
+
+@frozen
+class Number:
+    """A finite number `above` one, or of at least `minimum`."""
+
+    above: float | None = None
+    minimum: float | None = None
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        bound = {"minimum": self.minimum} if self.above is None else {"exclusiveMinimum": self.above}
+        return {"type": "number", **bound}
+
+    def __call__(self, name: str, value: Any) -> None:
+        bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
+        if not _is_finite(value) or not self._within(value):
+            raise InvalidConfig(name, f"must be a number {bound}, not {shown(value)}")
+
+    def _within(self, value: float) -> bool:
+        return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+@frozen
+class _Rule:
+    """A check that has its schema beside it."""
+
+    check: Callable[[str, Any], None]
+    schema: Mapping[str, Any]
+
+    def __call__(self, name: str, value: Any) -> None:
+        self.check(name, value)
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidConfig(name, f"must be True or False, not {shown(value)}")
+
+
+def text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InvalidConfig(name, f"must be a non-empty string, not {shown(value)}")
+
+
+BOOLEAN = _Rule(boolean, {"type": "boolean"})
+TEXT = _Rule(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+
+
+def _warmup(name: str, value: Any) -> None:
+    """Whole steps, or below 1 the share of the run, as in transformers."""
+    Number(minimum=0)(name, value)
+    if isinstance(value, float) and value >= 1 and not value.is_integer():
+        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {shown(value)}")
+
+
+FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
+
+
+def _format(name: str, value: Any) -> None:
+    if isinstance(value, str) and value in FORMATS:
+        raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
+    if not isinstance(value, Mapping) or value.get("type") not in FORMATS:
+        kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
+        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, FORMATS))}, not {shown(kind)}")
+    if unknown := next((key for key in value if key != "type"), None):
+        raise InvalidConfig(f"{name}.{unknown}", f'is no field of a format; write {{"type": "{value["type"]}"}} alone')
+
+
+def _split(name: str, value: Any) -> None:
+    """`"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
+    if isinstance(value, Mapping):
+        if not value or set(value) - {"train", "eval"}:
+            raise InvalidConfig(name, f'takes the keys "train" and "eval", not {shown(dict(value))}')
+        if "train" in value:
+            text(f"{name}.train", value["train"])
+        if "eval" in value and not isinstance(value["eval"], str):
+            _share(f"{name}.eval", value["eval"])
+    elif isinstance(value, str):
+        text(name, value)
+    else:
+        _share(name, value)
+
+
+def _share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        problem = f"must name a split, or be the share to hold out (between 0 and 1), not {shown(value)}"
+        raise InvalidConfig(name, problem)
+
+
+FORMAT = _Rule(
+    _format,
+    {"type": "object", "properties": {"type": {"enum": FORMATS}}, "required": ["type"], "additionalProperties": False},
+)
+_A_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+SPLIT = _Rule(
+    _split,
+    {
+        "anyOf": [
+            TEXT.schema,
+            _A_SHARE,
+            {
+                "type": "object",
+                "properties": {"train": TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _A_SHARE]}},
+                "minProperties": 1,
+                "additionalProperties": False,
+            },
+        ]
+    },
+)
+WARMUP = _Rule(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})
