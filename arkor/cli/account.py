@@ -28,7 +28,7 @@ from arkor.client.credentials import (
 )
 from arkor.client.http import checked_token
 from arkor.client.sign_in import sign_in, sign_in_config
-from arkor.errors import ArkorError, CredentialsError, InvalidConfig
+from arkor.errors import ArkorError, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import cloud_api_url_from_env
 from arkor.words import one_line
 
@@ -124,7 +124,12 @@ def _token(*, piped: bool) -> str:
 
 def _with_token(target: str, before: Credentials | None, token: str) -> None:
     credentials = TokenCredentials(token, target)
-    ask_who(credentials)  # whatever is wrong with it, nothing changes
+    try:
+        ask_who(credentials)  # whatever is wrong with it, nothing changes
+    except CloudApiError as error:
+        if error.status not in (401, 403):
+            raise
+        raise CredentialsError(f"{target} refuses this token: {error}; nothing has changed") from error
     if target.startswith("http:") and not is_loopback(target):
         say(f"The connection to {target} is not encrypted: the token can be read on the way.", err=True)
     _agree_to_replace(before)

@@ -27,6 +27,7 @@ from arkor.client.credentials import (
     Credentials,
     OAuthCredentials,
     TokenCredentials,
+    credentials_from_env,
     credentials_path,
     read_credentials,
     url_of,
@@ -35,7 +36,7 @@ from arkor.client.embedded import NEEDED
 from arkor.client.http import Access, Http
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.findings import OK, PROBLEM, WARNING, Finding
-from arkor.settings import VERSION
+from arkor.settings import VERSION, cloud_api_url_from_env, token_from_env
 
 #: Below how many free bytes something will soon not fit, and below how many a run can hardly begin.
 TIGHT, FULL = 2 * 2**30, 400 * 2**20
@@ -153,6 +154,9 @@ def look_at_space(home: Path) -> Iterator[Finding]:
 def look_at_sign_in() -> Iterator[Finding]:
     """The credentials file; the token in it is never shown."""
     path = credentials_path()
+    if token_from_env() and not cloud_api_url_from_env():
+        remedy = "set ARKOR_CLOUD_API_URL to the backend that it is for"
+        yield Finding("sign-in", WARNING, "ARKOR_TOKEN is set, and goes nowhere", remedy)
     try:
         found = read_credentials()
     except CredentialsError as error:
@@ -197,7 +201,7 @@ def _because(why: str) -> str:
 
 def look_elsewhere(url: str) -> Iterator[Finding]:
     """Whether a backend elsewhere answers, and knows us."""
-    credentials = read_credentials()
+    credentials = credentials_from_env(url) or read_credentials()
     if credentials is not None and url_of(credentials) != url:
         sentence = f"ARKOR_CLOUD_API_URL names {url}, but the sign-in is for {url_of(credentials)}"
         remedy = f"unset ARKOR_CLOUD_API_URL, or sign in there: arkor login --url {url}"
@@ -217,14 +221,19 @@ def look_elsewhere(url: str) -> Iterator[Finding]:
 
 
 def _greeting(url: str, credentials: Credentials | None) -> Iterator[Finding]:
-    if isinstance(credentials, AnonymousCredentials):
-        try:
-            Http(Access(url, credentials.bearer), retry_budget=0).call("GET", "/v1/me", timeout=PATIENCE)
-        except CloudApiError as error:
-            if error.status not in (401, 403):
-                raise
+    if credentials is None or isinstance(credentials, OAuthCredentials):  # which would have to be renewed first
+        return
+    try:
+        Http(Access(url, credentials.bearer), retry_budget=0).call("GET", "/v1/me", timeout=PATIENCE)
+    except CloudApiError as error:
+        if error.status not in (401, 403):
+            raise
+        if isinstance(credentials, AnonymousCredentials):
             sentence = "it does not know the sign-in (its home may be a new one)"
             yield Finding("backend", PROBLEM, sentence, "end it: arkor logout; the next call gets a new one")
+        else:
+            remedy = f"ask its operator for the one that counts now, then: arkor login --token --url {url}"
+            yield Finding("backend", PROBLEM, "it refuses the token", remedy)
 
 
 # The network

@@ -33,6 +33,8 @@ ME = {"user": {"id": "owner", "email": None}, "orgs": [{"id": "o", "slug": "loca
 
 def closed(request: Request) -> Answer:
     """A service that takes nobody without its token."""
+    if request.path == "/healthz":
+        return Answer(body={"version": "0.1.0"})
     if request.headers.get("authorization") != f"Bearer {TOKEN}":
         return Answer(401, {"error": "This service asks for the token of its operator."})
     return Answer(
@@ -91,7 +93,7 @@ def test_a_token_is_typed_unseen(service: HttpServer, project: Path) -> None:
     [
         ("", "this is no token"),
         ("two words\n", "this is no token"),
-        ("not-the-right-one\n", "asks for the token of its operator"),
+        ("not-the-right-one\n", "refuses this token: This service asks for the token of its operator."),
     ],
 )
 def test_a_token_that_is_none_changes_nothing(service: HttpServer, run: Run, typed: str, says: str) -> None:
@@ -183,3 +185,15 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
     assert isinstance(kept, AnonymousCredentials)
     assert (kept.token, kept.incidental) == (found.token, None)
     assert json.loads(run("whoami", "--json").stdout)["backend"] == {"url": backend.url, "why": "credentials file"}
+
+
+def test_the_doctor_looks_at_the_token(service: HttpServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
+    assert "ARKOR_TOKEN is set, and goes nowhere" in run("doctor").stdout
+    monkeypatch.setenv("ARKOR_CLOUD_API_URL", service.url)
+    assert "refuses the token" not in run("doctor").stdout
+    monkeypatch.setenv("ARKOR_TOKEN", "one-that-was-changed")
+    told = run("doctor").stdout
+    assert "it refuses the token" in told
+    assert f"arkor login --token --url {service.url}" in told
+    assert "one-that-was-changed" not in told

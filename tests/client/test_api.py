@@ -456,3 +456,16 @@ def test_the_import_is_light() -> None:
 def test_nobody_there_is_one_sentence() -> None:
     with pytest.raises(BackendUnavailable, match=r"http://127.0.0.1:1 cannot be reached \(Connection refused\)"):
         CloudApiClient("http://127.0.0.1:1", scope=SCOPE).open_event_stream("j-1")
+
+
+def test_what_a_newer_backend_said_is_said_again() -> None:
+    """A job's settings become another job's, a deployment's model another deployment's: nothing is lost on the way."""
+    config = {**JOB["config"], "ofTomorrow": {"depth": [1, 2]}}
+    target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": "j-1", "blend": 0.5}, "fallback": "m"}
+    answers = [{"job": {**JOB, "config": config}}, {"job": JOB}, {"deployment": {**DEPLOYMENT, "target": target}}]
+    with answering(*[Answer(200, answer) for answer in answers], Answer(200, {"deployment": DEPLOYMENT})) as server:
+        caller = client(server)
+        caller.create_job("again", caller.get_job("j-1").config)
+        caller.update_deployment("d-2", target=caller.get_deployment("d-1").target)
+    assert server.requests[1].json() == {"name": "again", "config": config}
+    assert server.requests[3].json() == {"target": target}
