@@ -13,11 +13,11 @@ import attrs
 from attrs import field, frozen
 
 from arkor.cards import job_card, job_line, result_card, result_line
-from arkor.checks import BOOLEAN, FORMAT, SPLIT, TEXT, WARMUP, Check, Integer, Number, boolean, shown, text
 from arkor.errors import InvalidConfig, TrainingFailed
 from arkor.evaluations import Evaluation
 from arkor.history import History
 from arkor.standings import BestCheckpoint
+from arkor.values import BOOLEAN, FORMAT, SPLIT, TEXT, WARMUP, Check, Integer, Number, boolean, shown, text
 from arkor.wire import from_wire
 
 
