@@ -23,11 +23,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from arkor.backend.openapi import NOTHING, TEXT, Answer, Problem, body_of, list_of, one_of, route
+from arkor.backend.openapi import EVENTS, NOTHING, TEXT, Answer, Problem, body_of, list_of, one_of, route
 from arkor.backend.routes import Refusal, read_object, shown, unauthorized
 from arkor.backend.routes.endpoints import weights_of
 from arkor.backend.routes.inference import BODY_LIMIT, completion_of, respond
-from arkor.backend.routes.openai import Told, by_openais_names, error_json, read_request, retold
+from arkor.backend.routes.openai import CHAT_REQUEST, Told, by_openais_names, error_json, read_request, retold
 from arkor.deployments import Deployment
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -231,9 +231,20 @@ routes = [
         chat,
         NOTHING,
         "A chat completion, as OpenAI's clients ask for it.",
-        body={"type": "object", "required": ["messages"], "properties": {"messages": list_of({"type": "object"})}},
-        answers={200: Answer("The completion, or a stream of its chunks.", {"type": "object"})},
-        errors=_NO_KEY,
+        body=CHAT_REQUEST,
+        answers={
+            200: Answer(
+                "OpenAI's completion; with `stream: true` its chunks, which `data: [DONE]` ends.",
+                {"type": "object", "required": ["id", "choices", "usage"]},
+                others={"text/event-stream": EVENTS},
+            )
+        },
+        errors={
+            **_NO_KEY,
+            404: "No deployment answers here, or its model is gone.",
+            409: "The adapter cannot be used.",
+            503: "There is not enough memory, or the process that answers has ended; ask again.",
+        },
         errors_as=_PROBLEM,
     ),
     route(

@@ -304,7 +304,18 @@ _AUTH_MODE = {"enum": [*AUTH_MODES]}
 NEW_DEPLOYMENT = body_of(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
 CHANGE = body_of({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": {"type": "boolean"}, **_RETENTION})
 
+_ITS_ID = {"parameters": {"id": "$response.body#/deployment/id"}}
+_LINKS = {
+    name: {"operationId": operation, **_ITS_ID}
+    for name, operation in (
+        ("deployment", "getV1EndpointsId"),
+        ("change", "patchV1EndpointsId"),
+        ("removal", "deleteV1EndpointsId"),
+        ("key", "postV1EndpointsIdKeys"),
+    )
+}
 _DEPLOYMENT = Answer("The deployment.", body_of(deployment=Deployment))
+_MADE = Answer("The deployment.", body_of(deployment=Deployment), links=_LINKS)
 _NO_WEIGHTS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
 ONE = "/v1/endpoints/{id}"
@@ -325,7 +336,7 @@ routes = [
         PROJECT,
         "Put a model behind an address.",
         body=NEW_DEPLOYMENT,
-        answers={201: _DEPLOYMENT},
+        answers={201: _MADE},
         errors={**_NO_WEIGHTS, 409: "The slug is taken."},
     ),
     route("GET", ONE, get_deployment, PROJECT, "A deployment.", answers={200: _DEPLOYMENT}),

@@ -15,10 +15,13 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
+from arkor.backend.openapi import body_of, class_schema
 from arkor.backend.routes import Refusal, invalid
 from arkor.chat import InferenceRequest
 from arkor.errors import InvalidConfig
 from arkor.wire import camel, dumps
+
+_BOOL = {"type": "boolean"}
 
 #: Fields that are honoured, by the same names as in `InferenceRequest`.
 _SAME = [
@@ -167,6 +170,29 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
     if not body.get("stream"):
         raise invalid("stream_options", "belongs to a stream; ask for stream: true, or leave it out")
     return bool(options.get("include_usage"))
+
+
+# How it is described
+
+_INFERENCE = class_schema(InferenceRequest)["properties"]
+_COUNT = _INFERENCE["maxTokens"]
+_USAGE = {"anyOf": [body_of({"include_usage": _BOOL, "include_obfuscation": _BOOL}), {"type": "null"}]}
+
+#: The body of a chat completion.
+CHAT_REQUEST = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {
+        **{name: _INFERENCE[camel(name)] for name in _SAME},
+        "max_tokens": _COUNT,
+        "max_completion_tokens": _COUNT,
+        "stream": _BOOL,
+        "stream_options": _USAGE,
+        **{name: {} for name in _HARMLESS},
+        **{name: {"enum": [*values, None]} for name, values in _UNABLE.items()},
+    },
+    "additionalProperties": False,
+}
 
 
 # How it is refused
