@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from arkor.backend.schema import StoreError
+from arkor.backend.schema import MIGRATIONS, StoreError
 from arkor.backend.store import Job, Project, Store, Taken, new_id
 from arkor.jobs import JobStatus
 
@@ -223,6 +223,22 @@ def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path
     Store(tmp_path / "new.db").close()
     assert schema_of(path) == schema_of(tmp_path / "new.db") != before
     assert schema_of(tmp_path / "arkor.db.v1.bak") == before
+
+
+def test_so_is_the_one_in_between(tmp_path: Path) -> None:
+    path = tmp_path / "arkor.db"
+    old_database(path)
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in (*MIGRATIONS[2], "UPDATE meta SET schema_version = 2"):
+            connection.execute(statement)
+        connection.commit()
+    store = Store(path)
+    assert [job.id for job in store.unfinished()] == ["j2"]
+    assert store.endpoints.all() == []
+    store.close()
+    Store(tmp_path / "new.db").close()
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+    assert schema_of(tmp_path / "arkor.db.v2.bak")[0] == 2
 
 
 @pytest.mark.slow
