@@ -54,15 +54,16 @@ def named(page: Path) -> str:
 def run_page(page: Path, folder: Path) -> None:
     """Execute a page's Python in one namespace, with the files that it shows in `folder`, the current one.
 
-    `<!-- file: NAME -->` before a block puts it on disk; `<!-- prints -->` before one says that it is what the
-    Python above it prints.
+    `<!-- file: NAME -->` before a block puts it on disk, and `<!-- script: NAME -->` does too with Python that the page
+    starts by itself; `<!-- prints -->` before one says that it is what the Python above it prints.
     """
-    namespace: dict[str, object] = {"__name__": "docs"}
+    namespace: dict[str, object] = {"__name__": "page"}
     printed = io.StringIO()
     for block in blocks_of(page):
-        if block.note.startswith("file: "):
-            (folder / block.note.removeprefix("file: ")).write_text(block.text, "utf-8")
-        if block.language == "python":
+        kind, _, name = block.note.partition(": ")
+        if kind in ("file", "script"):
+            (folder / name).write_text(block.text, "utf-8")
+        if block.language == "python" and kind != "script":
             printed = io.StringIO()
             code = compile("\n" * (block.line - 1) + block.text, named(page), "exec")
             with contextlib.redirect_stdout(printed):

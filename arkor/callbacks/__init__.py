@@ -17,13 +17,18 @@ from arkor.callbacks.evaluate import Evaluate
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
 from arkor.callbacks.notify import Notify
 from arkor.callbacks.report import Report
+from arkor.evaluations import Answer, Evaluation
+from arkor.standings import BestCheckpoint
 
 __all__ = [
     "MOMENTS",
+    "Answer",
+    "BestCheckpoint",
     "CheckpointContext",
     "CompletedContext",
     "EarlyStopping",
     "Evaluate",
+    "Evaluation",
     "FailedContext",
     "FinishedContext",
     "Infer",
