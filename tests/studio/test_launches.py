@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import requests
@@ -115,5 +116,5 @@ def test_a_project_that_cannot_be_written(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("id_", ["", "..", "x" * 32, "../launch", "0" * 32])
-def test_what_is_no_launch(studio: Studio, id_: str) -> None:
-    assert Launches(studio.folder).find(id_) is None
+def test_what_is_no_launch(project: Path, id_: str) -> None:
+    assert Launches(project).find(id_) is None

@@ -1,0 +1,380 @@
+"""The pages of Studio in a real browser, which has never seen the internet."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arkor.client.api import CloudApiClient
+from tests.studio.conftest import Studio, start_studio, submit, until
+
+expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
+
+pytestmark = pytest.mark.slow
+
+WEIGHT = 300_000  # bytes in all, as they travel: nothing is compressed
+NAME = "<img src=x onerror=alert(1)>"
+
+
+class Tab:
+    """A page of the browser, and what it complained about."""
+
+    def __init__(self, page: Any, studio: Studio) -> None:
+        self.page = page
+        self.studio = studio
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, path: str = "/") -> Any:
+        """Go there, with the token of the launch behind the first address, as a person does."""
+        token = "" if self.requests else f"#token={self.studio.token}"
+        self.page.goto(f"{self.studio.url}{path}{token}")
+        self.page.locator("main:not([aria-busy])").wait_for()
+        return self.page
+
+
+@pytest.fixture
+def new_tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
+    """Opens tabs; at the end none of them may have complained or asked for anything elsewhere."""
+    contexts, tabs = [], []
+
+    def make(studio: Studio, *, width: int = 1280, theme: str = "light") -> Tab:
+        context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        tabs.append(Tab(context.new_page(), studio))
+        return tabs[-1]
+
+    yield make
+    for tab in tabs:
+        foreign = [url for url in tab.requests if not url.startswith((tab.studio.url, "blob:"))]
+        assert not tab.complaints
+        assert not foreign
+    for context in contexts:
+        context.close()
+
+
+# Who gets in
+
+
+def test_the_token_leaves_the_address_and_stays_in_the_browser(studio: Studio, new_tab: Callable[..., Tab]) -> None:
+    tab = new_tab(studio)
+    page = tab.open("/runs?q=x")
+    assert page.url == f"{studio.url}/runs?q=x"
+    expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible()
+    other = page.context.new_page()
+    other.goto(f"{studio.url}/")
+    expect(other.get_by_role("heading", name="my-project")).to_be_visible()
+    assert not [url for url in tab.requests if studio.token in url.split("#")[0]]
+
+
+def test_without_it_studio_is_locked_until_it_is_pasted(studio: Studio, chromium: Any) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"{studio.url}/runs")
+    expect(page.get_by_role("heading", name="This Studio is locked")).to_be_visible()
+    page.get_by_label("Or paste the address").fill("x" * 43)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_text("That is not the token of this launch.")).to_be_visible()
+    page.get_by_label("Or paste the address").fill(f"{studio.url}/#token={studio.token}")
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible()
+    context.close()
+
+
+# Overview
+
+
+def test_overview_shows_the_trainer_and_runs_it(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    page = new_tab(studio).open()
+    expect(page.get_by_role("heading", name="support-bot")).to_be_visible()
+    expect(page.locator("#trainer")).to_contain_text("org/small-model")
+    page.get_by_role("button", name="Run training").dblclick()
+    expect(page.locator(".console")).to_contain_text("support-bot: completed")
+    expect(page.locator("#launch")).to_contain_text("its process has ended")
+    assert len(client.list_jobs()) == 1
+    expect(page.locator("#latest")).to_contain_text("support-bot")
+    page.get_by_role("link", name="See the run").click()
+    expect(page.get_by_role("heading", name="support-bot")).to_contain_text("completed")
+
+
+def test_overview_shows_what_is_wrong_and_that_it_was_mended(studio: Studio, new_tab: Callable[..., Tab]) -> None:
+    entry = studio.folder / "train.py"
+    good = entry.read_text()
+    entry.write_text(good.replace("max_steps", "max_step"))
+    page = new_tab(studio).open()
+    expect(page.locator("#trainer")).to_contain_text("train.py, line 4")
+    expect(page.locator("#trainer")).to_contain_text("did you mean 'max_steps'?")
+    expect(page.get_by_role("button", name="Run training")).to_have_count(0)
+    entry.write_text(good)
+    page.get_by_role("button", name="Read again").click()
+    expect(page.get_by_role("button", name="Run training")).to_be_visible()
+
+
+# Runs
+
+
+def test_runs_are_searched_filtered_sorted_and_picked(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    page = new_tab(studio).open("/runs")
+    expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
+    jobs = [submit(client, name, max_steps=n, eval_steps=1) for name, n in (("gamma", 3), ("alpha", 5), (NAME, 4))]
+    failing = submit(client, "broken", model="scripted/fail")
+    until(client, failing, "failed")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(4)  # it appears by itself
+    page.get_by_role("searchbox").fill("gam")
+    expect(rows).to_have_count(1)
+    expect(page).to_have_url(f"{studio.url}/runs?q=gam")
+    page.get_by_role("searchbox").fill("")
+    page.get_by_text("failed", exact=True).first.click()
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("broken")
+    page.get_by_text("failed", exact=True).first.click()
+    expect(rows).to_have_count(4)
+    page.get_by_role("button", name="Step").click()
+    expect(rows.first).to_contain_text("alpha")
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("Step")
+    page.get_by_label("Pick gamma").check()
+    page.get_by_label(f"Pick {NAME}").check()
+    page.wait_for_timeout(2500)  # the list comes anew meanwhile
+    expect(page.get_by_label("Pick gamma")).to_be_checked()
+    page.get_by_role("link", name="Compare").click()
+    expect(page.get_by_role("heading", name="Compare")).to_be_visible()
+    assert set(re.findall(r"run=(\w+)", page.url)) == {jobs[0], jobs[2]}
+    expect(page.locator(".chart canvas")).to_have_count(2)
+    expect(page.get_by_role("row", name="max_steps")).to_be_visible()
+    expect(page.get_by_role("row", name="model")).to_be_hidden()
+    page.get_by_text("Those that are the same, too").click()
+    expect(page.get_by_role("row", name="model")).to_be_visible()
+
+
+# Run
+
+
+def test_a_run_is_seen_learning_and_cancelled(
+    slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, NAME, max_steps=400, save_steps=5, eval_steps=5, learning_rate=1e-3)
+    page = new_tab(slow_studio).open(f"/runs/{job}")
+    expect(page.get_by_role("heading", name=NAME)).to_be_visible()
+    expect(page.locator(".chart canvas")).to_have_count(4)
+    expect(page.locator("[data-checkpoints]")).to_contain_text("step 10")
+    step = page.locator("[data-fact=step]")
+    first = int(step.inner_text().split("/")[0])
+    page.wait_for_timeout(1500)
+    assert int(step.inner_text().split("/")[0]) > first
+    expect(page.get_by_role("link", name="Chat with step 10")).to_have_attribute(
+        "href", f"/playground?run={job}&step=10"
+    )
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Go back").click()
+    assert client.get_job(job).status == "running"
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel the run").click()
+    expect(page.locator("#run-head .status")).to_have_text("cancelled")
+    expect(page.locator("[data-progress]")).to_have_attribute("data-end", "cancelled")
+    assert client.get_job(job).status == "cancelled"
+
+
+def test_a_run_that_failed_says_why_and_one_that_diverged_what_to_do(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    failed, diverged = submit(client, model="scripted/fail"), submit(client, learning_rate=1e6, max_steps=5)
+    until(client, diverged, "completed")
+    tab = new_tab(studio)
+    page = tab.open(f"/runs/{failed}")
+    expect(page.get_by_role("alert").first).to_contain_text("This model fails by design; name another one.")
+    expect(page.get_by_role("alert").first).to_contain_text(f"arkor logs {failed[:8]}")
+    tab.open(f"/runs/{diverged}")
+    expect(page.locator("[data-diverged]")).to_contain_text("Since step 1 nothing is learnt")
+    expect(page.locator("[data-fact=loss]")).to_have_text("NaN")
+
+
+def test_the_numbers_and_the_charts_can_be_taken_away(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], tmp_path: Path
+) -> None:
+    job = submit(client, "a run / of mine", max_steps=50, eval_steps=25)
+    until(client, job, "completed")
+    page = new_tab(studio).open(f"/runs/{job}")
+    expect(page.locator("[data-fact=step]")).to_have_text("50 / 50")
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="CSV").click()
+    rows = Path(csv.value.path()).read_text().splitlines()
+    assert csv.value.suggested_filename == f"a-run-of-mine-{job[:8]}.csv"
+    assert rows[0] == "step,timestamp,loss,eval_loss,learning_rate,epoch,samples_per_second"
+    assert len(rows) == 1 + 50 + 2
+    assert float(rows[1].split(",")[2]) == 1.8
+    with page.expect_download() as png:
+        page.get_by_role("button", name="PNG").click()
+    assert Path(png.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_charts_are_zoomed_read_and_smoothed_by_keyboard(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, max_steps=60)
+    until(client, job, "completed")
+    page = new_tab(studio).open(f"/runs/{job}")
+    chart = page.locator(".chart").first
+    plot = chart.locator(".plot")
+    expect(plot).to_have_attribute("aria-label", re.compile(r"Loss\. loss: 1\.8000 at step 1, .* at step 60"))
+    plot.focus()
+    plot.press("ArrowRight")
+    expect(chart.locator(".readout")).to_contain_text("step 1 ")
+    plot.press("ArrowRight")
+    expect(chart.locator(".readout")).to_contain_text("step 2 ")
+    plot.press("+")
+    plot.press("ArrowRight")
+    plot.press("0")
+    before = chart.locator("canvas").screenshot()
+    page.get_by_label("Log scale").check()
+    page.wait_for_timeout(200)
+    assert chart.locator("canvas").screenshot() != before
+
+
+# Away and back
+
+
+def test_studio_stops_and_comes_back(slow_studio: Studio, client: CloudApiClient, chromium: Any) -> None:
+    job = submit(client, max_steps=60)
+    context = chromium.new_context()
+    page = Tab(context.new_page(), slow_studio).open(f"/runs/{job}")
+    expect(page.locator("[data-fact=step]")).to_contain_text(re.compile(r"^\d\d? /"))
+    slow_studio.stop()
+    expect(page.get_by_text("Studio has stopped.")).to_be_visible()
+    again = start_studio(slow_studio.folder, "--port", slow_studio.port)
+    expect(page.get_by_role("heading", name="This Studio is locked")).to_be_visible()
+    page.goto(f"{again.url}/runs/{job}#token={again.token}")
+    expect(page.locator("[data-fact=step]")).to_have_text("60 / 60", timeout=15_000)
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="CSV").click()
+    steps = [int(line.split(",")[0]) for line in Path(csv.value.path()).read_text().splitlines()[1:]]
+    assert steps == list(range(1, 61))
+    context.close()
+    again.stop()
+
+
+def test_the_network_goes_and_no_event_is_lost(slow_studio: Studio, client: CloudApiClient, chromium: Any) -> None:
+    job = submit(client, max_steps=70)
+    context = chromium.new_context()
+    page = Tab(context.new_page(), slow_studio).open(f"/runs/{job}")
+    expect(page.locator("[data-fact=step]")).to_contain_text(re.compile(r"^\d\d? /"))
+    context.set_offline(True)
+    page.wait_for_timeout(2000)
+    context.set_offline(False)
+    expect(page.locator("[data-fact=step]")).to_have_text("70 / 70", timeout=20_000)
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="CSV").click()
+    steps = [int(line.split(",")[0]) for line in Path(csv.value.path()).read_text().splitlines()[1:]]
+    assert steps == list(range(1, 71))
+    context.close()
+
+
+def test_eight_tabs_on_one_run_all_see_it(
+    slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, max_steps=60)
+    first = new_tab(slow_studio).open(f"/runs/{job}")
+    tabs = [first, *(first.context.new_page() for _ in range(7))]
+    for tab in tabs[1:]:
+        tab.goto(f"{slow_studio.url}/runs/{job}")
+    for tab in tabs:
+        expect(tab.locator("[data-fact=step]")).to_have_text("60 / 60", timeout=20_000)
+
+
+# Everywhere
+
+
+PLACES = ["/", "/runs", "/runs/{job}", "/runs/{failed}", "/compare?run={job}&run={failed}", "/compare"]
+
+
+@pytest.fixture
+def places(shared_studio: Studio, client: CloudApiClient) -> list[str]:
+    """Pages with something on them."""
+    job = submit(
+        client, "a name that is longer than a column of a table has room for, by far", max_steps=60, eval_steps=5
+    )
+    failed = submit(client, model="scripted/fail")
+    until(client, failed, "failed")
+    return [place.format(job=job, failed=failed) for place in PLACES]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_fault(shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab], theme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    for width in (1280, 380):
+        tab = new_tab(shared_studio, width=width, theme=theme)
+        for place in places:
+            page = tab.open(place)
+            page.wait_for_timeout(700)
+            found = axe.run(page).response["violations"]
+            assert not [(item["id"], [node["html"] for node in item["nodes"]]) for item in found], (place, width)
+
+
+def test_nothing_is_wider_than_a_phone(shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
+    tab = new_tab(shared_studio, width=380)
+    for place in places:
+        page = tab.open(place)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380, place
+
+
+def test_a_page_weighs_little_and_is_there_at_once(
+    shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]
+) -> None:
+    for place in places:
+        tab = new_tab(shared_studio)
+        sizes: list[int] = []
+        tab.page.on(
+            "response", lambda answer, sizes=sizes: "/streams/" in answer.url or sizes.append(len(answer.body()))
+        )
+        page = tab.open(place)
+        page.wait_for_timeout(500)
+        assert sum(sizes) < WEIGHT, place
+        painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        assert painted < 1000, place  # milliseconds
+
+
+def test_studio_paints_within_a_second_of_being_ready(
+    backend: object, project: Path, new_tab: Callable[..., Tab]
+) -> None:
+    studio = start_studio(project)
+    ready = time.time()
+    page = new_tab(studio).open()
+    painted = page.evaluate(
+        "performance.timeOrigin + performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    )
+    assert painted / 1000 - ready < 1.0
+    studio.stop()
+
+
+def test_all_of_it_by_keyboard(shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
+    page = new_tab(shared_studio).open("/runs")
+    expect(page.locator("tbody tr").first).to_be_visible()
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent")
+        )
+    assert {"Skip to the content", "Overview", "Runs", "Search runs", "Name", "Loss", "a run"} <= {
+        text.strip() for text in reached
+    }
+    page.locator("tbody a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#run-head h1")).to_be_visible()
