@@ -6,6 +6,7 @@ Where events come from, and who waits for them, is the business of `trainer.py` 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ class Dispatcher:
         listeners: Listeners,
         callback_errors: CallbackErrors,
         client: Callable[[], CloudApiClient],
+        abort_signal: threading.Event | None = None,
     ) -> None:
         self.job = job
         self.result: TrainingResult | None = None
@@ -63,6 +65,7 @@ class Dispatcher:
         self._listeners = listeners
         self._callback_errors = callback_errors
         self._client = client
+        self._abort_signal = abort_signal
         self._steering = Steering(cancel=lambda: client().cancel_job(self.job.id), leave=self._leave)
 
     def dispatch(self, event: Event) -> StreamFault | None:
@@ -118,7 +121,7 @@ class Dispatcher:
 
     def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)
-        infer = Infer(self._client(), adapter)
+        infer = self._infer(adapter)
         steering = self._steering
         context = CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, steering=steering)
         return self._call("on_checkpoint", context)
@@ -126,7 +129,7 @@ class Dispatcher:
     def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
         self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
-        infer = Infer(self._client(), Adapter("final", self.job.id))
+        infer = self._infer(Adapter("final", self.job.id))
         return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
 
     def _on_failed(self, event: TrainingFailed) -> StreamFault | None:
@@ -137,6 +140,9 @@ class Dispatcher:
     def _on_cancelled(self, event: TrainingCancelled) -> None:
         self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
+
+    def _infer(self, adapter: Adapter) -> Infer:
+        return Infer(self._client(), adapter, leaving=self._abort_signal)
 
     def _advance(self, status: JobStatus, **changes: Any) -> None:
         self.job = attrs.evolve(self.job, status=status, **changes)

@@ -275,7 +275,9 @@ class Trainer:
 
     def _watch(self, patience: Patience) -> TrainingResult:
         if self._dispatcher is None:
-            self._dispatcher = Dispatcher(self._known_job(), self._listeners, self._callback_errors, self._connected)
+            self._dispatcher = Dispatcher(
+                self._known_job(), self._listeners, self._callback_errors, self._connected, self._abort_signal
+            )
             self._tally = tally_of(self._dispatcher.job)
         dispatcher = self._dispatcher
         try:

@@ -20,11 +20,15 @@ from arkor.jobs import TrainingJob, TrainingResult
 
 @frozen
 class Infer:
-    """Ask one model: the base, a checkpoint or the final adapter of a run."""
+    """Ask one model: the base, a checkpoint or the final adapter of a run.
+
+    `leaving` is the trainer's own abort signal: whoever asks for long looks at it in between.
+    """
 
     _client: CloudApiClient = field(repr=False)
     adapter: Adapter | None
     base_model: str | None = None
+    leaving: threading.Event | None = field(default=None, repr=False)
 
     def __call__(
         self,

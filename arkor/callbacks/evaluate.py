@@ -6,7 +6,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import attrs
@@ -24,6 +24,9 @@ _OURS = {"self", "messages", "stream", "tools", "abort_signal"}
 _OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _OURS]
 
 _GONE = 404
+
+#: How often the abort signal is looked at.
+_LOOK_SECONDS = 0.05
 
 
 @frozen
@@ -143,15 +146,21 @@ class Evaluate:
 
     def _ask_all(self, infer: Infer) -> list[_Said]:
         """What the model says to each question, in their order; nothing of it raises but Ctrl-C."""
-        deadline = time.monotonic() + self._timeout
         sheet = _Sheet(infer, self._metric, self._options)
         with ThreadPoolExecutor(self._concurrency, "arkor-evaluate") as pool:
             futures = [pool.submit(sheet.ask, question) for question in self.questions]
             try:
-                wait(futures, max(0.0, deadline - time.monotonic()))
+                self._wait_for(futures, infer.leaving)
             finally:
                 sheet.over.set()
         return [future.result() for future in futures]
+
+    def _wait_for(self, futures: list[Future[_Said]], leaving: threading.Event | None) -> None:
+        """Until all have answered, or time is up, or nobody waits for the run any more."""
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0 and not (leaving is not None and leaving.is_set()):
+            if not wait(futures, min(left, _LOOK_SECONDS)).not_done:
+                return
 
 
 class _Sheet:

@@ -75,10 +75,19 @@ def _flatten(callbacks: Any) -> Iterable[dict[str, Callable[[Any], Any]]]:
     elif isinstance(callbacks, Mapping):
         yield _checked({str(name): function for name, function in callbacks.items()})
     else:
+        _refuse_class(callbacks)
         found = {moment: getattr(callbacks, moment, None) for moment in MOMENTS}
         if not any(hasattr(callbacks, moment) for moment in MOMENTS):
             raise InvalidConfig("callbacks", f"{type(callbacks).__name__} has none of {', '.join(MOMENTS)}")
         yield _checked(found)
+
+
+def _refuse_class(callbacks: Any) -> None:
+    """A class whose methods want a `self` is a forgotten pair of parentheses."""
+    if inspect.isclass(callbacks) and any(
+        inspect.isfunction(inspect.getattr_static(callbacks, moment, None)) for moment in MOMENTS
+    ):
+        raise InvalidConfig("callbacks", f"{callbacks.__name__} is a class; write {callbacks.__name__}(…)")
 
 
 def _checked(functions: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:

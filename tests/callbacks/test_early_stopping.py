@@ -271,3 +271,15 @@ def test_a_context_made_by_hand_can_be_judged_but_not_stopped() -> None:
     assert stopping.stopped is None
     with pytest.raises(ArkorError, match="no run behind it"):
         stopping.on_log(TrainingLogContext(2, 9.0, None, None, None, None, job))
+
+
+def test_forgotten_parentheses_are_named() -> None:
+    with pytest.raises(InvalidConfig, match=r"EarlyStopping is a class; write EarlyStopping\(…\)"):
+        make(callbacks=[EarlyStopping])
+
+    class Namespace:
+        @staticmethod
+        def on_log(ctx: TrainingLogContext) -> None:
+            pass
+
+    make(callbacks=Namespace)

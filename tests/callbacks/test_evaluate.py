@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arkor import FileDataset, InvalidConfig, Trainer
+from arkor import FileDataset, InvalidConfig, Trainer, TrainerAborted
 from arkor.callbacks import Evaluate
 from arkor.callbacks.metrics import exact_match, json_valid
 from arkor.callbacks.questions import questions_from
@@ -194,3 +194,17 @@ def test_a_model_that_does_not_answer_costs_the_sheet_its_time_and_no_more(tmp_p
     assert result.job.status == "completed"
     errors = [answer.error for answer in result.evaluations[0].answers]
     assert errors == ["it was not answered in time"] * 2 + ["it was not asked in time"]
+
+
+def test_an_abort_is_heard_in_mid_sheet(tmp_path: Path) -> None:
+    over, leave = threading.Event(), threading.Event()
+    saved = frame(1, "checkpoint.saved", '{"type":"checkpoint.saved","jobId":"j","timestamp":"t","step":2}')
+    with running(send(saved + completed(2))) as server:
+        server.special["POST /v1/inference/chat"] = lambda connection, headers: over.wait(20) and None
+        evaluate = Evaluate(["Hi", "Yo"], base=False)
+        threading.Timer(0.3, leave.set).start()
+        began = time.monotonic()
+        with pytest.raises(TrainerAborted):
+            server.watch(tmp_path, callbacks=evaluate, abort_signal=leave).wait()
+        assert time.monotonic() - began < 3
+        over.set()
