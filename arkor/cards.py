@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from arkor.words import clock, number, seconds_between
 
 _CARD = "border-left:3px solid {colour};padding:2px 12px;margin:4px 0;max-width:640px"
-_CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;background:transparent"
-_GREY = "#808080"
+_CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;background:transparent;overflow-wrap:anywhere"
+_GREY = "#7b7b7b"
 _COLOURS = {"completed": "#16a34a", "failed": "#dc2626", "cancelled": "#a855f7", "running": "#3b82f6"}
 _MOST_ARTIFACTS = 8
 _SETTINGS = ("max_steps", "num_train_epochs", "learning_rate", "batch_size", "lora_r", "dry_run")
@@ -117,5 +117,6 @@ def _source(source: Any) -> str:
             parts = urlsplit(str(url))
         except ValueError:
             return ""
-        return f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.hostname else parts.path
+        uploaded = not parts.hostname  # to the backend itself, under its digest
+        return parts.path.rpartition("/")[2] if uploaded else f"{parts.scheme}://{parts.hostname}{parts.path}"
     return str(getattr(source, "name", None) or getattr(source, "path", None) or "")

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, overload
 
 from arkor.charts.curve import Curve
-from arkor.charts.svg import loss_chart
+from arkor.charts.svg import loss_image
 from arkor.errors import ArkorError
 
 _LARGEST_STEP = 2**63 - 1  # that a column can hold
@@ -167,7 +167,7 @@ class History:
         return f"History({len(self)} logs, steps {first} to {last})"
 
     def _repr_html_(self) -> str:
-        return loss_chart(*self.curves()) if self else "no logs"
+        return loss_image(*self.curves()) if self else "no logs"
 
     def _row(self, index: int) -> Logged:
         said = self._said[index]

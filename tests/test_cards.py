@@ -73,6 +73,11 @@ def test_a_result_says_how_it_ended() -> None:
     assert {"0.2500", "step 40, eval_loss 0.3000", "final, dict", "1 logs; result.history draws them"} <= set(texts)
 
 
+def test_of_a_file_that_was_uploaded_the_name_is_shown() -> None:
+    told = job(config={"model": "m", "datasetSource": {"type": "blob", "url": "/v1/datasets/0123abcd/tickets.jsonl"}})
+    assert "tickets.jsonl" in Page(told._repr_html_()).texts
+
+
 def test_many_artifacts_are_counted() -> None:
     result = TrainingResult(job(), tuple(Artifact(path=f"checkpoints/{n}") for n in range(20)))
     assert "checkpoints/7, and 12 more" in Page(result._repr_html_()).texts[-1]

@@ -135,5 +135,5 @@ def test_who_attaches_in_the_middle_has_what_it_saw(tmp_path: Path) -> None:
 
 def test_a_history_shows_itself() -> None:
     assert History()._repr_html_() == "no logs"
-    assert some()._repr_html_().startswith("<svg")
+    assert some()._repr_html_().startswith("<img")
     assert repr(History()) == "History(no logs)"

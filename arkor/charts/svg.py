@@ -1,10 +1,12 @@
 """A loss as a picture for a page: SVG without scripts, readable on light paper and on dark.
 
-Ink is `currentColor`, the text's colour of whatever page it is put on.
+It goes into a page as an image of its own and not as a part of it: of a notebook that somebody was sent, only the
+images are shown. An image knows nothing of the page's colours, hence an ink for both.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
 from arkor.charts.curve import Curve, Point
@@ -12,7 +14,17 @@ from arkor.charts.scale import Scale, tick_text
 
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
+_INK = "#7b7b7b"  # at least 4:1 on white and on black, as text has to be
 _BLUE, _ORANGE, _RED = "#3b82f6", "#d97706", "#dc2626"  # at least 3:1 on white and on black
+
+
+def loss_image(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:
+    """The same as `loss_chart`, as an HTML image."""
+    if not (chart := loss_chart(loss, eval_loss, last_step)):
+        return ""
+    data = b64encode(chart.encode()).decode()
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" style="max-width:100%;height:auto"'
+    return f'<img {size} alt="{_spoken(loss, eval_loss)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def loss_chart(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:
@@ -30,8 +42,8 @@ def loss_chart(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> s
     )
     parts = [*_frame(across, up), *_line(loss.points, across, up), *_dots(eval_loss.points, across, up)]
     parts += [*_oddities(odd, across), *_legend(loss, eval_loss)]
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" style="max-width:100%;height:auto"'
-    font = 'font-family="system-ui, sans-serif" font-size="11" fill="currentColor"'
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    font = f'font-family="system-ui, sans-serif" font-size="11" fill="{_INK}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} {font} role="img" aria-label="{_spoken(loss, eval_loss)}">'
     return f"{head}{''.join(parts)}</svg>"
 
@@ -48,14 +60,14 @@ def _frame(across: Scale, up: Scale) -> Iterator[str]:
     """Grid lines with their numbers; the axes are named by what stands beside them."""
     for value in up.ticks(5):
         y = _y(up, value)
-        yield f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="currentColor" stroke-opacity=".15"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end" opacity=".7">{tick_text(value)}</text>'
+        yield f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="{_INK}" stroke-opacity=".15"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{tick_text(value)}</text>'
     for step in across.ticks(8):
         if step == int(step):
-            text = f'text-anchor="middle" opacity=".7">{int(step)}</text>'
+            text = f'text-anchor="middle">{int(step)}</text>'
             yield f'<text x="{_x(across, step)}" y="{_HEIGHT - _BOTTOM + 16}" {text}'
-    yield f'<path d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}" stroke="currentColor" stroke-opacity=".5"/>'
-    yield f'<text x="{_LEFT}" y="{_TOP - 12}" opacity=".7">{"loss, logarithmic" if up.logarithmic else "loss"}</text>'
+    yield f'<path d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}" stroke="{_INK}" stroke-opacity=".5"/>'
+    yield f'<text x="{_LEFT}" y="{_TOP - 12}">{"loss, logarithmic" if up.logarithmic else "loss"}</text>'
 
 
 def _line(points: Sequence[Point], across: Scale, up: Scale) -> Iterator[str]:

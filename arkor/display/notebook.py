@@ -1,7 +1,7 @@
 """Progress in a cell of a notebook: a line, a bar, and the losses so far, put anew in place of what is there.
 
-It is HTML and SVG without scripts, so that it stays in the notebook that is saved. `on_event()` only takes notes; a
-thread draws, twice a second at first, and less often the longer it takes.
+It is HTML without scripts and an image, so that it stays in the notebook that is saved. `on_event()` only takes notes;
+a thread draws, twice a second at first, and less often the longer it takes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from arkor.charts.svg import loss_chart
+from arkor.charts.svg import loss_image
 from arkor.display.tally import ARROWS, Tally
 from arkor.display.ticker import Ticker
 from arkor.errors import TrainerAborted
@@ -119,7 +119,7 @@ class NotebookProgress:
         tally = self._tally
         share = min(1.0, tally.step / tally.total) if tally.total else 0.0
         bar = f'<div style="{_BAR}"><div style="{_FILLING};width:{share:.1%}"></div></div>' if tally.total else ""
-        chart = loss_chart(self._loss, self._eval_loss, None if tally.ended else tally.total)
+        chart = loss_image(self._loss, self._eval_loss, None if tally.ended else tally.total)
         words = [*self._warnings, *([self._note] if self._note else [])]
         below = "".join(f'<div style="{_LINE}">{escape(text)}</div>' for text in words)
         return f'<div style="{_LINE}">{escape(line)}</div>{bar}{chart}{below}'

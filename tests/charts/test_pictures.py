@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from base64 import b64decode
 from xml.etree import ElementTree
 
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from arkor.charts.braille import loss_plot
 from arkor.charts.curve import Curve
-from arkor.charts.svg import loss_chart
+from arkor.charts.svg import loss_chart, loss_image
 
 
 def curve_of(*pairs: tuple[int, float]) -> Curve:
@@ -40,6 +41,14 @@ def test_a_chart_says_what_it_shows() -> None:
     assert parsed(svg).attrib["aria-label"] == "loss 0.05, eval loss 0.2"
     assert "<script" not in svg
     assert "not finite" not in svg
+
+
+def test_an_image_is_the_chart() -> None:
+    image = ElementTree.fromstring(loss_image(FALLING, MEASURED) + "</img>")
+    data = image.attrib["src"].removeprefix("data:image/svg+xml;base64,")
+    assert b64decode(data).decode() == loss_chart(FALLING, MEASURED)
+    assert image.attrib["alt"] == "loss 0.05, eval loss 0.2"
+    assert loss_image(NONE, NONE) == ""
 
 
 def test_a_chart_has_room_for_the_steps_to_come() -> None:
