@@ -124,7 +124,9 @@ class EarlyStopping:
         try:
             ctx.cancel()  # False is as good: the run ended by itself in the same moment
         except (CloudApiError, BackendUnavailable) as error:
-            logger.warning("the run could not be stopped, which is tried again at its next log: %s", error)
+            self._acted = not _may_pass(error)
+            then = "" if self._acted else ", which is tried again at its next log"
+            logger.warning("the run could not be stopped%s: %s", then, error)
         else:
             self._acted = True
 
@@ -133,6 +135,10 @@ class EarlyStopping:
             return None
         value, step = best
         return BestCheckpoint(step, self.on, value, Adapter("checkpoint", self._job_id, step))
+
+
+def _may_pass(error: CloudApiError | BackendUnavailable) -> bool:
+    return isinstance(error, BackendUnavailable) or error.status in (408, 429) or error.status >= 500
 
 
 class _Trend:

@@ -131,6 +131,13 @@ def test_a_backend_that_does_not_hear_is_asked_again(refusal: Exception, caplog:
     assert sum("tried again" in record.getMessage() for record in caplog.records) == 2
 
 
+def test_a_backend_that_says_no_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client([CloudApiError(403, None, "not yours to stop")])
+    replay(EarlyStopping(), logs([math.nan, 1.0, 1.0]), client)
+    assert client.cancelled == 1
+    assert "could not be stopped: not yours to stop" in caplog.text
+
+
 def test_who_watches_an_eval_loss_that_will_not_come_is_told(caplog: pytest.LogCaptureFixture) -> None:
     replay(EarlyStopping(on="eval_loss"), [])
     assert "set eval_steps" in caplog.text
