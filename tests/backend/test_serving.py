@@ -154,3 +154,31 @@ def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
         assert served.process.stdin is not None
         served.process.stdin.close()
         assert served.process.wait(timeout=5) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sets no limit on another process")
+def test_where_memory_ends_an_answer_is_refused_and_the_next_one_comes(tmp_path: Path) -> None:
+    """The system's own refusal: the process may have hardly more memory than it has already."""
+    import resource  # noqa: PLC0415 - not on every system
+
+    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+
+    base = make_base(tmp_path / "base", context=60_000)
+    served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
+    with served.process:
+        served.ask("q", "Hello", model=base, max_tokens=3)
+        assert served.text()
+        used = psutil.Process(served.process.pid).memory_info().vms
+        unlimited = resource.prlimit(
+            served.process.pid, resource.RLIMIT_AS, (used + 24 * 2**20, resource.RLIM_INFINITY)
+        )
+        served.ask("large", "x" * 50_000, model=base, max_tokens=3)
+        while not isinstance(failed := served.reply(), Failed):
+            pass
+        assert (failed.status, failed.code) == (503, "out_of_memory")
+        assert "memory" in failed.sentence
+        resource.prlimit(served.process.pid, resource.RLIMIT_AS, unlimited)
+        served.ask("q", "Hello", model=base, max_tokens=3)
+        assert served.text()
+        served.process.kill()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,25 @@ class TorchGenerator:
     def _advance(self, batch: Batch) -> list[Reply]:
         ids = [answer.completion.id for answer in batch.answers]
         try:
-            return batch.step()
+            with self._same_sums(batch):
+                return batch.step()
         except Exception as error:  # noqa: BLE001 - as above
             self._batches.remove(batch)
             refusal = self._refusal(error)
             return [refusal.reply(id_) for id_ in ids]
+
+    @contextmanager
+    def _same_sums(self, batch: Batch) -> Iterator[None]:
+        """A batch that must come out the same is computed by one thread in fp32: several cut a sum up elsewhere."""
+        model = batch.weights.model
+        if not (batch.alone and model.device.type == "cpu" and model.dtype == torch.float32):
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._threads.count)
 
     def _merge(self) -> None:
         merged: list[Batch] = []

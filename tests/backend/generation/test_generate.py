@@ -203,6 +203,49 @@ def test_a_prompt_that_is_too_long_names_both_counts(tmp_path: Path, generator: 
     assert "takes 64" in failed.sentence
 
 
+# Stop strings, seeds
+
+
+@pytest.mark.usefixtures("fp32")
+def test_a_stop_string_ends_an_answer_across_tokens(folders: dict[str, str], generator: TorchGenerator) -> None:
+    whole = reference(folders["base"], None, QUESTION, 60)
+    stop = whole[20:24]
+    assert len(stop) == 4
+    generator.submit(ask(folders, max_tokens=60, stop=(stop, "never there, for sure")))
+    replies = run(generator)["q"]
+    assert text_of(replies) == whole[: whole.find(stop)]
+    assert isinstance(replies[-1], Done)
+    assert replies[-1].finish_reason == "stop"
+    assert replies[-1].completion_tokens < 60
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_the_same_seed_is_the_same_text_in_any_company(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, temperature: float
+) -> None:
+    monkeypatch.setattr(weights_room, "choose_device", lambda: choose_device(precision))
+    generator = TorchGenerator(tmp_path)
+    wish = {"temperature": temperature, "top_p": 0.95, "max_tokens": 60}
+    said = set()
+    for company in range(4):
+        for number in range(company * 2):
+            text = "word " * (5 * number + company)
+            generator.submit(ask(folders, f"other {number}", text=text, seed=number % 2 or None, **wish))
+        generator.submit(ask(folders, seed=11, **wish))
+        said.add(text_of(run(generator)["q"]))
+    assert len(said) == 1
+    generator.submit(ask(folders, seed=12, **wish))
+    assert (text_of(run(generator)["q"]) in said) == (temperature == 0)
+
+
+def test_without_a_seed_the_dice_fall_anew(folders: dict[str, str], generator: TorchGenerator) -> None:
+    for number in range(2):
+        generator.submit(ask(folders, str(number), temperature=1.5, max_tokens=40))
+    replies = run(generator)
+    assert text_of(replies["0"]) != text_of(replies["1"])
+
+
 # What goes wrong
 
 
