@@ -449,6 +449,20 @@ def test_conversations_go_with_their_deployment(shared_backend: Backend) -> None
     assert not (shared_backend.home / "conversations" / door.id).exists()
 
 
+def test_an_answer_is_given_where_there_is_no_room_to_keep_it(tmp_path: Path) -> None:
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    with backend.process:
+        (backend.home / "conversations").write_text("something in the way")
+        door = open_door(owner(backend))
+        assert door.ask().json()["choices"][0]["message"]["content"] == ANSWER
+        assert chunks(door.ask({**ASKED, "stream": True}))
+        time.sleep(0.2)
+        log = (backend.home / "test-backend.log").read_text()
+        assert log.count(f"A conversation of {door.slug} could not be kept") == 2
+        assert "Traceback" not in log
+        backend.process.kill()
+
+
 CANARY = "xylophone-kumquat-7351"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
+from sqlalchemy.exc import DBAPIError
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, State
@@ -181,8 +182,8 @@ class Conversation:
         entry = {**head, "request": self._request, "answer": self.told.to_json()}
         try:
             state.conversations.keep(lambda: state.store.endpoints.get(deployment.id), entry)
-        except OSError as error:
-            logger.warning("A conversation of %s could not be kept: %s", deployment.slug, error)
+        except (OSError, DBAPIError) as error:
+            logger.warning("A conversation of %s could not be kept: %s", deployment.slug, getattr(error, "orig", error))
 
 
 class Retold(Response):

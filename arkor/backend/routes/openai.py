@@ -92,8 +92,6 @@ MOST_MESSAGES = 10_000
 #: The fields of a message that mean something to a model here.
 _OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
 
-_DONE = b"data: [DONE]"
-
 
 # What is asked
 
@@ -143,8 +141,8 @@ def _messages(value: Any) -> Any:
 def _message(where: str, message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message
-    for name, value in message.items():
-        if name not in _OF_A_MESSAGE and name in ("audio", "function_call") and value:
+    for name in ("audio", "function_call"):
+        if message.get(name):
             raise invalid(f"{where}.{name}", "cannot be honoured here; leave it out")
     said = {name: message[name] for name in _OF_A_MESSAGE if message.get(name) is not None}
     return {**said, "role": "system"} if said.get("role") == "developer" else said
@@ -275,7 +273,7 @@ async def retold(
 
 
 def _retell(frame: bytes, told: Told, include_usage: bool, outward: Sentence) -> bytes:
-    if frame == _DONE:
+    if not frame.startswith(b"data: {"):  # the end, or a comment
         return frame + b"\n\n"
     chunk = json.loads(frame.removeprefix(b"data: "))
     if error := chunk.get("error"):
