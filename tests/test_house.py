@@ -130,7 +130,19 @@ def test_the_readme_names_every_file_of_the_package() -> None:
     assert not missing
 
 
-HEAVY = ("torch", "transformers", "starlette", "uvicorn", "sqlalchemy", "datasets", "tqdm", "click")
+HEAVY = (
+    "torch",
+    "transformers",
+    "starlette",
+    "uvicorn",
+    "sqlalchemy",
+    "datasets",
+    "tqdm",
+    "click",
+    "IPython",
+    "pandas",
+    "matplotlib",
+)
 
 
 def test_importing_arkor_is_light() -> None:

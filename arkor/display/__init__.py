@@ -78,7 +78,9 @@ def progress_for(
     tally = tally or tally_of(job)
     if job is not None and in_a_notebook():
         return NotebookProgress(tally, history or History(), job.id)
-    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stderr is None or sys.stderr.closed:
+        return Silence()
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return TerminalProgress(sys.stderr, tally)
     return PlainProgress(sys.stderr, tally)
 

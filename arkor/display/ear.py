@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TextIO
+
+_listening: weakref.WeakSet[Ear] = weakref.WeakSet()
 
 
 class Ear:
@@ -24,6 +28,7 @@ class Ear:
 
     def open(self) -> None:
         """`deaf` is True from here on if a stream did not let itself be listened to."""
+        _listening.add(self)
         for stream in self._streams:
             try:
                 self._listen(stream)
@@ -31,15 +36,21 @@ class Ear:
                 self.deaf = True
 
     def close(self) -> None:
-        self._hear = None  # whoever still holds on to our write gets the stream's own
+        self.stop_hearing()
         for undo in self._undo:
             undo()
+
+    def stop_hearing(self) -> None:
+        """Whoever still holds on to our `write` gets the stream's own."""
+        self._hear = None
 
     def _listen(self, stream: Any) -> None:
         write = stream.write
         before = vars(stream).get("write") if hasattr(stream, "__dict__") else None
 
         def heard(text: str) -> Any:
+            if self._hear is None:
+                return write(text)
             with self._lock:
                 if self._hear is not None:
                     self._hear(text)
@@ -55,3 +66,13 @@ class Ear:
 
         stream.write = heard
         self._undo.append(undo)
+
+
+def _after_a_fork() -> None:
+    """The child has no line to keep clear, and nobody in it who would ever give back a lock that was just taken."""
+    for ear in _listening:
+        ear.stop_hearing()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_a_fork)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -153,6 +155,12 @@ def test_a_closed_stream_does_not_hurt() -> None:
     stream = io.StringIO()
     stream.close()
     PlainProgress(stream).on_event(logged(1, 1.0))
+
+
+@pytest.mark.parametrize("stderr", ["None", "open('/dev/null', 'w'); sys.stderr.close()"])
+def test_without_a_stderr_there_is_silence(stderr: str) -> None:
+    code = f"import sys; sys.stderr = {stderr}; from arkor.display import progress_for; print(progress_for('auto'))"
+    assert "Silence" in subprocess.check_output([sys.executable, "-c", code], text=True)
 
 
 def test_which_display_for_which_setting() -> None:

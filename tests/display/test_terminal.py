@@ -252,6 +252,33 @@ def test_a_signal_that_prints_while_the_line_is_drawn_does_not_lock_it_up() -> N
     assert "2999 steps" in screen.lines()[-1]
 
 
+def test_a_child_that_is_forked_off_in_mid_drawing_can_print() -> None:
+    screen = in_a_terminal(
+        """
+        import os, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons dislike any fork beside threads
+        taken, enough = threading.Event(), threading.Event()
+        def draw():
+            with progress._lock:
+                taken.set()
+                enough.wait()
+        drawing = threading.Thread(target=draw)
+        drawing.start()
+        taken.wait()
+        if (child := os.fork()) == 0:
+            print("from a child", flush=True)
+            os._exit(0)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not (done := os.waitpid(child, os.WNOHANG)[0]):
+            time.sleep(0.01)
+        assert done, "the child hangs"
+        enough.set()
+        drawing.join()
+        """
+    )
+    assert "from a child" in screen.written
+
+
 def test_no_colour_is_used_so_that_none_can_be_unwanted() -> None:
     screen = in_a_terminal('progress.on_event(TrainingStarted("j", at(0), 10)); time.sleep(0.4)')
     assert set(re.findall(r"\x1b\[[0-9;]*[A-Za-z]", screen.written)) == {"\x1b[K"}
