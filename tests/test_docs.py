@@ -15,6 +15,7 @@ import pytest
 from attrs import frozen
 
 import arkor
+from arkor import callbacks
 from arkor.backend.data.datasets import load_rows
 from arkor.backend.data.records import DataError
 from arkor.backend.home import datasets_folder
@@ -149,6 +150,11 @@ def test_every_page_can_be_reached_from_the_first() -> None:
 def test_every_public_name_is_documented() -> None:
     words = set(re.findall(r"\w+", (DOCS / "reference.md").read_text("utf-8")))
     assert not set(arkor.__all__) - words
+
+
+def test_every_ready_made_callback_is_documented() -> None:
+    words = set(re.findall(r"\w+", (DOCS / "reference.md").read_text("utf-8")))
+    assert not set(callbacks.__all__) - words - {"Infer", "Listeners", "MOMENTS"}
 
 
 def settings_table() -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from attrs import frozen
 from arkor.callbacks.contexts import CheckpointContext, CompletedContext, FinishedContext, Infer, StartedContext
 from arkor.callbacks.metrics import Metric, metric_from
 from arkor.callbacks.questions import Question, questions_from
+from arkor.chat import InferenceRequest
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.evaluations import Answer, Evaluation
 from arkor.jobs import Artifact, TrainingJob, TrainingResult
@@ -27,6 +28,17 @@ _GONE = 404
 
 #: How often the abort signal is looked at.
 _LOOK_SECONDS = 0.05
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """What no model could be asked is said before the run begins, not at its first checkpoint."""
+    for option in options:
+        if option not in _OPTIONS:
+            raise InvalidConfig(f"Evaluate.{option}", f"is no option of infer; there are {', '.join(_OPTIONS)}")
+    try:
+        InferenceRequest([{"role": "user", "content": ""}], base_model="any", **options).check()
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Evaluate.{error.field}", error.problem) from None
 
 
 @frozen
@@ -76,9 +88,7 @@ class Evaluate:
             or not 0 < timeout < threading.TIMEOUT_MAX
         ):
             raise InvalidConfig("Evaluate.timeout", f"must be seconds, above 0, not {timeout!r}")
-        for option in options:
-            if option not in _OPTIONS:
-                raise InvalidConfig(f"Evaluate.{option}", f"is no option of infer; there are {', '.join(_OPTIONS)}")
+        _check_options(options)
         self._every, self._base, self._concurrency, self._timeout, self._tell = every, base, concurrency, timeout, tell
         self._options = {"temperature": None if "top_p" in options else 0, **options}
         self._begin(None)

@@ -87,6 +87,8 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         ({"timeout": 0}, "timeout"),
         ({"max_token": 5}, "max_token"),
         ({"stream": False}, "stream"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
     ],
 )
 def test_wrong_values_are_named(settings: dict[str, Any], field: str) -> None:

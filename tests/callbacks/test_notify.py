@@ -268,7 +268,7 @@ def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
         trainer = make(max_steps=5, callbacks=[notify, {"on_log": lambda ctx: logs.append(time.monotonic())}])
         began = time.monotonic()
         assert trainer.wait().job.status == "completed"
-        assert time.monotonic() - logs[-1] < 2
+        assert time.monotonic() - logs[-1] < 5
         assert len(logs) == 5
         assert time.monotonic() - began < 15
         woken.set()
@@ -289,7 +289,7 @@ def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(backend:
     thread.start()
     began = time.monotonic()
     assert not deliver(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=1, attempts=1, within=0.5)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
     thread.join()
     listener.close()
 
