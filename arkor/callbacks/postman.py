@@ -29,6 +29,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 #: So many messages may wait; what is sent beyond them is dropped.
 MOST_WAITING = 1000
 
+#: A thread that has nothing to deliver for so many seconds ends.
+IDLE_SECONDS = 5.0
+
 _thread = threading.local()
 
 
@@ -59,6 +62,7 @@ class Postman:
         self._attempts = attempts
         self._waiting: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
+        self._changing = threading.Lock()
         self._gave_up = False
 
     def __repr__(self) -> str:
@@ -66,15 +70,16 @@ class Postman:
 
     def send(self, what: str, body: dict[str, Any]) -> None:
         """Take a message and return at once; `what` names it in the log."""
-        try:
-            self._waiting.put_nowait((what, body))
-        except queue.Full:
-            logger.warning("%s: the message %r was dropped, as too many wait already", self._name, what)
-            return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._deliver, name="arkor-notify", daemon=True)
-            self._thread.start()
-            atexit.register(self._leave)
+        with self._changing:
+            try:
+                self._waiting.put_nowait((what, body))
+            except queue.Full:
+                logger.warning("%s: the message %r was dropped, as too many wait already", self._name, what)
+                return
+            if self._thread is None or not self._thread.is_alive():  # there is none behind a fork
+                self._thread = threading.Thread(target=self._deliver, name="arkor-notify", daemon=True)
+                self._thread.start()
+                atexit.register(self._leave)
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is delivered or given up, at most so long; whether it was."""
@@ -93,8 +98,8 @@ class Postman:
         noisy = logging.getLogger("urllib3.connectionpool")
         if _not_from_here not in noisy.filters:
             noisy.addFilter(_not_from_here)
-        while True:
-            what, body = self._waiting.get()
+        while (message := self._next()) is not None:
+            what, body = message
             try:
                 self._insist(body)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to stop
@@ -102,6 +107,19 @@ class Postman:
                 logger.warning("%s: the message %r was not delivered: %s", self._name, what, why)
             finally:
                 self._waiting.task_done()
+
+    def _next(self) -> tuple[str, dict[str, Any]] | None:
+        """The next message; None when there has been none for long, and the thread may go."""
+        try:
+            return self._waiting.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            pass
+        with self._changing:
+            if not self._waiting.empty():
+                return self._waiting.get_nowait()
+            self._thread = None
+            atexit.unregister(self._leave)
+            return None
 
     def _insist(self, body: dict[str, Any]) -> None:
         attempts = Retrying(

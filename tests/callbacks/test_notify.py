@@ -16,7 +16,7 @@ import pytest
 
 from arkor import InvalidConfig, Trainer
 from arkor.callbacks import Notify
-from arkor.callbacks.postman import Postman
+from arkor.callbacks.postman import IDLE_SECONDS, Postman
 from arkor.callbacks.webhooks import SHAPES, News, kind_of, seconds_between
 from arkor.jobs import TrainingJob
 from arkor.wire import from_wire
@@ -298,6 +298,21 @@ def test_nobody_there_is_a_warning(backend: Backend, caplog: pytest.LogCaptureFi
     result = make(max_steps=1, callbacks=Notify(f"http://127.0.0.1:9/{SECRET}", attempts=1)).wait()
     assert result.job.status == "completed"
     assert "Notify (plain): the message 'completed' was not delivered: no connection" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
+    others = set(threading.enumerate())
+    with answering(Answer(200)) as server:
+        postman = Postman(server.url, "Notify (plain)", timeout=5, attempts=1)
+        for count in (1, 2):
+            postman.send("completed", {"event": "completed"})
+            assert postman.flush(10)
+            assert len(server.requests) == count
+            deadline = time.monotonic() + IDLE_SECONDS + 10
+            while any(thread.name == "arkor-notify" for thread in set(threading.enumerate()) - others):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
 
 
 # The address is a secret
