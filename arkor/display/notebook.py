@@ -36,9 +36,8 @@ _LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px"
 
 def in_a_notebook() -> bool:
     """Whether what is displayed goes to a notebook: Jupyter's, that of VS Code or Colab. Imports nothing."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
 class NotebookProgress:
