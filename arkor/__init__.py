@@ -14,6 +14,7 @@ from arkor.callbacks import (
     TrainingLogContext,
 )
 from arkor.chat import Adapter
+from arkor.checks import Check
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.credentials import (
@@ -41,6 +42,7 @@ from arkor.errors import (
     TrainerAborted,
     TrainingFailed,
 )
+from arkor.estimates import Estimate
 from arkor.history import History
 from arkor.jobs import (
     Artifact,
@@ -69,11 +71,13 @@ __all__ = [
     "BackendUnavailable",
     "BlobDataset",
     "ChatResponse",
+    "Check",
     "CheckpointContext",
     "CloudApiClient",
     "CloudApiError",
     "CompletedContext",
     "CredentialsError",
+    "Estimate",
     "FailedContext",
     "FileDataset",
     "FinishedContext",

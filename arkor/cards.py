@@ -95,6 +95,7 @@ def _result_rows(result: Any) -> Rows:
         yield "best checkpoint", f"step {result.best.step}, {result.best.metric} {number(result.best.value)}"
     for evaluation in result.evaluations[-1:]:
         yield "evaluation", str(evaluation).partition("\n")[0]
+    yield "time", str(result.estimate or "")
     shown = [_artifact(artifact) for artifact in result.artifacts[:_MOST_ARTIFACTS]]
     rest = len(result.artifacts) - len(shown)
     yield "artifacts", ", ".join([*shown, *([f"and {rest} more"] if rest > 0 else [])])

@@ -26,6 +26,7 @@ from arkor.callbacks.steering import Steering
 from arkor.chat import Adapter
 from arkor.client.api import CloudApiClient
 from arkor.client.connection import StreamFault
+from arkor.estimates import Estimate, outcome_of
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -62,6 +63,7 @@ class Dispatcher:
         self.result: TrainingResult | None = None
         self.history = History()
         self.leaving: str | None = None
+        self._estimate: Estimate | None = None
         self._listeners = listeners
         self._callback_errors = callback_errors
         self._client = client
@@ -97,6 +99,7 @@ class Dispatcher:
 
     def _on_started(self, event: TrainingStarted) -> StreamFault | None:
         self._advance(JobStatus.RUNNING, started_at=event.timestamp)
+        self._estimate = event.estimate
         return self._call("on_started", StartedContext(self.job, steering=self._steering))
 
     def _on_log(self, event: TrainingLog) -> StreamFault | None:
@@ -128,7 +131,8 @@ class Dispatcher:
 
     def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
         self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
-        self.result = TrainingResult(self.job, event.artifacts, history=self.history)
+        outcome = outcome_of(self._estimate, event.metrics)
+        self.result = TrainingResult(self.job, event.artifacts, history=self.history, estimate=outcome)
         infer = self._infer(Adapter("final", self.job.id))
         return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import frozen
 
+from arkor.estimates import Estimate, parse_estimate
 from arkor.jobs import parse_artifacts
 from arkor.wire import to_wire
 
@@ -27,11 +28,15 @@ class TrainingPreparing:
 
 @frozen
 class TrainingStarted:
-    """The first step is about to be taken; `total_steps` is how many there will be, where the backend says so."""
+    """The first step is about to be taken; `total_steps` is how many there will be, where the backend says so.
+
+    `estimate` is what the run will take, where it was checked before.
+    """
 
     job_id: str
     timestamp: str
     total_steps: int | None = None
+    estimate: Estimate | None = None
 
 
 @frozen
@@ -241,7 +246,8 @@ def _decode_checkpoint(data: dict[str, Any]) -> CheckpointSaved:
 
 def _decode_started(data: dict[str, Any]) -> TrainingStarted:
     total = data.get("totalSteps")
-    return TrainingStarted(_text(data, "jobId"), _text(data, "timestamp"), total if type(total) is int else None)
+    total = total if type(total) is int else None
+    return TrainingStarted(_text(data, "jobId"), _text(data, "timestamp"), total, parse_estimate(data.get("estimate")))
 
 
 def _decode_resumed(data: dict[str, Any]) -> TrainingResumed:

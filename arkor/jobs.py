@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from arkor.cards import job_card, job_line, result_card, result_line
 from arkor.errors import InvalidConfig, TrainingFailed
+from arkor.estimates import Outcome
 from arkor.evaluations import Evaluation
 from arkor.history import History
 from arkor.standings import BestCheckpoint
@@ -258,7 +259,7 @@ class TrainingResult:
     """How a run ended: the job as the backend knows it and what the run left behind.
 
     `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered,
-    `history` every number that was logged while this process watched.
+    `history` every number that was logged while this process watched, `estimate` how good that of `check()` was.
     """
 
     job: TrainingJob
@@ -266,6 +267,7 @@ class TrainingResult:
     best: BestCheckpoint | None = None
     evaluations: tuple[Evaluation, ...] = ()
     history: History = field(factory=History, eq=False)
+    estimate: Outcome | None = None
 
     def __repr__(self) -> str:
         return result_line(self)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +59,40 @@ def load_entry(path: str | Path | None = None) -> Trainer:
     if trainer is None:
         raise InvalidConfig("entry", f"{file} has neither `arkor = create_arkor(trainer=…)` nor `trainer = Trainer(…)`")
     return trainer
+
+
+class _Starting(BaseException):
+    """The file starts its trainer by itself; nothing that it catches, and all that there is to know."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+
+
+def look_at_entry(path: str | Path | None = None) -> Trainer:
+    """The same, but no run is started by looking, even if the file does so when it is loaded."""
+    try:
+        with _only_looking():
+            return load_entry(path)
+    except _Starting as starting:
+        return starting.trainer
+
+
+@contextmanager
+def _only_looking() -> Iterator[None]:
+    """In here no trainer starts: whoever wants to is caught in the act."""
+
+    def start(trainer: Trainer, *_: Any, **__: Any) -> None:
+        raise _Starting(trainer)
+
+    originals = {name: getattr(Trainer, name) for name in ("start", "wait")}
+    for name in originals:
+        setattr(Trainer, name, start)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Trainer, name, original)
 
 
 def find_entry(path: str | Path | None = None) -> Path:

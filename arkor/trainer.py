@@ -22,6 +22,7 @@ from attrs import frozen
 from arkor.callbacks.contexts import Infer
 from arkor.callbacks.listeners import Listeners
 from arkor.chat import Adapter
+from arkor.checks import Check
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.connection import StreamEnd
@@ -32,6 +33,7 @@ from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for, tally_of
+from arkor.display.status import status_for
 from arkor.display.tally import Tally
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.jobs import (
@@ -241,6 +243,18 @@ class Trainer:
         chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, int(adapter))
         return Infer(self._connected(), chosen)(messages, **options)
 
+    def check(self) -> Check:
+        """Look at the run without starting it: faults of its data, rows as the model sees them, lengths, time, memory.
+
+        It happens where the run would, takes about half a minute, and a run that is started later knows the estimate.
+        Raises `InvalidConfig` or `CloudApiError` for a configuration that cannot be trained, `TrainerAborted`.
+        """
+        if self._config is None:
+            raise ArkorError("check() is for a run that is described here; this trainer watches one that was submitted")
+        client = self._connected()
+        with status_for(self._progress) as say:
+            return client.check(self._sendable(client), say=say, abort_signal=self._abort_signal)
+
     # Submitting it
 
     def _connected(self) -> CloudApiClient:
@@ -259,13 +273,17 @@ class Trainer:
         client = self._connected()
         if self._attached_to is not None:
             return client.get_job(self._attached_to)
+        return client.create_job(self.name, self._sendable(client), idempotency_key=self._idempotency_key)
+
+    def _sendable(self, client: CloudApiClient) -> JobConfig:
+        """The configuration as the backend takes it; a file of rows goes there first."""
         config = self._config
         assert config is not None  # noqa: S101 - only attach() leaves it None
         if dry_run_wanted():
             config = attrs.evolve(config, dry_run=True)
         if isinstance(config.dataset_source, FileDataset):
             config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
-        return client.create_job(self.name, config, idempotency_key=self._idempotency_key)
+        return config
 
     # Watching it
 

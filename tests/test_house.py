@@ -15,23 +15,23 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
-errors findings archive settings wire chat standings evaluations charts history words cards values jobs events accounts deployments
+errors findings archive settings wire chat standings evaluations charts history words cards estimates reports checks values jobs events accounts deployments
 client.frames client.plug client.patience client.retry client.replay client.addresses client.upgrade client.faults client.deprecation client.sessions client.http client.credentials client.oauth client.landing client.sign_in client.embedded
-client.schemas client.replies client.api client.connection client.stream client.state client.connect
+client.schemas client.replies client.check_stream client.api client.connection client.stream client.state client.connect
 callbacks.steering callbacks.contexts callbacks.listeners callbacks.early_stopping callbacks.webhooks callbacks.postman callbacks.notify
 callbacks.questions callbacks.metrics callbacks.evaluate callbacks.ledgers callbacks.trackers callbacks.report
 callbacks dispatch display
 trainer project __init__
 studio.address studio.guard studio.link studio.rendering studio.listing studio.relay studio.examine studio.entry studio.launches studio.pages.overview studio.pages.runs studio.pages.run studio.app studio.server
-cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.dev cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
+cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.check cli.dev cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
 """.split()
 
 BACKEND_FLOORS = """
-home heartbeat bell log checkpoints past progress summary schema endpoints store conversations sse tail engine scripted process threads device models
+home expectations heartbeat bell log checkpoints past progress summary schema endpoints store conversations sse tail engine scripted process threads device models
 data.records data.rows data.download data.datasets
-training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl
+training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl training.survey training.timing training.rehearsal
 generation.completion generation.text generation.schemas generation.constraints generation.tools generation.calls generation.echo generation.sampling generation.trial generation.grammar generation.prompts generation.weights generation.answer generation.batch generation.generate
-recovery copies inspection stop recorder worker serving demise supervisor inference openapi peer connection routes doorman app __main__
+recovery copies inspection stop recorder worker serving examination demise checking supervisor inference openapi peer connection routes doorman app __main__
 """.split()
 
 #: Folders of rooms that have floors of their own.

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from arkor.backend.bell import Bell
+from arkor.backend.checking import Checking, sweep_checks
 from arkor.backend.conversations import Conversations
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
@@ -30,6 +31,7 @@ from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
 from arkor.backend.routes import (
     Refusal,
     auth,
+    checks,
     copies,
     datasets,
     door,
@@ -88,13 +90,15 @@ def create_app(
         app.state.bell.open()
         app.state.supervisor.start()
         app.state.inference = Inference(home, engine)
+        sweep_checks(home)
         tidying = asyncio.create_task(app.state.conversations.tidy(store.endpoints.all))
         yield
         tidying.cancel()
+        await app.state.checking.close()
         await app.state.inference.close()
         app.state.supervisor.stop()
 
-    rooms = (auth, projects, jobs, copies, datasets, inference, endpoints, keys, door)
+    rooms = (auth, projects, jobs, checks, copies, datasets, inference, endpoints, keys, door)
     app = Starlette(
         routes=[*routes, *(one for room in rooms for one in room.routes)],
         lifespan=lifespan,
@@ -113,6 +117,7 @@ def create_app(
     app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)
     app.state.conversations = Conversations(home)
+    app.state.checking = Checking(home, engine, app.state.supervisor.is_training)
     return app
 
 

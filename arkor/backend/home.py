@@ -88,6 +88,11 @@ def models_folder(home: Path) -> Path:
     return home / "models"
 
 
+def checks_folder(home: Path) -> Path:
+    """What checks have found that runs will take; below it, what the check at work needs for the moment."""
+    return home / "checks"
+
+
 @frozen
 class RunFolder:
     """A run is a folder: what was asked (`job`), what happened (`events`), what was printed, what came of it."""

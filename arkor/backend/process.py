@@ -1,13 +1,21 @@
-"""How a process that computes treats the machine: what it does with freed memory, and how its threads wait.
+"""How a process that computes treats the machine: what it does with freed memory, how its threads wait, who goes first.
 
-Call both before torch is imported; afterwards they come too late.
+The first two are to be called before torch is imported; afterwards they come too late.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
+import resource
 import sys
+from pathlib import Path
+from typing import BinaryIO
+
+#: How much lower than a run's the priority of what is not one is; see nice(2).
+NICENESS = 5
 
 #: glibc's names for what `mallopt` sets.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -37,3 +45,26 @@ def wait_without_spinning() -> None:
     step of the starter model took ten times as long. `OMP_WAIT_POLICY` of the environment has the last word.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def be_modest() -> None:
+    """Let runs go first, with the processor and, where the system can be told, with memory."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def take_stdout() -> BinaryIO:
+    """The stdout that is ours alone; what anything else prints goes to stderr from here on."""
+    own = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return own
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had so far."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux it may be the parent's
+    return most if sys.platform == "darwin" else most * 1024

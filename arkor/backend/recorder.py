@@ -19,6 +19,7 @@ from arkor.backend.home import RunFolder
 from arkor.backend.log import LogWriter
 from arkor.backend.past import Past, place
 from arkor.backend.stop import StopSign
+from arkor.estimates import Estimate
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -48,14 +49,24 @@ _OBJECTIONS = {
 
 
 class LogRecorder:
-    """The engine's `Recorder`; `past` is what the log says already."""
+    """The engine's `Recorder`; `past` is what the log says already, `estimate` what a check of the run has found."""
 
-    def __init__(self, log: LogWriter, folder: RunFolder, bell: Path, stop: StopSign, past: Past) -> None:
+    def __init__(
+        self,
+        log: LogWriter,
+        folder: RunFolder,
+        bell: Path,
+        stop: StopSign,
+        past: Past,
+        *,
+        estimate: Estimate | None = None,
+    ) -> None:
         self._log = log
         self._folder = folder
         self._bell = bell
         self._stop = stop
         self._past = past
+        self._estimate = estimate
         reached = max(past.last[0], *past.saved, 0)
         self._step: int | None = reached or None
         self._final: Artifact | None = None
@@ -70,7 +81,7 @@ class LogRecorder:
     def started(self, total_steps: int) -> None:
         self._stop.mind()
         if not self._past.started:
-            self.write(TrainingStarted(self._folder.id, now(), total_steps))
+            self.write(TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
 
     def log(
         self,

@@ -11,7 +11,6 @@ in progress is never its victim: it is nicer than one, and the first to go when 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -24,11 +23,9 @@ from typing import Any, BinaryIO
 
 from arkor.backend.generation.completion import Generator, Reply, completion_from_json, reply_to_json
 from arkor.backend.generation.echo import EchoGenerator
+from arkor.backend.process import be_modest, take_stdout
 from arkor.settings import serving_memory_bytes
 from arkor.wire import dumps
-
-#: How much lower than a run's the priority is; see nice(2).
-NICENESS = 5
 
 
 def load_generator(engine: str, home: Path) -> Generator:
@@ -75,20 +72,6 @@ def read_lines(stream: BinaryIO, desk: Desk) -> None:
     for line in stream:
         desk.put(json.loads(line))
     os._exit(0)
-
-
-def take_stdout() -> BinaryIO:
-    """The stdout that is ours alone; what anything else prints goes to stderr from here on."""
-    own = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    return own
-
-
-def be_modest() -> None:
-    """Let runs go first, with the processor and, where the system can be told, with memory."""
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # Linux alone has it
-        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def main() -> None:

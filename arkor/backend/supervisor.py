@@ -108,6 +108,10 @@ class Supervisor:
         charge = self._charges.get(job_id)
         return charge.pulse.stalled_since if charge else None
 
+    def is_training(self) -> bool:
+        """Whether any run is at work."""
+        return bool(self._charges)
+
     def cancel(self, job: Job) -> None:
         """End the job: a waiting one at once, a running one within `GRACE_SECONDS` and a moment.
 

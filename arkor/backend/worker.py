@@ -22,6 +22,7 @@ import attrs
 
 from arkor.backend import checkpoints
 from arkor.backend.engine import Engine, Run, RunError
+from arkor.backend.expectations import expected
 from arkor.backend.heartbeat import beating
 from arkor.backend.home import RunFolder, bell_file, write_atomically
 from arkor.backend.log import LogHeld, LogWriter
@@ -100,10 +101,11 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
     past = read_past(folder.events)
     checkpoints.sweep(folder, past.saved)
     step = checkpoints.resume_step(folder, past.saved)
-    recorder = LogRecorder(log, folder, bell_file(home), stop, past)
+    asked = folder.read_job()["config"]
+    recorder = LogRecorder(log, folder, bell_file(home), stop, past, estimate=expected(home, asked))
     recorder.thin_out(checkpoints_kept())  # the worker before this one may have died over it
     recorder.preparing("Starting")
-    config = from_wire(JobConfig, folder.read_job()["config"])
+    config = from_wire(JobConfig, asked)
     if not past.started:
         for sentence in doubts(config):
             recorder.warn(sentence)

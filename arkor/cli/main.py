@@ -9,6 +9,7 @@ import click
 
 from arkor.cli.account import login, logout
 from arkor.cli.chat import chat
+from arkor.cli.check import check
 from arkor.cli.copies import export_run, import_run
 from arkor.cli.dev import dev
 from arkor.cli.doctor import doctor
@@ -42,6 +43,7 @@ def arkor() -> None:
 
 for command in (
     init,
+    check,
     start,
     dev,
     jobs,

@@ -86,16 +86,16 @@ def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
 
 def _run(file: Path) -> TrainingResult:
     """Submit the run of that file and watch it; what interrupts it says how to go on."""
-    trainer = _in_their_code(file, lambda: load_entry(file))
+    trainer = in_their_code(file, lambda: load_entry(file))
     try:
         say(f"{trainer.name}: run {trainer.start().job_id}")
-        return _in_their_code(file, trainer.wait)
+        return in_their_code(file, trainer.wait)
     except (KeyboardInterrupt, ProjectError):
         _say_how_to_go_on(trainer)
         raise
 
 
-def _in_their_code(file: Path, call: Callable[[], T]) -> T:
+def in_their_code(file: Path, call: Callable[[], T]) -> T:
     """What the project's code raises is shown as its author needs it; a wrong value is, with the line it stands in."""
     try:
         return call()

@@ -9,6 +9,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -21,6 +22,8 @@ from attrs import frozen
 from arkor.accounts import Me, Project
 from arkor.archive import zipped
 from arkor.chat import InferenceRequest
+from arkor.checks import Check
+from arkor.client.check_stream import Say, ask_check
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
 from arkor.client.oauth import access_for
@@ -104,14 +107,29 @@ class CloudApiClient:
 
         Raises `InvalidConfig` for a value that no backend would take.
         """
-        config.check()
-        if isinstance(config.dataset_source, FileDataset):
-            raise InvalidConfig("dataset", "a file goes to the backend first: client.upload_dataset(path)")
+        _demand_sendable(config)
         body = {"name": name, "config": to_wire(config)}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         query = self._query(scope)
         answer = self.http.call("POST", "/v1/jobs", query=query, body=body, headers=headers, repeatable=True)
         return _one(TrainingJob, answer, "job")
+
+    def check(
+        self,
+        config: JobConfig,
+        *,
+        say: Say | None = None,
+        abort_signal: threading.Event | None = None,
+        scope: Scope | None = None,
+    ) -> Check:
+        """Have the backend look at a run without starting it; `say` hears what it is at.
+
+        Takes about half a minute. Raises `InvalidConfig` for a value that no backend would take, and `CloudApiError`
+        for a configuration that cannot be trained, and where the backend knows no checks.
+        """
+        _demand_sendable(config)
+        body, query = {"config": to_wire(config)}, self._query(scope)
+        return ask_check(partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body), say, abort_signal)
 
     def list_jobs(
         self, *, limit: int | None = None, id_prefix: str = "", scope: Scope | None = None
@@ -327,6 +345,12 @@ class CloudApiClient:
 
 
 # Requests
+
+
+def _demand_sendable(config: JobConfig) -> None:
+    config.check()
+    if isinstance(config.dataset_source, FileDataset):
+        raise InvalidConfig("dataset", "a file goes to the backend first: client.upload_dataset(path)")
 
 
 def _segment(name: str, value: str) -> str:

@@ -78,7 +78,7 @@ class ChatResponse:
 
     def close(self) -> None:
         """Hang up; the backend stops to generate."""
-        _hang_up(self.raw)
+        hang_up(self.raw)
 
     def text(self) -> str:
         """The whole text, what was already iterated included."""
@@ -210,7 +210,7 @@ def _origin(response: requests.Response) -> str:
     return response.url.split("/v1/", 1)[0]
 
 
-def _hang_up(response: requests.Response) -> None:
+def hang_up(response: requests.Response) -> None:
     """Wake a reader that is blocked in a read, which closing alone would wait for; then close."""
     with suppress(RuntimeError, OSError, ValueError, AttributeError):  # it had already ended
         response.raw.shutdown()

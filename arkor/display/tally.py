@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 
+from arkor.estimates import Estimate, Outcome, outcome_of
 from arkor.events import (
     CheckpointSaved,
     Event,
@@ -45,7 +46,9 @@ class Tally:
         self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._marks: deque[tuple[int, str]] = deque(maxlen=_RECENT_STEPS)
         self._started_at = ""
+        self._estimate: Estimate | None = None
         self._last_at = ""
+        self._outcome: Outcome | None = None
 
     def take(self, event: Event) -> None:
         """Take in the next event; costs about a microsecond."""
@@ -57,6 +60,7 @@ class Tally:
             self.phase = one_line(event.message) or "preparing"
         elif isinstance(event, TrainingStarted):
             self.total = event.total_steps or self.total
+            self._estimate = event.estimate
             self.phase, self._started_at = "training", event.timestamp
             self._marks.append((0, event.timestamp))
         elif isinstance(event, TrainingResumed):
@@ -76,6 +80,7 @@ class Tally:
         self.ended, self._last_at = True, event.timestamp
         if isinstance(event, TrainingCompleted):
             self.phase = "completed"
+            self._outcome = outcome_of(self._estimate, event.metrics)
         elif isinstance(event, TrainingFailed):
             self.phase = one_line(f"failed: {event.error}")
         else:
@@ -147,7 +152,8 @@ class Tally:
         if not self.ended:
             return f"{self.name}: {self.phase} {clock(waited)}"
         facts = [f"step {self.steps()}", self.losses(arrows), self.duration()] if self.step else []
-        return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}"
+        judged = f" ({self._outcome})" if self._outcome else ""
+        return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}{judged}"
 
 
 def _from_step(step: int) -> str:

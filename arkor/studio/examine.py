@@ -11,26 +11,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from arkor.errors import ArkorError
 from arkor.jobs import FileDataset
-from arkor.project import find_entry, load_entry
+from arkor.project import find_entry, look_at_entry
 from arkor.trainer import Trainer
 from arkor.wire import to_wire
 
 _LONGEST_SENTENCE = 2000
-
-
-class _Starting(BaseException):
-    """The file starts its trainer by itself; nothing that it catches, and all that there is to know."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        self.trainer = trainer
 
 
 def examine(folder: Path) -> dict[str, Any]:
@@ -40,30 +30,10 @@ def examine(folder: Path) -> dict[str, Any]:
     except ArkorError as error:
         return {"file": None, "fault": _fault(error, None)}
     try:
-        with _only_looking():
-            trainer = load_entry(file)
-    except _Starting as starting:
-        trainer = starting.trainer
+        trainer = look_at_entry(file)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are the entry's, too
         return {"file": str(file), "fault": _fault(error, file)}
     return {"file": str(file), "trainer": _described(trainer, file.parent)}
-
-
-@contextmanager
-def _only_looking() -> Iterator[None]:
-    """In here no trainer starts: whoever wants to is caught in the act."""
-
-    def start(trainer: Trainer, *_: Any, **__: Any) -> None:
-        raise _Starting(trainer)
-
-    originals = {name: getattr(Trainer, name) for name in ("start", "wait")}
-    for name in originals:
-        setattr(Trainer, name, start)
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(Trainer, name, original)
 
 
 def _described(trainer: Trainer, folder: Path) -> dict[str, Any]:

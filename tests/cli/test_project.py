@@ -29,7 +29,7 @@ def test_the_version(run: Run) -> None:
 def test_help_lists_the_commands_in_the_order_of_their_use(run: Run) -> None:
     lines = run("--help").stdout.split("Commands:")[1].split("\n")
     named = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
-    runs = ["init", "start", "dev", "jobs", "logs", "cancel", "chat", "export-run", "import"]
+    runs = ["init", "check", "start", "dev", "jobs", "logs", "cancel", "chat", "export-run", "import"]
     assert named == [*runs, "endpoints", "serve", "login", "logout", "whoami", "doctor"]
 
 

@@ -66,17 +66,18 @@ def load_rows(
     home: Path,
     token: str | None = None,
     allow_private: bool = False,
+    most_faults: int = FAULTS_TOLD,
 ) -> Rows:
     """The rows of `source`, checked to the last; `split` as `jobs.JobConfig.dataset_split` describes it.
 
-    Raises `DataError` with up to `FAULTS_TOLD` faults and the count of the rest.
+    Raises `DataError` with up to `most_faults` faults and the count of the rest.
     """
     plan = _SplitPlan.of(split)
     if isinstance(source, HuggingFaceDataset):
-        rows = _from_hub(source, plan, format)
+        rows = _from_hub(source, plan, format, most_faults)
     elif isinstance(source, BlobDataset):
         with _blob(source, home, token, allow_private) as (path, name):
-            rows = _cut(_check(read_records(path, name), name, format), plan, name)
+            rows = _cut(_check(read_records(path, name), name, format, most_faults), plan, name)
     else:
         raise DataError('The data source must be {"type": "huggingface", …} or {"type": "blob", …}.')
     return rows.hold_out(plan.share) if plan.share else rows
@@ -138,7 +139,7 @@ def _position(text: str | None, length: int) -> int | None:
 # Whether they are good
 
 
-def _check(records: Iterable[Record], name: str, format_name: str | None) -> Rows:
+def _check(records: Iterable[Record], name: str, format_name: str | None, most_faults: int) -> Rows:
     """Every record as a row; raises `DataError` when one is bad, after a look at all of them."""
     rows = PackedRows()
     notes: tuple[str, ...] = ()
@@ -152,10 +153,10 @@ def _check(records: Iterable[Record], name: str, format_name: str | None) -> Row
             rows.append(row)
             continue
         count += 1
-        if len(faults) < FAULTS_TOLD:
-            faults.append(f"  {record.place}: {fault}")
+        if len(faults) < most_faults:
+            faults.append(f"{record.place}: {fault}")
     if faults:
-        raise DataError(_told(name, faults, count))
+        raise DataError(_told(name, faults, count), faults, count)
     if not rows:
         raise DataError(f"{name} is empty. A data set needs at least one row.")
     return Rows(rows, format=format_name or "", notes=notes)
@@ -177,7 +178,7 @@ def _read(record: Record, format_name: str | None) -> tuple[str | None, Row | No
 def _told(name: str, faults: list[str], count: int) -> str:
     rest = count - len(faults)
     heading = f"{name} has {count} bad {'row' if count == 1 else 'rows'}; nothing was trained:"
-    return "\n".join([heading, *faults, *([f"  … and {rest} more"] if rest else [])])
+    return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {rest} more"] if rest else [])])
 
 
 def _notes(record: Any, format_name: str) -> tuple[str, ...]:
@@ -219,13 +220,14 @@ def _uploaded(url: str, home: Path, name: str) -> Path:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None) -> Rows:
+def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, most_faults: int) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
         raise DataError(f"{source.name!r} is no name of a Hugging Face data set; it looks like owner/name.")
-    train = _check(_hub_records(source, plan.train or source.split), source.name, format_name)
+    train = _check(_hub_records(source, plan.train or source.split), source.name, format_name, most_faults)
     if plan.eval is None:
         return train
-    return evolve(train, eval=_check(_hub_records(source, plan.eval), source.name, train.format).train)
+    held_out = _check(_hub_records(source, plan.eval), source.name, train.format, most_faults)
+    return evolve(train, eval=held_out.train)
 
 
 def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:

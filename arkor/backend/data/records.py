@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,7 +29,15 @@ _SPACE = re.compile(r"\s*")
 
 
 class DataError(RunError):
-    """The data cannot be trained on; the sentence says where and what to write instead."""
+    """The data cannot be trained on; the sentence says where and what to write instead.
+
+    Where rows are at fault, `faults` are those that are told, and `count` is how many there are.
+    """
+
+    def __init__(self, sentence: str, faults: Sequence[str] = (), count: int = 0) -> None:
+        super().__init__(sentence)
+        self.faults = tuple(faults)
+        self.count = count
 
 
 @frozen

@@ -32,7 +32,7 @@ from arkor.backend.routes import (
     require_text,
 )
 from arkor.backend.sse import cursor, mark
-from arkor.backend.store import Job, Org, Taken, User, new_id
+from arkor.backend.store import Job, Org, Project, Taken, User, new_id
 from arkor.backend.summary import summary
 from arkor.backend.supervisor import AlreadyOver
 from arkor.backend.training.plan import check_names
@@ -79,7 +79,7 @@ def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
     """The job, and whether it is a new one."""
     if known := _known(state, asked):
         return known, False
-    _refuse_hopeless(state, asked)
+    refuse_hopeless(state, asked.scope.project, asked.config)
     with state.submitting:  # or of those that come at once, each would find room
         _refuse_too_many(state, asked.scope.org)
         return _queue(state, asked)
@@ -157,19 +157,19 @@ def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
     return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
-def _refuse_hopeless(state: State, asked: Submission) -> None:
+def refuse_hopeless(state: State, project: Project, config: JobConfig) -> None:
     """A 400 for a run that cannot work, as far as that can be known at once."""
-    source = asked.config.dataset_source
+    source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
-        if not state.store.has_dataset(asked.scope.project, digest):
+        if not state.store.has_dataset(project, digest):
             raise invalid("config.datasetSource.url", "no file of this project was uploaded under it")
     if state.engine != "trl":
         return
-    if problem := submission_problem(asked.config.model, state.home):
+    if problem := submission_problem(config.model, state.home):
         raise invalid("config.model", problem)
     with naming_the_field():
-        check_names(asked.config)
+        check_names(config)
 
 
 # Looking and cancelling
@@ -253,10 +253,10 @@ async def stream_events(request: Request) -> Response:
     after = last_id(events) if from_now else cursor(seen)
     greeting = mark(after) if from_now else b""
     source = request.app.state.lookout.follow(events, after, over=job.status.terminal, greeting=greeting)
-    return EventStream(source, _enter(request.app.state.streams, scope.user))
+    return EventStream(source, enter(request.app.state.streams, scope.user))
 
 
-def _enter(streams: Counter[str], user: User) -> Callable[[], None]:
+def enter(streams: Counter[str], user: User) -> Callable[[], None]:
     """Count one more open stream of the user; returns what ends it. Else a 429."""
     if streams[user.id] >= streams_allowed():
         sentence = f"You have {streams[user.id]} event streams open, which is the most there may be; close one."

@@ -17,13 +17,13 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.backend.data.datasets import Rows, load_rows
+from arkor.backend.data.datasets import FAULTS_TOLD, Rows, load_rows
 from arkor.backend.data.download import private_urls_allowed
 from arkor.backend.data.rows import PackedRows
 from arkor.backend.device import Device, choose_device
 from arkor.backend.engine import Recorder, Run, RunError
 from arkor.backend.models import load_model, load_tokenizer, local_folder, quiet_libraries
-from arkor.backend.process import keep_freed_memory, wait_without_spinning
+from arkor.backend.process import keep_freed_memory, peak_memory_bytes, wait_without_spinning
 from arkor.backend.training.plan import (
     DRY_EVAL_ROWS,
     DRY_ROWS,
@@ -52,23 +52,23 @@ class TrlEngine:
         check_names(run.config)
         keep_freed_memory()
         wait_without_spinning()
-        with _quiet():
+        with quiet():
             device = choose_device(self.precision)
             recorder.preparing(f"Training on {device.words}")
-            _check_device(run.config, device)
-            rows = _rows(run, recorder)
-            learner = _learner(run, device, recorder)
-            train, evaluation = _examples(run.config, rows, learner, recorder)
+            check_device(run.config, device)
+            rows = rows_of(run, recorder)
+            learner = learner_of(run, device, recorder)
+            train, evaluation = examples_of(run.config, rows, learner, recorder)
             numbers = plan(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
             arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            trainer = _trainer(learner, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
+            trainer = trainer_of(learner, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
             return _loop(trainer, numbers, recorder, run.checkpoint)
 
 
 @frozen
-class _Learner:
+class Learner:
     """What learns: the model with its adapter, and its tokenizer."""
 
     model: Any
@@ -78,7 +78,7 @@ class _Learner:
 # The stages
 
 
-def _check_device(config: JobConfig, device: Device) -> None:
+def check_device(config: JobConfig, device: Device) -> None:
     if config.load_in_4bit and device.kind != "cuda":
         raise RunError(
             f"load_in_4bit needs an NVIDIA GPU, and this run is on {device.words}. "
@@ -88,7 +88,7 @@ def _check_device(config: JobConfig, device: Device) -> None:
         raise RunError("load_in_4bit needs the package bitsandbytes where the backend runs: pip install bitsandbytes")
 
 
-def _rows(run: Run, recorder: Recorder) -> Rows:
+def rows_of(run: Run, recorder: Recorder, most_faults: int = FAULTS_TOLD) -> Rows:
     """The checked rows; a part is held out where `eval_steps` asks for it, a dry run takes the first ones."""
     config = run.config
     recorder.preparing("Reading the data")
@@ -99,6 +99,7 @@ def _rows(run: Run, recorder: Recorder) -> Rows:
         home=run.home,
         token=run.blob_token,
         allow_private=private_urls_allowed(),
+        most_faults=most_faults,
     )
     for note in rows.notes:
         recorder.preparing(note)
@@ -112,7 +113,7 @@ def _rows(run: Run, recorder: Recorder) -> Rows:
     return rows.head(DRY_ROWS, DRY_EVAL_ROWS) if config.dry_run else rows
 
 
-def _learner(run: Run, device: Device, recorder: Recorder) -> _Learner:
+def learner_of(run: Run, device: Device, recorder: Recorder) -> Learner:
     import transformers  # noqa: PLC0415 - who reads the plan of a run needs none
 
     from arkor.backend.training.lora import add_adapter  # noqa: PLC0415 - as above
@@ -124,7 +125,7 @@ def _learner(run: Run, device: Device, recorder: Recorder) -> _Learner:
     model = load_model(folder, dtype=device.dtype, **(_four_bit() if config.load_in_4bit else {}))
     transformers.set_seed(SEED)
     model = add_adapter(model, r=setting(config, "lora_r"), alpha=setting(config, "lora_alpha"))
-    return _Learner(model, tokenizer)
+    return Learner(model, tokenizer)
 
 
 def _four_bit() -> dict[str, Any]:
@@ -141,9 +142,9 @@ def _four_bit() -> dict[str, Any]:
     return {"quantization_config": packed, "device_map": {"": 0}}
 
 
-def _examples(config: JobConfig, rows: Rows, learner: _Learner, recorder: Recorder) -> tuple[Encoded, Encoded | None]:
+def examples_of(config: JobConfig, rows: Rows, learner: Learner, recorder: Recorder) -> tuple[Encoded, Encoded | None]:
     """The tokens of the rows to train on, and of those to evaluate on if there are any."""
-    length = _max_length(config, learner.model)
+    length = max_length_of(config, learner.model)
     answers = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
 
     def encoded(what: str, part: PackedRows) -> Encoded:
@@ -156,7 +157,7 @@ def _examples(config: JobConfig, rows: Rows, learner: _Learner, recorder: Record
     return encoded("training", rows.train), encoded("evaluation", rows.eval) if rows.eval else None
 
 
-def _max_length(config: JobConfig, model: Any) -> int:
+def max_length_of(config: JobConfig, model: Any) -> int:
     """Tokens of a row, at most; never more than the model has positions for."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
@@ -195,8 +196,8 @@ def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
     }
 
 
-def _trainer(
-    learner: _Learner,
+def trainer_of(
+    learner: Learner,
     arguments: dict[str, Any],
     device: Device,
     examples: tuple[Encoded, Encoded | None],
@@ -247,20 +248,20 @@ def _loop(trainer: Any, numbers: Plan, recorder: Recorder, checkpoint: Path | No
         trainer.go_on_from(checkpoint)
     recorder.started(numbers.total_steps)
     step = trainer.learn()
-    seconds = trainer.seconds
+    seconds, memory = trainer.seconds, peak_memory_bytes()
     if recorder.stopping:
         if step:
             recorder.checkpoint(step, trainer.write_checkpoint)
         return {}
     recorder.final(trainer.write_adapter)
-    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3)}
+    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
 
 
 # The libraries
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, no chatter, nobody told."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -6,6 +6,7 @@ the whole. That needs nothing of the chat template but that it renders turns in 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,12 +32,18 @@ class Example:
 
 @define
 class Encoded:
-    """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it."""
+    """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it.
+
+    `lengths` are those of all rows before the cut, in tokens; of all tokens that count, `lost` are behind it.
+    """
 
     input_ids: list[Any] = field(factory=list)
     labels: list[Any] = field(factory=list)
     cut: int = 0
     left_out: int = 0
+    lengths: array[int] = field(factory=lambda: array("I"))
+    counted: int = 0
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -59,7 +66,10 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
         chunk = [rows[index] for index in range(start, min(start + CHUNK, len(rows)))]
         for example in _encode_chunk(chunk, tokenizer, answers_only, start):
             encoded.cut += len(example.input_ids) > max_length
+            encoded.lengths.append(len(example.input_ids))
             labels = example.labels[:max_length]
+            encoded.counted += sum(label != IGNORED for label in example.labels[1:])
+            encoded.lost += sum(label != IGNORED for label in example.labels[max_length:])
             if all(label == IGNORED for label in labels[1:]):
                 encoded.left_out += 1
                 continue

@@ -1,0 +1,63 @@
+"""check: a look at a project's run before it is started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+
+import click
+
+from arkor import reports
+from arkor.cli.errors import FAILED, OK
+from arkor.cli.project import in_their_code
+from arkor.cli.text import say, say_json
+from arkor.project import find_entry, look_at_entry
+from arkor.wire import to_wire
+from arkor.words import spelled
+
+_COLOURS = {"problem": "red", "good": "green"}
+
+#: What an encoding without them shows instead of the signs of a report.
+_SIMPLER = str.maketrans({"⟦": "[[", "⟧": "]]", "↵": "\\n", "█": "#", "│": "|", "≤": "<=", "…": "...", "�": "?"})
+
+
+@click.command()
+@click.argument("entry", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as a JSON object; the rest goes to stderr.")
+def check(entry: Path | None, *, as_json: bool) -> int:
+    """Look at the run of ENTRY without starting it (a file or a project's folder; default: here).
+
+    Shows faults of the data by line, the first rows as the model will see them, lengths, duplicates, and an estimate
+    of time and memory. It happens where the run would, and leaves with 1 if the data keep it from being trained.
+    """
+    file = find_entry(entry)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the entry prints is none of the document
+        trainer = in_their_code(file, lambda: look_at_entry(file))
+        found = trainer.check()
+    if as_json:
+        say_json({"ok": found.ok, **to_wire(found)})
+    elif _in_colour():
+        say(reports.text(found, _underlined, _coloured))
+    else:
+        say(_spelled(reports.text(found)))
+    return OK if found.ok else FAILED
+
+
+def _in_colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _underlined(text: str, counts: bool) -> str:
+    return click.style(text, fg="green", underline=True) if counts else text
+
+
+def _coloured(text: str, kind: str) -> str:
+    return click.style(text, fg=_COLOURS.get(kind), bold=kind != "problem")
+
+
+def _spelled(text: str) -> str:
+    """The report in the letters that the output has."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    return text if encoding == "utf8" else spelled(text.translate(_SIMPLER), sys.stdout)
