@@ -5,6 +5,7 @@ The classes are plain data and decode whatever a newer backend sends; `JobConfig
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -59,6 +60,7 @@ class HuggingFaceDataset:
     name: str = field(metadata=_NOT_EMPTY)
     split: str | None = field(default=None, metadata=_NOT_EMPTY)
     subset: str | None = field(default=None, metadata=_NOT_EMPTY)
+    extra: Mapping[str, Any] = field(factory=dict, repr=False)
     type: str = field(default="huggingface", init=False)
 
 
@@ -71,6 +73,7 @@ class BlobDataset:
 
     url: str = field(metadata={"schema": {"type": "string", "pattern": "^(https?://|/v1/datasets/)"}})
     token: str | None = field(default=None, repr=False, metadata=_NOT_EMPTY)
+    extra: Mapping[str, Any] = field(factory=dict, repr=False)
     type: str = field(default="blob", init=False)
 
 
@@ -84,17 +87,21 @@ class FileDataset:
 
 DatasetSource = HuggingFaceDataset | BlobDataset | FileDataset
 
+_SECRETS = re.compile("tok|secret|passw|auth|key|header|cookie|credential", re.IGNORECASE)
 _SOURCES: dict[str, type[Any]] = {"huggingface": HuggingFaceDataset, "blob": BlobDataset, "file": FileDataset}
 
 
-def parse_dataset(value: Any) -> DatasetSource:
-    """A data set object or the seeds' dict → a checked `DatasetSource`; raises `InvalidConfig`."""
+def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
+    """A data set object or the seeds' dict → a checked `DatasetSource`; raises `InvalidConfig`.
+
+    `tolerant`: a field that is not known here, of another version, is kept as `extra`.
+    """
     if isinstance(value, Mapping):
-        value = _dataset_from_dict(value)
+        value = _dataset_from_dict(value, tolerant)
     if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
         raise InvalidConfig("dataset", _instead_of(value))
     required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
-    for name in attrs.fields_dict(type(value)):
+    for name in _names(type(value)):
         item = getattr(value, name)
         if (item is None and name == required) or (item is not None and (not isinstance(item, str) or not item)):
             raise InvalidConfig(f"dataset.{name}", "must be a non-empty string")
@@ -112,19 +119,25 @@ def _instead_of(value: Any) -> str:
     return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
 
 
-def _dataset_from_dict(value: Mapping[str, Any]) -> Any:
+def _names(cls: Any) -> list[str]:
+    return [f.name for f in attrs.fields(cls) if f.init and f.name != "extra"]
+
+
+def _dataset_from_dict(value: Mapping[str, Any], tolerant: bool) -> Any:
     cls = _SOURCES.get(str(value.get("type")))
     if cls is None:
         raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {shown(value.get("type"))}')
     rest = {key: item for key, item in value.items() if key != "type"}
-    known = [f.name for f in attrs.fields(cls) if f.init]
-    for key in rest:
-        if key not in known:
+    known = _names(cls)
+    extra = {key: item for key, item in rest.items() if key not in known}
+    for key in extra:
+        if not tolerant or cls is FileDataset or _SECRETS.search(key):  # what is kept is shown
             problem = f"is no field of a {value['type']} data set; it has {', '.join(known)}"
             raise InvalidConfig(f"dataset.{key}", problem)
     if known[0] not in rest:
         raise InvalidConfig(f"dataset.{known[0]}", "is missing")
-    return cls(**rest)
+    named = {key: item for key, item in rest.items() if key in known}
+    return cls(**named, **({"extra": extra} if extra else {}))
 
 
 # What to train
@@ -156,10 +169,9 @@ def _source(value: Any) -> Any:
     """Tolerant: what is no data set that we know stays as it came."""
     if not isinstance(value, Mapping):
         return value
-    cls = _SOURCES.get(str(value.get("type")))
     try:
-        return cls(**{key: item for key, item in value.items() if key != "type"}) if cls else dict(value)
-    except TypeError:
+        return _dataset_from_dict(value, tolerant=True)
+    except InvalidConfig:
         return dict(value)
 
 
@@ -193,7 +205,7 @@ class JobConfig:
     def check(self) -> None:
         """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
         text("model", self.model)
-        parse_dataset(self.dataset_source)
+        parse_dataset(self.dataset_source, tolerant=True)
         for spec in attrs.fields(type(self)):
             value = getattr(self, spec.name)
             if value is not None and "check" in spec.metadata:

@@ -16,7 +16,9 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -124,15 +126,19 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
 
 def doubts(config: JobConfig) -> list[str]:
     """A sentence for each of the first fields of the configuration that nobody here knows; they change nothing."""
-    known = [camel(item.name) for item in attrs.fields(JobConfig) if item.name != "extra"]
-    sentences = []
-    for name in list(config.extra)[:MOST_DOUBTS]:
+    source = config.dataset_source
+    found = [*_unknown("config", config), *_unknown("config.datasetSource", source)]
+    rest = len(found) - MOST_DOUBTS
+    last = [f"Nor does this backend know {rest} other fields of the config."] if rest > 0 else []
+    return [*found[:MOST_DOUBTS], *last]
+
+
+def _unknown(where: str, thing: Any) -> Iterator[str]:
+    known = [camel(item.name) for item in attrs.fields(type(thing)) if item.init and item.name != "extra"]
+    for name in thing.extra:
         near = difflib.get_close_matches(name[:80], known, n=1)
         hint = f"Did you mean {near[0]}?" if near else "It changes nothing here."
-        sentences.append(f"config.{name[:80]} is no field that this backend knows. {hint}")
-    if len(config.extra) > MOST_DOUBTS:
-        sentences.append(f"Nor does this backend know {len(config.extra) - MOST_DOUBTS} other fields of the config.")
-    return sentences
+        yield f"{where}.{name[:80]} is no field that this backend knows. {hint}"
 
 
 def _say(sentence: str) -> None:

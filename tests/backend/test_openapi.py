@@ -115,6 +115,8 @@ def configuration(caller: Caller, examples: int) -> str:
     for name in {*there, *BEYOND_A_SCHEMA}:
         lines += ["[[operations]]", f'include-name = "{name}"', f"parameters = {{ {there.get(name, '')} }}"]
         lines += ["checks.positive_data_acceptance.enabled = false"] if name in BEYOND_A_SCHEMA else []
+        # one that is called for the id above may find it deleted by a call before
+        lines += ["checks.ensure_resource_availability.enabled = false"] if name in there else []
     return f"""
 hooks = "{HOOKS}"
 [generation]

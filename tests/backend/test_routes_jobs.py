@@ -64,7 +64,6 @@ def test_a_failed_job_says_why(caller: Caller) -> None:
         ({"datasetSource": {"type": "huggingface"}}, "config.datasetSource.name"),
         ({"datasetSource": {"type": "blob", "url": "ftp://x"}}, "config.datasetSource.url"),
         ({"datasetSource": {"type": "blob", "url": "/v1/datasets/../x"}}, "config.datasetSource.url"),
-        ({"datasetSource": {"type": "huggingface", "name": "a", "spilt": "b"}}, "config.datasetSource.spilt"),
         ({"datasetSource": {"type": "file", "path": "rows.jsonl"}}, "config.datasetSource"),
         ({"datasetFormat": {"type": "xml"}}, "config.datasetFormat"),
         ({"datasetSplit": {"train": 5}}, "config.datasetSplit.train"),
@@ -180,6 +179,25 @@ def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller,
         "config.learningRat is no field that this backend knows. Did you mean learningRate?",
         "config.whatIsThis is no field that this backend knows. It changes nothing here.",
     ]
+
+
+def test_a_field_of_the_data_source_that_nobody_knows_is_kept_and_warned_of(caller: Caller) -> None:
+    source = {"type": "huggingface", "name": "a/b", "revision": "main", "slit": "train"}
+    job = caller.submit(datasetSource=source)
+    assert caller.call("GET", f"/v1/jobs/{job}").json()["job"]["config"]["datasetSource"] == source
+    assert [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"] == [
+        "config.datasetSource.revision is no field that this backend knows. It changes nothing here.",
+        "config.datasetSource.slit is no field that this backend knows. Did you mean split?",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tokem", "authToken", "apiKey", "headers", "password"])
+def test_what_may_be_a_secret_is_not_kept_under_another_name(caller: Caller, name: str) -> None:
+    source = {"type": "blob", "url": "http://127.0.0.1:9/rows.jsonl", name: "hunter2-hunter2"}
+    answer = caller.call("POST", "/v1/jobs", json={"name": "n", "config": {**CONFIG, "datasetSource": source}})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"config.datasetSource.{name}: is no field of a blob data set")
+    assert "hunter2" not in answer.text
 
 
 def test_there_is_an_end_to_doubts(caller: Caller) -> None:

@@ -131,7 +131,7 @@ def checked_config(value: Any) -> JobConfig:
     config = from_wire(JobConfig, value)
     with naming_the_field():
         config.check()
-    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source))
+    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source, tolerant=True))
 
 
 @contextmanager
