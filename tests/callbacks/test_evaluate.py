@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -175,6 +177,24 @@ def test_a_second_watcher_evaluates_and_a_checkpoint_that_is_gone_is_an_answer_l
     assert gone.score is None
     assert [answer.text for answer in there.answers] == ["scripted: Hi", "scripted: Yo"]
     assert final.answers == there.answers
+
+
+WATCH = """
+import sys
+from arkor import Trainer
+from arkor.callbacks import Evaluate
+callbacks = Evaluate({"Hi": "scripted: Hi", "Yo": "no"}, every=2, tell=lambda evaluation: print(evaluation.step))
+result = Trainer.attach(sys.argv[1], callbacks=callbacks, progress=False).wait()
+print([evaluation.score for evaluation in result.evaluations])
+"""
+
+
+def test_a_second_process_evaluates_a_run_that_goes_on(slow_backend: Backend) -> None:
+    job_id = make(max_steps=12, save_steps=3).start().job_id
+    watcher = subprocess.run(
+        [sys.executable, "-c", WATCH, job_id], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert watcher.stdout == "6\n12\nNone\n[0.5, 0.5, 0.5]\n"
 
 
 def test_two_sheets_are_both_in_the_result(backend: Backend) -> None:
