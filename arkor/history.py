@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, overload
 
-from arkor.charts.curve import Curve
+from arkor.charts.curve import LARGEST_STEP, Curve
 from arkor.charts.svg import loss_image
 from arkor.errors import ArkorError
-
-_LARGEST_STEP = 2**63 - 1  # that a column can hold
 
 
 class Logged(NamedTuple):
@@ -59,7 +57,7 @@ class History:
                 column.append(value)
                 said |= 1 << bit
         self._said.append(said)
-        self._steps.append(step if step < _LARGEST_STEP else _LARGEST_STEP)
+        self._steps.append(step if step < LARGEST_STEP else LARGEST_STEP)
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -8,7 +8,7 @@ from attrs import define, field
 
 _MOST_POINTS = 512
 _FARTHEST = 1e300  # a value beyond it is drawn there: sums of such values would overflow
-_LARGEST_STEP = 2**63 - 1
+LARGEST_STEP = 2**63 - 1  # what comes later is drawn there
 
 
 @define
@@ -42,13 +42,13 @@ class Curve:
 
     def add(self, step: int, value: float) -> None:
         """Take in the next value; costs about a microsecond, merging included."""
-        self.last = value
+        self.last, step = value, min(step, LARGEST_STEP)
         if not math.isfinite(value):
             self.odd_count += 1
             if len(self.odd) < _MOST_POINTS:
                 self.odd.append(step)
             return
-        step, value = min(step, _LARGEST_STEP), min(max(value, -_FARTHEST), _FARTHEST)
+        value = min(max(value, -_FARTHEST), _FARTHEST)
         points = self.points
         if points and points[-1].count < self._per_point:
             points[-1] = points[-1].merged(Point(step, value, value, value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from arkor.charts.curve import Curve, Point
+from arkor.charts.curve import LARGEST_STEP, Curve, Point
 from arkor.charts.scale import Scale, tick_text
 
 _WIDTH, _HEIGHT = 640, 220
@@ -34,7 +34,7 @@ def loss_chart(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> s
     if not points and not odd:
         return ""
     steps = [point.step for point in points] + odd
-    across = Scale.around(min(steps), max(*steps, last_step or 0))
+    across = Scale.around(min(steps), max(*steps, min(last_step or 0, LARGEST_STEP)))
     up = Scale.around(
         min((point.low for point in points), default=0.0),
         max((point.high for point in points), default=1.0),

@@ -25,6 +25,7 @@ from arkor.events import (
 from arkor.words import clock, number, one_line, seconds_between
 
 _RECENT_STEPS = 24  # that speed and trend are taken from
+_MOST_STEPS = 2**53  # a backend that says more is no worse off, and nothing here overflows
 _LEVEL = 0.01  # a change of less than this share is none
 
 #: How a trend is shown: as an arrow, in words, or not at all.
@@ -38,7 +39,7 @@ class Tally:
 
     def __init__(self, name: str = "run", total: int | None = None) -> None:
         self.name = one_line(name)
-        self.total = total
+        self.total = _total(total)
         self.step = 0
         self.phase = "waiting to start"
         self.checkpoint: int | None = None
@@ -55,12 +56,17 @@ class Tally:
         if isinstance(event, TrainingLog):
             self._log(event)
         elif isinstance(event, CheckpointSaved):
-            self.step, self.checkpoint = max(self.step, event.step), event.step
+            self.checkpoint = min(event.step, _MOST_STEPS)
+            self.step = max(self.step, self.checkpoint)
         elif isinstance(event, TrainingPreparing):
             self.phase = one_line(event.message) or "preparing"
         elif isinstance(event, TrainingStarted):
+<<<<<<< HEAD
             self.total = event.total_steps or self.total
             self._estimate = event.estimate
+=======
+            self.total = _total(event.total_steps) or self.total
+>>>>>>> b22c68f (Work in progress)
             self.phase, self._started_at = "training", event.timestamp
             self._marks.append((0, event.timestamp))
         elif isinstance(event, TrainingResumed):
@@ -71,8 +77,8 @@ class Tally:
 
     def _log(self, event: TrainingLog) -> None:
         self.phase = "training"
-        self.step = event.step
-        self._marks.append((event.step, event.timestamp))
+        self.step = min(event.step, _MOST_STEPS)
+        self._marks.append((self.step, event.timestamp))
         if event.loss is not None:
             self._losses.append(event.loss)
 
@@ -158,3 +164,8 @@ class Tally:
 
 def _from_step(step: int) -> str:
     return f"resuming from step {step}" if step else "starting again"
+
+
+def _total(said: object) -> int | None:
+    """How many steps there will be, if what was said can be that."""
+    return min(said, _MOST_STEPS) if isinstance(said, int) and said > 0 else None
