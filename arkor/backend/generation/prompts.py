@@ -12,7 +12,7 @@ from arkor.backend.generation.calls import Markup, learn, told
 from arkor.backend.generation.completion import Calling, CannotAnswer
 
 #: A prompt is looked at in full only if so many characters per token of the context do not fill it already.
-GENEROUS = 20
+GENEROUS = (20, 80)
 
 
 class Prompts:
@@ -63,9 +63,8 @@ class Prompts:
         context = self._context
         if context is None:
             return self._encoded(text)
-        if len(text) > GENEROUS * context:
-            least = len(self._encoded(text[: GENEROUS * context]))
-            if least >= context:
+        for length in (generous * context for generous in GENEROUS):
+            if length < len(text) and (least := len(self._encoded(text[:length]))) >= context:
                 raise self._too_long(f"more than {least}")
         tokens = self._encoded(text)
         if len(tokens) >= context:

@@ -140,7 +140,7 @@ def _walk(name: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
         if not isinstance(part, Mapping):
             raise InvalidSchema(path, "must be a schema: an object, true or false")
         if depth > DEEPEST:
-            raise InvalidSchema(path, f"is nested more than {DEEPEST} schemas deep")
+            raise InvalidSchema(name, f"is nested more than {DEEPEST} schemas deep")
         yield path, part
         waiting += [(f"{path}.{inner}", one, depth + 1) for inner, one in _children(path, part)]
 

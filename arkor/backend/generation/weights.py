@@ -28,6 +28,9 @@ from arkor.backend.models import load_model, load_tokenizer, local_folder
 #: Adapters of one base that stay in memory; the one that was used longest ago makes room.
 MOST_ADAPTERS = 8
 
+#: An adapter computes in the number format of its base, as in training; in fp32 a token takes half as long again.
+_AS_TRAINED = {"autocast_adapter_dtype": False}
+
 
 def file_stamp(folder: str) -> int:
     """When the weights in a folder were last written, so that new ones are never mistaken for old; 0 without any."""
@@ -103,10 +106,10 @@ class Weights:
         _check_adapter_files(folder)
         try:
             if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name)
+                self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name, **_AS_TRAINED)
                 self._peft.base_model.disable_adapter_layers()
             else:
-                self._peft.load_adapter(folder, name)
+                self._peft.load_adapter(folder, name, **_AS_TRAINED)
         except Exception as error:
             self.spoiled = True  # half of it may be in the model now
             sentence = f"The adapter in {folder} does not fit {self.name}: {' '.join(str(error).split())[:300]}"

@@ -74,11 +74,6 @@ def checked_request(body: Mapping[str, Any]) -> InferenceRequest:
     return wanted
 
 
-def refuse_unbuilt(wanted: InferenceRequest) -> None:
-    """A 400 for a constraint or for tools that cannot be honoured."""
-    _demands(wanted)
-
-
 def completion_of(wanted: InferenceRequest, model: str, folder: str | None) -> Completion:
     """What the generator is to do. Without a temperature it is greedy, unless `top_p` asks for sampling."""
     default = 0.0 if wanted.top_p is None else 1.0
