@@ -61,12 +61,8 @@ class Tally:
         elif isinstance(event, TrainingPreparing):
             self.phase = one_line(event.message) or "preparing"
         elif isinstance(event, TrainingStarted):
-<<<<<<< HEAD
-            self.total = event.total_steps or self.total
-            self._estimate = event.estimate
-=======
             self.total = _total(event.total_steps) or self.total
->>>>>>> b22c68f (Work in progress)
+            self._estimate = event.estimate
             self.phase, self._started_at = "training", event.timestamp
             self._marks.append((0, event.timestamp))
         elif isinstance(event, TrainingResumed):
