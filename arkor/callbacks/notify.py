@@ -38,7 +38,7 @@ class Notify:
         flush_timeout: float = 10.0,
     ) -> None:
         found = kind_of(url)
-        if kind is not None and kind not in SHAPES:
+        if kind is not None and kind not in tuple(SHAPES):
             raise InvalidConfig("Notify.kind", f"must be one of {', '.join(map(repr, SHAPES))}, not {kind!r}")
         self.on = _events(on)
         _check_seconds("timeout", timeout)

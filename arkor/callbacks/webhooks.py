@@ -51,7 +51,7 @@ class News:
         if self.seconds is not None:
             facts["Duration"] = duration(self.seconds)
         if self.event == "failed" and self.job.error:
-            facts["Error"] = shortened(self.job.error, LONGEST_ERROR)
+            facts["Error"] = shortened(str(self.job.error), LONGEST_ERROR)
         return facts
 
     @property
@@ -63,7 +63,7 @@ class News:
 def seconds_between(start: str | None, end: str | None) -> float | None:
     """Between two time stamps of a job; None when one of them says nothing."""
     try:
-        begin, finish = (datetime.fromisoformat((stamp or "").replace("Z", "+00:00")) for stamp in (start, end))
+        begin, finish = (datetime.fromisoformat(str(stamp).replace("Z", "+00:00")) for stamp in (start, end))
         return max(0.0, (finish - begin).total_seconds())
     except (ValueError, TypeError):
         return None
@@ -126,13 +126,13 @@ def _plain(news: News) -> dict[str, Any]:
     return {
         "event": news.event,
         "text": news.text,
-        "jobId": job.id,
-        "name": job.name,
+        "jobId": str(job.id),
+        "name": str(job.name),
         "status": str(job.status),
         "step": news.step,
         "loss": loss,
         "seconds": news.seconds,
-        "error": job.error,
+        "error": None if job.error is None else str(job.error),
     }
 
 

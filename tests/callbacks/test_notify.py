@@ -54,6 +54,7 @@ def test_what_a_backend_does_not_say_is_left_out() -> None:
     job: TrainingJob = from_wire(TrainingJob, {**JOB, "startedAt": "yesterday", "completedAt": None})
     assert seconds_between(job.started_at, job.completed_at) is None
     assert News("completed", job).text == "a run completed\nRun: j"
+    assert seconds_between(True, 5) is None  # type: ignore[arg-type]
 
 
 def test_slack_calls_nobody_by_the_name_of_a_run() -> None:
@@ -130,6 +131,7 @@ def test_a_wrong_address_is_refused_and_not_shown(url: Any) -> None:
         ({"on": 5}, "on"),
         ({"on": ("completed", "crashed")}, "on"),
         ({"kind": "pager"}, "kind"),
+        ({"kind": ["slack"]}, "kind"),
         ({"timeout": 0}, "timeout"),
         ({"flush_timeout": float("nan")}, "flush_timeout"),
         ({"attempts": 0}, "attempts"),
