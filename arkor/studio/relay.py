@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
+from weakref import WeakSet
 
 import requests
 from starlette.responses import StreamingResponse
@@ -19,6 +20,17 @@ from arkor.client.plug import Plug
 
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_AHEAD = 16  # a browser that is slow to take them lets the backend wait
+
+#: Set when Studio stops: nothing is streamed any more.
+stopping = threading.Event()
+_readers: WeakSet[_Reader] = WeakSet()
+
+
+def end_streams() -> None:
+    """End every stream as if it had come to its end, so that nobody holds up Studio. On the loop's thread."""
+    stopping.set()
+    for reader in list(_readers):
+        reader.finish()
 
 
 class RelayedStream(StreamingResponse):
@@ -50,6 +62,7 @@ def open_relay(call: Callable[[], requests.Response], *, silence: float | None =
 async def _relayed(upstream: requests.Response, silence: float | None) -> AsyncGenerator[bytes, None]:
     reader = _Reader(upstream)
     reader.start()
+    _readers.add(reader)
     try:
         while chunk := await asyncio.wait_for(reader.next(), silence):
             yield chunk
@@ -78,16 +91,18 @@ class _Reader:
         self._room.release()
         return chunk
 
+    def finish(self) -> None:
+        """No more than what was read already."""
+        self._chunks.put_nowait(b"")
+
     def leave(self) -> None:
         """The thread ends by itself: its connection is shut down, and it need not wait for room."""
         self._left = True
         self._room.release()
 
     def _run(self) -> None:
-        with (
-            self._upstream,
-            suppress(Exception),
-        ):  # a stream that breaks ends; the browser goes on behind its last event
+        # A stream that breaks ends; the browser goes on behind its last event.
+        with self._upstream, suppress(Exception):
             while not self._left and (chunk := _read(self._upstream.raw)):
                 self._room.acquire()
                 self._hand_on(chunk)

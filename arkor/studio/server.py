@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import html
 import os
 import webbrowser
@@ -15,6 +16,7 @@ from arkor.settings import arkor_home
 from arkor.studio.address import listen
 from arkor.studio.app import make_app
 from arkor.studio.guard import new_token
+from arkor.studio.relay import end_streams
 
 
 def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> None:
@@ -39,7 +41,7 @@ def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> No
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers. An interruption ends it as it should, so there is no second word about it."""
+    """Tells when it answers, and lets nobody who watches a run hold it up when it is to stop."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -48,6 +50,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # handed on
         await super().startup(sockets)  # type: ignore[arg-type]
         self._ready()
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # handed on
+        end_streams()
+        await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
 def open_browser(address: str) -> None:
@@ -62,4 +68,5 @@ def open_browser(address: str) -> None:
         page.write(
             f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}"><title>Arkor</title>'
         )
+    atexit.register(lambda: file.unlink(missing_ok=True))
     webbrowser.open(file.as_uri())

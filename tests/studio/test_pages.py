@@ -107,6 +107,10 @@ def test_overview_shows_the_trainer_and_runs_it(
     expect(page.locator("#launch")).to_contain_text("its process has ended")
     assert len(client.list_jobs()) == 1
     expect(page.locator("#latest")).to_contain_text("support-bot")
+    page.get_by_role("button", name="Dry run").click()  # another click, so another run
+    expect(page.locator("#launch")).to_contain_text("Dry run")
+    expect(page.locator("#launch")).to_contain_text("its process has ended")
+    assert [job.config.dry_run for job in client.list_jobs()] == [True, None]
     page.get_by_role("link", name="See the run").click()
     expect(page.get_by_role("heading", name="support-bot")).to_contain_text("completed")
 
@@ -285,6 +289,23 @@ def test_the_network_goes_and_no_event_is_lost(slow_studio: Studio, client: Clou
     context.close()
 
 
+def test_a_laptop_sleeps_and_no_event_is_lost(slow_studio: Studio, client: CloudApiClient, chromium: Any) -> None:
+    job = submit(client, max_steps=80)
+    context = chromium.new_context()
+    page = Tab(context.new_page(), slow_studio).open(f"/runs/{job}")
+    expect(page.locator("[data-fact=step]")).to_contain_text(re.compile(r"^\d\d? /"))
+    devtools = context.new_cdp_session(page)
+    devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+    until(client, job, "completed")
+    devtools.send("Page.setWebLifecycleState", {"state": "active"})
+    expect(page.locator("[data-fact=step]")).to_have_text("80 / 80", timeout=20_000)
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="CSV").click()
+    steps = [int(line.split(",")[0]) for line in Path(csv.value.path()).read_text().splitlines()[1:]]
+    assert steps == list(range(1, 81))
+    context.close()
+
+
 def test_eight_tabs_on_one_run_all_see_it(
     slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
@@ -340,9 +361,12 @@ def test_a_page_weighs_little_and_is_there_at_once(
     for place in places:
         tab = new_tab(shared_studio)
         sizes: list[int] = []
-        tab.page.on(
-            "response", lambda answer, sizes=sizes: "/streams/" in answer.url or sizes.append(len(answer.body()))
-        )
+
+        def weigh(answer: Any, sizes: list[int] = sizes) -> None:
+            if answer.status == 200 and "/streams/" not in answer.url:
+                sizes.append(len(answer.body()))
+
+        tab.page.on("response", weigh)
         page = tab.open(place)
         page.wait_for_timeout(500)
         assert sum(sizes) < WEIGHT, place

@@ -20,6 +20,7 @@ from arkor.client.credentials import OAuthCredentials
 from arkor.errors import ArkorError
 from arkor.studio.entry import look_at_entry
 from arkor.studio.launches import Launch, Launches
+from arkor.studio.relay import stopping
 from arkor.studio.rendering import page
 
 _LATEST = 6
@@ -88,7 +89,9 @@ async def launch(request: Request) -> Response:
     if len(click) != 32 or set(click) - set("0123456789abcdef"):
         raise HTTPException(400, "click: must be the name of a click")
     started = await run_in_threadpool(lambda: _launches(request).start(click, dry_run=dry_run))
-    return page("parts/launch.html", launch=started)
+    answer = page("parts/launch.html", launch=started)
+    answer.headers["HX-Trigger-After-Swap"] = "launched"  # the trainer is read anew, and its buttons work once more
+    return answer
 
 
 def launch_state(request: Request) -> Response:
@@ -112,7 +115,7 @@ async def _output(launch: Launch, start: int) -> AsyncGenerator[bytes, None]:
             alive = await run_in_threadpool(lambda: launch.alive)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
-            if not alive:  # asked before reading: all that it has printed was read
+            if not alive or stopping.is_set():  # asked before reading: all that it has printed was read
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 

@@ -283,7 +283,8 @@ const INCREMENTS = [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((power) => 
 
 function range(_, low, high) {
   if (low === null) return [0, 1];
-  const margin = (high - low || Math.abs(high) || 1) * 0.08;
+  const spread = [high - low, Math.abs(high), 1].find((size) => size > 1e-300); // what is smaller cannot be drawn
+  const margin = spread * 0.08;
   return [low >= 0 && low - margin < 0 ? 0 : low - margin, high + margin];
 }
 

@@ -79,6 +79,11 @@ export function thinned(steps, values, from, to, most) {
   return picked;
 }
 
+/** So many a second. */
+export function rate(value) {
+  return value >= 100 ? Math.round(value).toLocaleString("en") : value.toPrecision(3);
+}
+
 /** A loss in as few characters as are worth reading. */
 export function short(value) {
   if (value === undefined || value === null) return "–";

@@ -2,7 +2,7 @@
 
 import { Chart, Group, download, loadCharts, make, icon, pictureOf } from "./chart.js";
 import { EventLog, kindOf } from "./eventlog.js";
-import { Column, numberOf, short } from "./metrics.js";
+import { Column, numberOf, rate, short } from "./metrics.js";
 import { follow } from "./stream.js";
 import { clock } from "./time.js";
 
@@ -47,7 +47,7 @@ class RunPage {
       new Chart(this.group, "Loss", line("loss", 1, loss), { smoothing, none: "The first step has not come yet." }),
       new Chart(this.group, "Eval loss", line("eval loss", 2, evalLoss), { none: evaluates ? `The first evaluation comes at step ${evaluates}.` : "This run does not evaluate; one with eval_steps does." }),
       new Chart(this.group, "Learning rate", line("learning rate", 3, learningRate), { format: (value) => (value ? value.toExponential(2) : "0"), none: "None logged so far." }),
-      new Chart(this.group, "Speed", line("speed", 5, speed), { smoothing, format: (value) => `${value.toPrecision(3)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
+      new Chart(this.group, "Speed", line("speed", 5, speed), { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
     ];
     this.lossCharts = charts.slice(0, 2);
     this.smoothCharts = [charts[0], charts[3]];
@@ -193,7 +193,7 @@ class RunPage {
 
   tellTime() {
     const pace = this.pace();
-    this.fact("speed").textContent = pace ? (pace >= 1 ? `${pace.toFixed(1)} s/step` : `${(1 / pace).toPrecision(3)} steps/s`) : "–";
+    this.fact("speed").textContent = pace ? (pace >= 1 ? `${pace.toFixed(1)} s/step` : `${rate(1 / pace)} steps/s`) : "–";
     if (this.ended) {
       this.fact("time-label").textContent = "Took";
       this.fact("time").textContent = this.began ? clock((this.ended.at - this.began) / 1000) : "–";
