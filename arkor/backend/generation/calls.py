@@ -212,8 +212,9 @@ def held(calling: Calling, markup: Markup, special: Callable[[str], int | None])
 
 def _call_rule(function: Mapping[str, Any], markup: Markup) -> str:
     """Each schema is a whole of its own, for the references in it; what it leaves open is of no use to a function."""
-    parameters = closed({"type": "object", **(function.get("parameters") or {})})
-    schema = {**parameters, "x-guidance": _JSON}
+    parameters = {"type": "object", **(function.get("parameters") or {})}
+    in_parts = '"allOf"' in json.dumps(parameters)  # each of which, closed, would shut the others out
+    schema = {**(parameters if in_parts else closed(parameters)), "x-guidance": _JSON}
     head = f'{{"name": "{function["name"]}", "{markup.arguments}": '
     return f'{_literal(head)} %json {json.dumps(schema)} "}}"'
 

@@ -134,6 +134,15 @@ def test_free_calls_are_well_formed_or_not_there(name: str) -> None:
         assert not accepts(Calling(BOTH, False, None, several=False), LEARNT[name], written(name, good, other))
 
 
+def test_parameters_in_parts_can_be_given_together() -> None:
+    parts = [{"properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"]
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "allOf": parts}}}
+    calling = Calling((tool,), forced=False, name=None, several=False)
+    call = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+    assert accepts(calling, PLAIN, f"<tool_call>\n{call}\n</tool_call>")
+    assert not accepts(calling, PLAIN, "<tool_call>\n" + call.replace(', "b": 2', "") + "\n</tool_call>")
+
+
 # What is read again
 
 
