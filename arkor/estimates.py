@@ -13,6 +13,9 @@ from attrs import field, frozen
 from arkor.wire import from_wire
 from arkor.words import clock
 
+#: Seconds, or bytes, beyond which a number means nothing.
+_LARGEST = 1e15
+
 
 @frozen
 class Estimate:
@@ -74,23 +77,26 @@ class Outcome:
 
 def parse_estimate(value: Any) -> Estimate | None:
     """An estimate from JSON; None for what is none."""
-    numbers = ("steps", "seconds", "stepSeconds")
-    if not isinstance(value, Mapping) or not all(isinstance(value.get(name), (int, float)) for name in numbers):
+    if not isinstance(value, Mapping) or not all(_is_number(value.get(name)) for name in ("seconds", "stepSeconds")):
         return None
-    return from_wire(Estimate, value)
+    others = (value.get(name) for name in ("memoryBytes", "deviceMemoryBytes", "preparingSeconds"))
+    counts = (value.get("steps"), value.get("timedSteps", 0))
+    if not all(type(count) is int and _is_number(count) for count in counts):
+        return None
+    return from_wire(Estimate, value) if all(other is None or _is_number(other) for other in others) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be meant: no person waits a million years."""
+    return type(value) in (int, float) and 0 <= value < _LARGEST
 
 
 def outcome_of(estimate: Estimate | None, metrics: Mapping[str, Any] | None) -> Outcome | None:
     """What became of an estimate, by the metrics of the run that has completed; None where there was none."""
     if estimate is None:
         return None
-    told = metrics or {}
-    seconds, memory = told.get("seconds"), told.get("memory_bytes")
-    return Outcome(
-        estimate,
-        float(seconds) if isinstance(seconds, (int, float)) else None,
-        memory if isinstance(memory, int) else None,
-    )
+    seconds, memory = ((metrics or {}).get(name) for name in ("seconds", "memory_bytes"))
+    return Outcome(estimate, seconds if _is_number(seconds) else None, memory if _is_number(memory) else None)
 
 
 def duration(seconds: float) -> str:

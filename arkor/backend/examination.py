@@ -99,8 +99,8 @@ def leave_with(stream: Any) -> None:
     os._exit(0)
 
 
-def main() -> int:
-    """Read the command line and the question, and answer it."""
+def main() -> None:
+    """Read the command line and the question, answer it, and leave at once, whatever still waits for stdin to end."""
     parser = argparse.ArgumentParser(prog="python -m arkor.backend.examination", description="Look at a run.")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--engine", choices=["trl", "scripted"], required=True)
@@ -113,13 +113,15 @@ def main() -> int:
     def out(line: dict[str, Any]) -> None:
         stream.write(dumps(line).encode() + b"\n")
 
+    code = 0
     try:
         examine(asked, options.home, options.engine, out)
     except Exception:  # noqa: BLE001 - it is told by the exit code; the log says more
         traceback.print_exc()
-        return 1
-    return 0
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

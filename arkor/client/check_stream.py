@@ -58,7 +58,7 @@ def _read(response: requests.Response, say: Say | None, patience: Patience) -> C
     try:
         for frame in frames(_chunks(response, patience)):
             if frame.event == "end":
-                return from_wire(Check, merged(found))
+                return _check(found)
             data = _object(frame.data)
             if frame.event == "check.failed":
                 raise _failure(data, response)
@@ -69,6 +69,13 @@ def _read(response: requests.Response, say: Say | None, patience: Patience) -> C
     finally:
         hang_up(response)
     raise BackendUnavailable("the backend broke off the check before its end; ask again")
+
+
+def _check(found: list[dict[str, Any]]) -> Check:
+    try:
+        return from_wire(Check, merged(found))
+    except (TypeError, ValueError, AttributeError):
+        raise CloudApiError(200, "bad_answer", "what the backend found cannot be understood; is it newer?") from None
 
 
 def _failure(data: dict[str, Any], response: requests.Response) -> CloudApiError:

@@ -55,7 +55,8 @@ class PlainProgress:
         elif isinstance(event, TrainingWarning):
             self._write(one_line(f"warning: {event.message}"))
         else:
-            self._write(self._tally.phase, f"step {self._tally.steps()}", self._loss(), self._tally.duration())
+            tally = self._tally
+            self._write(tally.phase, f"step {tally.steps()}", self._loss(), tally.duration(), tally.judged())
 
     def paused(self) -> AbstractContextManager[None]:
         """Around what may print; whole lines need no care."""

@@ -139,6 +139,10 @@ class Tally:
         seconds = seconds_between(self._started_at, self._last_at)
         return "" if seconds is None else f"in {clock(seconds)}"
 
+    def judged(self) -> str:
+        """Of a run that was checked before, how good the estimate was."""
+        return str(self._outcome) if self._outcome else ""
+
     def steps(self) -> str:
         return f"{self.step}/{self.total}" if self.total else str(self.step)
 
@@ -153,9 +157,8 @@ class Tally:
         """Where the run stands when it does not train: what it has been at for `waited` seconds, or how it ended."""
         if not self.ended:
             return f"{self.name}: {self.phase} {clock(waited)}"
-        facts = [f"step {self.steps()}", self.losses(arrows), self.duration()] if self.step else []
-        judged = f" ({self._outcome})" if self._outcome else ""
-        return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}{judged}"
+        facts = [f"step {self.steps()}", self.losses(arrows), self.duration(), self.judged()] if self.step else []
+        return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}"
 
 
 def _from_step(step: int) -> str:
