@@ -1,7 +1,11 @@
 """What reacts to a run: the callbacks, the context that each of them gets, and callbacks that are ready to use.
 
-Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events.
+Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events. Those that are ready
+to use are loaded when they are asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from arkor.callbacks.contexts import (
     CheckpointContext,
@@ -12,13 +16,23 @@ from arkor.callbacks.contexts import (
     StartedContext,
     TrainingLogContext,
 )
-from arkor.callbacks.early_stopping import EarlyStopping
-from arkor.callbacks.evaluate import Evaluate
 from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
-from arkor.callbacks.notify import Notify
-from arkor.callbacks.report import Report
 from arkor.evaluations import Answer, Evaluation
 from arkor.standings import BestCheckpoint
+
+if TYPE_CHECKING:
+    from arkor.callbacks.early_stopping import EarlyStopping
+    from arkor.callbacks.evaluate import Evaluate
+    from arkor.callbacks.notify import Notify
+    from arkor.callbacks.report import Report
+else:
+    _READY_MADE = {"EarlyStopping": "early_stopping", "Evaluate": "evaluate", "Notify": "notify", "Report": "report"}
+
+    def __getattr__(name: str) -> Any:
+        if name not in _READY_MADE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_READY_MADE[name]}"), name)
+
 
 __all__ = [
     "MOMENTS",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arkor import CloudApiError, InvalidConfig, Trainer, TrainerAborted
+from arkor import CloudApiError, InvalidConfig, Trainer, TrainerAborted, callbacks
 from arkor.callbacks import EarlyStopping, StartedContext, TrainingLogContext
 from arkor.errors import ArkorError, BackendUnavailable
 from arkor.standings import Standings
@@ -290,3 +290,12 @@ def test_forgotten_parentheses_are_named() -> None:
             pass
 
     make(callbacks=Namespace)
+
+
+def test_what_is_ready_to_use_is_loaded_when_it_is_asked_for() -> None:
+    code = "import sys, arkor; print(*sorted(name[16:] for name in sys.modules if name.startswith('arkor.callbacks.')))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts listeners steering\n"
+    code = "from arkor.callbacks import *; print(EarlyStopping.__name__, Evaluate.__name__, Notify.__name__, Report.__name__)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "EarlyStopping Evaluate Notify Report\n"
+    with pytest.raises(AttributeError, match="has no attribute 'EarlyStoping'"):
+        _ = callbacks.EarlyStoping  # type: ignore[attr-defined]
