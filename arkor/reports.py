@@ -159,7 +159,7 @@ def _estimate(check: Any) -> list[str]:
     if found.preparing_seconds:
         words.append(f"Before the first step: about {found.preparing_seconds:.0f} s.")
     if found.busy:
-        words.append("Another run trained there at the same time: alone it will be faster.")
+        words.append("Something else was computed there at the same time: alone the run will be faster.")
     return words
 
 

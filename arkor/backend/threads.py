@@ -40,9 +40,9 @@ class Threads:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Around some computation, however long."""
-        began, busy, before = time.monotonic(), time.process_time(), _preemptions()
+        began, busy, before = time.monotonic(), time.process_time(), preemptions_so_far()
         yield
-        self.observe(time.monotonic() - began, time.process_time() - busy, _preemptions() - before)
+        self.observe(time.monotonic() - began, time.process_time() - busy, preemptions_so_far() - before)
 
     def observe(self, seconds: float, busy: float, preemptions: int) -> None:
         """Take in what so many seconds of computing got: time on all cores, in seconds, and cores taken away."""
@@ -52,7 +52,7 @@ class Threads:
         if self._seconds < WINDOW_SECONDS:
             return
         wanted = self.count * self._seconds
-        crowded = self._preemptions > CROWDED_RATE * wanted and self._busy < CROWDED_SHARE * wanted
+        crowded = is_crowded(wanted, self._busy, self._preemptions)
         self._quiet = 0.0 if crowded else self._quiet + self._seconds
         self._seconds, self._busy, self._preemptions = 0.0, 0.0, 0
         if crowded and self.count > 1:
@@ -68,6 +68,11 @@ class Threads:
         self._use(count)
 
 
-def _preemptions() -> int:
+def is_crowded(wanted: float, busy: float, preemptions: int) -> bool:
+    """Whether others took cores away: of so many seconds, summed over threads, so many were computed."""
+    return preemptions > CROWDED_RATE * wanted and busy < CROWDED_SHARE * wanted
+
+
+def preemptions_so_far() -> int:
     """How often, so far, a thread of this process had to give up its core."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

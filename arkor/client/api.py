@@ -23,6 +23,7 @@ from arkor.accounts import Me, Project
 from arkor.archive import zipped
 from arkor.chat import InferenceRequest
 from arkor.checks import Check
+from arkor.client.answers import decode, list_of, one
 from arkor.client.check_stream import Say, ask_check
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
@@ -38,9 +39,9 @@ from arkor.deployments import (
     check_target,
     clean_label,
 )
-from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.errors import ArkorError, InvalidConfig
 from arkor.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
-from arkor.wire import from_wire, to_wire
+from arkor.wire import to_wire
 
 T = TypeVar("T")
 
@@ -85,18 +86,18 @@ class CloudApiClient:
 
     def me(self) -> Me:
         """Who the token belongs to."""
-        return _decode(Me, self.http.call("GET", "/v1/me"), "user")
+        return decode(Me, self.http.call("GET", "/v1/me"), "user")
 
     def list_projects(self, *, scope: Scope | None = None) -> list[Project]:
         """The projects of the scope's organisation."""
         query = {"orgSlug": self._scope(scope).org_slug}
-        return _list(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
+        return list_of(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
 
     def create_project(self, name: str, slug: str, *, scope: Scope | None = None) -> Project:
         """A new project in the scope's organisation; `CloudApiError` 409 when the slug is taken."""
         query = {"orgSlug": self._scope(scope).org_slug}
         answer = self.http.call("POST", "/v1/projects", query=query, body={"name": name, "slug": slug})
-        return _one(Project, answer, "project")
+        return one(Project, answer, "project")
 
     # Jobs
 
@@ -112,7 +113,7 @@ class CloudApiClient:
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         query = self._query(scope)
         answer = self.http.call("POST", "/v1/jobs", query=query, body=body, headers=headers, repeatable=True)
-        return _one(TrainingJob, answer, "job")
+        return one(TrainingJob, answer, "job")
 
     def check(
         self,
@@ -148,7 +149,7 @@ class CloudApiClient:
         while True:
             query = {**self._query(scope), **wanted, **({"before": before} if before else {})}
             answer = self.http.call("GET", "/v1/jobs", query=query)
-            yield from (job for job in _list(TrainingJob, answer, "jobs") if job.id.startswith(id_prefix))
+            yield from (job for job in list_of(TrainingJob, answer, "jobs") if job.id.startswith(id_prefix))
             behind = answer.get("nextBefore")
             if not isinstance(behind, str) or behind == before:
                 return
@@ -156,7 +157,7 @@ class CloudApiClient:
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
         path = f"/v1/jobs/{_segment('job_id', job_id)}"
-        return _one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
+        return one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
 
     def cancel_job(self, job_id: str, *, scope: Scope | None = None) -> None:
         """Ask the backend to stop the run; `CloudApiError` 409 when it has already ended."""
@@ -201,7 +202,7 @@ class CloudApiClient:
         with zipped(Path(path).expanduser()) as file:
             upload = _opener("path", file)
             answer = self.http.call("POST", route, query=query, upload=upload, timeout=PATIENT_TIMEOUT, repeatable=True)
-        return _one(TrainingJob, answer, "job")
+        return one(TrainingJob, answer, "job")
 
     # Data and inference
 
@@ -220,7 +221,7 @@ class CloudApiClient:
             timeout=PATIENT_TIMEOUT,
             repeatable=True,
         )
-        return _one(_Upload, answer, "dataset").as_source()
+        return one(_Upload, answer, "dataset").as_source()
 
     def chat(
         self,
@@ -252,11 +253,11 @@ class CloudApiClient:
     # Deployments
 
     def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
-        return _list(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
+        return list_of(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
 
     def get_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> Deployment:
         answer = self.http.call("GET", _endpoint(deployment_id), query=self._query(scope))
-        return _one(Deployment, answer, "deployment")
+        return one(Deployment, answer, "deployment")
 
     def create_deployment(
         self,
@@ -279,7 +280,7 @@ class CloudApiClient:
         check_retention(run_retention_mode, run_retention_days)
         retention = _without_none(runRetentionMode=run_retention_mode, runRetentionDays=run_retention_days)
         body = {"slug": slug, "target": wanted, "authMode": auth_mode, **retention}
-        return _one(
+        return one(
             Deployment, self.http.call("POST", "/v1/endpoints", query=self._query(scope), body=body), "deployment"
         )
 
@@ -309,7 +310,7 @@ class CloudApiClient:
             runRetentionDays=run_retention_days,
         )
         answer = self.http.call("PATCH", _endpoint(deployment_id), query=self._query(scope), body=body)
-        return _one(Deployment, answer, "deployment")
+        return one(Deployment, answer, "deployment")
 
     def delete_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> None:
         """Take it down; its keys go too."""
@@ -317,14 +318,14 @@ class CloudApiClient:
 
     def list_deployment_keys(self, deployment_id: str, *, scope: Scope | None = None) -> list[DeploymentKey]:
         answer = self.http.call("GET", f"{_endpoint(deployment_id)}/keys", query=self._query(scope))
-        return _list(DeploymentKey, answer, "keys")
+        return list_of(DeploymentKey, answer, "keys")
 
     def create_deployment_key(self, deployment_id: str, label: str, *, scope: Scope | None = None) -> DeploymentKey:
         """A new key; its `plaintext` is in this answer and never again. Raises `InvalidConfig` for the label."""
         body = {"label": clean_label(label)}
         path = f"{_endpoint(deployment_id)}/keys"
         answer = self.http.call("POST", path, query=self._query(scope), body=body)
-        return _one(DeploymentKey, answer, "key")
+        return one(DeploymentKey, answer, "key")
 
     def revoke_deployment_key(self, deployment_id: str, key_id: str, *, scope: Scope | None = None) -> None:
         """The key opens nothing from now on; it stays listed with `enabled` False."""
@@ -395,27 +396,3 @@ class _Upload:
 
     def as_source(self) -> BlobDataset:
         return BlobDataset(self.url)
-
-
-def _one(cls: type[T], answer: Mapping[str, Any], key: str) -> T:
-    """`answer[key]` as an instance of `cls`; what the class does not know is kept in its `extra`."""
-    return _decode(cls, answer.get(key), key)
-
-
-def _list(cls: type[T], answer: Mapping[str, Any], key: str) -> list[T]:
-    items = answer.get(key)
-    if not isinstance(items, list):
-        raise _nonsense(key)
-    return [_decode(cls, item, key) for item in items]
-
-
-def _decode(cls: type[T], data: Any, name: str) -> T:
-    try:
-        return from_wire(cls, data)
-    except (TypeError, AttributeError):
-        raise _nonsense(name) from None
-
-
-def _nonsense(name: str) -> CloudApiError:
-    sentence = f"the backend's answer has no usable {name!r}; is this really the address of an Arkor backend?"
-    return CloudApiError(200, "bad_answer", sentence)

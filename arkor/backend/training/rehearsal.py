@@ -117,7 +117,7 @@ class Rehearsal:
         trainer = trainer_of(learner, arguments, device, examples, numbers=numbers, recorder=Listener(self._say))
         preparing = round(time.perf_counter() - self._began, 1)
         found = estimate(trainer, numbers, device, run.folder)
-        self._tell({"estimate": to_wire(evolve(found, preparing_seconds=preparing, busy=self.busy))})
+        self._tell({"estimate": to_wire(evolve(found, preparing_seconds=preparing, busy=self.busy or found.busy))})
 
 
 def _undisturbed(numbers: Plan) -> Plan:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from arkor.backend import checkpoints
 from arkor.backend.device import Device
 from arkor.backend.process import peak_memory_bytes
+from arkor.backend.threads import is_crowded, preemptions_so_far
 from arkor.backend.training.batches import Piece
 from arkor.backend.training.plan import Plan
 from arkor.backend.training.sft import Collator
@@ -46,8 +47,10 @@ def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estim
     collator.works.clear()
     watch = Watch(torch.cuda.synchronize if device.kind == "cuda" else _nothing)
     trainer.add_callback(watch)
-    began = time.perf_counter()
+    began, computed, taken = time.perf_counter(), time.process_time(), preemptions_so_far()
     trainer.learn()
+    wanted = (time.perf_counter() - began) * torch.get_num_threads()
+    crowded = is_crowded(wanted, time.process_time() - computed, preemptions_so_far() - taken)
     first, *others = watch.seconds()
     timed = others or [first]
     works = collator.works[: len(others) + 1][-len(timed) :]
@@ -62,6 +65,7 @@ def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estim
         device_memory_bytes=torch.cuda.max_memory_reserved() if device.kind == "cuda" else None,
         timed_steps=len(others) + 1,
         device=device.words,
+        busy=crowded,
     )
 
 
