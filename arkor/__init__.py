@@ -13,7 +13,7 @@ from arkor.callbacks import (
     TrainerCallbacks,
     TrainingLogContext,
 )
-from arkor.chat import Adapter
+from arkor.chat import Adapter, InferenceRequest
 from arkor.checks import Check
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -83,6 +83,7 @@ __all__ = [
     "FinishedContext",
     "History",
     "HuggingFaceDataset",
+    "InferenceRequest",
     "InvalidConfig",
     "JobConfig",
     "JobStatus",

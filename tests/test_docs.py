@@ -66,7 +66,7 @@ def run_page(page: Path, folder: Path) -> None:
             (folder / name).write_text(block.text, "utf-8")
         if block.language == "python" and kind != "script":
             printed = io.StringIO()
-            code = compile("\n" * (block.line - 1) + block.text, named(page), "exec")
+            code = compile("\n" * (block.line - 1) + block.text, named(page), "exec", dont_inherit=True)
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
         if block.note == "prints":
