@@ -16,13 +16,13 @@ from arkor.studio.guard import Guard
 from arkor.studio.launches import Launches
 from arkor.studio.link import Link
 from arkor.studio.listing import Listing
-from arkor.studio.pages import overview, run, runs
+from arkor.studio.pages import endpoints, overview, playground, run, runs
 from arkor.studio.rendering import breakdown, fault, page, shell
 
 _STATIC = Path(__file__).parent / "static"
 
 #: The rooms of the pages, each with its `routes`.
-_ROOMS = (overview, runs, run)
+_ROOMS = (overview, runs, run, playground, endpoints)
 
 
 def make_app(folder: Path, address: Address, token: str) -> Guard:

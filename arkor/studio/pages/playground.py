@@ -1,0 +1,123 @@
+"""Playground: a model is asked, or two side by side; what there is to choose from; the same as code."""
+
+from __future__ import annotations
+
+import json
+
+import requests
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from arkor.chat import InferenceRequest
+from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.settings import STARTER_MODEL
+from arkor.studio import snippets
+from arkor.studio.answers import open_answer
+from arkor.studio.link import Link
+from arkor.studio.listing import Query, model_of
+from arkor.studio.publishing import address_of, endpoint_with, is_unknown
+from arkor.studio.rendering import page
+from arkor.studio.weights import Choice, Weights, chosen
+from arkor.wire import from_wire
+
+_RUNS_AT_ONCE = 40
+_MODELS_AT_ONCE = 6
+
+
+def playground(request: Request) -> Response:
+    """`GET /playground`: `run`, `step` and `model` of the address say who answers; with a 2 behind them, who else."""
+    client = request.app.state.link.client()
+    first = chosen(client, request.query_params) or _newest(request)
+    second = chosen(client, request.query_params, "2")
+    return page("playground.html", first=first, second=second)
+
+
+def _newest(request: Request) -> Choice | None:
+    """The latest run that has come to its end; the latest of all where none has."""
+    runs = request.app.state.listing.runs()
+    job = next((job for job in runs if job.status == "completed"), runs[0] if runs else None)
+    return None if job is None else Choice(Weights(job.id), job)
+
+
+def choices(request: Request) -> Response:
+    """`GET /parts/choices`: what can be chosen, newest first: `q` is looked for in names, models and ids."""
+    query = Query.of(request.query_params)
+    runs = request.app.state.listing.runs()
+    found = query.pick(runs)
+    models = [model for model in dict.fromkeys([STARTER_MODEL, *map(model_of, runs)]) if query.text in model]
+    return page(
+        "parts/choices.html",
+        text=query.text,
+        runs=found[:_RUNS_AT_ONCE],
+        more=max(0, len(found) - _RUNS_AT_ONCE),
+        models=models[:_MODELS_AT_ONCE],
+    )
+
+
+# Asking
+
+
+async def answer(request: Request) -> Response:
+    """`POST /streams/answers`: one answer, as it comes. The body is that of `POST /v1/inference/chat`."""
+    asked = _asked(await request.body())
+    link: Link = request.app.state.link
+
+    def call() -> requests.Response:
+        try:
+            return link.client().chat(asked).raw
+        except CloudApiError as error:
+            raise _explained(error) from error
+
+    return await open_answer(request, call)
+
+
+def _explained(error: CloudApiError) -> ArkorError:
+    """A backend without this route says so in words for programs."""
+    if not is_unknown(error):
+        return error
+    return ArkorError(f"This backend has no such model, or cannot be talked to ({error.message}).")
+
+
+def _asked(body: bytes) -> InferenceRequest:
+    """Raises `InvalidConfig` for what is no request."""
+    try:
+        data = json.loads(body)
+        asked = from_wire(InferenceRequest, data)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise InvalidConfig("request", "must be a JSON object with `messages`") from None
+    asked.check()
+    return asked
+
+
+# As code
+
+
+async def code(request: Request) -> Response:
+    """`POST /parts/code`: the same request as scripts and commands; nothing is asked."""
+    asked = _asked(await request.body())
+    return await run_in_threadpool(_code, request.app.state.link, asked)
+
+
+def _code(link: Link, asked: InferenceRequest) -> Response:
+    client, weights = link.client(), _weights_of(asked)
+    endpoint = endpoint_with(client, weights)
+    address = address_of(client, endpoint) if endpoint else None
+    key = None if endpoint and endpoint.auth_mode == "none" else snippets.KEY
+    published = snippets.of_endpoint(address, endpoint.slug, asked, key=key) if endpoint and address else []
+    own = snippets.of_backend(client, asked)
+    return page("parts/code.html", own=own, published=published, endpoint=endpoint, weights=weights)
+
+
+def _weights_of(asked: InferenceRequest) -> Weights:
+    adapter = asked.adapter
+    return Weights(adapter.job_id, adapter.step) if adapter else Weights(model=asked.base_model)
+
+
+routes = [
+    Route("/playground", playground, methods=["GET"]),
+    Route("/parts/choices", choices, methods=["GET"]),
+    Route("/parts/code", code, methods=["POST"]),
+    Route("/streams/answers", answer, methods=["POST"]),
+]
