@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-backend test-front test-schedules test-kills lint bench bench-lifecycle format clean
+.PHONY: help setup demo test test-fast test-backend test-front test-calls test-schedules test-kills lint bench bench-lifecycle format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -52,6 +52,9 @@ test-front: setup ## Run all other tests
 test-fast: setup ## Run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow"
 
+test-calls: setup ## Play some 4,000 calls against every route of the backend
+	$(BIN)/python -m pytest tests/backend/test_openapi.py -k described --calls 100 --timeout 900
+
 test-schedules: setup ## Play 5,000 random schedules of network faults
 	$(BIN)/python -m pytest tests/test_pump.py --schedules 5000 --timeout 3600
 
@@ -63,11 +66,12 @@ lint: setup ## Check style and types alone
 	$(BIN)/ruff format --check arkor tests
 	$(BIN)/mypy
 
-bench: setup ## Fine-tune on real bank messages beside plain TRL; the event stream beside a bare loop
+bench: setup ## Fine-tune on real bank messages beside plain TRL; streams and answers beside bare loops
 	$(BIN)/python -m tests.benchmarks.banking77
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.stream
+	$(BIN)/python -m tests.benchmarks.inference
 
 bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about four minutes
 	$(BIN)/python -m tests.benchmarks.lifecycle
