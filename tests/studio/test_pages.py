@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arkor.client.api import CloudApiClient
-from tests.studio.conftest import Studio, start_studio, submit, until
+from tests.studio.conftest import Studio, Tab, start_studio, submit, until
 
 expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
 
@@ -19,50 +19,6 @@ pytestmark = pytest.mark.slow
 
 WEIGHT = 300_000  # bytes in all, as they travel: nothing is compressed
 NAME = "<img src=x onerror=alert(1)>"
-
-
-class Tab:
-    """A page of the browser, and what it complained about."""
-
-    def __init__(self, page: Any, studio: Studio) -> None:
-        self.page = page
-        self.studio = studio
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
-        page.on("request", lambda request: self.requests.append(request.url))
-
-    def open(self, path: str = "/") -> Any:
-        """Go there, with the token of the launch behind the first address, as a person does."""
-        token = "" if self.requests else f"#token={self.studio.token}"
-        self.page.goto(f"{self.studio.url}{path}{token}")
-        self.page.locator("main:not([aria-busy])").wait_for()
-        return self.page
-
-
-@pytest.fixture
-def new_tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
-    """Opens tabs; at the end none of them may have complained or asked for anything elsewhere."""
-    contexts, tabs = [], []
-
-    def make(studio: Studio, *, width: int = 1280, theme: str = "light") -> Tab:
-        context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        tabs.append(Tab(context.new_page(), studio))
-        return tabs[-1]
-
-    yield make
-    for tab in tabs:
-        foreign = [url for url in tab.requests if not url.startswith((tab.studio.url, "blob:"))]
-        assert not tab.complaints
-        assert not foreign
-    for context in contexts:
-        context.close()
 
 
 # Who gets in
