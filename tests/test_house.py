@@ -150,11 +150,14 @@ def test_importing_arkor_is_light() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-@pytest.mark.slow
-def test_importing_arkor_takes_less_than_a_quarter_of_a_second() -> None:
-    code = "import time; began = time.perf_counter(); import arkor; print(time.perf_counter() - began)"
-    seconds = min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(7))
-    assert seconds < 0.25
+def seconds_to_import(names: str) -> float:
+    """Of the processor, the least of some tries."""
+    code = f"import time; began = time.process_time(); import {names}; print(time.process_time() - began)"
+    return min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(5))
+
+
+def test_importing_arkor_takes_little_beside_what_it_is_built_on() -> None:
+    assert seconds_to_import("arkor") < 2.5 * seconds_to_import("requests, attrs, tenacity, sseclient")
 
 
 def test_the_public_list_is_sorted_and_true() -> None:
