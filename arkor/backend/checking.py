@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from attrs import define, field, frozen
 from arkor.backend.demise import cause, memory_advice
 from arkor.backend.expectations import remember
 from arkor.backend.home import checks_folder
+from arkor.backend.process import NICENESS
 from arkor.backend.sse import END, PING
 from arkor.estimates import parse_estimate
 from arkor.wire import dumps
@@ -52,6 +54,12 @@ class _Look:
     device: str = "cpu"
     found: bool = False
     over: bool = False
+
+    def go_second(self) -> None:
+        """A run has begun, and goes first from here on."""
+        self.beside = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PGRP, self.process.pid, NICENESS)  # it leads a group of its own
 
 
 class Checking:
@@ -148,9 +156,11 @@ class Checking:
                 quiet_since = time.monotonic()
                 for frame in self._told(json.loads(line), look, asked):
                     yield frame
-            elif look.device != "cpu" and not look.beside and self._is_training():
-                yield _note("A run has begun and has the GPU to itself; check again when it has ended.")
-                return
+            elif not look.beside and self._is_training():
+                if look.device != "cpu":
+                    yield _note("A run has begun and has the GPU to itself; check again when it has ended.")
+                    return
+                look.go_second()
             elif time.monotonic() - quiet_since >= PING_SECONDS:
                 quiet_since = time.monotonic()
                 yield PING

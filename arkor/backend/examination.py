@@ -28,7 +28,7 @@ from arkor.backend.data.datasets import load_rows
 from arkor.backend.data.download import private_urls_allowed
 from arkor.backend.data.records import DataError
 from arkor.backend.engine import Run, RunError
-from arkor.backend.process import be_modest, take_stdout
+from arkor.backend.process import NICENESS, be_expendable, take_stdout
 from arkor.backend.scripted import ScriptedEngine
 from arkor.backend.training.survey import Line, counts_of, problems_of
 from arkor.errors import InvalidConfig
@@ -105,9 +105,11 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--engine", choices=["trl", "scripted"], required=True)
     options = parser.parse_args()
-    be_modest()
+    be_expendable()
     stream = take_stdout()
     asked = json.loads(sys.stdin.buffer.readline())
+    if asked["busy"]:  # else the steps are to be timed as those of a run
+        os.nice(NICENESS)
     threading.Thread(target=leave_with, args=(sys.stdin.buffer,), daemon=True).start()
 
     def out(line: dict[str, Any]) -> None:

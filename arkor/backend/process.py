@@ -50,6 +50,11 @@ def wait_without_spinning() -> None:
 def be_modest() -> None:
     """Let runs go first, with the processor and, where the system can be told, with memory."""
     os.nice(NICENESS)
+    be_expendable()
+
+
+def be_expendable() -> None:
+    """Be the first to go, where the system can be told, when there is no memory left."""
     with contextlib.suppress(OSError):  # Linux alone has it
         Path("/proc/self/oom_score_adj").write_text("500")
 

@@ -141,6 +141,18 @@ def patient_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     started.process.wait()
 
 
+def test_a_run_that_begins_goes_first(patient_backend: Backend, endless: str) -> None:
+    caller = owner(patient_backend)
+    told = begun(caller, endless)
+    [process] = looking(patient_backend)
+    assert process.nice() == 0
+    caller.submit(model="scripted/model", maxSteps=3_000_000)
+    until(lambda: process.nice() == 5)
+    threads = [psutil.Process(thread.id).nice() for thread in process.threads()]
+    assert set(threads) == {5}
+    told.close()
+
+
 def begun(caller: Caller, url: str) -> Generator[Frame, None, None]:
     """A check that waits for its data."""
     told = frames(asked(caller, datasetSource={"type": "blob", "url": url}))

@@ -33,7 +33,7 @@ TIMED_SECONDS, FEWEST_STEPS, MOST_STEPS = 12.0, 5, 40
 BATCHES_AHEAD, SECONDS_AHEAD = 200, 3.0
 
 #: So long is evaluated, in seconds.
-EVALUATED_SECONDS = 3.0
+EVALUATED_SECONDS = 4.0
 
 
 def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estimate:
@@ -132,21 +132,22 @@ def _ahead(trainer: Any) -> list[int]:
 
 
 def _evaluations(trainer: Any, numbers: Plan) -> float:
-    """The seconds of all evaluations of the run."""
+    """The seconds of all evaluations of the run: some batches are evaluated, all are weighed."""
     if not numbers.eval_steps:
         return 0.0
     trainer.model.eval()
-    began, batches = time.perf_counter(), 0
+    works, done, seconds = [], 0, 0.0
+    began = time.perf_counter()
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
-            for piece in batch["pieces"]:
-                trainer.token_losses(piece).sum().item()
-            batches += 1
-            if time.perf_counter() - began > EVALUATED_SECONDS:
+            works.append(work_of(batch["pieces"]))
+            if time.perf_counter() - began > EVALUATED_SECONDS + SECONDS_AHEAD:
                 break
-    of_each = (time.perf_counter() - began) / batches
-    of_all = of_each * math.ceil(len(trainer.eval_dataset) / numbers.batch_size)
-    return of_all * (numbers.total_steps // numbers.eval_steps)
+            if time.perf_counter() - began < EVALUATED_SECONDS:
+                _ = [trainer.token_losses(piece).sum().item() for piece in batch["pieces"]]
+                done, seconds = sum(works), time.perf_counter() - began
+    batches = math.ceil(len(trainer.eval_dataset) / numbers.batch_size)
+    return seconds / done * fmean(works) * batches * (numbers.total_steps // numbers.eval_steps)
 
 
 def _checkpoints(trainer: Any, numbers: Plan, folder: Path) -> float:
