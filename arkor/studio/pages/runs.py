@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -91,8 +92,14 @@ def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(item, Mapping):
             found.update(flattened(item, f"{prefix}{_python_name(name)}."))
         elif name != "token":
-            found[prefix + _python_name(name)] = str(item)
+            found[prefix + _python_name(name)] = _shown(item)
     return found
+
+
+def _shown(value: Any) -> str:
+    """A setting in words; of a file that was uploaded, its name and the beginning of its digest."""
+    uploaded = re.fullmatch(r"/v1/datasets/(?P<digest>[0-9a-f]{64})/(?P<name>.+)", str(value))
+    return f"{uploaded['name']}, uploaded ({uploaded['digest'][:8]})" if uploaded else str(value)
 
 
 def _python_name(name: str) -> str:

@@ -187,7 +187,7 @@ export class Chart {
       width: this.area.clientWidth,
       height: this.area.clientHeight,
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       scales: { x: { time: false, auto: false }, y: { distr: this.options.log ? 3 : 1, range: this.options.log ? undefined : this.options.fromZero ? (_, __, high) => [0, (high || 1) * 1.15] : range } },
       axes: [
         { ...axis, size: 28, incrs: INCREMENTS, values: (_, splits) => splits.map((step) => short10(step)) },

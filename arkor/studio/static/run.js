@@ -247,7 +247,9 @@ class RunPage {
     if (artifact?.path) first.title = artifact.path;
     const chat = make("a", "button small");
     chat.href = address;
-    chat.append(icon("chat"), make("span", "", "Chat"), make("span", "full-width-only", "with this one"));
+    const words = make("span", "", "Chat");
+    words.append(make("span", "full-width-only", " with this one"));
+    chat.append(icon("chat"), words);
     chat.setAttribute("aria-label", `Chat with ${name}`);
     const last = make("td", "number");
     last.append(chat);
