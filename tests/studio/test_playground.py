@@ -44,6 +44,13 @@ def text_of(answer: requests.Response) -> str:
     return "".join(deltas)
 
 
+def ask_endpoint(client: CloudApiClient, slug: str, key: str | None) -> requests.Response:
+    """The answer of an endpoint."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    body = {"model": slug, "messages": [{"role": "user", "content": "Hi"}]}
+    return requests.post(f"{client.base_url}/e/{slug}/v1/chat/completions", json=body, headers=headers, timeout=20)
+
+
 # Asking
 
 

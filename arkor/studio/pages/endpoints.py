@@ -21,6 +21,18 @@ from arkor.studio.weights import Choice, choice_of_target, chosen, weights_of_ta
 
 Form = Mapping[str, Any]
 
+#: What the form calls the fields of a deployment.
+_LABELS = {
+    "slug": "Name",
+    "auth_mode": "Who may ask",
+    "run_retention_mode": "What is kept",
+    "runRetentionDays": "Days",
+    "run_retention_days": "Days",
+    "target.baseModel": "Answers with",
+    "model": "Answers with",
+    "step": "Answers with",
+}
+
 
 def endpoints(request: Request) -> Response:  # noqa: ARG001 - the signature of a route
     """`GET /endpoints`: the page."""
@@ -125,10 +137,18 @@ async def create(request: Request) -> Response:
 
 def _in_the_form(error: ArkorError) -> Response:
     headers = {"HX-Retarget": "#form-error", "HX-Reswap": "innerHTML"}
-    sentence = error.message if isinstance(error, CloudApiError) else str(error)
-    response = page("parts/form_error.html", 400, sentence=sentence)
+    response = page("parts/form_error.html", 400, sentence=_spoken(error))
     response.headers.update(headers)
     return response
+
+
+def _spoken(error: ArkorError) -> str:
+    """What is wrong, with the field as the form calls it."""
+    if isinstance(error, CloudApiError) and is_unknown(error):
+        return f"This backend has no endpoints ({error.message})."
+    sentence = error.message if isinstance(error, CloudApiError) else str(error)
+    name, colon, problem = sentence.partition(": ")
+    return f"{_LABELS[name]}: {problem}" if colon and name in _LABELS else sentence
 
 
 # What is asked of it

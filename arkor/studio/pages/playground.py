@@ -46,7 +46,8 @@ def choices(request: Request) -> Response:
     query = Query.of(request.query_params)
     runs = request.app.state.listing.runs()
     found = query.pick(runs)
-    models = [model for model in dict.fromkeys([STARTER_MODEL, *map(model_of, runs)]) if query.text in model]
+    known = dict.fromkeys([STARTER_MODEL, *(str(job.config.model) for job in runs if model_of(job) != "–")])
+    models = [model for model in known if query.text.casefold() in model.casefold()]
     return page(
         "parts/choices.html",
         text=query.text,

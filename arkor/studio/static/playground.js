@@ -38,6 +38,7 @@ class Playground {
     this.grow();
     this.prompt.addEventListener("input", () => this.grow());
     this.prompt.focus({ preventScroll: true });
+    page.dataset.ready = "";
   }
 
   find(name) {
