@@ -32,9 +32,14 @@ _CHUNK_BYTES = 64 * 1024
 def overview(request: Request) -> Response:
     """`GET /`: the frame of the page; what takes a moment comes as parts."""
     folder: Path = request.app.state.folder
-    return page(
-        "overview.html", name=folder.name or str(folder), folder=str(folder), launch=_launches(request).latest()
-    )
+    last = _launches(request).latest()
+    return page("overview.html", name=folder.name or str(folder), folder=_from_home(folder), launch=last)
+
+
+def _from_home(folder: Path) -> str:
+    """`"~/support-desk"`, as a person writes it."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
 
 
 def trainer(request: Request) -> Response:
