@@ -6,7 +6,9 @@ The calls of the SDK block, so a thread reads; when the browser goes away, its c
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -21,6 +23,9 @@ from arkor.client.plug import Plug
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_AHEAD = 16  # a browser that is slow to take them lets the backend wait
 
+#: A glance at a stream ends after so much silence, and after so long; in seconds.
+_SILENCE_SECONDS, _GLANCE_SECONDS = 0.5, 3.0
+
 #: Set when Studio stops: nothing is streamed any more.
 stopping = threading.Event()
 _readers: WeakSet[_Reader] = WeakSet()
@@ -34,12 +39,15 @@ def end_streams() -> None:
 
 
 class RelayedStream(StreamingResponse):
-    """An answer of the backend, handed on. `silence`, in seconds, ends it when nothing has come for so long."""
+    """An answer of the backend, handed on.
 
-    def __init__(self, upstream: requests.Response, plug: Plug, *, silence: float | None = None) -> None:
+    `glance` is for what need not be followed: it ends when nothing has come for half a second, and after three.
+    """
+
+    def __init__(self, upstream: requests.Response, plug: Plug, *, glance: bool = False) -> None:
         kind = upstream.headers.get("Content-Type") or "application/octet-stream"
         self._upstream, self._plug = upstream, plug
-        self._source = _relayed(upstream, silence)
+        self._source = _relayed(upstream, glance)
         super().__init__(self._source, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def stream_response(self, send: Send) -> None:
@@ -51,21 +59,24 @@ class RelayedStream(StreamingResponse):
             self._upstream.close()
 
 
-def open_relay(call: Callable[[], requests.Response], *, silence: float | None = None) -> RelayedStream:
+def open_relay(call: Callable[[], requests.Response], *, glance: bool = False) -> RelayedStream:
     """Make the call, on a thread that may wait, and hand its answer on. Raises what the call raises."""
     plug = Plug()
     with plug:
         upstream = call()
-    return RelayedStream(upstream, plug, silence=silence)
+    return RelayedStream(upstream, plug, glance=glance)
 
 
-async def _relayed(upstream: requests.Response, silence: float | None) -> AsyncGenerator[bytes, None]:
+async def _relayed(upstream: requests.Response, glance: bool) -> AsyncGenerator[bytes, None]:
+    until = time.monotonic() + _GLANCE_SECONDS if glance else math.inf
     reader = _Reader(upstream)
     reader.start()
     _readers.add(reader)
     try:
-        while chunk := await asyncio.wait_for(reader.next(), silence):
+        while chunk := await asyncio.wait_for(reader.next(), _SILENCE_SECONDS if glance else None):
             yield chunk
+            if time.monotonic() > until:
+                return
     except asyncio.TimeoutError:
         pass
     finally:

@@ -51,6 +51,13 @@ def test_up_to_now_and_no_longer(slow_studio: Studio, client: CloudApiClient) ->
     began = time.monotonic()
     assert slow_studio.get(f"/streams/runs/{waiting}?once").text == ""  # it is queued behind the other
     assert time.monotonic() - began < 5
+    began = time.monotonic()
+    seen = ids(slow_studio.get(f"/streams/runs/{job}?once").text)  # a step every tenth of a second: never silent
+    assert time.monotonic() - began < 5
+    more = ids(slow_studio.get(f"/streams/runs/{job}?once", headers={"Last-Event-ID": seen[-1]}).text)
+    assert seen
+    assert more
+    assert not set(seen) & set(more)
     client.cancel_job(job)
 
 

@@ -7,21 +7,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arkor.jobs import TrainingJob
+from arkor.settings import arkor_home
 from arkor.studio.listing import is_over, total_of
 from arkor.studio.pages.runs import flattened
 from arkor.studio.relay import open_relay
 from arkor.studio.rendering import page, toast
 from arkor.wire import to_wire
 
-#: Seconds without a word after which what was logged so far has come.
-_SILENCE = 0.5
-
 
 def run(request: Request) -> Response:
     """`GET /runs/:id`: the page."""
     job = _job(request)
     settings = flattened(to_wire(job.config))
-    return page("run.html", job=job, over=is_over(job), total=total_of(job), settings=settings)
+    folder = _folder(request, job)
+    return page("run.html", job=job, over=is_over(job), total=total_of(job), settings=settings, folder=folder)
 
 
 def head(request: Request) -> Response:
@@ -40,8 +39,15 @@ def events(request: Request) -> Response:
     """`GET /streams/runs/:id`: its events behind `Last-Event-ID`; with `?once`, up to now instead of to its end."""
     client = request.app.state.link.client()
     id_, cursor = request.path_params["id"], request.headers.get("last-event-id")
-    silence = _SILENCE if "once" in request.query_params else None
-    return open_relay(lambda: client.open_event_stream(id_, last_event_id=cursor), silence=silence)
+    glance = "once" in request.query_params
+    return open_relay(lambda: client.open_event_stream(id_, last_event_id=cursor), glance=glance)
+
+
+def _folder(request: Request, job: TrainingJob) -> str | None:
+    """Where it lies, if that is on this machine."""
+    folder = arkor_home() / "runs" / job.id
+    embedded = request.app.state.link.client().http.access.why == "embedded"
+    return str(folder) if embedded and folder.is_dir() else None
 
 
 def _job(request: Request) -> TrainingJob:
