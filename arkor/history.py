@@ -90,26 +90,32 @@ class History:
 
     @property
     def step(self) -> list[int]:
+        """The step of each log; one that evaluates may have two."""
         return self._steps.tolist()
 
     @property
     def loss(self) -> list[float | None]:
+        """The training loss, in nats per token; None where a log has none, `nan` where it diverged."""
         return self._column(0)
 
     @property
     def eval_loss(self) -> list[float | None]:
+        """The loss on held-out rows, in nats per token; None but on steps that evaluate."""
         return self._column(1)
 
     @property
     def learning_rate(self) -> list[float | None]:
+        """The optimizer's step size at each log."""
         return self._column(2)
 
     @property
     def epoch(self) -> list[float | None]:
+        """Passes over the data so far, with a fraction."""
         return self._column(3)
 
     @property
     def samples_per_second(self) -> list[float | None]:
+        """Rows that were trained on in a second."""
         return self._column(4)
 
     # As something else

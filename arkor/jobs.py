@@ -36,6 +36,7 @@ class JobStatus(str, Enum):
 
     @property
     def terminal(self) -> bool:
+        """Whether a run that has it has ended."""
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 

@@ -43,6 +43,7 @@ def create_arkor(trainer: Trainer | None = None) -> Arkor:
 
 
 def is_arkor(value: Any) -> bool:
+    """Whether something is what `create_arkor` returns."""
     return isinstance(value, Arkor)
 
 

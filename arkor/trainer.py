@@ -50,6 +50,8 @@ from arkor.settings import dry_run_wanted
 
 @frozen
 class StartedJob:
+    """A run that the backend has accepted, by the id that every list shows."""
+
     job_id: str
 
 

@@ -99,6 +99,7 @@ class Evaluate:
         return tuple(self._evaluations)
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Forget what another run was answered."""
         self._begin(ctx.job.id)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:

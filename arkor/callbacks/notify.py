@@ -56,6 +56,7 @@ class Notify:
         return f"Notify(<{self.kind}>, on={self.on!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Tell it, if `on` has it."""
         self._job_id, self._step, self._loss = ctx.job.id, None, None
         self._tell("started", ctx.job)
 
@@ -67,6 +68,7 @@ class Notify:
             self._loss = ctx.loss
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
+        """Tell it, if `on` has it."""
         self._about(ctx.job)
         self._step = ctx.step
         self._tell("checkpoint", ctx.job)

@@ -43,6 +43,7 @@ class Report:
         return f"Report({self.to!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Begin the report of this run."""
         self._close(None)
         self._open(ctx.job, anew=True)
 

@@ -76,6 +76,7 @@ class CloudApiClient:
 
     @property
     def base_url(self) -> str:
+        """Where the backend listens, without a slash at the end."""
         return self.http.access.base_url
 
     def close(self) -> None:
@@ -156,6 +157,7 @@ class CloudApiClient:
             before = behind
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
+        """One run, as it stands; `CloudApiError` 404 when the project has none of this id."""
         path = f"/v1/jobs/{_segment('job_id', job_id)}"
         return one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
 
@@ -253,9 +255,11 @@ class CloudApiClient:
     # Deployments
 
     def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
+        """The deployments of a project."""
         return list_of(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
 
     def get_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> Deployment:
+        """One deployment, by its id; `CloudApiError` 404 when the project has none of it."""
         answer = self.http.call("GET", _endpoint(deployment_id), query=self._query(scope))
         return one(Deployment, answer, "deployment")
 
@@ -317,6 +321,7 @@ class CloudApiClient:
         self.http.call("DELETE", _endpoint(deployment_id), query=self._query(scope))
 
     def list_deployment_keys(self, deployment_id: str, *, scope: Scope | None = None) -> list[DeploymentKey]:
+        """The keys of a deployment, revoked ones too; none has its `plaintext`."""
         answer = self.http.call("GET", f"{_endpoint(deployment_id)}/keys", query=self._query(scope))
         return list_of(DeploymentKey, answer, "keys")
 

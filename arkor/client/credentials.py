@@ -52,6 +52,7 @@ class AnonymousCredentials:
 
     @property
     def bearer(self) -> str:
+        """What goes out as `Authorization: Bearer`."""
         return self.token
 
 
@@ -72,6 +73,7 @@ class OAuthCredentials:
 
     @property
     def bearer(self) -> str:
+        """What goes out as `Authorization: Bearer`."""
         return self.access_token
 
 
@@ -87,6 +89,7 @@ class TokenCredentials:
 
     @property
     def bearer(self) -> str:
+        """What goes out as `Authorization: Bearer`."""
         return self.token
 
 
