@@ -1,0 +1,133 @@
+"""Takes the pictures of Studio that the documentation shows, of two real runs: `python docs/studio/take_pictures.py`.
+
+Needs Chromium and takes about three minutes. The pictures are those of `SHOTS`, each light and dark, in this folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).parent
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+SIZE = {"width": 1280, "height": 800}
+PHONE = {"width": 380, "height": 760}
+
+TRAIN = """
+from pathlib import Path
+
+from arkor import LoraConfig, Trainer
+
+trainer = Trainer(
+    name="{name}",
+    model="smollm2-135m-instruct",
+    dataset={{"type": "file", "path": str(Path(__file__).parent / "data/train.jsonl")}},
+    lora=LoraConfig(r={r}, alpha={r}),
+    max_steps=40,
+    learning_rate={rate},
+    batch_size=4,
+    save_steps=10,
+    eval_steps=10,
+    dataset_split={{"eval": 0.02}},
+)
+"""
+
+
+@contextmanager
+def studio(folder: Path) -> Iterator[str]:
+    """`arkor dev` in that folder; gives its address."""
+    command = [sys.executable, "-m", "arkor", "dev", "--port", "0"]
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process.stdout.readline().split()[-1] if process.stdout else ""
+    finally:
+        process.terminate()
+        process.wait()
+        backend = json.loads((Path(os.environ["ARKOR_HOME"]) / "backend.json").read_text())
+        os.kill(backend["pid"], signal.SIGTERM)  # it has nothing more to do
+        time.sleep(5)
+
+
+def settle(page: Page, path: str = "") -> None:
+    """Go there, and wait until what moves has come to rest."""
+    if path:
+        page.goto(path)
+    page.locator("main:not([aria-busy])").wait_for()
+    page.wait_for_timeout(1500)
+
+
+def shoot(page: Page, name: str) -> None:
+    """The page as it is, light and dark."""
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_timeout(400)
+        page.screenshot(path=HERE / f"{name}-{theme}.png")
+
+
+def train(page: Page, base: str, folder: Path, *, pictures: bool, **settings: Any) -> str:
+    """Run it from the page; returns the run's id."""
+    (folder / "train.py").write_text(TRAIN.format(**settings))
+    settle(page, base)
+    page.get_by_role("button", name="Run training").click()
+    page.get_by_role("link", name="Watch it learn").click()
+    job = page.url.rsplit("/", 1)[1]
+    wait_for(page, r"^(2[4-9]|3\d) /")
+    if pictures:
+        shoot(page, "run")
+        settle(page, base)
+        shoot(page, "overview")
+        settle(page, f"{base}/runs/{job}")
+    wait_for(page, r"^40 /")
+    page.locator("#run-head .status[data-status=completed]").wait_for(timeout=60_000)
+    return job
+
+
+def wait_for(page: Page, step: str) -> None:
+    """Until the page of a run shows such a step."""
+    deadline = time.monotonic() + 300
+    while not re.match(step, page.locator("[data-fact=step]").inner_text()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(page.locator("[data-fact=step]").inner_text())
+        page.wait_for_timeout(100)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        os.environ["HOME"], os.environ["ARKOR_HOME"] = scratch, f"{scratch}/.arkor"
+        folder = Path(scratch) / "support-desk"
+        command = [sys.executable, "-m", "arkor", "init", str(folder), "--template", "triage"]
+        subprocess.run(command, check=True)  # noqa: S603 - our own command
+        page = browser.new_page(viewport=SIZE)
+        with studio(folder) as address:
+            base = address.split("/#")[0]
+            page.goto(address)
+            first = train(page, base, folder, pictures=False, name="triage", r=8, rate=3e-4)
+            second = train(page, base, folder, pictures=True, name="triage-r16", r=16, rate=1e-3)
+            settle(page, f"{base}/runs")
+            shoot(page, "runs")
+            settle(page, f"{base}/compare?run={first}&run={second}")
+            shoot(page, "compare")
+            page.set_viewport_size(PHONE)
+            settle(page, f"{base}/runs/{second}")
+            shoot(page, "phone")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
