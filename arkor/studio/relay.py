@@ -47,7 +47,7 @@ class RelayedStream(StreamingResponse):
     def __init__(self, upstream: requests.Response, plug: Plug, *, glance: bool = False) -> None:
         kind = upstream.headers.get("Content-Type") or "application/octet-stream"
         self._upstream, self._plug = upstream, plug
-        self._source = _relayed(upstream, glance)
+        self._source = _relayed(upstream, plug, glance)
         super().__init__(self._source, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def stream_response(self, send: Send) -> None:
@@ -67,9 +67,9 @@ def open_relay(call: Callable[[], requests.Response], *, glance: bool = False) -
     return RelayedStream(upstream, plug, glance=glance)
 
 
-async def _relayed(upstream: requests.Response, glance: bool) -> AsyncGenerator[bytes, None]:
+async def _relayed(upstream: requests.Response, plug: Plug, glance: bool) -> AsyncGenerator[bytes, None]:
     until = time.monotonic() + _GLANCE_SECONDS if glance else math.inf
-    reader = _Reader(upstream)
+    reader = _Reader(upstream, plug)
     reader.start()
     _readers.add(reader)
     try:
@@ -86,8 +86,8 @@ async def _relayed(upstream: requests.Response, glance: bool) -> AsyncGenerator[
 class _Reader:
     """Reads an answer on a thread of its own, a few chunks ahead of whoever takes them; b"" is the end."""
 
-    def __init__(self, upstream: requests.Response) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: requests.Response, plug: Plug) -> None:
+        self._upstream, self._plug = upstream, plug
         self._loop = asyncio.get_running_loop()
         self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self._room = threading.Semaphore(_CHUNKS_AHEAD)
@@ -117,6 +117,8 @@ class _Reader:
             while not self._left and (chunk := _read(self._upstream.raw)):
                 self._room.acquire()
                 self._hand_on(chunk)
+            if not self._left:
+                self._plug.release()  # read to its end, the connection is somebody else's from now on
         self._hand_on(b"")
 
     def _hand_on(self, chunk: bytes) -> None:

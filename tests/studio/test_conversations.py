@@ -46,7 +46,7 @@ def talking_client(talking_studio: Studio) -> Iterator[CloudApiClient]:
 
 def playground(tab: Tab, query: str) -> Any:
     """The page, once its script has come."""
-    page = playground(tab, f"{query}")
+    page = tab.open(f"/playground?{query}")
     page.locator("[data-ready]").wait_for()
     return page
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_answers_while_its_run_goes_on(
     held = steps.input_value()
     assert f"step={held}" in page.url
     until(talking_client, job, "completed")
-    expect(steps.locator("option").first).to_have_text("Final")
+    expect(steps.locator("option", has_text="Final")).to_have_count(1)
     expect(steps).to_have_value(held)  # whoever talks to one is not moved to another
 
 
@@ -177,6 +177,7 @@ def test_the_same_question_to_runs_beside_each_other(
     failed = submit(talking_client, "failed", model="scripted/fail")
     until(talking_client, going, "running")
     page = new_tab(talking_studio).open(f"/compare?run={done}&run={going}&run={failed}")
+    page.locator("[data-ready]").wait_for()
     page.get_by_label("Your question").fill("Hi all")
     page.keyboard.press("Enter")
     answers = page.locator(".answers article")

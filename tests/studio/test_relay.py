@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -10,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from starlette.types import Message
 
 from arkor.client.api import CloudApiClient
 from arkor.studio.guard import TOKEN_HEADER
+from arkor.studio.relay import open_relay
 from tests.conftest import Backend, start_backend
 from tests.studio.conftest import Studio, submit, until
 
@@ -123,3 +126,25 @@ def test_a_backend_that_dies_ends_the_stream_and_is_there_again(
     assert steps == list(range(1, 61))
     again.process.kill()
     again.process.wait()
+
+
+def test_a_browser_that_leaves_ends_no_connection_but_its_own(slow_backend: Backend, client: CloudApiClient) -> None:
+    job = submit(client, max_steps=3)
+    until(client, job, "completed")
+    going = submit(client, max_steps=1000)
+    until(client, going, "running")
+    relay = open_relay(lambda: client.open_event_stream(job))
+    others: list[requests.Response] = []
+
+    async def leave(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(0.5)  # all has been read meanwhile: its connection is there for the next call
+            others.append(client.open_event_stream(going))
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - it has no message
+        asyncio.run(relay.stream_response(leave))
+    with others[0] as other:
+        lines = other.iter_lines()
+        assert [next(lines) for _ in range(100)]
+    client.cancel_job(going)

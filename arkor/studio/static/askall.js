@@ -25,6 +25,7 @@ export function mount(section) {
     section.querySelector("form").requestSubmit();
   });
   stopping.addEventListener("click", () => abort?.abort());
+  section.dataset.ready = "";
 }
 
 class Asked {
