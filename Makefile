@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-backend test-front test-calls test-schedules test-kills lint bench bench-lifecycle format clean
+.PHONY: help setup demo test test-fast test-backend test-front test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -75,6 +75,9 @@ bench: setup ## Fine-tune on real bank messages beside plain TRL; streams and an
 
 bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about four minutes
 	$(BIN)/python -m tests.benchmarks.lifecycle
+
+docs: setup ## Build the documentation as a site that needs no network, in build/docs
+	$(BIN)/python docs/write_site.py
 
 format: setup ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix arkor tests
