@@ -17,7 +17,7 @@ class Picker {
     root.querySelector("[data-open]").addEventListener("click", () => this.open());
     this.steps.addEventListener("change", () => this.chooseStep(this.steps.value));
     root.addEventListener("begin", () => this.begin(true)); // somebody has put another choice into the data
-    root.addEventListener("hold", () => (this.held = true)); // from here on it does not change by itself
+    root.addEventListener("hold", () => this.chooseStep(root.dataset.step)); // from here on it does not change by itself
     this.begin(Boolean(root.dataset.step));
   }
 
@@ -82,7 +82,7 @@ class Picker {
     const best = this.final ? "" : this.checkpoints.size ? String(Math.max(...this.checkpoints)) : "base";
     const next = run ? (this.held ? step : best) : "base";
     this.steps.value = next;
-    this.root.dataset.step = next;
+    Object.assign(this.root.dataset, { step: next, held: this.held ? "1" : "" });
     this.root.querySelector('[name="run"]').value = run;
     this.root.querySelector('[name="model"]').value = this.root.dataset.model;
     this.root.dispatchEvent(new CustomEvent("picked", { bubbles: true }));

@@ -125,11 +125,11 @@ class Playground {
   /** The address says who is asked, so that it can be kept, and found again. */
   keepPlace() {
     const place = new URLSearchParams();
-    this.shown.forEach(({ picked: { run, step, model } }, index) => {
+    this.shown.forEach(({ picked: { run, step, model, held } }, index) => {
       const suffix = index ? "2" : "";
       if (run) place.set(`run${suffix}`, run);
       else if (model) place.set(`model${suffix}`, model);
-      if (run && step) place.set(`step${suffix}`, step);
+      if (run && step && held) place.set(`step${suffix}`, step);
     });
     const query = place.size ? `?${place}` : "";
     history.replaceState(history.state, "", location.pathname + query);
@@ -237,6 +237,7 @@ class Turn {
     this.said = part("p", "said", "");
     this.note = part("p", "note muted small", "");
     this.element.dataset.state = "busy";
+    this.element.setAttribute("aria-busy", "true"); // to be read out once it is whole
     this.element.append(asked, this.said, this.note);
     this.patience = setTimeout(() => {
       if (!this.text) this.note.textContent = "A model that was not asked before is loaded first.";
@@ -252,6 +253,7 @@ class Turn {
   end(state, note) {
     clearTimeout(this.patience);
     this.element.dataset.state = state;
+    this.element.removeAttribute("aria-busy");
     this.note.textContent = note;
     this.note.classList.toggle("problem-note", state === "failed");
     if (state === "failed") this.note.setAttribute("role", "alert");
