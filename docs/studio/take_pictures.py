@@ -1,6 +1,6 @@
 """Takes the pictures of Studio that the documentation shows, of two real runs: `python docs/studio/take_pictures.py`.
 
-Needs Chromium and takes about three minutes. The pictures are those of `SHOTS`, each light and dark, in this folder.
+Needs Chromium and takes about four minutes. The pictures are those of `SHOTS`, each light and dark, in this folder.
 """
 
 from __future__ import annotations
@@ -106,6 +106,36 @@ def wait_for(page: Page, step: str) -> None:
         page.wait_for_timeout(100)
 
 
+def converse(page: Page, base: str, folder: Path, job: str) -> None:
+    """A ticket for the trained model and for the one that it began with."""
+    settle(page, f"{base}/playground?run={job}&run2={job}&step2=base")
+    page.get_by_label("System prompt").fill(system_prompt(folder))
+    page.get_by_label("Max tokens").fill("40")
+    for ticket in ("I can't log in, it says my password is wrong", "You charged my card twice this month"):
+        page.get_by_label("Your message").fill(ticket)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Send").wait_for(timeout=120_000)
+    shoot(page, "playground")
+
+
+def system_prompt(folder: Path) -> str:
+    """That of the rows."""
+    row = json.loads((folder / "data" / "train.jsonl").read_text().splitlines()[0])
+    return next((message["content"] for message in row["messages"] if message["role"] == "system"), "")
+
+
+def publish(page: Page, base: str, job: str) -> None:
+    """The trained model behind an address."""
+    settle(page, f"{base}/endpoints/new?run={job}")
+    page.get_by_label("Name", exact=True).fill("triage")
+    page.get_by_role("button", name="Publish").click()
+    page.get_by_label("Label of a new key").fill("help desk")
+    page.get_by_role("button", name="Make a key").click()
+    page.get_by_role("button", name="I have it").click()
+    page.locator(".new-key").wait_for(state="detached")
+    shoot(page, "endpoint")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
@@ -123,6 +153,8 @@ def main() -> None:
             shoot(page, "runs")
             settle(page, f"{base}/compare?run={first}&run={second}")
             shoot(page, "compare")
+            converse(page, base, folder, second)
+            publish(page, base, second)
             page.set_viewport_size(PHONE)
             settle(page, f"{base}/runs/{second}")
             shoot(page, "phone")

@@ -196,26 +196,26 @@ class Talk {
     this.turns.push(turn);
     this.element.querySelector("[data-empty]").hidden = true;
     this.log.append(turn.element);
-    this.follow(true);
+    this.toTheEnd();
     this.abort = new AbortController();
     try {
-      const told = await ask(body, { signal: this.abort.signal, onText: (text) => this.hear(turn, text) });
-      turn.end("done", costs(told));
+      const told = await ask(body, { signal: this.abort.signal, onText: (text) => this.following(() => turn.add(text)) });
+      this.following(() => turn.end("done", costs(told)));
     } catch (error) {
-      if (error.name === "AbortError") turn.end("stopped", "Stopped.");
-      else turn.end("failed", sentence(error.message));
+      const stopped = error.name === "AbortError";
+      this.following(() => turn.end(stopped ? "stopped" : "failed", stopped ? "Stopped." : sentence(error.message)));
     }
-    this.follow(false);
   }
 
-  hear(turn, text) {
+  /** Whoever reads the end goes on to see it; whoever has scrolled back is left where they are. */
+  following(change) {
     const near = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
-    turn.add(text);
-    this.follow(near);
+    change();
+    if (near) this.toTheEnd();
   }
 
-  follow(near) {
-    if (near) this.log.scrollTop = this.log.scrollHeight;
+  toTheEnd() {
+    this.log.scrollTop = this.log.scrollHeight;
   }
 
   stop() {
