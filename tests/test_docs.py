@@ -213,6 +213,16 @@ def test_every_setting_of_a_run_is_documented() -> None:
     assert settings_table().keys() == {field.name for field in attrs.fields(arkor.JobConfig)} - {"extra"}
 
 
+def test_every_variable_of_the_environment_is_documented() -> None:
+    read = {
+        name
+        for file in (PROJECT / "arkor").rglob("*.py")
+        for name in re.findall(r"ARKOR_[A-Z_]+", file.read_text("utf-8"))
+    }
+    told = set(re.findall(r"^\| `(ARKOR_[A-Z_]+)` \|", (DOCS / "backends.md").read_text("utf-8"), re.M))
+    assert told == {name for name in read if not name.startswith("ARKOR_SCRIPTED_")}
+
+
 def test_the_defaults_are_those_of_the_engine() -> None:
     table = settings_table()
     for name, value in DEFAULTS.items():
