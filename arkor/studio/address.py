@@ -23,7 +23,8 @@ class Address:
     @property
     def hosts(self) -> frozenset[str]:
         """What a `Host` header may say. A name that somebody made resolve to this machine is not among them."""
-        return frozenset(f"{name}:{self.port}" for name in (HOST, "localhost"))
+        end = "" if self.port == 80 else f":{self.port}"  # browsers leave out the port that is meant anyway
+        return frozenset(f"{name}{end}" for name in (HOST, "localhost"))
 
     @property
     def origins(self) -> frozenset[str]:

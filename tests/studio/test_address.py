@@ -10,7 +10,7 @@ import pytest
 
 from arkor.errors import ArkorError
 from arkor.studio import address
-from arkor.studio.address import listen
+from arkor.studio.address import Address, listen
 
 
 @pytest.fixture
@@ -54,3 +54,9 @@ def test_a_port_that_was_asked_for_is_that_port_or_none(tmp_path: Path) -> None:
 def test_it_is_loopback() -> None:
     with listen(0).socket as sock:
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_port_of_the_web_stands_in_no_name() -> None:
+    with listen(0).socket as sock:
+        assert Address(sock, 80).hosts == {"127.0.0.1", "localhost"}
+        assert Address(sock, 4000).origins == {"http://127.0.0.1:4000", "http://localhost:4000"}
