@@ -32,7 +32,7 @@ ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 LINE = 90
 
 #: Parameters that are not for who calls: what Python passes, and what only arkor itself does.
-UNTOLD = ("self", "cls", "unknown", "steering")
+UNTOLD = ("self", "cls", "unknown", "steering", "client")
 
 _NOTE = re.compile(r"^<!-- (?:(?:file|script): (?P<name>\S+)|prints|faults of: \S+) -->\n```(?P<language>\w+)$", re.M)
 _SECTION = re.compile(r"^## (?P<title>.*)$", re.M)
@@ -85,7 +85,7 @@ def signature(name: str, value: Any) -> str:
 
 def written(parameter: inspect.Parameter) -> str:
     """A parameter as it stands in the code: annotations are text there already, defaults that are made anew are `…`."""
-    default = "…" if parameter.default is attrs.NOTHING else repr(parameter.default)
+    default = "…" if parameter.default is attrs.NOTHING else repr(parameter.default).replace("'", '"')
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     kind = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
     spaced = " = " if kind else "="
@@ -98,9 +98,13 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
     for base in kind.__mro__:
         if base.__module__.startswith("arkor"):
             for name, value in vars(base).items():
-                if name not in seen and not name.startswith("_") and is_documented(value):
+                if name not in seen and is_public(name) and is_documented(value):
                     seen.add(name)
                     yield name, getattr(value, "__func__", value)
+
+
+def is_public(name: str) -> bool:
+    return name == "__call__" or not name.startswith("_")
 
 
 def is_documented(value: Any) -> bool:
@@ -113,8 +117,9 @@ def described(name: str) -> str:
     value = public(name)
     parts = [f"## {name}", block(signature(name, value)), inspect.getdoc(value) or ""]
     for member, method in members(value) if inspect.isclass(value) else ():
-        shown = signature(member, method)
-        parts += [f"### {name}.{member}", block(shown), inspect.getdoc(method) or ""]
+        called = member == "__call__"
+        shown = signature(name.lower() if called else member, method)
+        parts += [f"### {name}{'(…)' if called else f'.{member}'}", block(shown), inspect.getdoc(method) or ""]
     return "\n\n".join(parts)
 
 

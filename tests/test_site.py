@@ -1,0 +1,81 @@
+"""The documentation as a site: built without a warning, in need of nothing from elsewhere, with a search that finds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import write_site
+from docs.write_site import DOCS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+#: In a process of its own: two of Playwright's drivers do not live in one, and Studio's tests have theirs.
+LOOK = """
+import json, re, sys
+from playwright.sync_api import sync_playwright
+
+with sync_playwright() as driver:
+    browser = driver.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox", "--disable-gpu"])
+    tab, asked = browser.new_page(), []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(sys.argv[2])
+    tab.keyboard.press("/")
+    tab.locator("input[aria-label=Search]").fill("min_delta")
+    tab.get_by_text(re.compile("^[1-9][0-9]* results?$")).wait_for(state="visible")
+    json.dump({"elsewhere": [url for url in asked if not url.startswith(("file:", "blob:", "data:"))]}, sys.stdout)
+    browser.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_site.build(tmp_path_factory.mktemp("site"))
+
+
+def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
+    pages = {page: page.read_text("utf-8") for page in site.rglob("*.html")}
+    loaded = re.compile(
+        r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(https?:|//)|<link[^>]*\shref=["']?(https?:|//)"""
+    )
+    assert not {str(page.relative_to(site)) for page, text in pages.items() if loaded.search(text)}
+    assert "ReconnectPolicy(" in re.sub(r"<[^>]*>", "", pages[site / "api" / "a-run.html"])
+    for page, text in pages.items():
+        shim = re.search(r'<script src="([^"]*site/search.js)"', text)
+        assert shim is not None, f"{page}: the offline search has lost its way to start"
+        assert page.name == "404.html" or (page.parent / shim[1]).exists()
+    assert not re.search(r"@import|url\(['\"]?(https?:|//)", "".join(f.read_text("utf-8") for f in site.rglob("*.css")))
+
+
+def test_the_menu_of_the_site_leads_to_every_page() -> None:
+    menu = re.findall(r'"([\w/-]+\.md)"', (DOCS / "site" / "settings.toml").read_text("utf-8"))
+    assert len(menu) == len(set(menu))
+    sections = write_site.sections((DOCS / "reference.md").read_text("utf-8"))
+    written = {f"api/{write_site.slug(title)}.md" for title, _ in sections}
+    assert set(menu) == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} | written
+
+
+def test_a_link_that_leads_nowhere_is_no_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs")
+    (tmp_path / "docs" / "data.md").write_text("# Data\n\n[here](trainer.md#no-such-heading)\n", "utf-8")
+    monkeypatch.setattr(write_site, "DOCS", tmp_path / "docs")
+    with pytest.raises(subprocess.CalledProcessError):
+        write_site.build(tmp_path / "build")
+
+
+@pytest.mark.slow
+def test_the_search_finds_in_pages_that_are_opened_from_a_file(site: Path) -> None:
+    pytest.importorskip("playwright", reason="the browser's tests need playwright")
+    if CHROMIUM is None:
+        pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
+    page = (site / "api" / "a-run.html").as_uri()
+    command = [sys.executable, "-c", LOOK, CHROMIUM, page]
+    looked = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert looked.returncode == 0, looked.stderr
+    assert json.loads(looked.stdout) == {"elsewhere": []}
