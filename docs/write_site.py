@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from enum import EnumMeta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def write_reference(folder: Path) -> None:
 
 def build(folder: Path = BUILD) -> Path:
     """The site, in `docs` below the folder. Raises CalledProcessError where a link leads nowhere or a page is gone."""
+    if find_spec("zensical") is None:
+        raise SystemExit("The site is made by Zensical, which needs Python 3.11 or newer: pip install 'zensical<0.1'")
     shutil.rmtree(folder / "docs-source", ignore_errors=True)
     shutil.rmtree(folder / "docs", ignore_errors=True)
     (folder / "docs-source").mkdir(parents=True)

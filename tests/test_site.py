@@ -34,6 +34,9 @@ with sync_playwright() as driver:
 """
 
 
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zensical needs Python 3.11")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_site.build(tmp_path_factory.mktemp("site"))
