@@ -259,6 +259,8 @@ SCHEMAS: list[tuple[str, Any, bool]] = [
     ("schema.minProperties", {"type": "object", "minProperties": 3}, False),
     ("schema.properties", {"properties": []}, False),
     ("schema.anyOf[0]", {"anyOf": ["string"]}, False),
+    ("schema.type", {"type": "strnig"}, False),
+    ("schema.items.type", {"type": "array", "items": {"type": ["string", 7]}}, False),
     ("schema", ["string"], False),
 ]
 
@@ -268,6 +270,12 @@ def test_a_schema_that_cannot_be_honoured_is_refused_by_its_path(shared: Backend
         answer = chat(owner(shared), {**BASE, "responseFormat": schema_format(schema, strict=strict)})
         assert refused(answer, 400).startswith(f"responseFormat.json_schema.{path}:"), answer.text
         assert answer.json()["code"] == "invalid_schema"
+
+
+def test_a_reference_that_leads_nowhere_is_refused(shared: Backend) -> None:
+    answer = chat(owner(shared), {**BASE, "responseFormat": schema_format({"$ref": "#/$defs/nowhere"})})
+    assert refused(answer, 400).startswith("responseFormat")
+    assert answer.json()["code"] == "invalid_schema"
 
 
 def test_a_schema_that_is_too_deep_is_refused(shared: Backend) -> None:

@@ -108,16 +108,24 @@ def _text(completion: Completion) -> str:
     """What there is to say. Raises `CannotAnswer`."""
     constraint, calling = completion.constraint, completion.calling
     if calling is not None and calling.forced:
-        return json.dumps(_example(calling.callable[0].get("parameters") or {}))
+        return _json("tools", calling.callable[0].get("parameters") or {})
     if constraint is None:
         questions = [message_text(message) for message in completion.messages if message["role"] == "user"]
         return f"scripted: {questions[-1] if questions else ''}"
     if constraint.kind == "choice":
         return str(constraint.value[0])
     if constraint.kind == "json":
-        return json.dumps(_example(constraint.value), ensure_ascii=False)
+        return _json(constraint.field, constraint.value)
     sentence = f"{constraint.field}: the scripted engine cannot hold an answer to it; use choice or json"
     raise CannotAnswer(400, "constraints_not_configured", sentence)
+
+
+def _json(field: str, schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(_example(schema), ensure_ascii=False)
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        sentence = f"{field}: the scripted engine finds no example of this schema; a plainer one it may know"
+        raise CannotAnswer(400, "invalid_schema", sentence) from None
 
 
 _EXAMPLES = {"string": "", "integer": 0, "number": 0, "boolean": True, "null": None, "array": [], "object": {}}

@@ -87,6 +87,8 @@ _UNABLE = (
     "divisibleBy",
 )
 
+_TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
+
 _KNOWN = (*_MAPS, *_LISTS, *_SINGLE, *_VALUES, *_NOTES)
 
 
@@ -167,10 +169,18 @@ def _check_keywords(path: str, schema: Mapping[str, Any], whole: Mapping[str, An
             near = difflib.get_close_matches(name[:80], _KNOWN, n=1, cutoff=0.8)
             if near:
                 raise InvalidSchema(f"{path}.{name[:80]}", f"is no keyword of JSON Schema; did you mean {near[0]}?")
+    if "type" in schema:
+        _check_type(path, schema["type"])
     _check_count(path, schema)
     ref = schema.get("$ref")
     if ref is not None and not (isinstance(ref, str) and (ref.startswith("#") or "$id" in whole)):
         raise InvalidSchema(f"{path}.$ref", 'must be a reference into the schema itself ("#/…"); nothing is fetched')
+
+
+def _check_type(path: str, types: Any) -> None:
+    for kind in types if isinstance(types, list) else [types]:
+        if not isinstance(kind, str) or kind not in _TYPES:
+            raise InvalidSchema(f"{path}.type", f"must be one of {', '.join(_TYPES)}, or a list of them")
 
 
 def _check_count(path: str, schema: Mapping[str, Any]) -> None:
