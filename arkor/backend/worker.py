@@ -126,16 +126,16 @@ def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, sto
 
 def doubts(config: JobConfig) -> list[str]:
     """A sentence for each of the first fields of the configuration that nobody here knows; they change nothing."""
-    source = config.dataset_source
-    found = [*_unknown("config", config), *_unknown("config.datasetSource", source)]
+    found = [*_unknown("config", config), *_unknown("config.datasetSource", config.dataset_source)]
     rest = len(found) - MOST_DOUBTS
     last = [f"Nor does this backend know {rest} other fields of the config."] if rest > 0 else []
     return [*found[:MOST_DOUBTS], *last]
 
 
 def _unknown(where: str, thing: Any) -> Iterator[str]:
-    known = [camel(item.name) for item in attrs.fields(type(thing)) if item.init and item.name != "extra"]
-    for name in thing.extra:
+    fields = attrs.fields(type(thing)) if attrs.has(type(thing)) else ()
+    known = [camel(item.name) for item in fields if item.init and item.name != "extra"]
+    for name in getattr(thing, "extra", ()):
         near = difflib.get_close_matches(name[:80], known, n=1)
         hint = f"Did you mean {near[0]}?" if near else "It changes nothing here."
         yield f"{where}.{name[:80]} is no field that this backend knows. {hint}"

@@ -93,5 +93,7 @@ def test_while_saving(tmp_path: Path, model: Path, trainers: Nursery) -> None:
     end = cancelled(trainers, folder, '"step":3')
     steps = [event["step"] for event in told(folder, "checkpoint.saved")]
     assert steps == list(range(1, end["step"] + 1))
-    assert [artifact["step"] for artifact in end["artifacts"]] == steps[-2:]
-    assert sorted(int(path.name) for path in folder.checkpoints.iterdir()) == steps[-2:]
+    kept = [artifact["step"] for artifact in end["artifacts"]]
+    assert kept[-2:] == steps[-2:]
+    assert len(kept) <= 3  # the best one, too
+    assert sorted(int(path.name) for path in folder.checkpoints.iterdir()) == kept

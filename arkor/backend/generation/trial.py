@@ -9,6 +9,7 @@ one that answers. It is run as a file and imports nothing of arkor, to start qui
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import sys
@@ -24,7 +25,7 @@ def grammar_of(asked: dict[str, Any]) -> str:
 
     kind, value = asked["kind"], asked["value"]
     if kind == "regex":
-        return str(LLMatcher.grammar_from_regex(value))
+        return str(LLMatcher.grammar_from_regex(_ESCAPE.sub(_in_ascii, value)))
     if kind == "json":
         return str(LLMatcher.grammar_from_json_schema(value, overrides=_json_options(asked["whitespace"])))
     if kind == "choice":
@@ -34,6 +35,15 @@ def grammar_of(asked: dict[str, Any]) -> str:
 
         value = any_to_lark(value)
     return str(LLMatcher.grammar_from_lark(value))
+
+
+#: A `pattern` of JSON Schema means ASCII by these, and so does who writes `\d`; the library would take any script's.
+_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+
+
+def _in_ascii(escape: re.Match[str]) -> str:
+    return _ASCII.get(escape[0], escape[0])
 
 
 def _json_options(whitespace: str) -> dict[str, Any]:

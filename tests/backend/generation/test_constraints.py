@@ -175,7 +175,8 @@ def test_nearly_all_of_those_answers_came_to_their_end() -> None:
 @pytest.mark.parametrize(
     ("constraint", "pattern"),
     [
-        ({"regex": r"\d{3}-[a-f]{2,4}"}, r"\d{3}-[a-f]{2,4}"),
+        ({"regex": r"\d{3}-[a-f]{2,4}"}, r"[0-9]{3}-[a-f]{2,4}"),
+        ({"regex": r"[^\W_]{3}[\d+]\\d\W"}, r"[0-9A-Za-z]{3}[0-9+]\\d[^0-9A-Za-z_]"),
         ({"regex": r"^(äöü|😀){1,3}$"}, r"(äöü|😀){1,3}"),
         ({"choice": ["yes", "no", 'quo"te\\ \n/', "😀"]}, 'yes|no|quo"te\\\\ \\n/|😀'),
         ({"choice": ["a", "ab", "abc"]}, "a|ab|abc"),
