@@ -168,9 +168,9 @@ def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
-    """A browser, once for all tests."""
+    """A browser, once for all tests of this folder; while it is open, this thread has a running event loop."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright")
     if CHROMIUM is None:
         pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
