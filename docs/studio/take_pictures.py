@@ -110,12 +110,20 @@ def converse(page: Page, base: str, folder: Path, job: str) -> None:
     """A ticket for the trained model and for the one that it began with."""
     settle(page, f"{base}/playground?run={job}&run2={job}&step2=base")
     page.get_by_label("System prompt").fill(system_prompt(folder))
-    page.get_by_label("Max tokens").fill("40")
+    page.get_by_label("Max tokens").fill("20")  # so that two answers of each are seen as a whole
+    ask(page, "Hello")  # the model is loaded for it
+    page.get_by_role("button", name="Clear").click()
     for ticket in ("I can't log in, it says my password is wrong", "You charged my card twice this month"):
-        page.get_by_label("Your message").fill(ticket)
-        page.keyboard.press("Enter")
-        page.get_by_role("button", name="Send").wait_for(timeout=120_000)
+        ask(page, ticket)
     shoot(page, "playground")
+
+
+def ask(page: Page, text: str) -> None:
+    """And wait for what both say."""
+    page.get_by_label("Your message").fill(text)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("button", name="Send").wait_for(timeout=120_000)
 
 
 def system_prompt(folder: Path) -> str:

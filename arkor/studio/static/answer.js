@@ -83,7 +83,7 @@ export function sentence(text) {
 export function costs({ usage, first, seconds, finish }) {
   const said = [];
   if (usage) {
-    said.push(`${usage.completion_tokens} tokens`);
+    said.push(`${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}`);
     if (usage.completion_tokens > 1 && seconds > 0.001) said.push(`${rate((usage.completion_tokens - 1) / seconds)} tokens/s`);
   }
   if (first !== null) said.push(`first after ${first < 10 ? first.toFixed(2) : Math.round(first)} s`);

@@ -132,9 +132,17 @@ class RunPage {
 
   end(event, at) {
     this.ended = { kind: kindOf(event), at, artifacts: event.artifacts ?? [] };
+    this.forgetCheckpoints(this.ended.artifacts.filter(({ kind }) => kind === "checkpoint").map(({ step }) => step));
     const head = document.getElementById("run-head");
     setTimeout(() => htmx.trigger(head, "refresh"), 300);
     head.removeAttribute("data-every");
+  }
+
+  /** Not every checkpoint is kept to the end; a backend that names none says nothing about them. */
+  forgetCheckpoints(kept) {
+    this.saved = this.checkpoints.size;
+    if (!kept.length) return;
+    for (const step of this.checkpoints.keys()) if (!kept.includes(step)) this.checkpoints.delete(step);
   }
 
   onState(state, reason) {
@@ -219,7 +227,7 @@ class RunPage {
     if (final) rows.unshift(this.row("final", this.columns.loss.last, final, new Date(this.ended.at).toISOString(), `/playground?run=${encodeURIComponent(this.page.dataset.run)}`));
     if (!rows.length) return;
     this.find("checkpoints").replaceChildren(this.table(rows));
-    this.find("checkpoint-count").textContent = `${this.checkpoints.size} saved`;
+    this.find("checkpoint-count").textContent = this.saved > this.checkpoints.size ? `${this.checkpoints.size} kept of ${this.saved}` : `${this.checkpoints.size} saved`;
   }
 
   table(rows) {
