@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-backend test-front test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
+.PHONY: help setup demo test test-fast test-backend test-commands test-front test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -41,13 +41,16 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo "  arkor jobs"
 
 test: setup lint ## Check style and types, run every test
-	@$(MAKE) --no-print-directory -j2 -Otarget test-backend test-front
+	@$(MAKE) --no-print-directory -j3 -Otarget test-backend test-commands test-front
 
 test-backend: setup ## Run the backend's tests alone
 	$(BIN)/python -m pytest tests/backend
 
+test-commands: setup ## Run the tests of the command line and of Studio alone
+	$(BIN)/python -m pytest tests/cli tests/studio
+
 test-front: setup ## Run all other tests
-	$(BIN)/python -m pytest --ignore=tests/backend
+	$(BIN)/python -m pytest --ignore=tests/backend --ignore=tests/cli --ignore=tests/studio
 
 test-fast: setup ## Run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow"

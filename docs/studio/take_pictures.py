@@ -113,6 +113,7 @@ def converse(page: Page, base: str, folder: Path, job: str) -> None:
     page.get_by_label("Max tokens").fill("20")  # so that two answers of each are seen as a whole
     ask(page, "Hello")  # the model is loaded for it
     page.get_by_role("button", name="Clear").click()
+    page.mouse.move(0, 0)
     for ticket in ("I can't log in, it says my password is wrong", "You charged my card twice this month"):
         ask(page, ticket)
     shoot(page, "playground")

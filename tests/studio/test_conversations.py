@@ -251,7 +251,7 @@ def test_everybody_can_use_them(
     page = playground(tab, f"run={job}&run2={job}&step2=base")
     page.get_by_label("Form of the answer").select_option("choice")
     send(page, "Hi" * 200)
-    expect(page.locator(".note").first).to_contain_text("tokens")
+    expect(page.locator(".note").first).to_contain_text("in the prompt")
     check("a conversation")
     page.get_by_role("button", name="Model: a name").first.click()
     check("the chooser")
