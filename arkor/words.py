@@ -31,11 +31,13 @@ def clock(seconds: float) -> str:
 
 def seconds_between(began: str, ended: str) -> float | None:
     """From one ISO time to another; None where either is none or nonsense."""
+    first, last = instant(began), instant(ended)
+    return None if first is None or last is None else max(0.0, (last - first).total_seconds())
+
+
+def instant(timestamp: str | None) -> datetime | None:
+    """An ISO time → an instant in the local zone; None for none or nonsense."""
     try:
-        return max(0.0, (_instant(ended) - _instant(began)).total_seconds())
-    except (ValueError, TypeError):  # a backend whose time stamps are none
+        return datetime.fromisoformat((timestamp or "").replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError):  # a backend whose time stamps are none, or of no year that a zone knows
         return None
-
-
-def _instant(timestamp: str) -> datetime:
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))

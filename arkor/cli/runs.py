@@ -15,7 +15,7 @@ import click
 from arkor.charts.braille import loss_plot
 from arkor.charts.curve import Curve
 from arkor.cli.errors import OK
-from arkor.cli.text import as_json_option, event_line, instant, say, say_json, table, took, when
+from arkor.cli.text import as_json_option, event_line, say, say_json, table, took, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.connection import StreamEnd
@@ -26,7 +26,7 @@ from arkor.errors import CloudApiError
 from arkor.events import Event, TrainingLog, encode_event, now
 from arkor.jobs import JobStatus, TrainingJob
 from arkor.wire import dumps
-from arkor.words import one_line
+from arkor.words import instant, one_line
 
 _PLOT_ROWS = 30  # a higher plot shows no more
 _SILENCE_SECONDS = 1.0  # after which what was logged so far has come

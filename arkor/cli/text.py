@@ -25,7 +25,7 @@ from arkor.events import (
 )
 from arkor.jobs import TrainingJob
 from arkor.wire import to_wire
-from arkor.words import clock, number, one_line
+from arkor.words import clock, instant, number, one_line
 
 _COLOURS = {"queued": "yellow", "running": "cyan", "completed": "green", "failed": "red", "cancelled": "magenta"}
 
@@ -57,14 +57,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: str, width: int) -> str:
     padded = text.ljust(width)
     return click.style(padded, fg=_COLOURS[text]) if text in _COLOURS else padded
-
-
-def instant(timestamp: str | None) -> datetime | None:
-    """An ISO time → an instant in the local zone; None for none or nonsense."""
-    try:
-        return datetime.fromisoformat((timestamp or "").replace("Z", "+00:00")).astimezone()
-    except ValueError:
-        return None
 
 
 def when(timestamp: str | None) -> str:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from attrs import frozen
+
 from arkor.errors import CloudApiError
+from arkor.jobs import BlobDataset
 from arkor.wire import from_wire
 
 T = TypeVar("T")
+
+
+@frozen
+class Upload:
+    """A stored file; `url` is relative to the backend."""
+
+    url: str
+
+    def as_source(self) -> BlobDataset:
+        return BlobDataset(self.url)
 
 
 def one(cls: type[T], answer: Mapping[str, Any], key: str) -> T:

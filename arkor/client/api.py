@@ -17,13 +17,12 @@ from urllib.parse import quote
 
 import attrs
 import requests
-from attrs import frozen
 
 from arkor.accounts import Me, Project
 from arkor.archive import zipped
 from arkor.chat import InferenceRequest
 from arkor.checks import Check
-from arkor.client.answers import decode, list_of, one
+from arkor.client.answers import Upload, decode, list_of, one
 from arkor.client.check_stream import Say, ask_check
 from arkor.client.credentials import Credentials
 from arkor.client.http import TIMEOUT, Access, Http
@@ -223,7 +222,7 @@ class CloudApiClient:
             timeout=PATIENT_TIMEOUT,
             repeatable=True,
         )
-        return one(_Upload, answer, "dataset").as_source()
+        return one(Upload, answer, "dataset").as_source()
 
     def chat(
         self,
@@ -388,16 +387,3 @@ def _opener(field: str, file: Path) -> Callable[[], IO[bytes]]:
             raise InvalidConfig(field, f"{file} cannot be read ({error.strerror})") from None
 
     return open_file
-
-
-# Answers
-
-
-@frozen
-class _Upload:
-    """A stored file; `url` is relative to the backend."""
-
-    url: str
-
-    def as_source(self) -> BlobDataset:
-        return BlobDataset(self.url)

@@ -34,12 +34,11 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 #: What to do where a backend names its reason by a word.
-_WAYS_OUT = {
-    "anonymous_token_single_device": " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that "
-    "names the old organisation must be removed.",
-    "anonymous_account_not_found": " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that "
-    "names the old organisation must be removed.",
-}
+_WAYS_OUT = dict.fromkeys(
+    ("anonymous_token_single_device", "anonymous_account_not_found"),
+    " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that names the old organisation must "
+    "be removed.",
+)
 
 # An answer that is an error
 

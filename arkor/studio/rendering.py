@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError
 from arkor.jobs import TrainingJob
 from arkor.settings import VERSION
-from arkor.words import clock, number
+from arkor.words import clock, instant, number
 
 _FOLDER = Path(__file__).parent
 
@@ -127,14 +127,6 @@ def size(count: int | None) -> str:
             break
         amount, unit = amount / 1000, bigger
     return f"{amount:.3g} {unit}"
-
-
-def instant(timestamp: str | None) -> datetime | None:
-    """An ISO time → an instant in the local zone; None for none or nonsense."""
-    try:
-        return datetime.fromisoformat((timestamp or "").replace("Z", "+00:00")).astimezone()
-    except ValueError:
-        return None
 
 
 def when(timestamp: str | None) -> str:
