@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-backend test-commands test-front test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
+.PHONY: help setup demo test test-fast test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -40,20 +40,11 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
 	@echo "  arkor jobs"
 
-test: setup lint ## Check style and types, run every test
-	@$(MAKE) --no-print-directory -j3 -Otarget test-backend test-commands test-front
-
-test-backend: setup ## Run the backend's tests alone
-	$(BIN)/python -m pytest tests/backend
-
-test-commands: setup ## Run the tests of the command line and of Studio alone
-	$(BIN)/python -m pytest tests/cli tests/studio
-
-test-front: setup ## Run all other tests
-	$(BIN)/python -m pytest --ignore=tests/backend --ignore=tests/cli --ignore=tests/studio
+test: setup lint ## Check style and types, run every test, four files at a time
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 test-fast: setup ## Run the tests that take a moment
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
 	$(BIN)/python -m pytest tests/backend/test_openapi.py -k described --calls 100 --timeout 900

@@ -2,120 +2,90 @@
 
 trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
 result = trainer.wait()
+
+A room of the house is opened when a name of it is asked for: a backend, which is a part of this package, too, loads
+nothing of the client. What type checkers read is `__init__.pyi`.
 """
 
-from arkor.callbacks import (
-    CheckpointContext,
-    CompletedContext,
-    FailedContext,
-    FinishedContext,
-    StartedContext,
-    TrainerCallbacks,
-    TrainingLogContext,
-)
-from arkor.chat import Adapter, InferenceRequest
-from arkor.checks import Check
-from arkor.client.api import CloudApiClient
-from arkor.client.connect import connect
-from arkor.client.credentials import (
-    AnonymousCredentials,
-    OAuthCredentials,
-    TokenCredentials,
-    credentials_path,
-    default_cloud_api_url,
-    ensure_credentials,
-    read_credentials,
-    request_anonymous_token,
-    write_credentials,
-)
-from arkor.client.replies import ChatResponse
-from arkor.client.retry import ReconnectPolicy
-from arkor.client.state import read_state, state_path, write_state
-from arkor.errors import (
-    ArkorError,
-    BackendUnavailable,
-    CloudApiError,
-    CredentialsError,
-    InvalidConfig,
-    ProjectStateMismatch,
-    StreamLost,
-    TrainerAborted,
-    TrainingFailed,
-)
-from arkor.estimates import Estimate
-from arkor.history import History
-from arkor.jobs import (
-    Artifact,
-    BlobDataset,
-    FileDataset,
-    HuggingFaceDataset,
-    JobConfig,
-    JobStatus,
-    LoraConfig,
-    Scope,
-    TrainingJob,
-    TrainingResult,
-)
-from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
+from importlib import import_module
+from typing import Any
+
 from arkor.settings import VERSION
-from arkor.trainer import StartedJob, Trainer, create_trainer
 
 __version__ = VERSION
 
-__all__ = [
-    "Adapter",
-    "AnonymousCredentials",
-    "Arkor",
-    "ArkorError",
-    "Artifact",
-    "BackendUnavailable",
-    "BlobDataset",
-    "ChatResponse",
-    "Check",
-    "CheckpointContext",
-    "CloudApiClient",
-    "CloudApiError",
-    "CompletedContext",
-    "CredentialsError",
-    "Estimate",
-    "FailedContext",
-    "FileDataset",
-    "FinishedContext",
-    "History",
-    "HuggingFaceDataset",
-    "InferenceRequest",
-    "InvalidConfig",
-    "JobConfig",
-    "JobStatus",
-    "LoraConfig",
-    "OAuthCredentials",
-    "ProjectStateMismatch",
-    "ReconnectPolicy",
-    "Scope",
-    "StartedContext",
-    "StartedJob",
-    "StreamLost",
-    "TokenCredentials",
-    "Trainer",
-    "TrainerAborted",
-    "TrainerCallbacks",
-    "TrainingFailed",
-    "TrainingJob",
-    "TrainingLogContext",
-    "TrainingResult",
-    "__version__",
-    "connect",
-    "create_arkor",
-    "create_trainer",
-    "credentials_path",
-    "default_cloud_api_url",
-    "ensure_credentials",
-    "is_arkor",
-    "read_credentials",
-    "read_state",
-    "request_anonymous_token",
-    "run_trainer",
-    "state_path",
-    "write_credentials",
-    "write_state",
-]
+_ROOMS = {
+    "callbacks": [
+        "CheckpointContext",
+        "CompletedContext",
+        "FailedContext",
+        "FinishedContext",
+        "StartedContext",
+        "TrainerCallbacks",
+        "TrainingLogContext",
+    ],
+    "chat": ["Adapter", "InferenceRequest"],
+    "checks": ["Check"],
+    "client.api": ["CloudApiClient"],
+    "client.connect": ["connect"],
+    "client.credentials": [
+        "AnonymousCredentials",
+        "OAuthCredentials",
+        "TokenCredentials",
+        "credentials_path",
+        "default_cloud_api_url",
+        "ensure_credentials",
+        "read_credentials",
+        "request_anonymous_token",
+        "write_credentials",
+    ],
+    "client.replies": ["ChatResponse"],
+    "client.retry": ["ReconnectPolicy"],
+    "client.state": ["read_state", "state_path", "write_state"],
+    "errors": [
+        "ArkorError",
+        "BackendUnavailable",
+        "CloudApiError",
+        "CredentialsError",
+        "InvalidConfig",
+        "ProjectStateMismatch",
+        "StreamLost",
+        "TrainerAborted",
+        "TrainingFailed",
+    ],
+    "estimates": ["Estimate"],
+    "history": ["History"],
+    "jobs": [
+        "Artifact",
+        "BlobDataset",
+        "FileDataset",
+        "HuggingFaceDataset",
+        "JobConfig",
+        "JobStatus",
+        "LoraConfig",
+        "Scope",
+        "TrainingJob",
+        "TrainingResult",
+    ],
+    "project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
+    "trainer": ["StartedJob", "Trainer", "create_trainer"],
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted(["__version__", *_ROOM_OF])  # noqa: PLE0605 - a list, for who asks for `*`
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOM_OF:
+        value = getattr(import_module(f"arkor.{_ROOM_OF[name]}"), name)
+        return globals().setdefault(name, value)
+    try:
+        return import_module(f"arkor.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"arkor.{name}":
+            raise
+        raise AttributeError(f"module 'arkor' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

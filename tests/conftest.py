@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 from attrs import frozen
@@ -20,6 +22,15 @@ from arkor.settings import PROTOCOL
 PROJECT = Path(__file__).parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the library looks once, when it is imported; else it tries for a long time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background had it ignored, for our
+# processes, too
+
+
+SETTINGS_OF_A_TERMINAL = ("CI", "NO_COLOR", "COLUMNS", "LINES")
+
+hypothesis.settings.register_profile("arkor", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("arkor")  # how fast a machine is says nothing of the code
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """ARKOR_HOME below tmp_path, the hub offline, no proxy; a backend that the test started is stopped."""
     for name in list(os.environ):
-        if name.startswith("ARKOR_") or name.lower().endswith("_proxy") or name in ("CI", "NO_COLOR"):
+        if name.startswith("ARKOR_") or name.lower().endswith("_proxy") or name in SETTINGS_OF_A_TERMINAL:
             monkeypatch.delenv(name)
     home = tmp_path / "arkor-home"
     monkeypatch.setenv("ARKOR_HOME", str(home))

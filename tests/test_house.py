@@ -152,14 +152,37 @@ def test_importing_arkor_is_light() -> None:
 
 def seconds_to_import(names: str) -> float:
     """Of the processor, the least of some tries."""
-    code = f"import time; began = time.process_time(); import {names}; print(time.process_time() - began)"
+    code = f"import time; began = time.process_time(); {names}; print(time.process_time() - began)"
     return min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(5))
 
 
 def test_importing_arkor_takes_little_beside_what_it_is_built_on() -> None:
-    assert seconds_to_import("arkor") < 2.5 * seconds_to_import("requests, attrs, tenacity, sseclient")
+    below = seconds_to_import("import requests, attrs, tenacity, sseclient")
+    assert seconds_to_import("from arkor import *") < 2.5 * below
+
+
+@pytest.mark.parametrize("process", ["backend.app", "backend.worker", "backend.serving"])
+def test_a_process_of_the_backend_loads_nothing_of_the_client(process: str) -> None:
+    code = f"import sys, arkor.{process}; print([name for name in sys.modules if name.startswith('arkor.client')])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def test_the_public_list_is_sorted_and_true() -> None:
     assert arkor.__all__ == sorted(arkor.__all__)
     assert all(hasattr(arkor, name) for name in arkor.__all__)
+    assert set(arkor.__all__) <= set(dir(arkor))
+
+
+def test_type_checkers_read_the_same_list() -> None:
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
+    told = {a.name: n.module for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert {name: f"arkor.{room}" for name, room in arkor._ROOM_OF.items()} == told
+    (listed,) = [n.value for n in stub.body if isinstance(n, ast.Assign)]
+    assert ast.literal_eval(listed) == arkor.__all__
+
+
+def test_a_room_is_reached_through_the_house() -> None:
+    code = "import arkor; print(arkor.callbacks.EarlyStopping.__name__, arkor.errors.ArkorError is arkor.ArkorError)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "EarlyStopping True"
+    with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
+        arkor.Trainr  # type: ignore[attr-defined]  # noqa: B018

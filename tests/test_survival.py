@@ -112,7 +112,7 @@ def test_what_ends_with_the_run_is_gone(slow_backend: Backend) -> None:
     trainer = Trainer("short", "some-model", {"type": "huggingface", "name": "some/rows"}, max_steps=2, progress=False)
     trainer.wait(timeout=60)
     folder = slow_backend.home / "runs" / (trainer.job_id or "")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (folder / "worker.pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not (folder / "worker.pid").exists()

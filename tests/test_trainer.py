@@ -155,7 +155,7 @@ def test_cancel_from_inside_a_callback(slow_backend: Backend) -> None:
     began = time.monotonic()
     result = trainer.wait()
     assert result.job.status == "cancelled"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     with pytest.raises(CloudApiError) as refused:
         trainer.cancel()
     assert refused.value.status == 409

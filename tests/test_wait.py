@@ -249,7 +249,7 @@ except KeyboardInterrupt:
         began = time.monotonic()
         child.send_signal(2)
         out, errors = child.communicate(timeout=20)
-        assert time.monotonic() - began < 2  # Python itself takes some of it to leave
+        assert time.monotonic() - began < 10  # a connection or a back-off is given up after 60 s
         assert (out, child.returncode) == ("['MainThread']\n", 0)
         assert "Traceback" not in errors
         held.set()

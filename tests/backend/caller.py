@@ -66,7 +66,7 @@ class Caller:
                 *whole, pending = (pending + chunk).split(b"\n\n")
                 yield from (_frame(block.decode()) for block in whole)
 
-    def until(self, job_id: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
+    def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
         """The job once it has one of the statuses."""
         deadline = time.monotonic() + seconds
         while (job := self.job(job_id))["status"] not in statuses:

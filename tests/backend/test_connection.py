@@ -61,9 +61,9 @@ def test_a_head_that_trickles_in_is_a_408(hasty: Backend) -> None:
             with suppress(TimeoutError):
                 assert line.recv(1, socket.MSG_PEEK)
                 break
-        line.settimeout(5)
+        line.settimeout(20)
         check_error(reply(line), 408, "too_slow")
-    assert 0.8 < time.monotonic() - began < 5
+    assert 0.8 < time.monotonic() - began < 20
 
 
 def test_a_second_head_that_trickles_in_is_a_408_too(hasty: Backend) -> None:
@@ -76,7 +76,7 @@ def test_a_second_head_that_trickles_in_is_a_408_too(hasty: Backend) -> None:
 
 def test_who_says_nothing_is_hung_up_on(hasty: Backend) -> None:
     with line_to(hasty.url) as line:
-        assert 0.5 < seconds_until_hung_up(line) < 5
+        assert 0.5 < seconds_until_hung_up(line) < 20
 
 
 @pytest.mark.parametrize("path", [f"/v1/projects?{SCOPE}", f"/v1/datasets?filename=x&{SCOPE}"])
@@ -90,9 +90,9 @@ def test_a_body_that_trickles_in_is_a_408(hasty: Backend, path: str) -> None:
                 line.sendall(b"x")
                 if line.recv(1, socket.MSG_PEEK):
                     break
-        line.settimeout(5)
+        line.settimeout(20)
         check_error(reply(line), 408, "too_slow")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert not list((hasty.home / "datasets").glob(".*"))
 
 
@@ -112,10 +112,10 @@ def test_what_comes_after_the_answer_is_not_heard_for_ever(hasty: Backend) -> No
         assert reply(line).status == 401
         began = time.monotonic()
         with pytest.raises(ConnectionError):
-            while time.monotonic() - began < 10:
+            while time.monotonic() - began < 30:
                 line.sendall(b"x" * 1000)
                 time.sleep(0.05)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_watcher_is_not_slow(hasty: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_more_connections_than_there_is_room_for_are_told(hasty: Backend) -> Non
         answer = reply(late)
         check_error(answer, 503, "busy")
         assert answer.headers["retry-after"] == "5"
-        assert all(seconds_until_hung_up(line) < 5 for line in lines)
+        assert all(seconds_until_hung_up(line) < 20 for line in lines)
     assert requests.get(f"{hasty.url}/healthz", timeout=10).status_code == 200
 
 
@@ -244,7 +244,7 @@ def test_a_crowd_of_sleepers_keeps_nobody_out_for_long(hasty: Backend) -> None:
     with ExitStack() as stack:
         for _ in range(30):
             stack.enter_context(line_to(hasty.url)).sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             with suppress(requests.RequestException):
                 if requests.get(f"{hasty.url}/healthz", timeout=5).status_code == 200:

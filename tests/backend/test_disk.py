@@ -68,7 +68,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk: Path) -> None
     ballast = folder.path.parent / "ballast"
     ballast.write_bytes(b"\0" * PAGE * (free_pages(folder.path) - 12))
     with start(folder, small_disk / "worker.log", pace=0.02) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while b"training.warning" not in folder.events.read_bytes():
             assert time.monotonic() < deadline
             assert process.poll() is None, (small_disk / "worker.log").read_text()

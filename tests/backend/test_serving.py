@@ -119,7 +119,7 @@ def test_it_leaves_when_the_server_is_gone_in_mid_answer(served: Served) -> None
     served.reply()
     assert served.process.stdin is not None
     served.process.stdin.close()
-    assert served.process.wait(timeout=1) == 0
+    assert served.process.wait(timeout=10) == 0
 
 
 def test_it_rests_when_there_is_nothing_to_do(served: Served) -> None:

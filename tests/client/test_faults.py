@@ -180,7 +180,7 @@ def test_however_long_a_backend_wants_us_to_wait_the_budget_holds() -> None:
         began = time.monotonic()
         with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError):
             Http(Access(server.url, TOKEN)).call("GET", "/v1/x")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         assert len(server.requests) == 1
 
 
@@ -237,7 +237,7 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
     finally:
         done.set()
         server.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_the_next_call_begins_without_doubts() -> None:

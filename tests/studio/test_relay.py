@@ -54,10 +54,10 @@ def test_up_to_now_and_no_longer(slow_studio: Studio, client: CloudApiClient) ->
     waiting = submit(client)
     began = time.monotonic()
     assert slow_studio.get(f"/streams/runs/{waiting}?once").text == ""  # it is queued behind the other
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     began = time.monotonic()
     seen = ids(slow_studio.get(f"/streams/runs/{job}?once").text)  # a step every tenth of a second: never silent
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     more = ids(slow_studio.get(f"/streams/runs/{job}?once", headers={"Last-Event-ID": seen[-1]}).text)
     assert seen
     assert more
@@ -90,7 +90,7 @@ def test_leaving_ends_the_connection_to_the_backend(
     for tab in tabs:
         next(tab.iter_content(1))
         tab.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while connections(slow_backend) > before + 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)

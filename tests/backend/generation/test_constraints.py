@@ -290,4 +290,4 @@ def test_what_is_built_to_explode_is_refused_or_harmless_and_the_others_go_on(
         assert last.status == 400
         assert last.sentence.startswith("structured_outputs.")
         assert len(last.sentence) < 500
-    assert time.process_time() - began < 3.0
+    assert time.process_time() - began < 10

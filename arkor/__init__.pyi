@@ -1,0 +1,114 @@
+from arkor.callbacks import (
+    CheckpointContext,
+    CompletedContext,
+    FailedContext,
+    FinishedContext,
+    StartedContext,
+    TrainerCallbacks,
+    TrainingLogContext,
+)
+from arkor.chat import Adapter, InferenceRequest
+from arkor.checks import Check
+from arkor.client.api import CloudApiClient
+from arkor.client.connect import connect
+from arkor.client.credentials import (
+    AnonymousCredentials,
+    OAuthCredentials,
+    TokenCredentials,
+    credentials_path,
+    default_cloud_api_url,
+    ensure_credentials,
+    read_credentials,
+    request_anonymous_token,
+    write_credentials,
+)
+from arkor.client.replies import ChatResponse
+from arkor.client.retry import ReconnectPolicy
+from arkor.client.state import read_state, state_path, write_state
+from arkor.errors import (
+    ArkorError,
+    BackendUnavailable,
+    CloudApiError,
+    CredentialsError,
+    InvalidConfig,
+    ProjectStateMismatch,
+    StreamLost,
+    TrainerAborted,
+    TrainingFailed,
+)
+from arkor.estimates import Estimate
+from arkor.history import History
+from arkor.jobs import (
+    Artifact,
+    BlobDataset,
+    FileDataset,
+    HuggingFaceDataset,
+    JobConfig,
+    JobStatus,
+    LoraConfig,
+    Scope,
+    TrainingJob,
+    TrainingResult,
+)
+from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
+from arkor.trainer import StartedJob, Trainer, create_trainer
+
+__version__: str
+
+__all__ = [
+    "Adapter",
+    "AnonymousCredentials",
+    "Arkor",
+    "ArkorError",
+    "Artifact",
+    "BackendUnavailable",
+    "BlobDataset",
+    "ChatResponse",
+    "Check",
+    "CheckpointContext",
+    "CloudApiClient",
+    "CloudApiError",
+    "CompletedContext",
+    "CredentialsError",
+    "Estimate",
+    "FailedContext",
+    "FileDataset",
+    "FinishedContext",
+    "History",
+    "HuggingFaceDataset",
+    "InferenceRequest",
+    "InvalidConfig",
+    "JobConfig",
+    "JobStatus",
+    "LoraConfig",
+    "OAuthCredentials",
+    "ProjectStateMismatch",
+    "ReconnectPolicy",
+    "Scope",
+    "StartedContext",
+    "StartedJob",
+    "StreamLost",
+    "TokenCredentials",
+    "Trainer",
+    "TrainerAborted",
+    "TrainerCallbacks",
+    "TrainingFailed",
+    "TrainingJob",
+    "TrainingLogContext",
+    "TrainingResult",
+    "__version__",
+    "connect",
+    "create_arkor",
+    "create_trainer",
+    "credentials_path",
+    "default_cloud_api_url",
+    "ensure_credentials",
+    "is_arkor",
+    "read_credentials",
+    "read_state",
+    "request_anonymous_token",
+    "run_trainer",
+    "state_path",
+    "write_credentials",
+    "write_state",
+]
