@@ -84,7 +84,7 @@ def _job_rows(job: Any) -> Rows:
     settings = [(name, getattr(job.config, name, None)) for name in _SETTINGS]
     yield "settings", ", ".join(f"{name} {value}" for name, value in settings if value is not None)
     yield "submitted", job.created_at
-    seconds = seconds_between(str(job.started_at), str(job.completed_at))
+    seconds = seconds_between(job.started_at, job.completed_at)
     yield "took", "" if seconds is None else clock(seconds)
 
 

@@ -7,13 +7,13 @@ backend's to say.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
+from arkor.values import Integer, encodable, is_encodable, is_finite, shown, text
 from arkor.wire import from_wire
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -72,10 +72,10 @@ class InferenceRequest:
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
         _check_stop(self.stop)
         if self.seed is not None and not _is_seed(self.seed):
-            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {_short(self.seed)}")
+            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {shown(self.seed)}")
         for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
             if not isinstance(value, bool) and not (name != "stream" and value is None):
-                raise InvalidConfig(name, f"must be true or false, not {_short(value)}")
+                raise InvalidConfig(name, f"must be true or false, not {shown(value)}")
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -89,11 +89,6 @@ def message_text(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
@@ -105,7 +100,7 @@ def _check_message(name: str, message: Any) -> None:
     if not isinstance(message, Mapping):
         raise InvalidConfig(name, 'must be an object like {"role": "user", "content": "Hello"}')
     if message.get("role") not in ROLES:
-        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {_short(message.get('role'))}")
+        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {shown(message.get('role'))}")
     if message.get("tool_calls") is not None:
         _check_tool_calls(f"{name}.tool_calls", message)
     elif message.get("content") is None:
@@ -127,32 +122,19 @@ def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and _is_encodable(value)
+    return isinstance(value, str) and is_encodable(value)
 
 
 def _check_content(name: str, content: Any) -> None:
     if isinstance(content, str):
-        _check_encodable(name, content)
+        encodable(name, content)
         return
     if not _is_list(content):
         raise InvalidConfig(name, f"must be a string or a list of text parts, not {type(content).__name__}")
     for index, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise InvalidConfig(f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; text is all that is taken')
-        _check_encodable(f"{name}[{index}].text", part["text"])
-
-
-def _check_encodable(name: str, text: str) -> None:
-    if not _is_encodable(text):
-        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character")
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        encodable(f"{name}[{index}].text", part["text"])
 
 
 # Which weights
@@ -161,8 +143,8 @@ def _is_encodable(text: str) -> bool:
 def _check_weights(adapter: Any, base_model: Any) -> None:
     if adapter is None and base_model is None:
         raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
-    if base_model is not None and (not isinstance(base_model, str) or not base_model.strip() or "\0" in base_model):
-        raise InvalidConfig("base_model", "must be a non-empty string")
+    if base_model is not None:
+        text("base_model", base_model)
     if adapter is not None:
         _check_adapter(adapter)
 
@@ -177,7 +159,7 @@ def _check_adapter(adapter: Any) -> None:
         raise InvalidConfig("adapter.job_id", "must be a non-empty string")
     if adapter.kind == "final" and adapter.step is not None:
         raise InvalidConfig("adapter.step", "belongs to a checkpoint; the final adapter has none")
-    if adapter.kind == "checkpoint" and not _is_whole(adapter.step, 0):
+    if adapter.kind == "checkpoint" and not (type(adapter.step) is int and 0 <= adapter.step < 2**31):
         raise InvalidConfig("adapter.step", f"must be the step of the checkpoint, not {adapter.step!r}")
 
 
@@ -185,12 +167,12 @@ def _check_adapter(adapter: Any) -> None:
 
 
 def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
-    if temperature is not None and not (_is_number(temperature) and temperature >= 0):
+    if temperature is not None and not (is_finite(temperature) and temperature >= 0):
         raise InvalidConfig("temperature", f"must be a number of at least 0 (0 is greedy), not {temperature!r}")
-    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
+    if top_p is not None and not (is_finite(top_p) and 0 < top_p <= 1):
         raise InvalidConfig("top_p", f"must be a number above 0 and at most 1, not {top_p!r}")
-    if max_tokens is not None and not _is_whole(max_tokens, 1):
-        raise InvalidConfig("max_tokens", f"must be a whole number of at least 1, not {max_tokens!r}")
+    if max_tokens is not None:
+        Integer(1)("max_tokens", max_tokens)
 
 
 def _check_stop(stop: Any) -> None:
@@ -199,21 +181,8 @@ def _check_stop(stop: Any) -> None:
         raise InvalidConfig("stop", f"must be a string, or a list of at most {MOST_STOPS}")
     for string in strings:
         if not _is_text(string) or not 0 < len(string) <= LONGEST_STOP:
-            raise InvalidConfig("stop", f"must be of strings of 1 to {LONGEST_STOP} characters, not {_short(string)}")
+            raise InvalidConfig("stop", f"must be of strings of 1 to {LONGEST_STOP} characters, not {shown(string)}")
 
 
 def _is_seed(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _is_whole(value: Any, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**31

@@ -5,6 +5,7 @@ The classes are plain data and decode whatever a newer backend sends; `JobConfig
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -78,11 +79,16 @@ class BlobDataset:
     type: str = field(default="blob", init=False)
 
 
+def _path(value: Any) -> Any:
+    """A path as text; what is none stays, for `parse_dataset` to refuse."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 @frozen
 class FileDataset:
     """A file on this machine; it is uploaded to the backend when the run is submitted."""
 
-    path: str = field(converter=str)
+    path: str = field(converter=_path)
     type: str = field(default="file", init=False)
 
 
@@ -113,6 +119,9 @@ def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
 
 def _instead_of(value: Any) -> str:
     """What to write instead of a plain string, or of anything else."""
+    if isinstance(value, (list, tuple)):
+        return 'cannot be a list of rows; write them into a file, one JSON object a line: {"type": "file", "path": …}'
+    value = _path(value)
     if not isinstance(value, str):
         return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {shown(value)}'
     if value.startswith(("http://", "https://")):

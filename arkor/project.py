@@ -116,9 +116,10 @@ def _configured_entry(file: Path) -> str | None:
         return None
     try:
         tool = tomllib.loads(file.read_text("utf-8")).get("tool", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InvalidConfig("entry", f"{file} cannot be read: {error}") from None
-    entry = tool.get("arkor", {}).get("entry")
+    ours = tool.get("arkor", {}) if isinstance(tool, dict) else {}
+    entry = ours.get("entry") if isinstance(ours, dict) else None
     if entry is not None and not isinstance(entry, str):
         raise InvalidConfig("entry", f"[tool.arkor] entry in {file} must be a string")
     return entry
@@ -142,6 +143,10 @@ def _execute(file: Path) -> ModuleType:
 def _trainer_of(module: ModuleType) -> Trainer | None:
     manifest = getattr(module, "arkor", None)
     if isinstance(manifest, Arkor):
+        if manifest.trainer is None:
+            raise InvalidConfig(
+                "entry", f"create_arkor() in {module.__file__} has no trainer; write create_arkor(trainer=…)"
+            )
         return manifest.trainer
     trainer = getattr(module, "trainer", None)
     return trainer if isinstance(trainer, Trainer) else None

@@ -6,8 +6,11 @@ What is not here: anything that a backend keeps below its home (`backend/home.py
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+
+from arkor.errors import InvalidConfig
 
 VERSION = "0.1.0"
 
@@ -22,8 +25,14 @@ STARTER_MODEL = "smollm2-135m-instruct"
 
 
 def arkor_home() -> Path:
-    """The folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`."""
-    return Path(os.environ.get("ARKOR_HOME") or Path.home() / ".arkor").expanduser().absolute()
+    """The folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`.
+
+    Raises `InvalidConfig` where that is no folder, as this user has no home.
+    """
+    try:
+        return Path(os.environ.get("ARKOR_HOME") or "~/.arkor").expanduser().absolute()
+    except RuntimeError:
+        raise InvalidConfig("ARKOR_HOME", "must be set to a folder, for this user has no home here") from None
 
 
 def cloud_api_url_from_env() -> str | None:
@@ -43,12 +52,19 @@ def dry_run_wanted() -> bool:
 
 def serving_idle_seconds() -> float:
     """`ARKOR_SERVING_IDLE_SECONDS`: when the idle serving process leaves and frees its memory (600; 0 is never)."""
-    return float(os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or 600)
+    text = os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or ""
+    try:
+        seconds = float(text or 600)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise InvalidConfig("ARKOR_SERVING_IDLE_SECONDS", f"must be seconds, of at least 0, not {text!r}")
+    return seconds
 
 
 def serving_memory_bytes() -> int | None:
     """`ARKOR_SERVING_MEMORY_BYTES`: what base models may keep for inference; None is half of the device's memory."""
-    return int(os.environ.get("ARKOR_SERVING_MEMORY_BYTES") or 0) or None
+    return _count("ARKOR_SERVING_MEMORY_BYTES", 0) or None
 
 
 def checkpoints_kept() -> int:
@@ -66,6 +82,15 @@ def streams_allowed() -> int:
     return _count("ARKOR_MAX_STREAMS", 100)
 
 
+def check_limits() -> None:
+    """Raises `InvalidConfig` for the first of these variables that is no number, before anything depends on it."""
+    for limit in (serving_idle_seconds, serving_memory_bytes, checkpoints_kept, queued_runs_allowed, streams_allowed):
+        limit()
+
+
 def _count(name: str, default: int) -> int:
-    text = os.environ.get(name) or ""
-    return int(text) if text.isdecimal() else default
+    """Raises `InvalidConfig` for what is no whole number: a limit that somebody set is not to be passed over."""
+    text = (os.environ.get(name) or "").strip()
+    if text and not text.isdecimal():
+        raise InvalidConfig(name, f"must be a whole number of at least 0, not {text!r}")
+    return int(text or default)

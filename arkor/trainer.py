@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
+import math
 import threading
 import uuid
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from arkor.callbacks.contexts import Infer
 from arkor.callbacks.listeners import Listeners
 from arkor.chat import Adapter
 from arkor.checks import Check
+from arkor.client.addresses import checked_url
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.connection import StreamEnd
@@ -31,21 +32,15 @@ from arkor.client.patience import Patience
 from arkor.client.replies import ChatResponse
 from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
+from arkor.description import absolute, described, refuse_unknown
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for, tally_of
 from arkor.display.status import status_for
 from arkor.display.tally import Tally
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
-from arkor.jobs import (
-    DatasetSource,
-    FileDataset,
-    JobConfig,
-    LoraConfig,
-    TrainingJob,
-    TrainingResult,
-    parse_dataset,
-)
+from arkor.jobs import DatasetSource, FileDataset, JobConfig, LoraConfig, TrainingJob, TrainingResult
 from arkor.settings import dry_run_wanted
+from arkor.values import is_finite, shown, text
 
 
 @frozen
@@ -96,19 +91,13 @@ class Trainer:
         **unknown: Any,
     ) -> None:
         given = locals()
-        _refuse_unknown(unknown)
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidConfig("name", "must be a non-empty string")
+        refuse_unknown(unknown, _KEYWORDS)
+        text("name", name)
         self.name = name
-        settings = {name: given[name] for name in _SETTINGS}
-        if isinstance(dataset_format, str):
-            settings["dataset_format"] = {"type": dataset_format}
-        here = Path(project_dir or ".").absolute()
-        source = _absolute_if_file(parse_dataset(dataset), here)
-        self._config: JobConfig | None = JobConfig(_absolute_if_folder(model, here), source, **settings, **_lora(lora))
-        self._config.check()
         self._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
-        self._connect_with: tuple[Any, ...] = (base_url, credentials, project_dir)
+        here = self._connect_to(base_url, credentials, project_dir)
+        settings = {name: given[name] for name in _SETTINGS}
+        self._config: JobConfig | None = described(model, dataset, lora, settings, here)
 
     @classmethod
     def attach(
@@ -116,7 +105,7 @@ class Trainer:
         job_id: str,
         *,
         callbacks: Any = None,
-        since: str = "start",
+        since: str | None = "start",
         callback_errors: CallbackErrors = "reconnect",
         abort_signal: threading.Event | None = None,
         progress: bool | Literal["auto"] = "auto",
@@ -127,19 +116,19 @@ class Trainer:
     ) -> Trainer:
         """Watch a run that something else submitted.
 
-        `since` is `"start"` (its whole history, then live), `"now"`, or the id of the last event that was seen. A
-        backend that does not know `"now"` sends the history all the same.
+        `since` is `"start"` or None (its whole history, then live), `"now"`, or the id of the last event that was seen.
+        A backend that does not know `"now"` sends the history all the same.
         """
-        if not isinstance(job_id, str) or not job_id:
-            raise InvalidConfig("job_id", "must be the id of a run")
+        text("job_id", job_id)
+        text("since", "start" if since is None else since)
         trainer = cls.__new__(cls)
         trainer.name = job_id
         trainer._config = None
         trainer._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
-        trainer._connect_with = (base_url, credentials, project_dir)
+        trainer._connect_to(base_url, credentials, project_dir)
         trainer._attached_to = job_id
         trainer._from_now = since == "now"
-        trainer._stream.cursor = None if since in ("start", "now") else since
+        trainer._stream.cursor = None if since in ("start", "now", None) else since
         return trainer
 
     def _watch_with(
@@ -152,8 +141,8 @@ class Trainer:
     ) -> None:
         if callback_errors not in ("reconnect", "raise", "log"):
             raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
-        if abort_signal is not None and not all(hasattr(abort_signal, name) for name in ("is_set", "wait")):
-            raise InvalidConfig("abort_signal", f"must be a threading.Event, not {type(abort_signal).__name__}")
+        if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
+            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {shown(abort_signal)}")
         if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
             raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
         if progress not in ("auto", True, False):
@@ -172,6 +161,23 @@ class Trainer:
         self._job: TrainingJob | None = None
         self._dispatcher: Dispatcher | None = None
         self._tally: Tally | None = None
+
+    def _connect_to(
+        self, base_url: str | None, credentials: Credentials | None, project_dir: str | Path | None
+    ) -> Path:
+        """Remember the backend; the project's folder, absolute."""
+        if base_url is not None:
+            checked_url(base_url)
+        if credentials is not None and not isinstance(credentials, Credentials):
+            kind = type(credentials).__name__  # it may well be a token, which is not to be shown
+            raise InvalidConfig("credentials", f'must be TokenCredentials("…", "https://…") or its like, not {kind}')
+        if not isinstance(project_dir, (str, Path, type(None))):
+            raise InvalidConfig("project_dir", f"must be a folder's path, not {shown(project_dir)}")
+        self._connect_with = (base_url, credentials, project_dir)
+        return Path(absolute("project_dir", str(project_dir or "."), Path.cwd()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Trainer cannot be pickled or copied; hand on its job_id and use Trainer.attach(job_id)")
 
     def __repr__(self) -> str:
         return f"Trainer(name={self.name!r}, job_id={self.job_id!r})"
@@ -205,6 +211,8 @@ class Trainer:
         in seconds. Raises `TimeoutError`, `TrainerAborted` (the abort signal), or `StreamLost`; in each case the run
         goes on, and a further `wait()` goes on behind the last event that was dispatched.
         """
+        if timeout is not None and timeout != math.inf and not is_finite(timeout):
+            raise InvalidConfig("timeout", f"must be seconds, or None, not {shown(timeout)}")
         if not self._waiting.acquire(blocking=False):
             raise ArkorError("wait() of this trainer is already running; one wait() at a time")
         try:
@@ -341,56 +349,6 @@ def create_trainer(*args: Any, **kwargs: Any) -> Trainer:
     return Trainer(*args, **kwargs)
 
 
-def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
-    for name in unknown:
-        snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-        known = [parameter for parameter in inspect.signature(Trainer).parameters if parameter != "unknown"]
-        nearest = difflib.get_close_matches(snake, known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise TypeError(f"Trainer() has no keyword {name!r}{hint}")
-
-
-#: The keywords that go into the `JobConfig` under their own name.
-_SETTINGS = [name for name in inspect.signature(Trainer).parameters if name in attrs.fields_dict(JobConfig)]
-_SETTINGS.remove("model")
-
-
-def _lora(lora: LoraConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    """`lora=` → the fields of the `JobConfig` that it stands for."""
-    if lora is None:
-        return {}
-    if not isinstance(lora, LoraConfig):
-        lora = _lora_from_dict(lora)
-    return {
-        "lora_r": lora.r,
-        "lora_alpha": lora.alpha,
-        "max_length": lora.max_length,
-        "load_in_4bit": lora.load_in_4bit,
-    }
-
-
-def _lora_from_dict(lora: Mapping[str, Any]) -> LoraConfig:
-    if not isinstance(lora, Mapping):
-        raise InvalidConfig("lora", f"must be a LoraConfig or a dict, not {type(lora).__name__}")
-    known = list(attrs.fields_dict(LoraConfig))
-    for name in lora:
-        if name not in known:
-            raise InvalidConfig(f"lora.{name}", f"is no field of LoraConfig; it has {', '.join(known)}")
-    for name in ("r", "alpha"):
-        if name not in lora:
-            raise InvalidConfig(f"lora.{name}", "is missing")
-    return LoraConfig(**lora)
-
-
-def _absolute_if_folder(model: Any, here: Path) -> Any:
-    """`./my-model` means a folder here; the backend, which runs elsewhere, gets its absolute path."""
-    if isinstance(model, str) and model.startswith((".", "~", "/")):
-        return str((here / Path(model).expanduser()).resolve())
-    return model
-
-
-def _absolute_if_file(source: DatasetSource, here: Path) -> DatasetSource:
-    """A file is where it was named, even if the script goes elsewhere before the run is submitted."""
-    if isinstance(source, FileDataset):
-        return FileDataset(str(here / Path(source.path).expanduser()))
-    return source
+_KEYWORDS = [name for name in inspect.signature(Trainer).parameters if name != "unknown"]
+#: Those that go into the `JobConfig` under their own name.
+_SETTINGS = [name for name in _KEYWORDS if name in attrs.fields_dict(JobConfig) and name != "model"]

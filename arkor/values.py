@@ -55,14 +55,15 @@ class Number:
 
     def __call__(self, name: str, value: Any) -> None:
         bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
-        if not _is_finite(value) or not self._within(value):
+        if not is_finite(value) or not self._within(value):
             raise InvalidConfig(name, f"must be a number {bound}, not {shown(value)}")
 
     def _within(self, value: float) -> bool:
         return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, neither True nor False, that a float can hold."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:
@@ -83,13 +84,31 @@ class _Rule:
 
 
 def boolean(name: str, value: Any) -> None:
+    """Raises `InvalidConfig` for anything but True and False."""
     if not isinstance(value, bool):
         raise InvalidConfig(name, f"must be True or False, not {shown(value)}")
 
 
 def text(name: str, value: Any) -> None:
+    """Raises `InvalidConfig` for what is no string, is blank, or cannot be sent."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise InvalidConfig(name, f"must be a non-empty string, not {shown(value)}")
+    encodable(name, value)
+
+
+def encodable(name: str, value: str) -> None:
+    """Raises `InvalidConfig` for a string that cannot be written as UTF-8."""
+    if not is_encodable(value):
+        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character")
+
+
+def is_encodable(value: str) -> bool:
+    """Whether all of it can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 BOOLEAN = _Rule(boolean, {"type": "boolean"})

@@ -29,15 +29,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def seconds_between(began: str, ended: str) -> float | None:
+def seconds_between(began: object, ended: object) -> float | None:
     """From one ISO time to another; None where either is none or nonsense."""
     first, last = instant(began), instant(ended)
     return None if first is None or last is None else max(0.0, (last - first).total_seconds())
 
 
-def instant(timestamp: str | None) -> datetime | None:
+def instant(timestamp: object) -> datetime | None:
     """An ISO time → an instant in the local zone; None for none or nonsense."""
     try:
-        return datetime.fromisoformat((timestamp or "").replace("Z", "+00:00")).astimezone()
+        return datetime.fromisoformat(str(timestamp).replace("Z", "+00:00")).astimezone()
     except (ValueError, OverflowError):  # a backend whose time stamps are none, or of no year that a zone knows
         return None

@@ -15,13 +15,13 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
-errors findings archive settings wire chat standings evaluations charts history words cards estimates reports checks values jobs events accounts deployments
+errors findings archive settings wire values chat standings evaluations charts history words cards estimates reports checks jobs events accounts deployments
 client.frames client.plug client.patience client.retry client.replay client.addresses client.upgrade client.faults client.deprecation client.sessions client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.schemas client.replies client.check_stream client.answers client.api client.connection client.stream client.state client.connect
 callbacks.steering callbacks.contexts callbacks.listeners callbacks.early_stopping callbacks.webhooks callbacks.postman callbacks.notify
 callbacks.questions callbacks.metrics callbacks.evaluate callbacks.ledgers callbacks.trackers callbacks.report
 callbacks dispatch display
-trainer project __init__
+description trainer project __init__
 studio.address studio.guard studio.link studio.rendering studio.listing studio.relay studio.examine studio.entry studio.launches studio.weights studio.publishing studio.snippets studio.answers studio.pages.overview studio.pages.runs studio.pages.run studio.pages.playground studio.pages.endpoints studio.app studio.server
 cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.check cli.dev cli.serve cli.whoami cli.account cli.checkup cli.local cli.doctor cli.main __main__
 """.split()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import math
+import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,10 @@ def make(**settings: Any) -> Trainer:
     return Trainer(
         **{"name": "a run", "model": "some-model", "dataset": HUB, "progress": False, "reconnect": QUICK, **settings}
     )
+
+
+def yielding(ctx: Any) -> Iterator[Any]:
+    yield ctx
 
 
 class Notes:
@@ -379,12 +386,70 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"callbacks": object()}, InvalidConfig, "has none of"),
         ({"callback_errors": "ignore"}, InvalidConfig, "callback_errors"),
         ({"abort_signal": True}, InvalidConfig, "threading.Event"),
+        ({"abort_signal": threading.Event}, InvalidConfig, "threading.Event()"),
+        ({"lr": 3}, TypeError, "did you mean 'learning_rate'"),
+        ({"epochs": 3}, TypeError, "did you mean 'num_train_epochs'"),
+        ({"max_length": 512}, TypeError, "lora=LoraConfig(r=…, alpha=…, max_length=…)"),
+        ({"loraAlpha": 8}, TypeError, "lora=LoraConfig(r=…, alpha=…)"),
+        ({"name": "\ud800"}, InvalidConfig, "name: holds half of a surrogate pair"),
+        ({"model": "./a\0b"}, InvalidConfig, "model: holds a NUL"),
+        ({"model": "~nobody-of-that-name/m"}, InvalidConfig, "model: ~nobody-of-that-name/m begins with the home"),
+        ({"dataset": {"type": "file", "path": None}}, InvalidConfig, "dataset.path: must be a non-empty string"),
+        ({"dataset": FileDataset(3)}, InvalidConfig, "dataset.path: must be a non-empty string"),  # type: ignore[arg-type]
+        ({"dataset": Path("rows.jsonl")}, InvalidConfig, '{"type": "file", "path": \'rows.jsonl\'}'),
+        ({"dataset": [{"messages": []}]}, InvalidConfig, "write them into a file"),
+        ({"callbacks": {"on_log": lambda step, loss: None}}, InvalidConfig, "this one takes (step, loss)"),
+        ({"callbacks": {"on_log": lambda: None}}, InvalidConfig, "must take one argument"),
+        ({"callbacks": {"on_log": yielding}}, InvalidConfig, "one that yields would never be run"),
+        ({"base_url": "backend"}, InvalidConfig, "base_url: must be a URL"),
+        ({"credentials": "ark_secret"}, InvalidConfig, "TokenCredentials"),
+        ({"project_dir": 3}, InvalidConfig, "project_dir: must be a folder's path"),
     ],
 )
 def test_a_mistake_is_named_at_construction(settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error) as raised:
         make(**settings)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "function", [print, [].append, functools.partial(print, "log"), lambda *ctx: None, Notes().on_log]
+)
+def test_whatever_takes_one_argument_is_a_callback(function: Any) -> None:
+    make(callbacks={"on_log": function})
+
+
+def test_a_token_as_credentials_is_not_shown() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        make(credentials="ark_secret")
+    assert "ark_secret" not in str(refused.value)
+
+
+def test_paths_are_those_of_the_project(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "link").symlink_to("project")
+    trainer = make(model="./base", dataset=FileDataset(Path("rows.jsonl")), project_dir=tmp_path / "link")
+    assert trainer._config is not None
+    assert trainer._config.model == str(tmp_path / "project" / "base")
+    assert trainer._config.dataset_source.path == str(tmp_path / "link" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_trainer_is_one_and_says_how_to_have_another(copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"Trainer\.attach\(job_id\)"):
+        copied(make())
+
+
+@pytest.mark.parametrize("timeout", ["3", math.nan, True])
+def test_a_timeout_is_in_seconds(timeout: Any) -> None:
+    with pytest.raises(InvalidConfig, match="timeout: must be seconds"):
+        make().wait(timeout)
+
+
+@pytest.mark.parametrize(("field", "value"), [("job_id", None), ("job_id", ""), ("since", 3), ("since", "")])
+def test_what_is_attached_to_is_named_by_text(field: str, value: Any) -> None:
+    with pytest.raises(InvalidConfig, match=f"{field}: must be a non-empty string"):
+        Trainer.attach(**{"job_id": "j", field: value})
 
 
 def test_an_async_callback_is_refused() -> None:

@@ -52,7 +52,8 @@ from arkor.backend.home import (
     trim_log,
     write_atomically,
 )
-from arkor.settings import PROTOCOL, VERSION, arkor_home
+from arkor.errors import InvalidConfig
+from arkor.settings import PROTOCOL, VERSION, arkor_home, check_limits
 
 #: How long a reader has, when the server leaves, to take what was sent to it.
 LAST_WORDS_SECONDS = 0.5
@@ -305,17 +306,18 @@ def main() -> int:
     options = parser.parse_args()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    home = (options.home or arkor_home()).absolute()
     try:
+        check_limits()
+        home = (options.home or arkor_home()).absolute()
         if options.rebuild:
             print(rebuild(home))  # noqa: T201
             return 0
         token = operator_token(options.token_file)
         allow_files()
         serve(home, options.engine, Service(options.host, options.port, options.idle, token, options.greet))
-    except CannotStart as error:
+    except (CannotStart, InvalidConfig) as error:
         print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return error.exit_code if isinstance(error, CannotStart) else 2
     return 0
 
 

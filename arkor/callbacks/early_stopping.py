@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections import deque
 from typing import get_args
 
@@ -19,10 +18,9 @@ from arkor.chat import Adapter
 from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig
 from arkor.jobs import Artifact, TrainingResult
 from arkor.standings import BestCheckpoint, Metric, Standings
+from arkor.values import Integer, Number, is_finite
 
 logger = logging.getLogger("arkor")
-
-_LARGEST = sys.float_info.max
 
 
 @define(eq=False)
@@ -52,14 +50,12 @@ class EarlyStopping:
     _standings: Standings = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.ceiling is not None:
-            _check_number("ceiling", self.ceiling)
+        if self.ceiling is not None and not is_finite(self.ceiling):
+            raise InvalidConfig("EarlyStopping.ceiling", f"must be a finite number, not {self.ceiling!r}")
         if self.patience is not None:
-            _check_count("patience", self.patience)
-        _check_count("window", self.window)
-        _check_number("min_delta", self.min_delta)
-        if self.min_delta < 0:
-            raise InvalidConfig("EarlyStopping.min_delta", f"must be at least 0, not {self.min_delta!r}")
+            Integer(1)("EarlyStopping.patience", self.patience)
+        Integer(1)("EarlyStopping.window", self.window)
+        Number(minimum=0)("EarlyStopping.min_delta", self.min_delta)
         if self.on not in get_args(Metric):
             raise InvalidConfig("EarlyStopping.on", f'must be "loss" or "eval_loss", not {self.on!r}')
         if not isinstance(self.cancel, bool):
@@ -173,13 +169,3 @@ class _Trend:
         if self._patience is None or self._stalled < self._patience:
             return None
         return f"{what} has not improved on {self._best:g} for {self._stalled} values"
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
-        raise InvalidConfig(f"EarlyStopping.{name}", f"must be a finite number, not {value!r}")
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidConfig(f"EarlyStopping.{name}", f"must be a whole number of at least 1, not {value!r}")

@@ -19,6 +19,7 @@ from arkor.chat import InferenceRequest
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.evaluations import Answer, Evaluation
 from arkor.jobs import Artifact, TrainingJob, TrainingResult
+from arkor.values import Integer, is_finite
 
 #: What of `infer` is not the caller's to set here.
 _OURS = {"self", "messages", "stream", "tools", "abort_signal"}
@@ -80,13 +81,8 @@ class Evaluate:
         self.name = name
         self._metric = self._metric_for(metric)
         for field, count in (("every", every), ("concurrency", concurrency)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InvalidConfig(f"Evaluate.{field}", f"must be a whole number of at least 1, not {count!r}")
-        if (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, (int, float))
-            or not 0 < timeout < threading.TIMEOUT_MAX
-        ):
+            Integer(1)(f"Evaluate.{field}", count)
+        if not is_finite(timeout) or not 0 < timeout < threading.TIMEOUT_MAX:
             raise InvalidConfig("Evaluate.timeout", f"must be seconds, above 0, not {timeout!r}")
         _check_options(options)
         self._every, self._base, self._concurrency, self._timeout, self._tell = every, base, concurrency, timeout, tell

@@ -94,11 +94,30 @@ def _checked(functions: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
     for name, function in functions.items():
         if name not in MOMENTS:
             raise InvalidConfig("callbacks", f"there is no {name!r}; {_suggestion(name)}")
-        if function is not None and not callable(function):
-            raise InvalidConfig(f"callbacks.{name}", f"must be a function, not {type(function).__name__}")
-        if inspect.iscoroutinefunction(function):
-            raise InvalidConfig(f"callbacks.{name}", "must be a plain function; an async one would never be awaited")
+        if function is not None:
+            _check_function(name, function)
     return {name: function for name, function in functions.items() if function is not None}
+
+
+def _check_function(name: str, function: Any) -> None:
+    """Raises `InvalidConfig` for what could not be called, or would do nothing of what its author means by it."""
+    field = f"callbacks.{name}"
+    if not callable(function):
+        raise InvalidConfig(field, f"must be a function, not {type(function).__name__}")
+    body = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(body):
+        raise InvalidConfig(field, "must be a plain function; an async one would never be awaited")
+    if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(body):
+        raise InvalidConfig(field, "must be a plain function; one that yields would never be run")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # a builtin that does not say
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        problem = f"must take one argument, the context, and this one takes {signature}; write def {name}(ctx)"
+        raise InvalidConfig(field, problem) from None
 
 
 def _suggestion(name: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from arkor.callbacks.contexts import CheckpointContext, FinishedContext, StartedContext, TrainingLogContext
 from arkor.callbacks.postman import Postman
-from arkor.callbacks.webhooks import SHAPES, News, kind_of, seconds_between
+from arkor.callbacks.webhooks import SHAPES, News, kind_of
 from arkor.errors import InvalidConfig
 from arkor.jobs import TrainingJob
+from arkor.values import Integer, is_finite
+from arkor.words import seconds_between
 
 logger = logging.getLogger("arkor")
 
@@ -43,8 +46,7 @@ class Notify:
         self.on = _events(on)
         _check_seconds("timeout", timeout)
         _check_seconds("flush_timeout", flush_timeout)
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            raise InvalidConfig("Notify.attempts", f"must be a whole number of at least 1, not {attempts!r}")
+        Integer(1)("Notify.attempts", attempts)
         self.kind = kind or found
         self._flush_timeout = flush_timeout
         self._postman = Postman(str(url), f"Notify ({self.kind})", timeout=timeout, attempts=attempts)
@@ -101,6 +103,6 @@ def _events(on: object) -> tuple[str, ...]:
     return events
 
 
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
+def _check_seconds(name: str, value: Any) -> None:
+    if not is_finite(value) or not 0 < value <= 3600:
         raise InvalidConfig(f"Notify.{name}", f"must be seconds, above 0 and at most 3600, not {value!r}")

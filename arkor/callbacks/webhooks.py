@@ -6,7 +6,6 @@ How it gets there is the business of `postman.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,15 +57,6 @@ class News:
     def text(self) -> str:
         """All of it, a fact a line."""
         return "\n".join([self.title, *(f"{name}: {fact}" for name, fact in self.facts.items())])
-
-
-def seconds_between(start: str | None, end: str | None) -> float | None:
-    """Between two time stamps of a job; None when one of them says nothing."""
-    try:
-        begin, finish = (datetime.fromisoformat(str(stamp).replace("Z", "+00:00")) for stamp in (start, end))
-        return max(0.0, (finish - begin).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def duration(seconds: float) -> str:

@@ -18,9 +18,10 @@ import pytest
 from arkor import InvalidConfig, Trainer
 from arkor.callbacks import Notify
 from arkor.callbacks.postman import IDLE_SECONDS, Postman
-from arkor.callbacks.webhooks import SHAPES, News, kind_of, seconds_between
+from arkor.callbacks.webhooks import SHAPES, News, kind_of
 from arkor.jobs import TrainingJob
 from arkor.wire import from_wire
+from arkor.words import seconds_between
 from tests.conftest import Backend
 from tests.fakes.http_server import Answer, Request, answering
 from tests.fakes.run_server import JOB
@@ -55,7 +56,7 @@ def test_what_a_backend_does_not_say_is_left_out() -> None:
     job: TrainingJob = from_wire(TrainingJob, {**JOB, "startedAt": "yesterday", "completedAt": None})
     assert seconds_between(job.started_at, job.completed_at) is None
     assert News("completed", job).text == "a run completed\nRun: j"
-    assert seconds_between(True, 5) is None  # type: ignore[arg-type]
+    assert seconds_between(True, 5) is None
 
 
 def test_slack_calls_nobody_by_the_name_of_a_run() -> None:
