@@ -41,7 +41,7 @@ _ROOMS = {
     ],
     "client.replies": ["ChatResponse"],
     "client.retry": ["ReconnectPolicy"],
-    "client.state": ["read_state", "state_path", "write_state"],
+    "client.state": ["ProjectState", "read_state", "state_path", "write_state"],
     "errors": [
         "ArkorError",
         "BackendUnavailable",

@@ -24,7 +24,7 @@ from arkor.client.credentials import (
 )
 from arkor.client.replies import ChatResponse
 from arkor.client.retry import ReconnectPolicy
-from arkor.client.state import read_state, state_path, write_state
+from arkor.client.state import ProjectState, read_state, state_path, write_state
 from arkor.errors import (
     ArkorError,
     BackendUnavailable,
@@ -82,6 +82,7 @@ __all__ = [
     "JobStatus",
     "LoraConfig",
     "OAuthCredentials",
+    "ProjectState",
     "ProjectStateMismatch",
     "ReconnectPolicy",
     "Scope",

@@ -219,9 +219,9 @@ class Trainer:
             if self._dispatcher is not None and self._dispatcher.result is not None:
                 return self._dispatcher.result
             patience = Patience.until(self._abort_signal, timeout)
-            patience.check()
             if self._job is None:
-                patience.call(self.start)
+                self._start_within(patience)
+            patience.check()
             return self._watch(patience)
         finally:
             if self._client is not None:
@@ -245,12 +245,17 @@ class Trainer:
     ) -> ChatResponse:
         """Talk to the run's model: its final adapter, its base, or the checkpoint of a step.
 
-        `options` are those of `ctx.infer`. Raises `CloudApiError` when there is no such adapter (yet).
+        `options` are those of `ctx.infer`. Raises `InvalidConfig` for what names no adapter, and `CloudApiError` when
+        there is no such one (yet).
         """
+        if adapter not in ("final", "base") and type(adapter) is not int:
+            raise InvalidConfig(
+                "adapter", f'must be "final", "base", or the step of a checkpoint, not {shown(adapter)}'
+            )
         job = self._known_job()
         if adapter == "base":
             return Infer(self._connected(), None, job.config.model)(messages, **options)
-        chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, int(adapter))
+        chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, adapter)
         return Infer(self._connected(), chosen)(messages, **options)
 
     def check(self) -> Check:
@@ -278,6 +283,14 @@ class Trainer:
         self.start()
         assert self._job is not None  # noqa: S101 - start() has set it
         return self._job
+
+    def _start_within(self, patience: Patience) -> None:
+        """`start()`, unless the caller is not willing to wait so long."""
+        if self._attached_to is None:
+            meanwhile = "the run may not have been submitted yet; a further wait() sees to that, once"
+            patience = attrs.evolve(patience, meanwhile=meanwhile)
+        patience.check()
+        patience.call(self.start)
 
     def _submit(self) -> TrainingJob:
         client = self._connected()

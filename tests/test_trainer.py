@@ -446,6 +446,27 @@ def test_a_timeout_is_in_seconds(timeout: Any) -> None:
         make().wait(timeout)
 
 
+def test_a_wait_that_ends_before_the_run_was_submitted_says_so(backend: Backend) -> None:
+    over = threading.Event()
+    over.set()
+    with pytest.raises(TrainerAborted, match="may not have been submitted yet"):
+        make(abort_signal=over).wait()
+    trainer = make()
+    with pytest.raises(TimeoutError, match="may not have been submitted yet"):
+        trainer.wait(timeout=0)
+    assert trainer.job_id is None
+    trainer.start()
+    with pytest.raises(TimeoutError, match="the run itself goes on"):
+        trainer.wait(timeout=0)
+    assert trainer.wait().job.status == "completed"
+
+
+@pytest.mark.parametrize("adapter", ["finall", None, True, 1.5, [7]])
+def test_an_adapter_that_is_none_is_refused(adapter: Any, backend: Backend) -> None:
+    with pytest.raises(InvalidConfig, match='adapter: must be "final", "base", or the step of a checkpoint'):
+        Trainer.attach("j").chat("Hello", adapter=adapter)
+
+
 @pytest.mark.parametrize(("field", "value"), [("job_id", None), ("job_id", ""), ("since", 3), ("since", "")])
 def test_what_is_attached_to_is_named_by_text(field: str, value: Any) -> None:
     with pytest.raises(InvalidConfig, match=f"{field}: must be a non-empty string"):

@@ -16,7 +16,7 @@ from arkor.callbacks.contexts import (
     StartedContext,
     TrainingLogContext,
 )
-from arkor.callbacks.listeners import MOMENTS, Listeners, TrainerCallbacks
+from arkor.callbacks.listeners import TrainerCallbacks
 from arkor.evaluations import Answer, Evaluation
 from arkor.standings import BestCheckpoint
 
@@ -35,7 +35,6 @@ else:
 
 
 __all__ = [
-    "MOMENTS",
     "Answer",
     "BestCheckpoint",
     "CheckpointContext",
@@ -46,7 +45,6 @@ __all__ = [
     "FailedContext",
     "FinishedContext",
     "Infer",
-    "Listeners",
     "Notify",
     "Report",
     "StartedContext",

@@ -22,12 +22,15 @@ _LONGEST_SLUG = 40
 
 @frozen
 class ProjectState:
+    """Which project a folder belongs to: the slugs of its organisation and of itself, and its id."""
+
     org_slug: str
     project_slug: str
     project_id: str
 
     @property
     def scope(self) -> Scope:
+        """The project, as calls of a client take it."""
         return Scope(self.org_slug, self.project_slug)
 
 

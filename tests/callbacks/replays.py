@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from arkor.callbacks import Listeners
+from arkor.callbacks.listeners import Listeners
 from arkor.dispatch import Dispatcher
 from arkor.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.jobs import Artifact, TrainingJob, TrainingResult
