@@ -84,10 +84,10 @@ class Dispatcher:
         """`wait()` is about to return, or to raise `error`. What callbacks found out is added to the result."""
         try:
             self._listeners.each("on_finished", lambda function: self._add(function, error))
-        except Exception:
+        except Exception as raised:
             if self._callback_errors == "raise" and error is None:
                 raise
-            logger.exception("the callback on_finished raised; the run itself is not touched by it")
+            _tell("on_finished", raised)
 
     def _add(self, on_finished: Callable[[FinishedContext], Any], error: BaseException | None) -> None:
         added = on_finished(FinishedContext(self.job, self.result, error))
@@ -157,10 +157,19 @@ class Dispatcher:
         except Exception as error:
             if self._callback_errors == "raise":
                 raise
-            logger.exception("the callback %s raised; the run itself is not touched by it", moment)
+            _tell(moment, error)
             if self._callback_errors == "reconnect":
                 return StreamFault(f"the callback {moment} raised {type(error).__name__}")
         return None
+
+
+def _tell(moment: str, error: Exception) -> None:
+    """Log it from the callback on: how we came to call it says nothing to its author."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, Listeners.__module__):
+        trace = trace.tb_next
+    sentence = "the callback %s raised; the run itself is not touched by it"
+    logger.error(sentence, moment, exc_info=(type(error), error, trace or error.__traceback__))
 
 
 _HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {

@@ -106,8 +106,8 @@ def find_entry(path: str | Path | None = None) -> Path:
     configured = _configured_entry(given / "pyproject.toml")
     file = given / (configured or DEFAULT_ENTRY)
     if not file.is_file():
-        where = "named in pyproject.toml " if configured else ""
-        raise InvalidConfig("entry", f"there is no {file} {where}(`arkor init` writes one)")
+        then = "which [tool.arkor] entry in pyproject.toml names" if configured else "which `arkor init` writes"
+        raise InvalidConfig("entry", f"there is no {file}, {then}")
     return file
 
 

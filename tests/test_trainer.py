@@ -233,6 +233,9 @@ def test_an_exception_in_a_callback_is_logged_and_skipped(
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert errors[0].exc_info is not None
+    trace = errors[0].exc_info[2]
+    assert trace is not None
+    assert trace.tb_frame.f_code.co_name == "on_log", "what is shown begins in the callback"
     assert any("reconnecting" in record.getMessage() for record in caplog.records) == (mode == "reconnect")
 
 
