@@ -98,21 +98,42 @@ teach(step=step_of, total=total_of, last_loss=loss_of, model=model_of)
 # Looking for some of them
 
 
-def _lowest(value: float | None) -> float:
-    """Where there is no number, last of all when the largest come first."""
-    return float("-inf") if value is None or value != value else value
+def _known(value: float | None) -> float | None:
+    """None for what is no number, too."""
+    return None if value != value else value
 
 
-#: What a list may be sorted by; the names stand in addresses.
+#: What a list may be sorted by; the names stand in addresses. None where a run has nothing to be sorted by.
 SORTS: Mapping[str, Callable[[TrainingJob], Any]] = {
     "created": lambda job: job.created_at,
     "name": lambda job: job.name.casefold(),
     "model": lambda job: model_of(job).casefold(),
     "status": lambda job: STATUSES.index(job.status) if job.status in STATUSES else len(STATUSES),
-    "step": lambda job: _lowest(step_of(job)),
-    "loss": lambda job: _lowest(loss_of(job)),
-    "duration": lambda job: _lowest(seconds_of(job)),
+    "step": step_of,
+    "loss": lambda job: _known(loss_of(job)),
+    "duration": seconds_of,
 }
+
+#: Of those, what is largest first unless somebody wants it the other way.
+LARGEST_FIRST = ("created", "step", "duration")
+
+#: What a person calls the orders, where there is no head of a table to press: `Query.by`, words.
+ORDERS = (
+    ("created desc", "Newest first"),
+    ("created asc", "Oldest first"),
+    ("loss asc", "Lowest loss first"),
+    ("loss desc", "Highest loss first"),
+    ("step desc", "Most steps first"),
+    ("step asc", "Fewest steps first"),
+    ("duration desc", "Longest first"),
+    ("duration asc", "Shortest first"),
+    ("name asc", "Name, A to Z"),
+    ("name desc", "Name, Z to A"),
+    ("model asc", "Model, A to Z"),
+    ("model desc", "Model, Z to A"),
+    ("status asc", "Going on first"),
+    ("status desc", "Ended first"),
+)
 
 
 @frozen
@@ -128,15 +149,23 @@ class Query:
     @classmethod
     def of(cls, parameters: Any) -> Query:
         """The query of an address; what makes no sense in it is passed over."""
-        sort = parameters.get("sort") if parameters.get("sort") in SORTS else "created"
+        given, order = parameters.get("sort"), parameters.get("order")
+        if "by" in parameters:  # both in one, as a form has it
+            given, _, order = parameters["by"].partition(" ")
+        sort = given if given in SORTS else "created"
         number = parameters.get("page", "")
         return cls(
             text=parameters.get("q", "").strip(),
             statuses=tuple(status for status in STATUSES if status in parameters.getlist("status")),
             sort=sort,
-            descending=parameters.get("order", "desc" if sort == "created" else "asc") == "desc",
+            descending=(order or ("desc" if sort == "created" else "asc")) == "desc",
             page=int(number) if number.isascii() and number.isdigit() and 0 < len(number) < 7 else 1,
         )
+
+    @property
+    def by(self) -> str:
+        """What it is sorted by and in which order, in one word for a form: `"loss asc"`."""
+        return f"{self.sort} {'desc' if self.descending else 'asc'}"
 
     @property
     def narrow(self) -> bool:
@@ -144,7 +173,7 @@ class Query:
         return bool(self.text or self.statuses)
 
     def pick(self, runs: list[TrainingJob]) -> list[TrainingJob]:
-        """Those that are looked for, sorted; runs that are equal stay newest first."""
+        """Those that are looked for, sorted; runs that are equal stay newest first, those without a value are last."""
         words = self.text.casefold().split()
         found = [
             job
@@ -153,7 +182,10 @@ class Query:
         ]
         if self.sort == "created":
             return found if self.descending else found[::-1]
-        return sorted(found, key=SORTS[self.sort], reverse=self.descending)
+        values = {job.id: SORTS[self.sort](job) for job in found}
+        there = [job for job in found if values[job.id] is not None]
+        lacking = [job for job in found if values[job.id] is None]
+        return sorted(there, key=lambda job: values[job.id], reverse=self.descending) + lacking
 
 
 def _searched(job: TrainingJob) -> str:

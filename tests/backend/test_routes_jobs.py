@@ -41,10 +41,16 @@ def test_a_job(caller: Caller) -> None:
     assert set(job) == {"id", "orgId", "projectId", "name", "status", "config", "createdAt"}
     ended = caller.until(job["id"], "completed")
     assert (ended["step"], ended["totalSteps"], ended["lastLoss"]) == (2, 2, pytest.approx(1.62))
-    changed = ("status", "startedAt", "completedAt", "step", "totalSteps", "lastLoss")
+    changed = ("status", "startedAt", "completedAt", "step", "totalSteps", "lastLoss", "checkpoints")
     assert ended == {**job, **{key: ended[key] for key in changed}}
     assert job["createdAt"] <= ended["startedAt"] <= ended["completedAt"]
-    assert caller.call("GET", "/v1/jobs").json()["jobs"][0] == ended
+    assert {**caller.call("GET", "/v1/jobs").json()["jobs"][0], "checkpoints": [1, 2]} == ended
+
+
+def test_a_job_lists_the_checkpoints_that_it_keeps(caller: Caller) -> None:
+    job = caller.submit(maxSteps=10, saveSteps=2)
+    assert caller.until(job, "completed")["checkpoints"] == [8, 10]
+    assert "checkpoints" not in caller.call("GET", "/v1/jobs").json()["jobs"][0]  # a list of many reads no folders
 
 
 def test_a_failed_job_says_why(caller: Caller) -> None:

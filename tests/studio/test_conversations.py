@@ -103,6 +103,56 @@ def test_stop_keeps_what_was_said_and_the_next_question_knows_it(
     assert bodies[2]["messages"] == bodies[1]["messages"]
 
 
+def test_a_conversation_stays_with_its_tab_until_it_is_cleared(
+    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = trained(client, NAME)
+    tab = new_tab(shared_studio)
+    page = playground(tab, f"run={job}&step=4&run2={job}&step2=base")
+    for text in (NAME, "and then?"):
+        send(page, text)
+        expect(page.locator(".asked", has_text=text)).to_have_count(2)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    said = page.locator(".log").all_inner_texts()
+    page.reload()
+    page.locator("[data-ready]").wait_for()
+    assert page.locator(".log").all_inner_texts() == said
+    tab.open("/runs")
+    page = playground(tab, "")  # as the navigation has it
+    expect(page.get_by_label("Model: which weights of it", exact=True)).to_have_value("4")
+    expect(page.get_by_label("Second model: which weights of it")).to_have_value("base")
+    assert page.locator(".log").all_inner_texts() == said
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if "answers" in request.url else None)
+    send(page, "so?")
+    expect(page.locator(".said")).to_have_count(6)
+    assert [message["role"] for message in bodies[0]["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    assert shared_studio.token not in page.evaluate("JSON.stringify(sessionStorage)")
+    playground(tab, "model=org/other")  # nobody's but the first two's
+    expect(page.locator(".turn")).to_have_count(0)
+    other = page.context.new_page()
+    other.goto(f"{shared_studio.url}/playground?run={job}&step=4&run2={job}&step2=base")
+    other.locator("[data-ready]").wait_for()
+    expect(other.locator(".turn")).to_have_count(0)
+    page = playground(tab, "")
+    page.get_by_role("button", name="Clear").click()
+    page.reload()
+    page.locator("[data-ready]").wait_for()
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_a_conversation_that_is_left_in_the_middle_is_there_as_far_as_it_came(
+    talking_studio: Studio, new_tab: Callable[..., Tab]
+) -> None:
+    page = playground(new_tab(talking_studio), "model=org/small-model")
+    send(page, "word " * 300)
+    expect(page.locator(".said")).to_contain_text("scripted: word word")
+    page.reload()
+    page.locator("[data-ready]").wait_for()
+    expect(page.locator(".said")).to_contain_text("scripted: word word")
+    expect(page.locator(".note")).to_have_text(re.compile("the page was left|broke off before its end"))
+
+
 def test_a_fault_is_a_sentence_in_its_place(shared_studio: Studio, chromium: Any) -> None:
     context = chromium.new_context()
     context.set_default_timeout(10_000)

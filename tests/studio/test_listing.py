@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.jobs import JobConfig, TrainingJob
-from arkor.studio.listing import PER_PAGE, Listing, Query, loss_of, paged, step_of, total_of
+from arkor.studio.listing import ORDERS, PER_PAGE, SORTS, Listing, Query, loss_of, paged, step_of, total_of
 from tests.backend.test_listing import fill
 from tests.conftest import Backend, start_backend
 from tests.studio.conftest import Studio, start_studio, submit, until
@@ -66,6 +66,13 @@ def names(address: str) -> list[str]:
         ("sort=status", "beta alpha gamma"),
         ("sort=step&order=desc", "alpha gamma beta"),
         ("sort=loss&order=desc", "gamma alpha beta"),
+        ("sort=loss", "gamma alpha beta"),  # those that have none, or none that is a number, are last either way
+        ("sort=step", "gamma alpha beta"),
+        ("by=name+desc", "gamma beta alpha"),
+        ("by=loss+asc&sort=name", "gamma alpha beta"),
+        ("by=created", "gamma alpha beta"),
+        ("by=nonsense+asc", "beta alpha gamma"),
+        ("by=", "gamma alpha beta"),
         ("sort=duration&order=desc", "beta alpha gamma"),
         ("sort=__class__", "gamma alpha beta"),
         ("sort=created&order=sideways", "beta alpha gamma"),
@@ -73,6 +80,11 @@ def names(address: str) -> list[str]:
 )
 def test_queries(address: str, expected: str) -> None:
     assert " ".join(names(address)) == expected
+
+
+def test_every_order_of_a_phone_is_one_of_the_table() -> None:
+    assert {by for by, _ in ORDERS} == {f"{name} {order}" for name in SORTS for order in ("asc", "desc")}
+    assert all(Query.of(QueryParams({"by": by})).by == by for by, _ in ORDERS)
 
 
 @pytest.mark.parametrize(

@@ -123,23 +123,44 @@ def test_runs_are_searched_filtered_sorted_and_picked(
     expect(page.get_by_role("row", name="model")).to_be_visible()
 
 
+def test_runs_are_sorted_on_a_phone(studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]) -> None:
+    for name, steps in (("gamma", 3), ("alpha", 5), ("beta", 4)):
+        until(client, submit(client, name, max_steps=steps), "completed")
+    page = new_tab(studio, width=380).open("/runs")
+    names = page.locator("tbody .name")
+    expect(names).to_have_text(["beta", "alpha", "gamma"])
+    order = page.get_by_label("Order")
+    order.select_option("Most steps first")
+    expect(names).to_have_text(["alpha", "beta", "gamma"])
+    expect(page).to_have_url(f"{studio.url}/runs?sort=step&order=desc")
+    page.reload()
+    expect(names).to_have_text(["alpha", "beta", "gamma"])
+    expect(order).to_have_value("step desc")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.get_by_role("button", name="Name").click()
+    expect(names).to_have_text(["alpha", "beta", "gamma"])
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("Name")
+    page.get_by_role("searchbox").fill("a")  # the order stays what it is
+    expect(page).to_have_url(f"{studio.url}/runs?q=a&sort=name")
+
+
 # Run
 
 
 def test_a_run_is_seen_learning_and_cancelled(
     slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    job = submit(client, NAME, max_steps=400, save_steps=5, eval_steps=5, learning_rate=1e-3)
+    job = submit(client, NAME, max_steps=400, save_steps=50, eval_steps=5, learning_rate=1e-3)
     page = new_tab(slow_studio).open(f"/runs/{job}")
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     expect(page.locator(".chart canvas")).to_have_count(4)
-    expect(page.locator("[data-checkpoints]")).to_contain_text("step 10")
+    expect(page.locator("[data-checkpoints]")).to_contain_text("step 50")
     step = page.locator("[data-fact=step]")
     first = int(step.inner_text().split("/")[0])
     page.wait_for_timeout(1500)
     assert int(step.inner_text().split("/")[0]) > first
-    expect(page.get_by_role("link", name="Chat with step 10")).to_have_attribute(
-        "href", f"/playground?run={job}&step=10"
+    expect(page.get_by_role("link", name="Chat with step 50")).to_have_attribute(
+        "href", f"/playground?run={job}&step=50"
     )
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Go back").click()
@@ -149,6 +170,50 @@ def test_a_run_is_seen_learning_and_cancelled(
     expect(page.locator("#run-head .status")).to_have_text("cancelled")
     expect(page.locator("[data-progress]")).to_have_attribute("data-end", "cancelled")
     assert client.get_job(job).status == "cancelled"
+
+
+def test_the_tab_tells_how_far_a_run_is_even_while_nobody_looks(
+    slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, NAME, max_steps=90)
+    page = new_tab(slow_studio).open(f"/runs/{job}")
+    expect(page).to_have_title(re.compile(r"^[1-9]\d? % · <img"))
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page).to_have_title(f"Completed · {NAME}", timeout=60_000)
+    assert client.get_job(job).status == "completed"
+
+
+def test_only_the_checkpoints_that_are_kept_are_offered(
+    slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, max_steps=600, save_steps=2)
+    tab = new_tab(slow_studio)
+    page = tab.open(f"/runs/{job}")
+    expect(page.locator("[data-checkpoint-count]")).to_have_text(re.compile(r"^[2-4] kept of \d+$"), timeout=20_000)
+    client.cancel_job(job)
+    until(client, job, "cancelled")
+    kept = client.get_job(job).extra["checkpoints"]
+    offered = page.get_by_role("link", name=re.compile(r"^Chat with step"))
+    expect(offered).to_have_count(len(kept))
+    assert {int(link.get_attribute("aria-label").split()[-1]) for link in offered.all()} == set(kept)
+    page = tab.open(f"/playground?run={job}")
+    options = page.get_by_label("Model: which weights of it", exact=True).locator("option")
+    expect(options).to_have_text([f"Step {step}" for step in sorted(kept, reverse=True)] + ["Untrained"])
+
+
+def test_few_evaluations_are_read_at_a_glance(
+    studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, max_steps=20, eval_steps=8)
+    until(client, job, "completed")
+    page = new_tab(studio).open(f"/runs/{job}")
+    loss, evaluations = page.locator("figure").nth(0), page.locator("figure").nth(1)
+    low = 2 * 0.9**16 * 1.1
+    expect(evaluations.locator(".readout")).to_have_text(f"{low:.4f} lowest at step 16")
+    expect(loss.locator(".readout")).to_contain_text(f"eval loss {low:.4f}")
+    name = re.compile(r"^Loss\. loss: 1\.8000 at step 1, .* at step 20; eval loss: .* at step 8, .* at step 16\.")
+    expect(page.get_by_role("group", name=name)).to_be_visible()
 
 
 def test_a_run_that_failed_says_why_and_one_that_diverged_what_to_do(

@@ -17,6 +17,7 @@ from tests.studio.conftest import Studio, start_studio, submit, until
 
 PAGES = ["/", "/runs", "/compare", "/runs/some-id"]
 PARTS = ["/parts/trainer", "/parts/latest", "/parts/identity", "/parts/runs", "/parts/runs/some-id", "/parts/ready"]
+PARTS += ["/parts/runs/some-id/checkpoints"]
 STREAMS = ["/streams/runs/some-id", "/streams/launches/some-id"]
 ACTIONS = ["/actions/launch", "/actions/runs/some-id/cancel"]
 

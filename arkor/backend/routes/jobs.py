@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from arkor.backend.home import create_run, run_folder
+from arkor.backend.inference import checkpoint_steps
 from arkor.backend.log import last_id
 from arkor.backend.models import submission_problem
 from arkor.backend.openapi import EVENTS, PROJECT, TEXT, Answer, Parameter, body_of, fields_of, list_of, route
@@ -203,11 +204,18 @@ def _limit(request: Request) -> int:
 
 
 async def get_job(request: Request) -> Response:
-    """`GET /v1/jobs/:id`; its events are in the stream alone. `stalledSince` when its worker lives but stands still."""
+    """`GET /v1/jobs/:id`; its events are in the stream alone. `checkpoints` are the steps of those that it keeps,
+    `stalledSince` is there when its worker lives but stands still.
+    """
     job = await require_job(request, await require_scope(request), request.path_params["id"])
-    supervisor = request.app.state.supervisor
-    answer = await run_in_threadpool(_standing_json, request.app.state, job)
-    if answer["status"] == JobStatus.RUNNING and (since := supervisor.stalled_since(job.id)):
+    state = request.app.state
+
+    def read() -> dict[str, Any]:
+        kept = checkpoint_steps(run_folder(state.home, job.id))
+        return {**_standing_json(state, job), "checkpoints": kept}
+
+    answer = await run_in_threadpool(read)
+    if answer["status"] == JobStatus.RUNNING and (since := state.supervisor.stalled_since(job.id)):
         answer["stalledSince"] = since
     return JSONResponse({"job": answer})
 
@@ -341,7 +349,12 @@ routes = [
         get_job,
         PROJECT,
         "A job as it stands now.",
-        answers={200: Answer("With `stalledSince` when its worker stands still.", body_of(job=TrainingJob))},
+        answers={
+            200: Answer(
+                "`checkpoints`: the steps of those that it keeps; `stalledSince` when its worker stands still.",
+                body_of(job=TrainingJob),
+            )
+        },
     ),
     route(
         "POST",

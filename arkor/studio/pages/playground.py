@@ -31,7 +31,9 @@ def playground(request: Request) -> Response:
     client = request.app.state.link.client()
     first = chosen(client, request.query_params) or _newest(request)
     second = chosen(client, request.query_params, "2")
-    return page("playground.html", first=first, second=second)
+    scope = client.scope
+    project = f"{scope.org_slug}/{scope.project_slug}" if scope else ""
+    return page("playground.html", first=first, second=second, project=project)
 
 
 def _newest(request: Request) -> Choice | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from arkor.jobs import TrainingJob
@@ -27,6 +27,12 @@ def head(request: Request) -> Response:
     """`GET /parts/runs/:id`: how it stands."""
     job = _job(request)
     return page("parts/run_head.html", job=job, over=is_over(job))
+
+
+def checkpoints(request: Request) -> Response:
+    """`GET /parts/runs/:id/checkpoints`: the steps of those that the backend keeps; null where it does not say."""
+    kept = _job(request).extra.get("checkpoints")
+    return JSONResponse({"kept": kept if isinstance(kept, list) else None})
 
 
 def cancel(request: Request) -> Response:
@@ -58,6 +64,7 @@ def _job(request: Request) -> TrainingJob:
 routes = [
     Route("/runs/{id}", run, methods=["GET"]),
     Route("/parts/runs/{id}", head, methods=["GET"]),
+    Route("/parts/runs/{id}/checkpoints", checkpoints, methods=["GET"]),
     Route("/actions/runs/{id}/cancel", cancel, methods=["POST"]),
     Route("/streams/runs/{id}", events, methods=["GET"]),
 ]

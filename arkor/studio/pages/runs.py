@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arkor.jobs import TrainingJob
-from arkor.studio.listing import STATUSES, Query, paged
+from arkor.studio.listing import LARGEST_FIRST, ORDERS, STATUSES, Query, paged
 from arkor.studio.rendering import page
 from arkor.wire import to_wire
 
@@ -23,7 +23,7 @@ COMPARED = 6
 
 def runs(request: Request) -> Response:
     """`GET /runs`: the page; the address says what is looked for."""
-    return page("runs.html", query=Query.of(request.query_params), statuses=STATUSES)
+    return page("runs.html", query=Query.of(request.query_params), statuses=STATUSES, orders=ORDERS)
 
 
 def found(request: Request) -> Response:
@@ -32,7 +32,15 @@ def found(request: Request) -> Response:
     everything = request.app.state.listing.runs()
     shown = paged(query.pick(everything), query.page)
     counts = {status: sum(job.status == status for job in everything) for status in STATUSES}
-    response = page("parts/runs.html", query=query, shown=shown, everything=len(everything), counts=counts, link=_link)
+    response = page(
+        "parts/runs.html",
+        query=query,
+        shown=shown,
+        everything=len(everything),
+        counts=counts,
+        link=_link,
+        largest_first=LARGEST_FIRST,
+    )
     response.headers["HX-Replace-Url"] = _link(query, "/runs")
     return response
 

@@ -2,6 +2,8 @@
 
 import { headers } from "./session.js";
 
+const BROKEN_OFF = "The answer broke off before its end. Ask again.";
+
 /** Which weights: of a run `run` its final adapter (`step` ""), a checkpoint, or what it began with ("base"); else `model`. */
 export function weightsOf({ run, step, model }) {
   if (!run || step === "base") return { baseModel: model };
@@ -19,7 +21,7 @@ export async function ask(body, { onText, signal }) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await next(reader);
     if (done) break;
     const frames = (rest + value).split(/\r?\n\r?\n/);
     rest = frames.pop();
@@ -29,8 +31,16 @@ export async function ask(body, { onText, signal }) {
     });
     told.seconds = (performance.now() - began) / 1000 - (told.first ?? 0);
   }
-  if (!told.finish) throw new Error("The answer broke off before its end. Ask again.");
+  if (!told.finish) throw new Error(BROKEN_OFF);
   return told;
+}
+
+async function next(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Error(BROKEN_OFF); // the network has gone
+  }
 }
 
 function take(frame, told, onText) {

@@ -1,7 +1,9 @@
 // A chart: lines over steps, drawn by uPlot. Hover reads it, dragging or + and − zoom it, the arrow keys walk through it.
 // Charts of one group share the place of the cursor and what is zoomed into.
 
+import { colour, icon, make } from "./dom.js";
 import { smoothed, short, thinned } from "./metrics.js";
+import { FEW, best, writeValues } from "./values.js";
 
 const VENDOR = "/static/vendor/uPlot-1.6.32";
 const MOST_POINTS = 3000;
@@ -40,11 +42,17 @@ export class Group {
     for (const chart of this.charts) chart.draw();
   }
 
+  /** From the first step that any of them has to the last. */
+  fullRange() {
+    const columns = this.charts.flatMap((chart) => chart.filled.map((line) => line.column));
+    return [Math.min(...columns.map(({ steps }) => steps[0])), Math.max(...columns.map(({ steps }) => steps[steps.length - 1]))];
+  }
+
   /** `factor` below 1 comes nearer, around the middle of what is shown. */
   scale(factor, chart) {
     const [from, to] = chart.shownRange();
     const [middle, half] = [(from + to) / 2, ((to - from) / 2) * factor];
-    const [first, last] = chart.fullRange();
+    const [first, last] = this.fullRange();
     const range = [Math.max(first, middle - half), Math.min(last, middle + half)];
     this.zoom(range[0] <= first && range[1] >= last ? null : range);
   }
@@ -62,8 +70,9 @@ export class Group {
 
 export class Chart {
   /**
-   * `lines`: `{label, series, column}`, series being the number of a colour. `options`: `smoothing` (0 to 0.99),
-   * `log`, `fromZero`, `format` (of a value), `none` (the words where there is nothing to draw), `tall`.
+   * `lines`: `{label, series, column, plain}`, series being the number of a colour, `plain` for one that is not smoothed.
+   * `options`: `smoothing` (0 to 0.99), `log`, `fromZero`, `format` (of a value), `none` (the words where there is nothing
+   * to draw), `tall`, `several` (each line is another run's), `lowest` (the lowest value is the best one, and is said).
    */
   constructor(group, title, lines, options) {
     this.group = group;
@@ -112,26 +121,26 @@ export class Chart {
     return this.lines.reduce((sum, line) => sum + line.column.length, 0);
   }
 
-  fullRange() {
-    const filled = this.lines.filter((line) => line.column.length);
-    const firsts = filled.map((line) => line.column.steps[0]);
-    const lasts = filled.map((line) => line.column.steps[line.column.length - 1]);
-    return [Math.min(...firsts), Math.max(...lasts)];
+  /** The lines that have a point. */
+  get filled() {
+    return this.lines.filter((line) => line.column.length);
   }
 
   shownRange() {
-    return this.group.range ?? this.fullRange();
+    return this.group.range ?? this.group.fullRange();
   }
 
-  get smoothing() {
-    return this.stage ? this.options.smoothing : 0;
+  /** How strongly a line is smoothed: not where it has few points, nor where they are measured over many rows anyway. */
+  smoothingOf(line) {
+    return line.plain || stageOf(line) === 0 ? 0 : this.options.smoothing;
   }
 
   /** What is to be drawn, as uPlot has it: steps, then for each line its points and its smoothed ones. */
   data() {
     const [from, to] = this.shownRange();
-    const tables = this.lines.map(({ column }) => {
-      const smooth = smoothed(column.values, this.smoothing);
+    const tables = this.lines.map((line) => {
+      const { column } = line;
+      const smooth = smoothed(column.values, this.smoothingOf(line));
       const picked = thinned(column.steps, column.values, from, to, MOST_POINTS);
       const drawn = (values) => picked.map((i) => (this.drawable(values[i]) ? values[i] : null));
       return [picked.map((i) => column.steps[i]), drawn(column.values), drawn(smooth)];
@@ -144,10 +153,11 @@ export class Chart {
   }
 
   draw() {
-    const none = this.points === 0;
+    const none = !this.filled.some(({ column }) => column.values.some(Number.isFinite));
     this.empty.hidden = !none;
+    if (none && this.points) this.empty.textContent = "Not one of its values is a number.";
     if (none || !this.area.clientWidth) return;
-    if (!this.plot || this.stage !== stageOf(this.points)) this.create();
+    if (!this.plot || this.stages !== String(this.lines.map(stageOf))) this.create();
     else {
       this.plot.setData(this.data(), false);
       this.rescale();
@@ -158,12 +168,12 @@ export class Chart {
 
   rescale() {
     const [min, max] = this.shownRange();
-    this.plot.setScale("x", { min, max: max > min ? max : min + 1 });
+    this.plot.setScale("x", max > min ? { min, max } : { min: min - 1, max: max + 1 });
   }
 
   create() {
     this.plot?.destroy();
-    this.stage = stageOf(this.points);
+    this.stages = String(this.lines.map(stageOf));
     this.plot = new globalThis.uPlot(this.layout(), this.data(), this.area);
     this.rescale();
   }
@@ -188,7 +198,7 @@ export class Chart {
       height: this.area.clientHeight,
       legend: { show: false },
       padding: [8, 20, 0, 0],
-      scales: { x: { time: false, auto: false }, y: { distr: this.options.log ? 3 : 1, range: this.options.log ? undefined : this.options.fromZero ? (_, __, high) => [0, (high || 1) * 1.15] : range } },
+      scales: { x: { time: false, auto: false }, y: { distr: this.options.log ? 3 : 1, range: this.rangeOf() } },
       axes: [
         { ...axis, size: 28, incrs: INCREMENTS, values: (_, splits) => splits.map((step) => short10(step)) },
         { ...axis, size: 54, values: (_, splits) => splits.map((value) => (value === null ? "" : tickLabel(value))) },
@@ -201,19 +211,31 @@ export class Chart {
         points: { size: 6 },
         y: false,
       },
-      hooks: { setCursor: [() => this.tell()], setSelect: [(plot) => this.onSelect(plot)] },
+      hooks: {
+        setCursor: [() => this.tell()],
+        setSelect: [(plot) => this.onSelect(plot)],
+        draw: this.options.lowest ? [(plot) => writeValues(plot, this.lines[0], this.options.format, this.figure)] : [],
+      },
     };
   }
 
   seriesOf(line) {
     const stroke = colour(this.figure, `--series-${line.series}`);
-    const smoothing = this.smoothing > 0;
-    const few = stageOf(line.column.length) < 2;
-    const one = { label: line.label, stroke, points: { show: few, size: 4, fill: stroke }, spanGaps: false };
+    const smoothing = this.smoothingOf(line) > 0;
+    const few = line.column.length < FEW;
+    const points = few || line.plain ? { size: 8, width: 2, stroke, fill: colour(this.figure, "--surface") } : { size: 4, stroke, fill: stroke };
+    const one = { label: line.label, stroke, points: { show: stageOf(line) < 2, ...points }, spanGaps: false };
     return [
       { ...one, width: smoothing ? 1 : 1.75, alpha: smoothing ? 0.28 : 1 },
       { ...one, width: 2, show: smoothing, points: { show: false } },
     ];
+  }
+
+  /** How far the vertical axis goes beyond the values; where there are few, they get air. */
+  rangeOf() {
+    if (this.options.log) return undefined;
+    if (this.options.fromZero) return (_, __, high) => [0, (high || 1) * 1.15];
+    return (_, low, high) => range(low, high, this.points < FEW ? 0.3 : 0.08);
   }
 
   onSelect(plot) {
@@ -250,23 +272,34 @@ export class Chart {
     const at = this.plot?.cursor.idx;
     this.readout.replaceChildren();
     if (!this.points) return;
-    if (at === null || at === undefined || this.plot.cursor.left < 0) {
-      if (this.lines.length === 1) this.readout.append(bold(this.options.format(this.lines[0].column.last)));
-      return;
-    }
+    if (at === null || at === undefined || this.plot.cursor.left < 0) return this.tellLast();
     const data = this.plot.data;
     this.readout.append(`step ${data[0][at]}  `);
     this.lines.forEach((line, i) => {
       const value = data[1 + 2 * i][at];
-      if (value === undefined) return;
-      if (this.lines.length > 1) this.readout.append(swatch(line.series));
-      this.readout.append(bold(value === null ? "NaN" : this.options.format(value)), " ");
+      if (value !== undefined) this.tellValue(line, value);
     });
+  }
+
+  tellValue(line, value) {
+    if (this.filled.length > 1) this.readout.append(swatch(line.series));
+    this.readout.append(bold(value === null ? "NaN" : this.options.format(value)), " ");
+  }
+
+  /** The last values, named where there are several; of many runs there would be too many. */
+  tellLast() {
+    if (this.options.several) return;
+    for (const line of this.filled) {
+      if (this.filled.length > 1) this.readout.append(swatch(line.series), `${line.label} `);
+      this.readout.append(bold(this.options.format(line.column.last)), " ");
+    }
+    const lowest = this.options.lowest ? best(this.lines[0].column) : null;
+    if (lowest !== null) this.readout.append(`lowest at step ${this.lines[0].column.steps[lowest]}`);
   }
 
   /** The chart in words, for those who do not see it. */
   describe() {
-    const words = this.lines.filter((line) => line.column.length).map(({ label, column }) => {
+    const words = this.filled.map(({ label, column }) => {
       const [first, last] = [column.steps[0], column.steps[column.length - 1]];
       return `${label}: ${this.options.format(column.values[0])} at step ${first}, ${this.options.format(column.last)} at step ${last}`;
     });
@@ -274,17 +307,17 @@ export class Chart {
   }
 }
 
-/** 0: too few points to smooth; 1: few enough to show each; 2: many. */
-function stageOf(points) {
-  return points < 12 ? 0 : points < 40 ? 1 : 2;
+/** Of a line: 0, too few points to smooth; 1, few enough to show each; 2, many. */
+function stageOf({ column: { length } }) {
+  return length < FEW ? 0 : length < 40 ? 1 : 2;
 }
 
 const INCREMENTS = [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((power) => n * 10 ** power)).sort((a, b) => a - b);
 
-function range(_, low, high) {
+function range(low, high, air) {
   if (low === null) return [0, 1];
   const spread = [high - low, Math.abs(high), 1].find((size) => size > 1e-300); // what is smaller cannot be drawn
-  const margin = spread * 0.08;
+  const margin = spread * air;
   return [low >= 0 && low - margin < 0 ? 0 : low - margin, high + margin];
 }
 
@@ -298,68 +331,10 @@ function tickLabel(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-/** A colour of tokens.css as a canvas takes it. */
-function colour(element, name) {
-  const probe = element.ownerDocument.createElement("i");
-  probe.style.color = `var(${name})`;
-  document.body.append(probe);
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}
-
-export function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== "") element.textContent = text;
-  return element;
-}
-
-export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("viewBox", "0 0 20 20");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `/static/icons.svg#${name}`);
-  svg.append(use);
-  return svg;
-}
-
 function bold(text) {
   return make("b", "", text);
 }
 
 function swatch(series) {
   return make("span", `swatch series-${series}`);
-}
-
-/** All charts of a group as one picture. */
-export async function pictureOf(group, name) {
-  const drawn = group.charts.filter((chart) => chart.plot);
-  const scale = devicePixelRatio;
-  const width = Math.max(...drawn.map((chart) => chart.plot.width)) * scale;
-  const head = 34 * scale;
-  const height = drawn.reduce((sum, chart) => sum + chart.plot.height * scale + head, 0);
-  const canvas = Object.assign(make("canvas"), { width: width + 32 * scale, height: height + head });
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = colour(document.body, "--surface");
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.fillStyle = colour(document.body, "--ink");
-  pen.textBaseline = "middle";
-  let top = head / 2;
-  for (const chart of drawn) {
-    pen.font = `600 ${14 * scale}px ${getComputedStyle(document.body).fontFamily}`;
-    pen.fillText(chart === drawn[0] ? `${name} · ${chart.title}` : chart.title, 16 * scale, top + head / 2);
-    pen.drawImage(chart.plot.ctx.canvas, 8 * scale, top + head);
-    top += chart.plot.height * scale + head;
-  }
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-}
-
-export function download(blob, name) {
-  const url = URL.createObjectURL(blob);
-  const link = Object.assign(make("a"), { href: url, download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

@@ -1,6 +1,6 @@
 // The log of a run's events. Only the rows in sight are in the page, so that a hundred thousand of them cost nothing.
 
-import { make } from "./chart.js";
+import { make } from "./dom.js";
 import { numberOf, short } from "./metrics.js";
 
 const ROW = 28; // px, as in studio.css

@@ -1,9 +1,10 @@
 // Which weights answer: a run or a base model, chosen in a dialog, and of a run one of its checkpoints. A run that goes on
-// shows each new checkpoint; until somebody chooses, its latest is chosen. What is chosen stands in the element's data.
+// shows each new checkpoint, and none that its backend has cleared away; until somebody chooses, its latest is chosen. What
+// is chosen stands in the element's data.
 
+import { Checkpoints } from "./checkpoints.js";
+import { LONG, named } from "./dom.js";
 import { follow } from "./stream.js";
-
-const OVER = new Set(["completed", "failed", "cancelled"]);
 
 export function mount(root) {
   new Picker(root);
@@ -42,44 +43,49 @@ class Picker {
   begin(held) {
     const { run, name, status } = this.root.dataset;
     this.leave?.();
-    Object.assign(this, { held, checkpoints: new Set(), final: status === "completed", over: OVER.has(status), heard: false });
-    this.root.querySelector("[data-picked-name]").textContent = name || "Choose a model";
+    const checkpoints = new Checkpoints(run, () => this.checkpoints === checkpoints && this.show());
+    Object.assign(this, { held, checkpoints, final: status === "completed" });
+    this.tellName(name);
     this.steps.hidden = !run;
     this.show();
     if (run) this.leave = follow(`/streams/runs/${encodeURIComponent(run)}`, { onEvents: (events) => this.hear(events) });
   }
 
+  tellName(name) {
+    const button = this.root.querySelector("[data-open]");
+    const words = name || "Choose a model";
+    button.querySelector("[data-picked-name]").replaceChildren(...named(words));
+    button.setAttribute("aria-label", `${button.dataset.label}: ${words}`);
+    button.title = words;
+    this.root.classList.toggle("long", words.length > LONG);
+  }
+
   hear(events) {
     if (!this.root.isConnected) return this.leave();
-    this.heard = true;
-    const before = this.checkpoints.size + this.final + this.over;
-    for (const { type, step, artifacts } of events) {
-      if (type === "checkpoint.saved") this.checkpoints.add(step);
-      if (type === "training.completed" || type === "training.failed") {
-        this.over = true;
-        this.final = type === "training.completed" || Boolean(artifacts?.some(({ kind }) => kind === "final"));
-        const kept = artifacts?.filter(({ kind }) => kind === "checkpoint").map((artifact) => artifact.step);
-        if (kept?.length) this.checkpoints = new Set(kept);
-      }
+    for (const event of events) {
+      this.checkpoints.take(event);
+      const final = event.artifacts?.some(({ kind }) => kind === "final");
+      if (event.type === "training.completed" || (event.type === "training.failed" && final)) this.final = true;
     }
-    if (before !== this.checkpoints.size + this.final + this.over || this.steps.length === 0) this.show();
-    else this.settle();
+    this.show();
   }
 
   show() {
-    const known = [...this.checkpoints].sort((one, other) => other - one).map((step) => [String(step), `Step ${step}`]);
+    const known = this.checkpoints.steps.map((step) => [String(step), `Step ${step}`]);
     const { run, step } = this.root.dataset;
     const options = [...(this.final ? [["", "Final"]] : []), ...known, ["base", "Untrained"]];
     const isThere = options.some(([value]) => value === step);
     if (run && !isThere && this.held) options.unshift([step, step ? `Step ${step}` : "Final"]);
-    this.steps.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
+    if (String(options) !== this.offered) this.steps.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
+    this.offered = String(options);
     this.settle();
   }
 
   /** What is chosen is one of those that there are: the best of them until somebody chooses. */
   settle() {
     const { run, step } = this.root.dataset;
-    const best = this.final ? "" : this.checkpoints.size ? String(Math.max(...this.checkpoints)) : "base";
+    const [latest] = this.checkpoints.steps;
+    const best = this.final ? "" : latest === undefined ? "base" : String(latest);
     const next = run ? (this.held ? step : best) : "base";
     this.steps.value = next;
     Object.assign(this.root.dataset, { step: next, held: this.held ? "1" : "" });

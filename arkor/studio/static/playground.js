@@ -1,7 +1,8 @@
 // The playground: conversations with one model, or with two that get the same questions; a stop that ends what a backend
-// computes; the same as code. What is said is shown as it is, never as markup.
+// computes; the same as code. What is said is shown as it is, never as markup, and stays with the tab.
 
 import { ask, costs, send, sentence, weightsOf } from "./answer.js";
+import { forget, keep, kept } from "./kept.js";
 import { keepSettings, settingsOf, showConstraint } from "./sampling.js";
 
 const PATIENCE_MS = 4000;
@@ -30,7 +31,9 @@ class Playground {
     this.find("clear").addEventListener("click", () => this.clear());
     this.find("double").addEventListener("click", () => this.double(true));
     this.find("single").addEventListener("click", () => this.double(false));
+    this.recall();
     page.addEventListener("picked", () => this.keepPlace());
+    addEventListener("pagehide", () => page.isConnected && this.keep());
     page.addEventListener("click", ({ target }) => target.closest("[data-close]")?.closest("dialog").close());
     keepSettings(this.settings);
     this.settings.addEventListener("input", () => this.complain(""));
@@ -88,6 +91,7 @@ class Playground {
     this.show();
     await Promise.all(this.shown.map(action));
     this.busy = false;
+    this.keep();
     this.show();
     if (document.activeElement === document.body) this.prompt.focus();
   }
@@ -99,6 +103,7 @@ class Playground {
   clear() {
     this.stop();
     for (const talk of this.talks) talk.clear();
+    forget();
     this.show();
     this.prompt.focus();
   }
@@ -109,6 +114,20 @@ class Playground {
     this.find("stop").hidden = !this.busy;
     this.find("again").hidden = this.busy || !asked;
     this.find("clear").disabled = !asked;
+  }
+
+  /** What has been said in this tab: in this place, or, where the address names nobody, wherever that was. */
+  recall() {
+    const found = kept(this.page.dataset.project);
+    if (!found || (location.search && !isSame(location.search, found.place))) return;
+    found.talks.forEach((record, index) => this.talks[index]?.recall(record, !location.search));
+    this.find("double").hidden = this.shown.length > 1;
+    this.show();
+  }
+
+  keep() {
+    if (this.shown.some((talk) => talk.turns.length))
+      keep(this.page.dataset.project, location.search, this.shown.map((talk) => talk.record));
   }
 
   double(two) {
@@ -169,6 +188,22 @@ class Talk {
     const { run, name, model, status } = other.picked;
     Object.assign(this.picked, { run, name, model, status, step: "base" });
     this.element.querySelector(".picker").dispatchEvent(new CustomEvent("begin"));
+  }
+
+  get record() {
+    const { run, name, model, status, step } = this.picked;
+    return { picked: { run, name, model, status, step }, turns: this.turns.map((turn) => turn.record) };
+  }
+
+  /** Show what was kept; `choose` the weights of then, too. */
+  recall({ picked, turns }, choose) {
+    this.element.hidden = false;
+    if (choose) Object.assign(this.picked, picked);
+    if (choose) this.element.querySelector(".picker").dispatchEvent(new CustomEvent("begin"));
+    this.turns = turns.map((turn) => Turn.of(turn));
+    this.log.append(...this.turns.map((turn) => turn.element));
+    this.element.querySelector("[data-empty]").hidden = turns.length > 0;
+    this.toTheEnd();
   }
 
   /** The request for an answer to `text`, or, where it is empty, to the last question. What failed was never said. */
@@ -244,6 +279,26 @@ class Turn {
     }, PATIENCE_MS);
   }
 
+  /** One that was kept. */
+  static of({ question, text, state, note }) {
+    const turn = new Turn(question);
+    if (text) turn.add(text);
+    turn.end(state, note);
+    return turn;
+  }
+
+  /** What is kept of it; one that is still being answered ends here. */
+  get record() {
+    const { question, text, said, note, element } = this;
+    const [busy, failed] = ["busy", "failed"].map((state) => element.dataset.state === state);
+    return {
+      question,
+      text: failed && said.isConnected ? said.textContent : text, // what came of it is shown, though it was never said
+      state: busy ? "stopped" : element.dataset.state,
+      note: busy ? "Stopped: the page was left." : note.textContent,
+    };
+  }
+
   add(text) {
     if (!this.text) this.note.textContent = "";
     this.text += text;
@@ -261,6 +316,14 @@ class Turn {
     if (!this.text && state !== "done") this.said.remove();
     if (state === "failed") this.text = "";
   }
+}
+
+/** Whether two addresses name the same models. */
+function isSame(one, other) {
+  const [mine, theirs] = [one, other].map((query) => new URLSearchParams(query));
+  mine.sort();
+  theirs.sort();
+  return String(mine) === String(theirs);
 }
 
 function part(tag, name, text) {

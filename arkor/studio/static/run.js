@@ -1,12 +1,16 @@
 // The page of a run: its events become numbers, charts, checkpoints and a log.
 
-import { Chart, Group, download, loadCharts, make, icon, pictureOf } from "./chart.js";
+import { Chart, Group, loadCharts } from "./chart.js";
+import { Checkpoints } from "./checkpoints.js";
+import { icon, make } from "./dom.js";
 import { EventLog, kindOf } from "./eventlog.js";
 import { Column, numberOf, rate, short } from "./metrics.js";
+import { download, pictureOf } from "./picture.js";
 import { follow } from "./stream.js";
 import { clock } from "./time.js";
 
 const RECENT = 24; // steps that the speed is taken from
+const ENDED = { completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
 const NUMBERS = ["loss", "evalLoss", "learningRate", "epoch", "samplesPerSecond"];
 
 export async function mount(page) {
@@ -19,7 +23,7 @@ class RunPage {
     this.columns = Object.fromEntries(["loss", "evalLoss", "learningRate", "speed"].map((name) => [name, new Column()]));
     this.rows = []; // of the CSV: one for each event with numbers
     this.marks = []; // [step, time] of the latest steps
-    this.checkpoints = new Map();
+    this.checkpoints = new Checkpoints(page.dataset.run, () => this.listCheckpoints());
     this.total = Number(page.dataset.total) || null;
     this.step = 0;
     this.began = Date.parse(page.dataset.started) || null;
@@ -42,12 +46,12 @@ class RunPage {
     this.group = new Group();
     const evaluates = this.page.dataset.evaluates;
     const { loss, evalLoss, learningRate, speed } = this.columns;
-    const line = (label, series, column) => [{ label, series, column }];
+    const line = (label, series, column, plain = false) => ({ label, series, column, plain });
     const charts = [
-      new Chart(this.group, "Loss", line("loss", 1, loss), { smoothing, none: "The first step has not come yet." }),
-      new Chart(this.group, "Eval loss", line("eval loss", 2, evalLoss), { none: evaluates ? `The first evaluation comes at step ${evaluates}.` : "This run does not evaluate; one with eval_steps does." }),
-      new Chart(this.group, "Learning rate", line("learning rate", 3, learningRate), { format: (value) => (value ? value.toExponential(2) : "0"), none: "None logged so far." }),
-      new Chart(this.group, "Speed", line("speed", 5, speed), { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
+      new Chart(this.group, "Loss", [line("loss", 1, loss), line("eval loss", 2, evalLoss, true)], { smoothing, none: "The first step has not come yet." }),
+      new Chart(this.group, "Eval loss", [line("eval loss", 2, evalLoss)], { lowest: true, none: evaluates ? `The first evaluation comes at step ${evaluates}.` : "This run does not evaluate; one with eval_steps does." }),
+      new Chart(this.group, "Learning rate", [line("learning rate", 3, learningRate)], { format: (value) => (value ? value.toExponential(2).replace("e+", "e") : "0"), none: "None logged so far." }),
+      new Chart(this.group, "Speed", [line("speed", 5, speed)], { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
     ];
     this.lossCharts = charts.slice(0, 2);
     this.smoothCharts = [charts[0], charts[3]];
@@ -75,25 +79,33 @@ class RunPage {
   }
 
   open() {
-    follow(`/streams/runs/${encodeURIComponent(this.page.dataset.run)}`, {
+    this.stop = follow(`/streams/runs/${encodeURIComponent(this.page.dataset.run)}`, {
       onEvents: (events) => this.take(events),
       onState: (state, reason) => this.onState(state, reason),
+      evenAway: true, // the title of the tab is read from another one
     });
-    setInterval(() => this.tellTime(), 1000);
+    this.clock = setInterval(() => (this.page.isConnected ? this.tellTime() : this.leave()), 1000);
+  }
+
+  leave() {
+    this.stop();
+    clearInterval(this.clock);
   }
 
   /* What comes */
 
   take(events) {
+    if (!this.page.isConnected) return;
     for (const event of events) this.takeOne(event);
     this.log.take(events);
+    this.tellTitle();
     this.schedule();
   }
 
   takeOne(event) {
     const at = Date.parse(event.timestamp);
+    this.checkpoints.take(event, { event, loss: this.columns.loss.last });
     if (event.type === "training.log") this.takeNumbers(event, at);
-    else if (event.type === "checkpoint.saved") this.checkpoints.set(event.step, { event, loss: this.columns.loss.last });
     else if (event.type === "training.started") {
       this.total = event.totalSteps ?? this.total;
       this.began ??= at;
@@ -132,17 +144,9 @@ class RunPage {
 
   end(event, at) {
     this.ended = { kind: kindOf(event), at, artifacts: event.artifacts ?? [] };
-    this.forgetCheckpoints(this.ended.artifacts.filter(({ kind }) => kind === "checkpoint").map(({ step }) => step));
     const head = document.getElementById("run-head");
     setTimeout(() => htmx.trigger(head, "refresh"), 300);
     head.removeAttribute("data-every");
-  }
-
-  /** Not every checkpoint is kept to the end; a backend that names none says nothing about them. */
-  forgetCheckpoints(kept) {
-    this.saved = this.checkpoints.size;
-    if (!kept.length) return;
-    for (const step of this.checkpoints.keys()) if (!kept.includes(step)) this.checkpoints.delete(step);
   }
 
   onState(state, reason) {
@@ -174,7 +178,20 @@ class RunPage {
     const diverged = this.find("diverged");
     diverged.hidden = this.divergedAt === undefined;
     if (this.divergedAt !== undefined)
-      this.find("diverged-text").textContent = `Since step ${this.divergedAt} nothing is learnt. A smaller learning rate usually mends it; cancel this run and start it again with one.`;
+      this.find("diverged-text").textContent = `Since step ${this.divergedAt} nothing is learnt. A smaller learning rate usually mends it; ${this.ended ? "" : "cancel this run and "}start it again with one.`;
+    this.find("charts").parentElement.hidden = Boolean(this.ended) && !this.rows.length; // it ended before its first step
+  }
+
+  /** How much of it is done, from 0 to 1. */
+  get share() {
+    return this.ended?.kind === "completed" ? 1 : this.total ? Math.min(1, this.step / this.total) : 0;
+  }
+
+  /** In the tab: how far it is, or how it has ended. */
+  tellTitle() {
+    const progress = this.total ? `${Math.floor(this.share * 100)} %` : this.step ? `step ${this.step}` : "";
+    const standing = this.ended ? ENDED[this.ended.kind] : progress;
+    document.title = [standing, this.page.dataset.name].filter(Boolean).join(" · ");
   }
 
   tellPhase() {
@@ -192,8 +209,7 @@ class RunPage {
     this.fact("loss").textContent = loss.length ? short(loss.last) : "–";
     this.fact("eval").textContent = evalLoss.length ? short(evalLoss.last) : "–";
     const bar = this.find("progress");
-    const share = this.ended?.kind === "completed" ? 1 : this.total ? Math.min(1, this.step / this.total) : 0;
-    bar.firstElementChild.style.width = `${share * 100}%`;
+    bar.firstElementChild.style.width = `${this.share * 100}%`;
     bar.setAttribute("aria-valuenow", String(this.step));
     bar.setAttribute("aria-valuemax", String(this.total ?? this.step));
     if (this.ended) bar.dataset.end = this.ended.kind;
@@ -218,16 +234,19 @@ class RunPage {
   }
 
   listCheckpoints() {
-    const signature = `${this.checkpoints.size} ${this.ended?.kind}`;
+    const { steps, saved } = this.checkpoints;
+    const signature = `${steps} ${saved.size} ${this.ended?.kind}`;
     if (this.listed === signature) return;
     this.listed = signature;
-    const rows = [...this.checkpoints].sort(([one], [other]) => other - one).map(([step, { event, loss }]) =>
-      this.row(`step ${step}`, loss, event.artifacts?.find((a) => a.kind === "checkpoint"), event.timestamp, `/playground?run=${encodeURIComponent(this.page.dataset.run)}&step=${step}`));
+    const rows = steps.map((step) => {
+      const { event, loss } = saved.get(step);
+      return this.row(`step ${step}`, loss, event.artifacts?.find((a) => a.kind === "checkpoint"), event.timestamp, `/playground?run=${encodeURIComponent(this.page.dataset.run)}&step=${step}`);
+    });
     const final = this.ended?.artifacts.find((artifact) => artifact.kind === "final");
     if (final) rows.unshift(this.row("final", this.columns.loss.last, final, new Date(this.ended.at).toISOString(), `/playground?run=${encodeURIComponent(this.page.dataset.run)}`));
     if (!rows.length) return;
     this.find("checkpoints").replaceChildren(this.table(rows));
-    this.find("checkpoint-count").textContent = this.saved > this.checkpoints.size ? `${this.checkpoints.size} kept of ${this.saved}` : `${this.checkpoints.size} saved`;
+    this.find("checkpoint-count").textContent = saved.size > steps.length ? `${steps.length} kept of ${saved.size}` : `${steps.length} saved`;
   }
 
   table(rows) {

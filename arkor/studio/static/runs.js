@@ -14,6 +14,8 @@ export function mount(page) {
     else compare.removeAttribute("href");
   };
   const arrived = () => {
+    const { by } = page.querySelector("#list").dataset;
+    if (by) page.querySelector("[name=by]").value = by; // somebody may have pressed the head of a column
     for (const box of page.querySelectorAll("[data-pick]")) box.checked = picked.has(box.dataset.pick);
     for (const { dataset, attributes } of page.querySelectorAll("[data-counted]"))
       page.querySelector(`[data-count="${dataset.counted}"]`).textContent = attributes.value.value;

@@ -1,27 +1,28 @@
 // A run's events, each once and in order, whatever happens in between: the network goes, the laptop sleeps, Studio or
 // its backend is started anew. A stream is read with fetch, so that its token goes in a header; the id of the last event
-// is the place to go on behind. A page that nobody looks at holds no connection, and more than a few share none either:
-// a browser has six to one host, and needs some of them for everything else.
+// is the place to go on behind. A page that nobody looks at holds no connection, though it may ask now and then; and more
+// than a few share none either: a browser has six to one host, and needs some of them for everything else.
 
 import { headers } from "./session.js";
 
 const SILENCE_MS = 40_000; // the backend pings every 15 s; after so long it is gone, whatever the socket says
-const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS, POLL_MS, HIDDEN_MS] = [500, 10_000, 2000, 5000];
+const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS, POLL_MS, HIDDEN_MS, AWAY_MS] = [500, 10_000, 2000, 5000, 10_000];
 const SLOTS = 3;
 
 /**
  * Follow the stream at `path`. `onEvents(events)` gets what came, many at once; `onState(state)` hears "live",
- * "waiting" (and will try again) or "over". Returns a function that leaves.
+ * "waiting" (and will try again) or "over". `evenAway`: asks every ten seconds while nobody looks. Returns a function that
+ * leaves.
  */
-export function follow(path, { onEvents, onState = () => {} }) {
-  const follower = new Follower(path, onEvents, onState);
+export function follow(path, { onEvents, onState = () => {}, evenAway = false }) {
+  const follower = new Follower(path, onEvents, onState, evenAway);
   follower.run();
   return () => follower.leave();
 }
 
 class Follower {
-  constructor(path, onEvents, onState) {
-    Object.assign(this, { path, onEvents, onState, cursor: null, left: false, over: false, pause: FIRST_PAUSE_MS });
+  constructor(path, onEvents, onState, evenAway) {
+    Object.assign(this, { path, onEvents, onState, evenAway, cursor: null, left: false, over: false, pause: FIRST_PAUSE_MS });
     this.woken = () => {};
     this.onVisible = () => (document.hidden ? this.hide() : this.wake());
     document.addEventListener("visibilitychange", this.onVisible);
@@ -50,9 +51,9 @@ class Follower {
 
   async run() {
     while (!this.left && !this.over) {
-      const polite = await withSlot((free) => this.connect(!free));
+      const polite = await withSlot((free) => this.connect(!free || document.hidden));
       if (this.over || this.left) break;
-      if (document.hidden) await this.sleep(null);
+      if (document.hidden) await this.sleep(this.evenAway ? AWAY_MS : null);
       else if (polite) await this.sleep(POLL_MS);
       else {
         await this.sleep(this.pause);
