@@ -6,15 +6,19 @@ What a value may be is said in `values.py` and `jobs.py`; nothing here asks a ba
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import attrs
 
 from arkor.errors import InvalidConfig
 from arkor.jobs import DatasetSource, FileDataset, JobConfig, LoraConfig, parse_dataset
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 #: What other libraries call our keywords.
 _ELSEWHERE = {
@@ -60,19 +64,29 @@ def described(
     return config
 
 
-def refuse_unknown(unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `TypeError` for the first keyword that `Trainer` does not know, with the one that was meant."""
-    for name in unknown:
-        raise TypeError(f"Trainer() has no keyword {name!r}{_hint(name, list(known))}")
+def suggesting(call: Call) -> Call:
+    """`call`, which answers a keyword that it does not know with a `TypeError` that says which one was meant."""
+    known = [name for name in inspect.signature(call).parameters if name not in ("self", "cls")]
+
+    @functools.wraps(call)
+    def told(*values: Any, **keywords: Any) -> Any:
+        for name in keywords:
+            if name not in known:
+                raise TypeError(
+                    f"{call.__qualname__.removesuffix('.__init__')}() has no keyword {name!r}{_hint(name, known)}"
+                )
+        return call(*values, **keywords)
+
+    return cast("Call", told)
 
 
 def _hint(name: str, known: list[str]) -> str:
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    if field := _OF_LORA.get(snake):
+    if "lora" in known and (field := _OF_LORA.get(snake)):
         rest = "" if field in ("r", "alpha") else f", {field}=…"
         return f"; it is a field of the adapter: lora=LoraConfig(r=…, alpha=…{rest})"
-    meant = _ELSEWHERE.get(snake) or next(iter(difflib.get_close_matches(snake, known, n=1)), None)
-    return f"; did you mean {meant!r}?" if meant else ""
+    meant = [_ELSEWHERE.get(snake), *difflib.get_close_matches(snake, known, n=1)]
+    return next((f"; did you mean {known_name!r}?" for known_name in meant if known_name in known), "")
 
 
 def _adapter(lora: LoraConfig | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class BlobDataset:
     type: str = field(default="blob", init=False)
 
 
-def _path(value: Any) -> Any:
+def _path(value: str | os.PathLike[str]) -> str:
     """A path as text; what is none stays, for `parse_dataset` to refuse."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import requests
@@ -32,7 +32,7 @@ from arkor.client.patience import Patience
 from arkor.client.replies import ChatResponse
 from arkor.client.retry import ReconnectPolicy
 from arkor.client.stream import EventStream
-from arkor.description import absolute, described, refuse_unknown
+from arkor.description import absolute, described, suggesting
 from arkor.dispatch import CallbackErrors, Dispatcher
 from arkor.display import progress_for, tally_of
 from arkor.display.status import status_for
@@ -58,6 +58,7 @@ class Trainer:
     `TypeError` for a keyword that does not exist; nothing is sent before `start()`.
     """
 
+    @suggesting
     def __init__(
         self,
         name: str,
@@ -88,10 +89,8 @@ class Trainer:
         base_url: str | None = None,
         credentials: Credentials | None = None,
         project_dir: str | Path | None = None,
-        **unknown: Any,
     ) -> None:
         given = locals()
-        refuse_unknown(unknown, _KEYWORDS)
         text("name", name)
         self.name = name
         self._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
@@ -100,6 +99,7 @@ class Trainer:
         self._config: JobConfig | None = described(model, dataset, lora, settings, here)
 
     @classmethod
+    @suggesting
     def attach(
         cls,
         job_id: str,
@@ -357,11 +357,15 @@ class Trainer:
         return None
 
 
-def create_trainer(*args: Any, **kwargs: Any) -> Trainer:
-    """The same as `Trainer(…)`, in the spelling of the TypeScript SDK."""
-    return Trainer(*args, **kwargs)
+if TYPE_CHECKING:
+    create_trainer = Trainer
+else:
+
+    def create_trainer(*values: Any, **keywords: Any) -> Trainer:
+        """The same as `Trainer(…)`, in the spelling of the TypeScript SDK."""
+        return Trainer(*values, **keywords)
 
 
-_KEYWORDS = [name for name in inspect.signature(Trainer).parameters if name != "unknown"]
-#: Those that go into the `JobConfig` under their own name.
-_SETTINGS = [name for name in _KEYWORDS if name in attrs.fields_dict(JobConfig) and name != "model"]
+#: The keywords that go into the `JobConfig` under their own name.
+_SETTINGS = [name for name in inspect.signature(Trainer).parameters if name in attrs.fields_dict(JobConfig)]
+_SETTINGS.remove("model")

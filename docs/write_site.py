@@ -33,7 +33,7 @@ ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 LINE = 90
 
 #: Parameters that are not for who calls: what Python passes, and what only arkor itself does.
-UNTOLD = ("self", "cls", "unknown", "steering", "client")
+UNTOLD = ("self", "cls", "steering", "client")
 
 _NOTE = re.compile(r"^<!-- (?:(?:file|script): (?P<name>\S+)|prints|faults of: \S+) -->\n```(?P<language>\w+)$", re.M)
 _SECTION = re.compile(r"^## (?P<title>.*)$", re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import math
 import pickle
@@ -474,6 +475,16 @@ def test_an_adapter_that_is_none_is_refused(adapter: Any, backend: Backend) -> N
 def test_what_is_attached_to_is_named_by_text(field: str, value: Any) -> None:
     with pytest.raises(InvalidConfig, match=f"{field}: must be a non-empty string"):
         Trainer.attach(**{"job_id": "j", field: value})
+
+
+def test_every_call_says_which_keyword_was_meant() -> None:
+    with pytest.raises(TypeError, match=r"Trainer\.attach\(\) has no keyword 'callback'; did you mean 'callbacks'\?"):
+        Trainer.attach("j", callback={})  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Trainer\.attach\(\) has no keyword 'lr'$"):
+        Trainer.attach("j", lr=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Trainer\(\) has no keyword 'maxSteps'; did you mean 'max_steps'\?"):
+        create_trainer("a run", "a model", HUB, maxSteps=3)
+    assert "unknown" not in inspect.signature(Trainer).parameters
 
 
 def test_an_async_callback_is_refused() -> None:

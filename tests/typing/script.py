@@ -1,0 +1,72 @@
+"""What a type checker sees of the public API: read by mypy, never run.
+
+A line that has to be refused carries a `type: ignore` for the very reason; strict mypy complains of one that is not.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from typing_extensions import assert_type
+
+from arkor import (
+    ChatResponse,
+    CheckpointContext,
+    FileDataset,
+    LoraConfig,
+    StartedJob,
+    Trainer,
+    TrainerCallbacks,
+    TrainingLogContext,
+    TrainingResult,
+    create_trainer,
+    run_trainer,
+)
+from arkor.callbacks import EarlyStopping, Evaluate
+
+ROWS = {"type": "file", "path": "rows.jsonl"}
+
+
+def on_log(log: TrainingLogContext) -> None:
+    assert_type(log.loss, float | None)
+    assert_type(log.cancel(), bool)
+
+
+def on_checkpoint(checkpoint: CheckpointContext) -> str:
+    assert_type(checkpoint.infer("Hello", max_tokens=8), ChatResponse)
+    checkpoint.infer("Hello", max_token=8)  # type: ignore[call-arg]
+    return checkpoint.infer([{"role": "user", "content": "Hello"}], temperature=0).text()
+
+
+callbacks = [TrainerCallbacks(on_log=on_log), EarlyStopping(patience=3), Evaluate(["Hello"]), {"on_log": on_log}]
+trainer = Trainer(
+    "a run",
+    "a model",
+    FileDataset(Path("rows.jsonl")),
+    lora=LoraConfig(r=16, alpha=16.0),
+    max_steps=60,
+    callbacks=callbacks,
+    abort_signal=threading.Event(),
+    project_dir=Path(),
+)
+assert_type(trainer.start(), StartedJob)
+assert_type(trainer.job_id, str | None)
+assert_type(trainer.wait(timeout=1.5), TrainingResult)
+assert_type(trainer.wait().raise_for_status().history.loss, list[float | None])
+assert_type(trainer.chat("Hello", adapter=20).text(), str)
+assert_type(Trainer.attach("id", since=trainer.last_event_id), Trainer)
+assert_type(create_trainer("a run", "a model", ROWS, max_steps=3), Trainer)
+assert_type(run_trainer(Path("train.py")), TrainingResult)
+
+Trainer("a run", "a model")  # type: ignore[call-arg]
+Trainer("a run", "a model", ROWS, max_step=3)  # type: ignore[call-arg]
+Trainer("a run", "a model", ROWS, max_steps="3")  # type: ignore[arg-type]
+Trainer("a run", "a model", ROWS, callback_errors="ignore")  # type: ignore[arg-type]
+Trainer.attach("id", sinc="now")  # type: ignore[call-arg]
+create_trainer("a run", "a model", ROWS, maxSteps=3)  # type: ignore[call-arg]
+trainer.chat("Hello", adapter="finall")  # type: ignore[arg-type]
+TrainerCallbacks(on_logs=on_log)  # type: ignore[call-arg]
+TrainerCallbacks(on_log=on_checkpoint)  # type: ignore[arg-type]
+LoraConfig(16)  # type: ignore[call-arg]
+FileDataset(3)  # type: ignore[arg-type]
