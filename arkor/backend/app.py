@@ -28,6 +28,7 @@ from arkor.backend.conversations import Conversations
 from arkor.backend.home import bell_file, database_file
 from arkor.backend.inference import Inference
 from arkor.backend.openapi import NOTHING, Answer, body_of, describe, route
+from arkor.backend.pins import Pins
 from arkor.backend.routes import (
     Refusal,
     auth,
@@ -88,6 +89,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.bell.open()
+        app.state.pins.restore(store.endpoints.all())
         app.state.supervisor.start()
         app.state.inference = Inference(home, engine)
         sweep_checks(home)
@@ -117,6 +119,7 @@ def create_app(
     app.state.lookout = Lookout(app.state.bell)
     app.state.supervisor = Supervisor(home, store, engine)
     app.state.conversations = Conversations(home)
+    app.state.pins = Pins(home)
     app.state.checking = Checking(home, engine, app.state.supervisor.is_training)
     return app
 

@@ -81,12 +81,17 @@ def sweep(run: RunFolder, listed: Iterable[int]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             elif folder.name not in known:
                 remove(folder)
+    for folder in run.retired.glob(".*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def thin_out(run: RunFolder, steps: Iterable[int], standings: Standings, keep: int) -> int:
-    """Of the checkpoints at `steps`, keep the newest `keep` (0: all) and the best; says how many went."""
+    """Of the checkpoints at `steps`, keep the newest `keep` (0: all), the best, and those that deployments answer with.
+
+    Says how many went.
+    """
     there = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    kept = {*there[-keep:], *best(there, standings)}
+    kept = {*there[-keep:], *best(there, standings), *run.pinned()}
     gone = [step for step in there if step not in kept]
     with contextlib.suppress(OSError):  # nobody is hurt by one too many
         forget_states(run, [step for step in there[:-STATES_KEPT] if step in kept] + gone)
@@ -105,14 +110,30 @@ def _retire(run: RunFolder, step: int) -> None:
 
 
 def discharge(run: RunFolder, seconds: float = RETIREMENT_SECONDS) -> None:
-    """Remove the retired checkpoints that have been so for longer than that, and all but the latest `RETIRED`."""
+    """Remove the retired checkpoints that have been so for longer than that, and all but the latest `RETIRED`.
+
+    Those stay that deployments answer with.
+    """
     with contextlib.suppress(OSError):  # none there, or somebody else is at it
-        latest = sorted(run.retired.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        latest = sorted(run.retired.glob("[0-9]*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for place, folder in enumerate(latest):
             if place >= RETIRED or time.time() - folder.stat().st_mtime >= seconds:
-                shutil.rmtree(folder, ignore_errors=True)
+                _discharge(run, folder)
         if not seconds:
             run.retired.rmdir()
+
+
+def _discharge(run: RunFolder, folder: Path) -> None:
+    """Out of sight first: who pins it now finds that it is gone, who has pinned it before gets it back."""
+    if int(folder.name) in run.pinned():
+        return
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    if int(folder.name) in run.pinned():
+        gone.rename(folder)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def whereabouts(folder: Path) -> Path:

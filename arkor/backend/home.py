@@ -145,6 +145,16 @@ class RunFolder:
         """Checkpoints that are listed no more, for as long as somebody may still be about to ask them something."""
         return self.path / "retired"
 
+    @property
+    def pins(self) -> Path:
+        """A file `<step>.<deployment>` for each deployment that answers with a checkpoint of this run."""
+        return self.path / "pins"
+
+    def pinned(self) -> set[int]:
+        """The steps of the checkpoints that deployments answer with."""
+        names = [pin.name.partition(".")[0] for pin in self.pins.glob("*.*")]
+        return {int(name) for name in names if name.isdecimal()}
+
     def read_job(self) -> dict[str, Any]:
         job: dict[str, Any] = json.loads(self.job.read_bytes())
         return job

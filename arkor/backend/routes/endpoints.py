@@ -111,9 +111,13 @@ async def create_deployment(request: Request) -> Response:
     place = {"org_id": scope.org.id, "project_id": scope.project.id, "created_at": now(), "updated_at": now()}
     deployment = Deployment(**{"id": new_id(), **place, **wanted})
     state = request.app.state
-    await run_in_threadpool(weights_of, state, scope.project, deployment.target)
+
+    def write() -> None:
+        with _answering_with(state, scope.project, deployment.id, deployment.target):
+            state.store.endpoints.add(deployment)
+
     try:
-        await run_in_threadpool(state.store.endpoints.add, deployment)
+        await run_in_threadpool(write)
     except SlugTaken:
         raise Refusal(409, f"The slug {deployment.slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": deployment_json(deployment)}, 201)
@@ -133,17 +137,15 @@ async def update_deployment(request: Request) -> Response:
     change = checked_change(body, deployment)
     state = request.app.state
 
-    def write() -> Deployment | None:
-        if "target" in change:
-            weights_of(state, project, change["target"])
-        changed: Deployment | None = state.store.endpoints.replace(deployment.id, change)
-        if changed is not None:
-            state.conversations.obey(changed)
+    def write() -> Deployment:
+        with _answering_with(state, project, deployment.id, change.get("target")):
+            changed: Deployment | None = state.store.endpoints.replace(deployment.id, change)
+            if changed is None:
+                raise no_deployment(project, deployment.id)
+        state.conversations.obey(changed)
         return changed
 
     changed = await run_in_threadpool(write)
-    if changed is None:
-        raise no_deployment(project, deployment.id)
     return JSONResponse({"deployment": deployment_json(changed)})
 
 
@@ -154,7 +156,8 @@ async def delete_deployment(request: Request) -> Response:
 
     def remove() -> None:
         state.conversations.forget(deployment.id)
-        state.store.endpoints.remove(deployment.id)
+        with state.pins.moved(deployment.id, lambda: state.store.endpoints.get(deployment.id), None):
+            state.store.endpoints.remove(deployment.id)
         state.conversations.forget(deployment.id)  # what was kept in between
 
     await run_in_threadpool(remove)
@@ -273,6 +276,20 @@ def weights_of(state: State, project: Project, target: Mapping[str, Any]) -> tup
         return str(job.config["model"]), str(adapter_folder(run_folder(state.home, job.id), adapter))
     except CannotAnswer as error:
         raise Refusal(error.status, error.sentence, error.code) from None
+
+
+@contextmanager
+def _answering_with(
+    state: State, project: Project, deployment_id: str, target: Mapping[str, Any] | None
+) -> Iterator[None]:
+    """The deployment answers with `target` (None: with what it did) from here on. A 400 or 404 when that cannot."""
+    if target is None:
+        yield
+        return
+    weights_of(state, project, target)
+    with state.pins.moved(deployment_id, lambda: state.store.endpoints.get(deployment_id), target):
+        weights_of(state, project, target)  # it may have been cleared away before it was pinned
+        yield
 
 
 def _base(state: State, model: str) -> str:
