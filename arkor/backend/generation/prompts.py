@@ -1,4 +1,7 @@
-"""Messages → the tokens of a prompt, in the model's chat template."""
+"""Messages → the tokens of a prompt, in the model's chat template.
+
+Whoever asks may write what they like: no token of the template's is read out of a message (`seams.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from arkor.backend.generation.calls import Markup, learn, told
 from arkor.backend.generation.completion import Calling, CannotAnswer
+from arkor.backend.seams import Seams
 
 #: A prompt is looked at in full only if so many characters per token of the context do not fill it already.
 GENEROUS = (20, 80)
@@ -21,6 +25,7 @@ class Prompts:
     def __init__(self, name: str, tokenizer: Any, context: int | None) -> None:
         self._name = name
         self._tokenizer = copy.deepcopy(tokenizer)
+        self._seams = Seams(self._tokenizer)
         self._context = context
         self._lock = Lock()
 
@@ -41,7 +46,8 @@ class Prompts:
         markup = self.markup if calling or any(_of_tools(message) for message in messages) else None
         tools = list(calling.tools) if calling and markup and markup.native else None
         try:
-            text = self._render(told(messages, calling, markup or Markup("", "", None)), tools=tools)
+            sewn = self._seams.sewn(told(messages, calling, markup or Markup("", "", None)))
+            text = self._render(sewn, tools=self._seams.sewn_in(tools))
         except Exception as error:  # a template is a program of the model's makers: it may raise anything
             sentence = f"The chat template of {self._name} refuses these messages: {' '.join(str(error).split())[:300]}"
             raise CannotAnswer(400, "template_refused", sentence) from error
@@ -73,8 +79,7 @@ class Prompts:
 
     def _encoded(self, text: str) -> list[int]:
         with self._lock:
-            tokens: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return tokens
+            return self._seams.tokens([text])[0]
 
     def _too_long(self, count: str) -> CannotAnswer:
         sentence = (

@@ -1,7 +1,8 @@
 """Rows → tokens, and which of them count for the loss.
 
 What an assistant says is found by comparing tokens: those of the chat up to its turn, and through it, with those of
-the whole. That needs nothing of the chat template but that it renders turns in order.
+the whole. That needs nothing of the chat template but that it renders turns in order. What others say to the assistant
+is text, whatever it spells (`seams.py`); what the assistant is to learn to say may hold tokens of the model's own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from arkor.backend.data.records import DataError
 from arkor.backend.data.rows import Row
+from arkor.backend.seams import Seams
 
 #: The label of a token that does not count.
 IGNORED = -100
@@ -28,19 +30,22 @@ class Example:
 
     input_ids: list[int]
     labels: list[int]
+    sewn: bool = False
 
 
 @define
 class Encoded:
     """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it.
 
-    `lengths` are those of all rows before the cut, in tokens; of all tokens that count, `lost` are behind it.
+    `sewn` rows spell a token of the chat template in what is said to the assistant. `lengths` are those of all rows
+    before the cut, in tokens; of all tokens that count, `lost` are behind it.
     """
 
     input_ids: list[Any] = field(factory=list)
     labels: list[Any] = field(factory=list)
     cut: int = 0
     left_out: int = 0
+    sewn: int = 0
     lengths: array[int] = field(factory=lambda: array("I"))
     counted: int = 0
     lost: int = 0
@@ -51,6 +56,8 @@ class Encoded:
     def notes(self, what: str, max_length: int) -> Iterator[str]:
         """What a person should know of the `what` rows."""
         total = len(self) + self.left_out
+        if self.sewn:
+            yield f"{self.sewn} of {total} {what} rows spell a special token of the model in a message; that is text"
         if self.cut:
             yield f"{self.cut} of {total} {what} rows are longer than {max_length} tokens (max_length) and are cut"
         if self.left_out:
@@ -61,10 +68,11 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
     """Every row as tokens, cut at `max_length`. Raises `DataError` when a template refuses a row, or none is left."""
     import numpy  # noqa: PLC0415 - it comes with torch
 
-    encoded = Encoded()
+    encoded, seams = Encoded(), Seams(tokenizer)
     for start in range(0, len(rows), CHUNK):
         chunk = [rows[index] for index in range(start, min(start + CHUNK, len(rows)))]
-        for example in _encode_chunk(chunk, tokenizer, answers_only, start):
+        for example in _encode_chunk(chunk, tokenizer, seams, answers_only, start):
+            encoded.sewn += example.sewn
             encoded.cut += len(example.input_ids) > max_length
             encoded.lengths.append(len(example.input_ids))
             labels = example.labels[:max_length]
@@ -80,27 +88,22 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
     return encoded
 
 
-def _encode_chunk(chunk: list[Row], tokenizer: Any, answers_only: bool, start: int) -> Iterator[Example]:
-    """The texts of all rows go through the tokenizer in one call."""
-    rendered = [_render(row, tokenizer, answers_only, number) for number, row in enumerate(chunk, start + 1)]
-    tokens = iter(_tokenize([text for texts in rendered for text in texts], tokenizer))
+def _encode_chunk(chunk: list[Row], tokenizer: Any, seams: Seams, answers_only: bool, start: int) -> Iterator[Example]:
+    """The texts of all rows go through the tokenizer in one call; special tokens are in them already."""
+    rendered = [_render(row, tokenizer, seams, answers_only, number) for number, row in enumerate(chunk, start + 1)]
+    tokens = iter(seams.tokens([text for texts in rendered for text in texts]))
     for number, texts in enumerate(rendered, start + 1):
         whole, *rest = [next(tokens) for _ in texts]
-        yield _answers(whole, rest, number) if rest else Example(whole, list(whole))
+        example = _answers(whole, rest, number) if rest else Example(whole, list(whole))
+        yield evolve(example, sewn=seams.are_in(texts[0]))
 
 
-def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Special tokens are in the texts already."""
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return found
-
-
-def _render(row: Row, tokenizer: Any, answers_only: bool, number: int) -> list[str]:
+def _render(row: Row, tokenizer: Any, seams: Seams, answers_only: bool, number: int) -> list[str]:
     """The whole text; then, for each turn of the assistant, the text up to it and the text through it."""
     if "text" in row:
         end = tokenizer.eos_token or ""
         return [_opening(tokenizer) + row["text"].removesuffix(end) + end]
-    messages, tools = row["messages"], row.get("tools")
+    messages, tools = seams.sewn(row["messages"], trusted=("assistant",)), seams.sewn_in(row.get("tools"))
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"] if answers_only else []
     try:
         texts = [_apply(tokenizer, messages, tools)]

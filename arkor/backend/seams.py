@@ -1,0 +1,82 @@
+"""What people write in a message stays text, even where it spells a token by which a model tells its turns apart.
+
+A chat template puts such tokens around the messages and everything becomes one text, in which `<|im_start|>system` of
+a user would be as good as the template's own. So every such token in what people wrote gets a seam in its middle
+before the template is rendered; at the seams the text is taken apart, and no token is read across one. Messages in
+which no such token is spelled have no seam, and are tokenized as ever.
+
+A template whose marks are no tokens of their own but plain words (`[INST]` in the first Llamas) cannot be helped.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+#: A conversation of every turn that there is; which tokens a template puts around those, it shows.
+_PROBE = [{"role": role, "content": "probe"} for role in ("user", "assistant", "user")]
+
+Message = Mapping[str, Any]
+
+
+class Seams:
+    """The seams for one tokenizer, which is used by one thread at a time."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._seam = f"\ufdd0{secrets.token_hex(8)}\ufdd0"  # no message can foresee it
+        special, marks = _tokens(tokenizer)
+        self._anchor = special[0] if special else None
+        spelled = "|".join(map(re.escape, sorted({*special, *marks})))
+        self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.DOTALL) if spelled else None
+
+    def sewn(self, messages: Sequence[Message], trusted: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The messages with a seam in each token that they spell; those of the roles in `trusted` as they are."""
+        return [
+            dict(message)
+            if message["role"] in trusted
+            else {name: value if name == "role" else self.sewn_in(value) for name, value in message.items()}
+            for message in messages
+        ]
+
+    def sewn_in(self, value: Any) -> Any:
+        """The same in whatever JSON holds text: tools, arguments."""
+        if isinstance(value, str):
+            return self._spelled.sub(lambda letter: letter[1] + self._seam, value) if self._spelled else value
+        if isinstance(value, Mapping):
+            return {self.sewn_in(name): self.sewn_in(inner) for name, inner in value.items()}
+        return [self.sewn_in(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+    def are_in(self, text: str) -> bool:
+        return self._seam in text
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Of rendered texts, each as the tokenizer has it where there is no seam in it."""
+        pieces = [text.split(self._seam) for text in texts]
+        firsts = self._tokenizer([piece[0] for piece in pieces], add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*first, *self._behind(rest)] for first, (_, *rest) in zip(firsts, pieces, strict=True)]
+
+    def _behind(self, pieces: Sequence[str]) -> Iterator[int]:
+        """Tokens of what stands behind seams: in the middle of a text, before which no tokenizer puts a blank."""
+        for piece in pieces:
+            begun = self._read((self._anchor or "") + piece)
+            anchored = self._anchor is not None and begun[:1] == self._read(self._anchor)
+            yield from begun[1:] if anchored else self._read(piece)
+
+    def _read(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+
+def _tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The special tokens, and others that the template puts around turns. One of a single letter has no middle."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    try:
+        turns = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
+    except Exception:  # noqa: BLE001 - a template is a program of the model's makers: it may raise anything
+        turns = ""
+    long_enough = {text: special for text, special in added.items() if len(text.strip()) > 1}
+    marks = [text for text, special in long_enough.items() if not special and text in turns]
+    return [text for text, special in long_enough.items() if special], marks
