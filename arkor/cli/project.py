@@ -13,7 +13,7 @@ from typing import TypeVar
 import click
 
 import arkor as package
-from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, place_of, project_error
+from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, exit_code_of, place_of, project_error
 from arkor.cli.text import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.jobs import Artifact, JobStatus, TrainingResult
@@ -93,6 +93,12 @@ def _run(file: Path) -> TrainingResult:
     except (KeyboardInterrupt, ProjectError):
         _say_how_to_go_on(trainer)
         raise
+    except ArkorError as error:  # a callback that waits no longer, as a rule, or a backend that is gone
+        if trainer.job_id is None:
+            raise
+        say(str(error), err=True)
+        _say_how_to_go_on(trainer)
+        raise click.exceptions.Exit(exit_code_of(error)) from error
 
 
 def in_their_code(file: Path, call: Callable[[], T]) -> T:
@@ -116,6 +122,7 @@ def _say_how_to_go_on(trainer: Trainer) -> None:
         say("Nothing was submitted.", err=True)
     else:
         say(f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}", err=True)
+        say(f'With its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()', err=True)
 
 
 def _ended(result: TrainingResult) -> int:

@@ -167,6 +167,33 @@ def test_a_callback_that_raises_in_raise_mode(backend: Backend, run: Run, write_
     assert "The run goes on. Watch it: arkor logs " in done.stderr
 
 
+def how_to_go_on(job_id: str) -> list[str]:
+    return [
+        f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}",
+        f'With its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()',
+    ]
+
+
+def test_a_callback_that_stops_waiting(slow_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+    write_entry(
+        """
+        def on_log(log):
+            log.stop_waiting("enough seen")
+        """,
+        steps=20,
+        arguments=', callbacks={"on_log": on_log}',
+    )
+    done = run("start")
+    assert done.returncode == 1
+    job_id = done.stdout.split()[2]
+    assert done.stderr.splitlines()[-3].startswith("enough seen; ")
+    assert done.stderr.splitlines()[-2:] == how_to_go_on(job_id)
+    assert run("logs", job_id, "--follow").stdout.splitlines()[-1].endswith("completed")
+    as_json = run("start", "--json")
+    assert as_json.stdout == ""
+    assert "The run goes on. Watch it: arkor logs " in as_json.stderr
+
+
 @pytest.fixture
 def slow_backend(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Backend:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
@@ -183,8 +210,7 @@ def test_ctrl_c_leaves_the_run_going(slow_backend: Backend, run: Run, write_entr
     watching.send_signal(signal.SIGINT)
     _, said = watching.communicate(timeout=20)
     assert watching.returncode == 130
-    sentence = f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}"
-    assert said.splitlines()[-1] == sentence
+    assert said.splitlines()[-2:] == how_to_go_on(job_id)
     assert "Traceback" not in said
     followed = run("logs", job_id[:12], "--follow").stdout.splitlines()
     assert followed[-1].endswith("completed")
