@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
+from typing import Any
 
 import click
 from attrs import evolve
 
 from arkor.cli.errors import FAILED
-from arkor.cli.text import in_a_terminal, say
-from arkor.cli.whoami import ask_who, name_of, whose
+from arkor.cli.text import as_json_option, in_a_terminal, say, say_json
+from arkor.cli.whoami import ask_who, name_of, report, whose
 from arkor.client.addresses import checked_url, is_loopback
 from arkor.client.credentials import (
     AnonymousCredentials,
@@ -53,7 +55,8 @@ _NOBODY_TO_ASK = "name --oauth (a person), --anonymous, or --token-stdin (the to
 @click.option("--token-stdin", is_flag=True, help="The same; the token is read from standard input.")
 @click.option("--no-browser", is_flag=True, help="Print the address to sign in at, and open nothing.")
 @click.option("--url", help="The backend. Default: ARKOR_CLOUD_API_URL, the one of the sign-in, the Arkor cloud.")
-def login(url: str | None, *, no_browser: bool, **flags: bool) -> None:
+@as_json_option
+def login(url: str | None, *, no_browser: bool, as_json: bool, **flags: bool) -> None:
     """Sign in to a backend; without an option, a terminal asks how.
 
     The backend of this machine needs no sign-in. One that is there already is replaced.
@@ -62,13 +65,21 @@ def login(url: str | None, *, no_browser: bool, **flags: bool) -> None:
     target = _target(url, before)
     person, token = flags["oauth"] or no_browser, flags["token"] or flags["token_stdin"]
     named = [way for way, given in ((PERSON, person), (ANONYMOUS, flags["anonymous"]), (TOKEN, token)) if given]
-    way = _way(target, named)
-    if way == TOKEN:
-        _with_token(target, before, _token(piped=flags["token_stdin"]))
-    elif way == ANONYMOUS:
-        _anonymously(target, before)
-    else:
-        _as_person(target, before, browser=not no_browser)
+    with _for(as_json):
+        way = _way(target, named)
+        if way == TOKEN:
+            kept = _with_token(target, before, _token(piped=flags["token_stdin"]))
+        elif way == ANONYMOUS:
+            kept = _anonymously(target, before)
+        else:
+            kept = _as_person(target, before, browser=not no_browser)
+    if as_json:
+        say_json(kept)
+
+
+def _for(as_json: bool) -> AbstractContextManager[Any]:
+    """Where a program reads, what is said to a person, questions included, goes to stderr."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _target(url: str | None, before: Credentials | None) -> str:
@@ -122,7 +133,7 @@ def _token(*, piped: bool) -> str:
         raise click.UsageError("this is no token: it is empty, or has characters that no token has") from None
 
 
-def _with_token(target: str, before: Credentials | None, token: str) -> None:
+def _with_token(target: str, before: Credentials | None, token: str) -> dict[str, Any]:
     credentials = TokenCredentials(token, target)
     try:
         ask_who(credentials)  # whatever is wrong with it, nothing changes
@@ -133,24 +144,23 @@ def _with_token(target: str, before: Credentials | None, token: str) -> None:
     if target.startswith("http:") and not is_loopback(target):
         say(f"The connection to {target} is not encrypted: the token can be read on the way.", err=True)
     _agree_to_replace(before)
-    _keep(credentials)
+    return _keep(credentials)
 
 
-def _anonymously(target: str, before: Credentials | None) -> None:
+def _anonymously(target: str, before: Credentials | None) -> dict[str, Any]:
     if isinstance(before, AnonymousCredentials) and before.incidental and url_of(before) == target:
-        _keep(evolve(before, incidental=None))  # a script got it on its way; from now on it is asked for
-        return
+        return _keep(evolve(before, incidental=None))  # a script got it on its way; from now on it is asked for
     _agree_to_replace(before)
-    _keep(introduced(target))
+    return _keep(introduced(target))
 
 
-def _as_person(target: str, before: Credentials | None, *, browser: bool) -> None:
+def _as_person(target: str, before: Credentials | None, *, browser: bool) -> dict[str, Any]:
     config = sign_in_config(target)
     if config is None:
         ways = f"arkor login --anonymous --url {target}, or with a token of its operator: arkor login --token"
         raise ArkorError(f"{target} knows no persons: {ways} --url {target}")
     _agree_to_replace(before)
-    _keep(sign_in(target, config, tell=partial(_tell_where, browser), browser=browser))
+    return _keep(sign_in(target, config, tell=partial(_tell_where, browser), browser=browser))
 
 
 def _tell_where(browser: bool, address: str, port: int) -> None:
@@ -165,8 +175,8 @@ def _tell_where(browser: bool, address: str, port: int) -> None:
     say("Waiting for you to come back (Ctrl-C leaves) …", err=True)
 
 
-def _keep(credentials: Credentials) -> None:
-    """Write a new sign-in down, once it is sure that the backend does not refuse it."""
+def _keep(credentials: Credentials) -> dict[str, Any]:
+    """Write a new sign-in down, once it is sure that the backend does not refuse it; what `whoami` will say of it."""
     me = ask_who(credentials, only_refusals=True)
     with only_writer():
         write_credentials(credentials)
@@ -178,6 +188,7 @@ def _keep(credentials: Credentials) -> None:
     named = cloud_api_url_from_env()
     if named and named != url:
         say(f"ARKOR_CLOUD_API_URL names another backend, {named}, and goes first; unset it to use this one.", err=True)
+    return report(credentials.mode, me, url=url, why="credentials file")
 
 
 # What was there before
@@ -213,12 +224,22 @@ def _confirm(question: str) -> None:
 
 @click.command()
 @click.option("-f", "--force", is_flag=True, help="Ask nothing.")
-def logout(force: bool) -> None:
+@as_json_option
+def logout(force: bool, as_json: bool) -> None:
     """Remove the sign-in.
 
     Scripts use the backend of this machine again, unless ARKOR_CLOUD_API_URL names another.
     """
     found = read_credentials()
+    with _for(as_json):
+        removed = _sign_out(found, force=force)
+    if as_json:
+        gone = {"mode": found.mode, "url": url_of(found)} if found else {"mode": None, "url": None}
+        say_json({"removed": removed, **gone})
+
+
+def _sign_out(found: Credentials | None, *, force: bool) -> bool:
+    """Whether there was anything to remove."""
     if found is not None and in_a_terminal() and not force:
         say(f"This removes {whose(found)}.", err=True)
         if isinstance(found, AnonymousCredentials):
@@ -226,9 +247,11 @@ def logout(force: bool) -> None:
         _confirm("Go on?")
     if not remove_credentials():
         say("You are not signed in.")
-    elif found is None:
+        return False
+    if found is None:
         say(f"{credentials_path()} made no sense and is removed.")
-    else:
-        say(f"Signed out of {one_line(url_of(found))}.")
-        if isinstance(found, AnonymousCredentials) and (force or not in_a_terminal()):
-            say(_what_is_lost(found), err=True)
+        return True
+    say(f"Signed out of {one_line(url_of(found))}.")
+    if isinstance(found, AnonymousCredentials) and (force or not in_a_terminal()):
+        say(_what_is_lost(found), err=True)
+    return True

@@ -41,14 +41,14 @@ def whoami(as_json: bool) -> None:
     Nothing is started, and nobody is signed in by asking.
     """
     chosen = choose_backend()
-    report = _here() if chosen is None else _elsewhere(*chosen)
+    found = _here() if chosen is None else _elsewhere(*chosen)
     if as_json:
-        say_json(report)
+        say_json(found)
         return
-    say(_greeting(report))
-    if report["orgs"]:
-        say(f"Organisations: {', '.join(one_line(str(org['slug'])) for org in report['orgs'])}")
-    say(f"Backend: {_place(report['backend'])}")
+    say(_greeting(found))
+    if found["orgs"]:
+        say(f"Organisations: {', '.join(one_line(str(org['slug'])) for org in found['orgs'])}")
+    say(f"Backend: {_place(found['backend'])}")
     if chosen is None and (idle := read_credentials()):
         say(f"The identity in {credentials_path()} is for {one_line(url_of(idle))} where a script names that one.")
 
@@ -56,7 +56,8 @@ def whoami(as_json: bool) -> None:
 # Looking
 
 
-def _report(mode: str | None, me: Me | None, **backend: Any) -> dict[str, Any]:
+def report(mode: str | None, me: Me | None, **backend: Any) -> dict[str, Any]:
+    """What there is to say of a sign-in at a backend; no secret is in it."""
     known = [org for org in me.orgs if isinstance(org, Org)] if me else []
     orgs = [{"id": org.id, "slug": org.slug, "name": org.name} for org in known]
     return {"mode": mode, "user": _user(me) if me else None, "orgs": orgs, "backend": backend}
@@ -75,13 +76,13 @@ def _here() -> dict[str, Any]:
     except TimeoutError:  # it is there, but has no time for us
         pass
     url = listing.url if listing else None
-    return _report("embedded", me, url=url, why="embedded", running=listing is not None)
+    return report("embedded", me, url=url, why="embedded", running=listing is not None)
 
 
 def _elsewhere(url: str, why: str) -> dict[str, Any]:
     found = known_credentials(url)
     if found is None:
-        return _report(None, None, url=url, why=why)
+        return report(None, None, url=url, why=why)
     client = CloudApiClient(url, found, access=access_for(url, found, from_file=True, why=why))
     try:
         me = client.me()
@@ -89,7 +90,7 @@ def _elsewhere(url: str, why: str) -> dict[str, Any]:
         if error.status != 401:
             raise
         raise CredentialsError(_refused(url, error)) from error
-    return _report(found.mode, me, url=client.base_url, why=client.http.access.why)
+    return report(found.mode, me, url=client.base_url, why=client.http.access.why)
 
 
 def _refused(url: str, error: CloudApiError) -> str:
@@ -101,17 +102,17 @@ def _refused(url: str, error: CloudApiError) -> str:
 # Telling
 
 
-def _greeting(report: dict[str, Any]) -> str:
-    user = report["user"] or {}
+def _greeting(found: dict[str, Any]) -> str:
+    user = found["user"] or {}
     name = one_line(str(user.get("email") or user.get("id")))
-    if report["mode"] == "oauth":
+    if found["mode"] == "oauth":
         return name
-    if report["mode"] == "token":
-        source = "ARKOR_TOKEN" if credentials_from_env(report["backend"]["url"]) else str(credentials_path())
+    if found["mode"] == "token":
+        source = "ARKOR_TOKEN" if credentials_from_env(found["backend"]["url"]) else str(credentials_path())
         return f"{name}, by the token in {source}"
-    if report["mode"] == "anon":
+    if found["mode"] == "anon":
         return f"An anonymous identity, {one_line(str(user.get('id')))}"
-    if report["mode"] == "embedded":
+    if found["mode"] == "embedded":
         return "The owner of this machine's backend, which needs no sign-in"
     return "Nobody yet: the first call there gets an anonymous identity (to be a person: arkor login)"
 

@@ -344,6 +344,34 @@ def test_signing_out(run: Run, auth: AuthorizationServer) -> None:
     assert not credentials_path().exists()
 
 
+def test_programs_get_json_without_a_secret(
+    backend: Backend, auth: AuthorizationServer, server: HttpServer, page: Path, run: Run
+) -> None:
+    login = run("login", "--anonymous", "--url", backend.url, "--json")
+    found = read_credentials()
+    assert isinstance(found, AnonymousCredentials)
+    assert json.loads(login.stdout) == json.loads(run("whoami", "--json").stdout)
+    assert json.loads(login.stdout)["backend"] == {"url": backend.url, "why": "credentials file"}
+    assert "Signed in to" in login.stderr
+
+    person = run("login", "--oauth", "--url", server.url, "--json")
+    assert json.loads(person.stdout)["user"] == ME["user"]
+    assert json.loads(person.stdout)["mode"] == "oauth"
+    unshown(person, auth)
+    logout = run("logout", "--json")
+    assert json.loads(logout.stdout) == {"removed": True, "mode": "oauth", "url": server.url}
+    assert json.loads(run("logout", "--json").stdout) == {"removed": False, "mode": None, "url": None}
+    for done in (login, person, logout):
+        assert found.token not in done.stdout + done.stderr
+
+
+def test_a_person_who_says_no_to_a_question_for_a_program(at_terminal: Typing) -> None:
+    write_credentials(SAFE)
+    done = at_terminal("logout", "--json", typed="n\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Go on?" in done.stderr
+
+
 def test_a_terminal_is_asked_before(at_terminal: Typing, auth: AuthorizationServer, server: HttpServer) -> None:
     write_credentials(SAFE)
     done = at_terminal("logout", typed="n\n")
