@@ -45,6 +45,16 @@ def token_from_env() -> str | None:
     return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
 
 
+def authorities_named() -> tuple[str, str] | None:
+    """The variable that names whom to trust instead of the usual authorities, and the file or folder that it names.
+
+    The first that is set of `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`, which requests knows by itself, and
+    `SSL_CERT_FILE`, which Python and the other clients know.
+    """
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    return next(((name, path) for name in names if (path := os.environ.get(name))), None)
+
+
 def dry_run_wanted() -> bool:
     """`ARKOR_DRY_RUN`: whether every run that is submitted is to be a dry run, whatever its script says."""
     return (os.environ.get("ARKOR_DRY_RUN") or "0") != "0"

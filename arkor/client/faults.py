@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from arkor.client.upgrade import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
-from arkor.settings import VERSION
+from arkor.settings import VERSION, authorities_named
 
 #: An error page longer than this is not read to its end.
 MAX_ERROR_BYTES = 64 * 1024
@@ -30,6 +30,7 @@ _SHORTEST_SECRET = 8  # characters; what is shorter is no secret, and may be par
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3}[ \w-]{0,60})")
+_DISTRUST = re.compile(r"certificate verify failed: ([^(]{1,200})")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -191,17 +192,28 @@ def is_fault_of_trust(error: BaseException) -> bool:
 
 def _why(error: Exception) -> str:
     if "certificate bundle" in str(error):  # requests has no error of its own for one that is not there
-        return f"cannot be called: {error}; look at REQUESTS_CA_BUNDLE"
+        return f"cannot be called: {error}; look at {(authorities_named() or ['REQUESTS_CA_BUNDLE'])[0]}"
     if is_fault_of_trust(error):
-        return (
-            "has a certificate that this machine does not trust; "
-            "if your company has its own authority, point REQUESTS_CA_BUNDLE to its certificates"
-        )
+        return _why_no_trust(error)
     if isinstance(error, requests.exceptions.ProxyError):
         refusal = _REFUSED_TUNNEL.search(str(error))
         said = f" ({refusal[1].strip()})" if refusal else ""
         return f"cannot be reached through the proxy{said}; look at HTTPS_PROXY and NO_PROXY"
     return _why_no_answer(error)
+
+
+def _why_no_trust(error: Exception) -> str:
+    reason = _DISTRUST.search(str(error))
+    because = f" ({reason[1].strip(' .')})" if reason else ""
+    what = f"has a certificate that this machine does not trust{because}"
+    if "mismatch" in what:
+        return f"{what}; look at the address: it must be called by the name that the certificate is for"
+    named = authorities_named()
+    if named is None:
+        advice = "point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates"
+    else:
+        advice = f"its certificates belong into {named[1]}, which {named[0]} names"
+    return f"{what}; if your company has its own authority, {advice}"
 
 
 def _why_no_answer(error: Exception) -> str:

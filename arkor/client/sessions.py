@@ -14,7 +14,7 @@ from arkor.client.addresses import is_loopback, place_of, split_address
 from arkor.client.faults import without_token
 from arkor.client.plug import PluggedAdapter
 from arkor.errors import CloudApiError
-from arkor.settings import VERSION
+from arkor.settings import VERSION, authorities_named
 
 
 class LastHand(AuthBase):
@@ -38,6 +38,8 @@ class Session(requests.Session):
 
     def merge_environment_settings(self, url: Any, *arguments: Any) -> Any:
         settings = super().merge_environment_settings(url, *arguments)
+        if settings["verify"] is True and (named := authorities_named()):
+            settings["verify"] = named[1]
         return {**settings, "proxies": {}} if is_loopback(url) else settings
 
     def rebuild_proxies(self, prepared_request: requests.PreparedRequest, proxies: Any) -> Any:

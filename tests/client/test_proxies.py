@@ -33,6 +33,8 @@ TOKEN = "the-token-of-the-caller"
 def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Company]:
     """A company whose proxy and authority are in the environment, as the usual variables have it."""
     with closing(Company(tmp_path)) as found:
+        for other in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+            monkeypatch.delenv(other, raising=False)
         monkeypatch.setenv("HTTPS_PROXY", found.proxy_url)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(found.authority.bundle))
         yield found
@@ -98,12 +100,25 @@ def test_what_is_excepted_goes_straight(company: Company, monkeypatch: pytest.Mo
     assert company.tunnels == []
 
 
-def test_both_variables_name_the_authority(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CURL_CA_BUNDLE", str(company.authority.bundle))
+@pytest.mark.parametrize("variable", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_any_variable_may_name_the_authority(company: Company, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, str(company.authority.bundle))
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with answering(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
+        company.serve(HOST, server.url)
+        company.serve("login.example", server.url)
+        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        assert ask_for_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
+
+
+def test_what_requests_knows_goes_first(company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
     with answering(Answer(body={"a": 1})) as server:
         company.serve(HOST, server.url)
         assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert said.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
 
 
 def sentence_of(call: object) -> str:
@@ -122,8 +137,9 @@ def test_an_authority_that_is_not_trusted(company: Company, monkeypatch: pytest.
         began = time.monotonic()
         said = sentence_of(lambda: Http(Access(URL, TOKEN)).call("GET", "/v1/x"))
         login = sentence_of(lambda: ask_for_token("login.example", {}))
-    assert "point REQUESTS_CA_BUNDLE to its certificates" in said
-    assert "point REQUESTS_CA_BUNDLE to its certificates" in login
+    for sentence in (said, login):
+        assert "does not trust (unable to get local issuer certificate)" in sentence
+        assert "own authority, point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates" in sentence
     assert time.monotonic() - began < 10  # not tried again
     assert server.requests == []
 
@@ -150,7 +166,8 @@ def test_a_certificate_of_another_host(company: Company, monkeypatch: pytest.Mon
     with answering(Answer()) as server:
         port = company.serve("other.example", server.url)
         said = sentence_of(lambda: Http(Access(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
-    assert "has a certificate" in said
+    assert "is not valid for 'localhost'); look at the address" in said
+    assert "authority" not in said
     assert server.requests == []
 
 

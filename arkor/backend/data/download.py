@@ -24,7 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from arkor.backend.data.records import DataError
-from arkor.settings import VERSION
+from arkor.settings import VERSION, authorities_named
 
 #: A file of more bytes than this is refused: 20 GiB.
 LARGEST_DOWNLOAD = 20 * 2**30
@@ -68,6 +68,7 @@ def _attempt(url: str, target: IO[bytes], *, name: str, token: str | None, allow
     target.seek(0)
     target.truncate()
     with _errors_as_sentences(url, name), requests.Session() as session:
+        session.verify = (authorities_named() or ("", True))[1]
         if not allow_private:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _PublicAdapter())
@@ -87,12 +88,19 @@ def _errors_as_sentences(url: str, name: str) -> Iterator[None]:
         ) from None
     except requests.exceptions.SSLError as error:
         host = urlsplit(url).hostname
-        raise DataError(f"{name}: the connection to {host} is not trusted ({_brief(error)}).") from None
+        raise DataError(
+            f"{name}: the connection to {host} is not trusted ({_brief(error)}). If your company has its own "
+            "authority, let SSL_CERT_FILE name its certificates in the environment of the backend."
+        ) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         host = urlsplit(url).hostname
         raise _Passing(f"{name} could not be fetched from {host} ({_brief(error)}). Is the address right?") from None
     except (requests.RequestException, ValueError) as error:
         raise DataError(f"{name} could not be fetched ({_brief(error)}).") from None
+    except OSError as error:
+        if "certificate bundle" not in str(error):  # what the disk has to say; requests has no error for the other
+            raise
+        raise DataError(f"{name} could not be fetched ({error}).") from None
 
 
 def _brief(error: Exception) -> str:
