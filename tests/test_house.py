@@ -27,7 +27,7 @@ cli.errors cli.text cli.runs cli.chat cli.copies cli.endpoints cli.project cli.c
 """.split()
 
 BACKEND_FLOORS = """
-home expectations heartbeat bell log checkpoints pins past progress summary schema endpoints store conversations sse tail engine scripted process threads device models seams
+home expectations heartbeat bell log excerpts checkpoints pins past progress summary schema endpoints store conversations sse tail engine scripted process threads device models seams
 data.records data.rows data.download data.datasets
 training.plan training.tokens training.batches training.lora training.state training.sft training.engine_trl training.survey training.timing training.rehearsal
 generation.completion generation.text generation.schemas generation.constraints generation.tools generation.calls generation.echo generation.sampling generation.trial generation.grammar generation.prompts generation.weights generation.answer generation.batch generation.generate

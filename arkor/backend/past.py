@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import cast
 
 from attrs import Factory, define
 
-from arkor.backend.log import LogDamaged, read_events
-from arkor.events import CheckpointSaved, TrainingLog, decode_event
+from arkor.backend.excerpts import Excerpts, Line, excerpts
+from arkor.backend.home import RunFolder
+from arkor.backend.log import LogDamaged
+from arkor.events import CheckpointSaved, Event, TrainingLog, decode_event
 from arkor.jobs import Artifact
 from arkor.standings import Standings
-
-_PIECE = 1024 * 1024
 
 #: Before the first line of numbers.
 NOTHING_LOGGED = (-1, False)
@@ -28,7 +27,7 @@ def place(step: int, eval_loss: float | None) -> tuple[int, bool]:
 class Past:
     """`last` is the place of the last line of numbers, `saved` the artifacts of each checkpoint by its step.
 
-    `standings` say how good the checkpoints are.
+    `standings` say how good those checkpoints are that are still there.
     """
 
     started: bool = False
@@ -37,35 +36,60 @@ class Past:
     standings: Standings = Factory(Standings)
 
 
-def read_past(log: Path) -> Past:
-    """The past of the run with this log. Raises `LogDamaged`."""
+def read_past(run: RunFolder) -> Past:
+    """The past of this run. Raises `LogDamaged`."""
     past = Past()
-    after = 0
-    while events := read_events(log, after, _PIECE):
-        for _, kind, line in events:
-            _take(past, kind, line)
-        after = events[-1][0]
+    with excerpts(run.events) as log:
+        past.started = log.last("training.started") is not None
+        if (line := log.last("training.log")) is not None:
+            numbers = _numbers(line)
+            past.last = place(numbers.step, numbers.eval_loss)
+        checkpoints = [(line.begin, _checkpoint(line)) for line in log.of("checkpoint.saved")]
+        past.saved = {event.step: tuple(event.artifacts or ()) for _, event in checkpoints}
+        there = {step for step in past.saved if run.checkpoint(step).is_dir()}
+        _compare(past.standings, log, [(begin, event.step) for begin, event in checkpoints], there)
     return past
 
 
-def _take(past: Past, kind: str, line: bytes) -> None:
-    if kind == "training.started":
-        past.started = True
-    elif kind in ("training.log", "checkpoint.saved"):
-        _take_log(past, _event(line))
+def _compare(
+    standings: Standings, log: Excerpts, checkpoints: Sequence[tuple[int, int]], there: Collection[int]
+) -> None:
+    """Of the checkpoints, as (where its line begins, step), those that are there; the numbers of others say nothing."""
+    before = 0
+    for begin, step in checkpoints:
+        if step in there:
+            _take(standings, log, before, begin)
+            standings.checkpoint(step)
+            _take_evaluation(standings, log, begin, step)
+        before = begin
+    _take(standings, log, before, None)
 
 
-def _take_log(past: Past, event: Any) -> None:
-    if isinstance(event, CheckpointSaved):
-        past.saved[event.step] = tuple(event.artifacts or ())
-        past.standings.checkpoint(event.step)
-    elif isinstance(event, TrainingLog):
-        past.last = max(past.last, place(event.step, event.eval_loss))
-        past.standings.log(event.step, event.loss, event.eval_loss)
+def _take(standings: Standings, log: Excerpts, begin: int, end: int | None) -> None:
+    for line in log.of("training.log", begin, end):
+        numbers = _numbers(line)
+        standings.log(numbers.step, numbers.loss, numbers.eval_loss)
 
 
-def _event(line: bytes) -> Any:
+def _take_evaluation(standings: Standings, log: Excerpts, begin: int, step: int) -> None:
+    """What was measured at that very step after the checkpoint was saved."""
+    for line in log.of("training.log", begin):
+        numbers = _numbers(line)
+        if numbers.step > step:
+            return
+        standings.log(numbers.step, None, numbers.eval_loss)
+
+
+def _numbers(line: Line) -> TrainingLog:
+    return cast("TrainingLog", _decoded(line))
+
+
+def _checkpoint(line: Line) -> CheckpointSaved:
+    return cast("CheckpointSaved", _decoded(line))
+
+
+def _decoded(line: Line) -> Event | None:
     try:
-        return decode_event(json.loads(line))
+        return decode_event(line.event)
     except ValueError as error:
-        raise LogDamaged(f"{error!r} in {line[:80]!r}") from error
+        raise LogDamaged(f"{error!r} in the line that begins at byte {line.begin}") from error

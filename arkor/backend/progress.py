@@ -10,11 +10,8 @@ from typing import Any
 from attrs import Factory, define
 
 from arkor.backend.checkpoints import resume_step
+from arkor.backend.excerpts import Excerpts, Line, excerpts
 from arkor.backend.home import RunFolder
-from arkor.backend.log import decode_line, read_events
-
-_COUNTED = frozenset({"training.log", "checkpoint.saved", "training.resumed"})
-_PIECE = 1024 * 1024
 
 
 @define
@@ -40,23 +37,26 @@ class Progress:
 def read_progress(folder: RunFolder) -> Progress:
     """The progress of the run in this folder. Raises `LogDamaged`."""
     progress = Progress()
-    after = 0
-    while events := read_events(folder.events, after, _PIECE):
-        for _, kind, line in events:
-            if kind in _COUNTED:
-                _count(progress, kind, decode_line(line))
-        after = events[-1][0]
+    with excerpts(folder.events) as log:
+        progress.step = _step_before(log, None)
+        for line in log.of("checkpoint.saved"):
+            if (step := _step(line)) is not None:
+                progress.saved[step] = line.event.get("artifacts") or []
+        end = None
+        while resumed := log.last("training.resumed", end):
+            if _step_before(log, resumed.begin) != progress.step:
+                break
+            progress.fruitless += 1
+            end = resumed.begin
     return progress
 
 
-def _count(progress: Progress, kind: str, data: dict[str, Any]) -> None:
-    if kind == "training.resumed":
-        progress.fruitless += 1
-        return
-    step = data.get("step")
-    if not isinstance(step, int):
-        return
-    if progress.step is None or step > progress.step:
-        progress.step, progress.fruitless = step, 0
-    if kind == "checkpoint.saved":
-        progress.saved[step] = data.get("artifacts") or []
+def _step_before(log: Excerpts, end: int | None) -> int | None:
+    """The last step of which anything was said before that byte; they never go back."""
+    lines = (log.last("training.log", end), log.last("checkpoint.saved", end))
+    return max((step for line in lines if line and (step := _step(line)) is not None), default=None)
+
+
+def _step(line: Line) -> int | None:
+    step = line.event.get("step")
+    return step if isinstance(step, int) else None

@@ -100,7 +100,7 @@ def play(folder: RunFolder, home: Path, engine: str) -> int:
 def _see_through(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop: StopSign) -> int:
     """From the last checkpoint on if there is one; returns the exit code. Raises OSError for an unwritable log."""
     write_atomically(folder.pid, str(os.getpid()))
-    past = read_past(folder.events)
+    past = read_past(folder)
     checkpoints.sweep(folder, past.saved)
     step = checkpoints.resume_step(folder, past.saved)
     asked = folder.read_job()["config"]

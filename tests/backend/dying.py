@@ -31,7 +31,7 @@ def a_run(home: Path, name: str, rows: list[dict[str, Any]] | None = None, **con
 def mourn(folder: RunFolder, reason: str = "the worker was killed by SIGKILL") -> int:
     """What the supervisor does when a worker is dead; returns the step that the run goes on from."""
     with LogWriter(folder.events, wait=True) as log:
-        step = resume_step(folder, read_past(folder.events).saved) or 0
+        step = resume_step(folder, read_past(folder).saved) or 0
         if not log.tail.terminal:
             log.append(TrainingResumed(folder.id, now(), step, reason), sync=True)
     return step
