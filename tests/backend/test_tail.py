@@ -278,6 +278,13 @@ def test_who_goes_away_leaves_nothing_behind(run: Run) -> None:
     """Not a file, not a task, neither while the run is silent nor in the middle of a replay."""
     run.write(1, 100_000)
     server = psutil.Process(run.backend.process.pid)
+    with ExitStack() as stack:  # the database's files, which stay open, are opened when many call at once
+        for watcher in [stack.enter_context(closing(run.watch(since="now"))) for _ in range(40)]:
+            watcher.begin()
+    deadline = time.monotonic() + 30
+    while len(server.net_connections()) > 1:  # it listens
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     _rest(server)
     before, threads = server.num_fds(), server.num_threads()
     with ExitStack() as stack:
