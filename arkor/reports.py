@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from arkor.cards import line
-from arkor.words import one_line
+from arkor.words import one_line, printable
 
 #: How what counts for the loss is marked in plain text.
 OPEN, CLOSE = "⟦", "⟧"
@@ -18,7 +18,7 @@ OPEN, CLOSE = "⟦", "⟧"
 #: How many rows are shown, how many pairs of the same rows are named, how wide a bar is.
 _MOST_ROWS, _MOST_PAIRS, _BAR = 3, 5, 32
 
-_PRE = "white-space:pre-wrap;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px"
+_PRE = "white-space:pre-wrap;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;overflow-wrap:anywhere"
 _COUNTS = "text-decoration:underline;background:rgba(22,163,74,.18)"
 
 #: Shows a stretch of a row, which counts (True) or does not.
@@ -165,7 +165,7 @@ def _estimate(check: Any) -> list[str]:
 
 def safe(text: str) -> str:
     """What a terminal cannot be steered with; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else ("\\t" if c == "\t" else "�") for c in text)
+    return "".join(c if printable(c) or c == "\n" else ("\\t" if c == "\t" else "�") for c in text)
 
 
 def html(check: Any) -> str:

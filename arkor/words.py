@@ -5,10 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TextIO
 
+_JOINERS = "\u200c\u200d"  # Persian, Hindi and families of emoji are written with them; they steer nothing
+
+
+def printable(letter: str) -> bool:
+    """Whether it can be shown without steering what stands around it."""
+    return letter.isprintable() or letter in _JOINERS
+
 
 def one_line(text: str) -> str:
     """Without line breaks, escape codes and the like, which would tear a line of progress."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join("".join(c if printable(c) else " " for c in text).split())
 
 
 def spelled(text: str, stream: TextIO) -> str:

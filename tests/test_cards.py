@@ -78,6 +78,14 @@ def test_of_a_file_that_was_uploaded_the_name_is_shown() -> None:
     assert "tickets.jsonl" in Page(told._repr_html_()).texts
 
 
+def test_of_a_long_text_a_line_shows_the_beginning_and_a_card_more() -> None:
+    told = job(error="out of memory " * 1000)
+    assert len(repr(told)) < 400
+    assert repr(told).endswith("…')")
+    assert 2000 < len("".join(Page(told._repr_html_()).texts)) < 2500
+    assert "short" in repr(job(error="short"))
+
+
 def test_many_artifacts_are_counted() -> None:
     result = TrainingResult(job(), tuple(Artifact(path=f"checkpoints/{n}") for n in range(20)))
     assert "checkpoints/7, and 12 more" in Page(result._repr_html_()).texts[-1]
@@ -89,7 +97,7 @@ def test_what_strangers_wrote_stays_text() -> None:
     told = job(id=hostile, name=hostile, status=hostile, error=hostile, createdAt=hostile, config=config)
     result = TrainingResult(told, (Artifact(path=hostile), hostile))
     for page in (told._repr_html_(), result._repr_html_()):
-        assert Page(page).tags == {"div", "b", "span", "table", "tr", "td"}
+        assert Page(page).tags == {"div", "b", "bdi", "span", "table", "tr", "td"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_whatever_a_backend_says_can_be_shown(said: dict[str, Any], artifacts: l
     told = from_wire(TrainingJob, said)
     result = TrainingResult(told, tuple(artifacts))
     for page in (told._repr_html_(), result._repr_html_()):
-        assert Page(page).tags <= {"div", "b", "span", "table", "tr", "td"}
+        assert Page(page).tags <= {"div", "b", "bdi", "span", "table", "tr", "td"}
     assert re.match(r"Training(Job|Result)\(", repr(told) + repr(result))
 
 

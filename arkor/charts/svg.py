@@ -1,7 +1,8 @@
 """A loss as a picture for a page: SVG without scripts, readable on light paper and on dark.
 
 It goes into a page as an image of its own and not as a part of it: of a notebook that somebody was sent, only the
-images are shown. An image knows nothing of the page's colours, hence an ink for both.
+images are shown. An image knows nothing of the page's colours, hence one ink for the white of a light page, the black
+of a dark one, and the grey of Colab's.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from arkor.charts.scale import Scale, tick_text
 
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
-_INK = "#7b7b7b"  # at least 4:1 on white and on black, as text has to be
-_BLUE, _ORANGE, _RED = "#3b82f6", "#d97706", "#dc2626"  # at least 3:1 on white and on black
+_INK, _BLUE, _ORANGE, _RED = "#878787", "#3b82f6", "#d97706", "#ef4444"  # at least 3:1 on the paper of any notebook
 
 
 def loss_image(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:

@@ -6,7 +6,6 @@ A display is a context manager with `on_event(event)`, called for each event bef
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -16,6 +15,7 @@ from arkor.display.notebook import NotebookProgress, in_a_notebook
 from arkor.display.plain import PlainProgress
 from arkor.display.tally import Tally
 from arkor.display.terminal import TerminalProgress
+from arkor.display.window import can_redraw
 from arkor.errors import InvalidConfig
 from arkor.events import Event
 from arkor.history import History
@@ -80,7 +80,7 @@ def progress_for(
         return NotebookProgress(tally, history or History(), job.id)
     if sys.stderr is None or sys.stderr.closed:
         return Silence()
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if can_redraw(sys.stderr):
         return TerminalProgress(sys.stderr, tally)
     return PlainProgress(sys.stderr, tally)
 

@@ -31,7 +31,7 @@ _MOST_WARNINGS = 5
 
 _BAR = "height:4px;max-width:640px;background:rgba(127,127,127,.25);margin:2px 0 6px"
 _FILLING = "height:4px;background:#3b82f6"
-_LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px"
+_LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;overflow-wrap:anywhere"
 
 
 def in_a_notebook() -> bool:
@@ -121,7 +121,8 @@ class NotebookProgress:
         chart = loss_image(self._loss, self._eval_loss, None if tally.ended else tally.total)
         words = [*self._warnings, *([self._note] if self._note else [])]
         below = "".join(f'<div style="{_LINE}">{escape(text)}</div>' for text in words)
-        return f'<div style="{_LINE}">{escape(line)}</div>{bar}{chart}{below}'
+        name, rest = escape(tally.name), escape(line.removeprefix(tally.name))
+        return f'<div style="{_LINE}"><bdi>{name}</bdi>{rest}</div>{bar}{chart}{below}'
 
 
 def _how_to_go_on(job_id: str) -> str:

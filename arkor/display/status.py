@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from arkor.display.window import ERASE, can_redraw, columns_of, trimmed
 from arkor.words import one_line, spelled
 
 
@@ -14,22 +15,25 @@ from arkor.words import one_line, spelled
 def status_for(progress: Any) -> Iterator[Callable[[str], None]]:
     """Gives what is called with each new sentence. In a terminal they replace each other; False is silence."""
     stream = sys.stderr
-    if progress is False or stream is None:
+    if progress is False or stream is None or stream.closed:
         yield _silence
         return
-    in_place = stream.isatty()
+    in_place = can_redraw(stream)
+
+    def write(text: str) -> None:
+        with suppress(OSError, ValueError):  # a terminal that is gone must not hurt what is being done
+            stream.write(spelled(text, stream))
+            stream.flush()
 
     def say(sentence: str) -> None:
-        text = spelled(one_line(sentence), stream)
-        stream.write(f"\r\x1b[K{text[:78]}" if in_place else f"{text}\n")
-        stream.flush()
+        text = one_line(sentence)
+        write(f"{ERASE}{trimmed(text, columns_of(stream) - 1)}" if in_place else f"{text}\n")
 
     try:
         yield say
     finally:
         if in_place:
-            stream.write("\r\x1b[K")
-            stream.flush()
+            write(ERASE)
 
 
 def _silence(_sentence: str) -> None:

@@ -7,7 +7,6 @@ prints: taken away and put back for every event, it would flicker.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import TextIO
 from arkor.display.ear import Ear
 from arkor.display.tally import ARROWS, NO_ARROWS, Tally
 from arkor.display.ticker import Ticker
+from arkor.display.window import ERASE, columns_of, trimmed
 from arkor.events import Event, TrainingLog, TrainingWarning
 from arkor.words import one_line, spelled
 
@@ -26,7 +26,6 @@ _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25
 _NAME_WIDTH = 24
 _BAR_WIDTH = 4  # of the bar itself, at least; facts are left out for it
-_ERASE = "\r\x1b[K"
 
 
 class TerminalProgress:
@@ -98,7 +97,7 @@ class TerminalProgress:
 
     def _erase(self) -> None:
         if self._visible:
-            self._write(_ERASE)
+            self._write(ERASE)
             self._visible = False
 
     def _leave(self, text: str) -> None:
@@ -109,11 +108,11 @@ class TerminalProgress:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            self._write(f"{self._begin()}{self._composed()}\n")
+            self._write(f"{self._begin()}{self._last_line()}\n")
             self._visible = self._unfinished = False
 
     def _begin(self) -> str:
-        return "\n" if self._unfinished else _ERASE
+        return "\n" if self._unfinished else ERASE
 
     def _draw(self) -> None:
         """Draw what is new, at most every `_REDRAW_SECONDS`; in between, only put back what was taken away."""
@@ -123,7 +122,7 @@ class TerminalProgress:
         if due:
             self._line, self._drawn_at = self._composed(), time.monotonic()
         if due or not self._visible:
-            self._write(_ERASE + self._line)
+            self._write(ERASE + self._line)
             self._visible = True
 
     def _write(self, text: str) -> None:
@@ -140,18 +139,25 @@ class TerminalProgress:
     # The line
 
     def _composed(self) -> str:
-        from tqdm.utils import disp_trim  # noqa: PLC0415 - only where a line is drawn
+        width = columns_of(self._stream) - 1
+        return trimmed(self._bar(width, self._waited()) if self._tally.training else self._status(), width)
 
-        width, waited = _columns(self._stream) - 1, time.monotonic() - self._noted_at
-        text = self._bar(width, waited) if self._tally.training else self._tally.status(self._arrows, waited)
-        return str(disp_trim(text, width))
+    def _last_line(self) -> str:
+        """It stays, and may take two rows: why a run failed is not to be cut off."""
+        return self._status() if self._tally.ended else self._composed()
+
+    def _status(self) -> str:
+        return self._tally.status(self._arrows, self._waited())
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._noted_at
 
     def _bar(self, width: int, waited: float) -> str:
         from tqdm import tqdm  # noqa: PLC0415 - only where a line is drawn
-        from tqdm.utils import disp_len, disp_trim  # noqa: PLC0415
+        from tqdm.utils import disp_len  # noqa: PLC0415
 
         tally = self._tally
-        name = disp_trim(tally.name, min(_NAME_WIDTH, max(width // 4, 4)))
+        name = trimmed(tally.name, min(_NAME_WIDTH, max(width // 4, 4)))
         room = width - disp_len(name) - len(" 100%|| ") - _BAR_WIDTH
         unit = next((text for text in self._facts(waited) if disp_len(text) <= room), tally.steps())
         layout = "{desc} {percentage:3.0f}%|{bar}| {unit}" if tally.total else "{desc} {unit}"
@@ -177,14 +183,6 @@ def _terminals() -> list[TextIO]:
     """Where what others print would come into the way of the line."""
     found = {id(stream): stream for stream in (sys.stdout, sys.stderr) if stream is not None}
     return [stream for stream in found.values() if not stream.closed and stream.isatty()]
-
-
-def _columns(stream: TextIO) -> int:
-    """How wide this very terminal is now; 80 where it does not say."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80
 
 
 class _Pause(AbstractContextManager[None]):

@@ -51,6 +51,26 @@ def test_an_image_is_the_chart() -> None:
     assert loss_image(NONE, NONE) == ""
 
 
+PAPERS = {"white": "#ffffff", "black": "#000000", "JupyterLab": "#111111", "VS Code": "#1f1f1f", "Colab": "#383838"}
+
+
+def brightness(colour: str) -> float:
+    """As WCAG 2 has it, from 0 to 1."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_each_colour_can_be_told_from_the_paper_of_any_notebook() -> None:
+    svg = loss_chart(curve_of((1, 1.0), (2, 0.5), (3, math.nan)), MEASURED)
+    inks = set(re.findall("#[0-9a-f]{6}", svg))
+    assert len(inks) == 4
+    for ink in inks:
+        for name, paper in PAPERS.items():
+            dark, light = sorted((brightness(ink), brightness(paper)))
+            assert (light + 0.05) / (dark + 0.05) >= 3, (ink, name)
+
+
 def test_a_chart_has_room_for_the_steps_to_come() -> None:
     assert "200" in texts(loss_chart(FALLING, NONE, last_step=200))
 

@@ -25,7 +25,7 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
-from arkor.words import clock, number
+from arkor.words import clock, number, one_line
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -88,6 +88,10 @@ def test_what_a_backend_says_cannot_tear_the_line() -> None:
     tally.take(TrainingFailed("j", at(1), "first line\nsecond\r\x1b[31mline"))
     assert tally.name == "a [2Jname"
     assert tally.phase == "failed: first line second [31mline"
+
+
+def test_what_a_language_is_written_with_stays() -> None:
+    assert one_line("می\u200cخواهم\u202e\n👩\u200d👧") == "می\u200cخواهم 👩\u200d👧"
 
 
 def lines_of(*events: object, every: float = 0.0) -> list[str]:

@@ -104,6 +104,21 @@ def test_a_line_never_needs_a_second_one(columns: int) -> None:
     assert {len(lines) for _, lines in screen.moments} == {1}
 
 
+def test_why_a_run_failed_is_told_to_the_end() -> None:
+    screen = in_a_terminal(
+        """
+        progress.on_event(TrainingStarted("j", at(0), 30))
+        progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
+        time.sleep(0.4)
+        progress.on_event(TrainingFailed("j", at(2), "out of memory; a smaller batch_size needs less"))
+        """,
+        columns=40,
+    )
+    told = "triage: failed: out of memory; a smaller batch_size needs less, step 3/30, loss 1.0000 →, in 0:02"
+    assert screen.written.endswith(f"\r\x1b[K{told}\r\n")
+    assert screen.lines() == [told[:40], told[40:80].rstrip(), told[80:]]
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
