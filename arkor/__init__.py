@@ -7,8 +7,12 @@ A room of the house is opened when a name of it is asked for: a backend, which i
 nothing of the client. What type checkers read is `__init__.pyi`.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
+
+if sys.platform == "win32":
+    raise ImportError("arkor runs on Linux and macOS; on Windows, install and use it inside WSL")
 
 from arkor.settings import VERSION
 

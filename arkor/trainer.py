@@ -10,7 +10,7 @@ import inspect
 import math
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,9 +53,24 @@ class StartedJob:
 class Trainer:
     """One fine-tuning run, described here, trained by a backend.
 
-    Every setting that stays None is the backend's to choose. `callbacks` is a `TrainerCallbacks`, a dict, an object
-    with some of its methods, or a list of these. Raises `InvalidConfig` for a value of the wrong type or range and
-    `TypeError` for a keyword that does not exist; nothing is sent before `start()`.
+    `name` is what lists show; `model` the starter model, an id of the Hugging Face hub, or a folder; `dataset` where
+    the rows come from. Every setting that stays None is the backend's to choose:
+
+    - `lora`: rank, scale, longest row in tokens, 4 bits.
+    - `max_steps`, `num_train_epochs`: optimizer steps, passes over the data; whichever ends first.
+    - `batch_size`: rows per step. `learning_rate`: at its highest. `warmup_steps`: steps, or below 1 a share of them.
+    - `optim`, `lr_scheduler_type`, `weight_decay`: as in transformers.
+    - `logging_steps`, `save_steps`, `eval_steps`: steps between two logs, checkpoints, evaluations.
+    - `dataset_format`, `dataset_split`: how a row is read, which rows are held out. `train_on_responses_only`: learn
+      the assistant's words alone. `dry_run`: a few rows and steps through every stage.
+
+    What is about watching it: `callbacks` is a `TrainerCallbacks`, a dict, an object with some of its methods, or a
+    list of these; `callback_errors` says what an exception in one means; `abort_signal` ends `wait()` once it is set;
+    `progress` False is silence; `reconnect` is how patiently a broken stream is reopened. `base_url` and `credentials`
+    name a backend; relative paths lead from `project_dir`, by default the current folder.
+
+    Raises `InvalidConfig` for a value of the wrong type or range and `TypeError` for a keyword that does not exist;
+    nothing is sent before `start()`.
     """
 
     @suggesting
@@ -238,7 +253,7 @@ class Trainer:
 
     def chat(
         self,
-        messages: str | list[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         *,
         adapter: Literal["final", "base"] | int = "final",
         **options: Any,

@@ -161,6 +161,14 @@ def test_importing_arkor_takes_little_beside_what_it_is_built_on() -> None:
     assert seconds_to_import("from arkor import *") < 2.5 * below
 
 
+def test_windows_is_told_where_arkor_runs() -> None:
+    code = "import sys, typing; sys.platform = 'win32'; import arkor"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith(
+        "ImportError: arkor runs on Linux and macOS; on Windows, install and use it inside WSL\n"
+    )
+
+
 @pytest.mark.parametrize("process", ["backend.app", "backend.worker", "backend.serving"])
 def test_a_process_of_the_backend_loads_nothing_of_the_client(process: str) -> None:
     code = f"import sys, arkor.{process}; print([name for name in sys.modules if name.startswith('arkor.client')])"
