@@ -223,8 +223,8 @@ export class Chart {
     const stroke = colour(this.figure, `--series-${line.series}`);
     const smoothing = this.smoothingOf(line) > 0;
     const few = line.column.length < FEW;
-    const points = few || line.plain ? { size: 8, width: 2, stroke, fill: colour(this.figure, "--surface") } : { size: 4, stroke, fill: stroke };
-    const one = { label: line.label, stroke, points: { show: stageOf(line) < 2, ...points }, spanGaps: false };
+    const points = few ? { size: 8, width: 2, fill: colour(this.figure, "--surface") } : { size: line.plain ? 5 : 4, fill: stroke };
+    const one = { label: line.label, stroke, points: { show: stageOf(line) < 2, stroke, ...points }, spanGaps: false };
     return [
       { ...one, width: smoothing ? 1 : 1.75, alpha: smoothing ? 0.28 : 1 },
       { ...one, width: 2, show: smoothing, points: { show: false } },

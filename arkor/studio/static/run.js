@@ -244,6 +244,7 @@ class RunPage {
     });
     const final = this.ended?.artifacts.find((artifact) => artifact.kind === "final");
     if (final) rows.unshift(this.row("final", this.columns.loss.last, final, new Date(this.ended.at).toISOString(), `/playground?run=${encodeURIComponent(this.page.dataset.run)}`));
+    if (!rows.length && this.ended) this.find("checkpoints").firstElementChild.textContent = "It has saved none.";
     if (!rows.length) return;
     this.find("checkpoints").replaceChildren(this.table(rows));
     this.find("checkpoint-count").textContent = saved.size > steps.length ? `${steps.length} kept of ${saved.size}` : `${steps.length} saved`;
