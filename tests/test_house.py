@@ -15,7 +15,7 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: From the ground up; a room imports only from rooms that stand before it.
 FLOORS = """
-errors findings archive settings wire values chat standings evaluations charts history words cards estimates reports checks jobs events accounts deployments
+errors findings archive settings wire values rows chat standings evaluations charts history words cards estimates reports checks jobs events accounts deployments
 client.frames client.plug client.patience client.retry client.replay client.addresses client.upgrade client.faults client.deprecation client.sessions client.http client.credentials client.oauth client.landing client.sign_in client.embedded
 client.schemas client.replies client.check_stream client.answers client.api client.connection client.stream client.state client.connect
 callbacks.steering callbacks.contexts callbacks.listeners callbacks.early_stopping callbacks.webhooks callbacks.postman callbacks.notify

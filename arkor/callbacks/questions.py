@@ -14,7 +14,8 @@ from attrs import frozen
 
 from arkor.chat import InferenceRequest, message_text
 from arkor.errors import InvalidConfig
-from arkor.jobs import FileDataset
+from arkor.jobs import BlobDataset, FileDataset, HuggingFaceDataset
+from arkor.rows import BadRow, Row, read_row, recognise
 
 _FIELD = "Evaluate.questions"
 
@@ -48,12 +49,20 @@ def _rows(given: Any) -> Iterator[tuple[str, Any]]:
         given = FileDataset(given["path"])
     if isinstance(given, (FileDataset, Path)):
         return _lines_of(Path(given.path if isinstance(given, FileDataset) else given).expanduser())
+    if isinstance(given, (HuggingFaceDataset, BlobDataset)) or _is_elsewhere(given):
+        raise InvalidConfig(_FIELD, 'are read here, before the run: name a file, FileDataset("questions.jsonl")')
     if isinstance(given, Mapping) and given and all(isinstance(item, str) for pair in given.items() for item in pair):
         return ((f"{_FIELD}[{prompt!r}]", (prompt, expected)) for prompt, expected in given.items())
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         shapes = 'a list of prompts or rows, {"prompt": "expected answer"}, or FileDataset("questions.jsonl")'
         raise InvalidConfig(_FIELD, f"must be {shapes}, not {type(given).__name__}")
     return ((f"{_FIELD}[{index}]", row) for index, row in enumerate(given))
+
+
+def _is_elsewhere(given: Any) -> bool:
+    """Whether it is the dict of a data set that only a backend fetches, and not of prompts and answers."""
+    names = {"huggingface": "name", "blob": "url"}
+    return isinstance(given, Mapping) and names.get(str(given.get("type"))) in given
 
 
 def _lines_of(file: Path) -> Iterator[tuple[str, Any]]:
@@ -87,14 +96,24 @@ def _question(place: str, row: Any) -> Question:
 
 
 def _from_row(place: str, row: Mapping[str, Any]) -> Question:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, (str, type(None))):
-        return _checked(place, [{"role": "user", "content": prompt}], completion)
-    messages = row.get("messages")
-    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise InvalidConfig(place, f'must have "messages", or "prompt" and "completion"; it has {", ".join(row)}')
+    """A row as it is trained on; one of messages or of a prompt may lack the answer."""
+    if row.get("completion") is None and isinstance(row.get("prompt"), str):
+        opening = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        return _checked(place, [*opening, {"role": "user", "content": row["prompt"]}], None)
+    if not isinstance(row.get("messages"), (list, tuple)):
+        row = _read(place, row)
     tools = row.get("tools")
-    return _from_messages(place, messages, tuple(tools) if isinstance(tools, Sequence) and tools else None)
+    return _from_messages(place, row["messages"], tuple(tools) if isinstance(tools, Sequence) and tools else None)
+
+
+def _read(place: str, row: Mapping[str, Any]) -> Row:
+    try:
+        read = read_row(row, recognise(row))
+    except BadRow as fault:
+        raise InvalidConfig(place, str(fault)) from None
+    if "messages" not in read:
+        raise InvalidConfig(place, "is a text, which asks nothing; a question has messages, or a prompt")
+    return read
 
 
 def _from_messages(place: str, messages: Sequence[Any], tools: tuple[Any, ...] | None) -> Question:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from arkor import FileDataset, InvalidConfig, Trainer, TrainerAborted
+from arkor import BlobDataset, FileDataset, InvalidConfig, Trainer, TrainerAborted
 from arkor.callbacks import Evaluate
 from arkor.callbacks.metrics import exact_match, json_valid
 from arkor.callbacks.questions import questions_from
@@ -46,25 +46,51 @@ def test_questions_in_all_their_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "Name the topic.", "prompt": "Hi", "completion": "greeting"},
+        {"system": "Name the topic.", "instruction": "Hi", "output": "greeting"},
+        {"system": "Name the topic.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "greeting"}]},
+        {"prompt": [{"role": "system", "content": "Name the topic."}, {"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "greeting"}]},
+        {"messages": [{"role": "system", "content": "Name the topic."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "greeting"}]},
+    ],
+)  # fmt: skip
+def test_a_row_is_asked_as_it_is_trained_on(row: dict[str, Any]) -> None:
+    (question,) = questions_from([row])
+    assert [(message["role"], message["content"]) for message in question.messages] == [
+        ("system", "Name the topic."),
+        ("user", "Hi"),
+    ]
+    assert question.expected == "greeting"
+
+
+def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
+    (question,) = questions_from([{"system": "Name the topic.", "prompt": "Hi"}])
+    assert [message["role"] for message in question.messages] == ["system", "user"]
+    assert question.expected is None
+    assert len(questions_from({"type": "a word", "name": "another"})) == 2, "these are prompts"
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ("questions.jsonl", "FileDataset"),
         ([], "no question in it"),
         (5, "not int"),
         ([5], r"questions\[0\]: must be a prompt"),
-        ([{"text": "x"}], r'must have "messages".* it has text'),
+        ([{"text": "x"}], "is a text, which asks nothing"),
+        ([{"question": "x"}], r"questions\[0\]: the row has question, but a row must have one of"),
+        ([{"instruction": "x", "output": 5}], r"questions\[0\]: output: must be a string"),
         ([{"messages": []}], "at least one message"),
         ([{"messages": [{"role": "assistant", "content": "x"}]}], "at least one message"),
         ([{"messages": [{"role": "robot", "content": "x"}]}], "must be one of system"),
         ([{"messages": [{"role": "user", "content": 5}]}], "content"),
         (FileDataset("nowhere.jsonl"), "cannot be read"),
-        ({"type": "huggingface", "name": "x/y"}, None),
+        (HUB, "are read here"),
+        (BlobDataset("https://example.com/rows.jsonl"), "are read here"),
     ],
 )
-def test_what_is_no_question_is_named(given: Any, says: str | None) -> None:
-    if says is None:  # a dict of strings is prompts and answers, whatever they are called
-        assert len(questions_from(given)) == 2
-        return
+def test_what_is_no_question_is_named(given: Any, says: str) -> None:
     with pytest.raises(InvalidConfig, match=says):
         Evaluate(given)
 

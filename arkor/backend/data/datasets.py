@@ -19,9 +19,10 @@ from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
 from arkor.backend.data.records import DataError, Record, read_records
-from arkor.backend.data.rows import BadRow, PackedRows, Row, ignored_fields, read_row, recognise
+from arkor.backend.data.rows import PackedRows
 from arkor.backend.home import datasets_folder
 from arkor.jobs import BlobDataset, HuggingFaceDataset
+from arkor.rows import BadRow, Row, ignored_fields, read_row, recognise
 
 #: So many faults are told one by one; the rest is counted.
 FAULTS_TOLD = 20

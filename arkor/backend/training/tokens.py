@@ -14,8 +14,8 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from arkor.backend.data.records import DataError
-from arkor.backend.data.rows import Row
 from arkor.backend.seams import Seams
+from arkor.rows import Row
 
 #: The label of a token that does not count.
 IGNORED = -100
