@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: A conversation of every turn that there is; which tokens a template puts around those, it shows.
@@ -28,9 +28,10 @@ class Seams:
         self._tokenizer = tokenizer
         self._seam = f"\ufdd0{secrets.token_hex(8)}\ufdd0"  # no message can foresee it
         special, marks = _tokens(tokenizer)
-        self._anchor = special[0] if special else None
+        self._anchor = next((text for text in special if len(self._read([text])[0]) == 1), "")
         spelled = "|".join(map(re.escape, sorted({*special, *marks})))
-        self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.DOTALL) if spelled else None
+        firsts = "".join(map(re.escape, sorted({text[0] for text in (*special, *marks)})))
+        self._spelled = re.compile(f"[{firsts}](?<=(?=(?:{spelled})).)", re.DOTALL) if spelled else None
 
     def sewn(self, messages: Sequence[Message], trusted: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The messages with a seam in each token that they spell; those of the roles in `trusted` as they are."""
@@ -44,7 +45,7 @@ class Seams:
     def sewn_in(self, value: Any) -> Any:
         """The same in whatever JSON holds text: tools, arguments."""
         if isinstance(value, str):
-            return self._spelled.sub(lambda letter: letter[1] + self._seam, value) if self._spelled else value
+            return self._spelled.sub(lambda letter: letter[0] + self._seam, value) if self._spelled else value
         if isinstance(value, Mapping):
             return {self.sewn_in(name): self.sewn_in(inner) for name, inner in value.items()}
         return [self.sewn_in(inner) for inner in value] if isinstance(value, (list, tuple)) else value
@@ -55,18 +56,22 @@ class Seams:
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Of rendered texts, each as the tokenizer has it where there is no seam in it."""
         pieces = [text.split(self._seam) for text in texts]
-        firsts = self._tokenizer([piece[0] for piece in pieces], add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*first, *self._behind(rest)] for first, (_, *rest) in zip(firsts, pieces, strict=True)]
+        firsts = self._read([first for first, *_ in pieces])
+        others = iter(self._behind([piece for _, *rest in pieces for piece in rest]))
+        return [
+            [*first, *(token for _ in rest for token in next(others))]
+            for first, (_, *rest) in zip(firsts, pieces, strict=True)
+        ]
 
-    def _behind(self, pieces: Sequence[str]) -> Iterator[int]:
-        """Tokens of what stands behind seams: in the middle of a text, before which no tokenizer puts a blank."""
-        for piece in pieces:
-            begun = self._read((self._anchor or "") + piece)
-            anchored = self._anchor is not None and begun[:1] == self._read(self._anchor)
-            yield from begun[1:] if anchored else self._read(piece)
+    def _behind(self, pieces: Sequence[str]) -> list[list[int]]:
+        """Of what stands behind seams: in the middle of a text, where no tokenizer puts a blank of its own."""
+        begun = self._read([self._anchor + piece for piece in pieces])
+        return [tokens[1:] for tokens in begun] if self._anchor else begun
 
-    def _read(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from arkor.backend.data import download as room
 from arkor.backend.data.datasets import DataError, load_rows
 from arkor.backend.data.download import download
 from arkor.jobs import BlobDataset
+from tests.fakes.company import Company
 
 ROWS = b'{"text": "a"}\n{"text": "b"}\n'
 
@@ -250,3 +252,21 @@ def test_a_web_page_in_place_of_the_file(site: Site, tmp_path: Path) -> None:
 
 def test_the_token_is_in_no_representation() -> None:
     assert "secret" not in repr(BlobDataset("https://x.test/a", "secret")) + json.dumps(str(room._Token("secret")))
+
+
+# Whom to trust
+
+
+def test_an_authority_of_the_companys_own(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.pages["/rows"] = body(ROWS)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with closing(Company(tmp_path)) as company:
+        port = company.serve("localhost", site.url(""))
+        url = f"https://localhost:{port}/rows"
+        assert "let SSL_CERT_FILE name its certificates" in refusal(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
+        assert "nowhere.pem" in refusal(url)
+        assert site.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(company.authority.bundle))
+        assert fetch(url) == ROWS
