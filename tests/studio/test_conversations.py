@@ -228,12 +228,17 @@ def test_the_same_question_to_runs_beside_each_other(
     until(talking_client, going, "running")
     page = new_tab(talking_studio).open(f"/compare?run={done}&run={going}&run={failed}")
     page.locator("[data-ready]").wait_for()
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if "answers" in request.url else None)
+    page.get_by_label("System prompt").fill("Be short.")
     page.get_by_label("Your question").fill("Hi all")
     page.keyboard.press("Enter")
     answers = page.locator(".answers article")
     expect(answers.nth(0)).to_contain_text(re.compile("done, final adapter.*scripted: Hi all", re.DOTALL))
     expect(answers.nth(1)).to_contain_text(re.compile(r"going, step \d+.*scripted: Hi all", re.DOTALL), timeout=15_000)
     expect(answers.nth(2)).to_contain_text("It has no checkpoint yet", timeout=15_000)
+    said = [[message["role"] for message in body["messages"]] for body in bodies]
+    assert said == [["system", "user"]] * 2
     talking_client.cancel_job(going)
 
 

@@ -1,13 +1,16 @@
-// The runs that stand beside each other get one question; each answers with the best weights that it has by now.
+// The runs that stand beside each other get one question, behind one system prompt; each answers with the best weights that
+// it has by now.
 
 import { ask, costs, sentence, weightsOf } from "./answer.js";
+import { keptSetting } from "./sampling.js";
 import { follow } from "./stream.js";
 
 export function mount(section) {
-  const prompt = section.querySelector("textarea");
+  const [system, prompt] = section.querySelectorAll("textarea");
   const [sending, stopping, place] = ["send", "stop", "answers"].map((name) => section.querySelector(`[data-${name}]`));
   const runs = [...document.querySelectorAll(".compared [data-run]")].map((element, index) => new Asked(element, index));
   let abort = null;
+  system.value = keptSetting("system"); // that of the playground: they were trained with the same
 
   section.querySelector("form").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -15,7 +18,9 @@ export function mount(section) {
     abort = new AbortController();
     place.replaceChildren(...runs.map((run) => run.article));
     [sending.hidden, stopping.hidden] = [true, false];
-    await Promise.all(runs.map((run) => run.ask(prompt.value, abort.signal)));
+    const before = system.value.trim() ? [{ role: "system", content: system.value }] : [];
+    const messages = [...before, { role: "user", content: prompt.value }];
+    await Promise.all(runs.map((run) => run.ask(messages, abort.signal)));
     [sending.hidden, stopping.hidden] = [false, true];
     abort = null;
   });
@@ -38,13 +43,12 @@ class Asked {
     [this.name, this.heading.textContent] = [name, name];
   }
 
-  async ask(question, signal) {
+  async ask(messages, signal) {
     [this.said.textContent, this.note.textContent, this.article.dataset.state] = ["", "", "busy"];
     this.note.classList.remove("problem-note");
     try {
       const step = this.status === "completed" ? "" : await latest(this.run);
       this.heading.textContent = `${this.name}, ${step ? `step ${step}` : "final adapter"}`;
-      const messages = [{ role: "user", content: question }];
       const onText = (text) => (this.said.textContent += text);
       const told = await ask({ ...weightsOf({ run: this.run, step }), messages }, { signal, onText });
       this.end("done", costs(told));

@@ -94,6 +94,15 @@ export function showConstraint(form) {
   show();
 }
 
+/** One of them, as this tab keeps it; nothing is "". */
+export function keptSetting(name) {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT))?.[name] ?? "";
+  } catch {
+    return "";
+  }
+}
+
 /** Settings stay as they are in this tab, until they are reset. */
 export function keepSettings(form) {
   try {
