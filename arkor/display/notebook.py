@@ -40,6 +40,25 @@ def in_a_notebook() -> bool:
     return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
+class Place:
+    """A place in the output of the cell that runs; what is put there replaces what stood there."""
+
+    def __init__(self) -> None:
+        self._name = f"arkor-{uuid.uuid4().hex}"
+        self._taken = False
+
+    def put(self, text: str, page: str) -> None:
+        """Text for those who show no HTML, and the page for all others."""
+        publish: Any = import_module("IPython.display").publish_display_data
+        publish({"text/plain": text, "text/html": page}, transient={"display_id": self._name}, update=self._taken)
+        self._taken = True
+
+    def clear(self) -> None:
+        """Leave nothing there."""
+        if self._taken:
+            self.put("", "")
+
+
 class NotebookProgress:
     """What has been seen of the run before (`history`) is in the chart from the beginning."""
 
@@ -51,7 +70,7 @@ class NotebookProgress:
         self._note = ""
         self._lock = threading.Lock()
         self._began_at = self._noted_at = time.monotonic()
-        self._display_id = f"arkor-{uuid.uuid4().hex}"
+        self._place = Place()
         self._shown = ""
         self._calm: AbstractContextManager[None] = nullcontext()
         self._ticker = Ticker(self._tick, _SHORTEST_SECONDS)
@@ -100,12 +119,11 @@ class NotebookProgress:
             line = self._line()
             page = self._page(line)
         if page != self._shown:
-            self._publish({"text/plain": line, "text/html": page})
+            self._publish(line, page)
             self._shown = page
 
-    def _publish(self, pictures: dict[str, str]) -> None:
-        publish: Any = import_module("IPython.display").publish_display_data
-        publish(pictures, transient={"display_id": self._display_id}, update=bool(self._shown))
+    def _publish(self, line: str, page: str) -> None:
+        self._place.put(line, page)
 
     def _line(self) -> str:
         tally, waited = self._tally, time.monotonic() - self._noted_at
@@ -120,9 +138,14 @@ class NotebookProgress:
         bar = f'<div style="{_BAR}"><div style="{_FILLING};width:{share:.1%}"></div></div>' if tally.total else ""
         chart = loss_image(self._loss, self._eval_loss, None if tally.ended else tally.total)
         words = [*self._warnings, *([self._note] if self._note else [])]
-        below = "".join(f'<div style="{_LINE}">{escape(text)}</div>' for text in words)
+        below = "".join(words_of(escape(text)) for text in words)
         name, rest = escape(tally.name), escape(line.removeprefix(tally.name))
-        return f'<div style="{_LINE}"><bdi>{name}</bdi>{rest}</div>{bar}{chart}{below}'
+        return f"{words_of(f'<bdi>{name}</bdi>{rest}')}{bar}{chart}{below}"
+
+
+def words_of(words: str) -> str:
+    """A line of a cell, as HTML; of what is HTML already."""
+    return f'<div style="{_LINE}">{words}</div>'
 
 
 def _how_to_go_on(job_id: str) -> str:

@@ -5,19 +5,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from html import escape
+from typing import Any, TextIO
 
+from arkor.display.notebook import Place, in_a_notebook, words_of
 from arkor.display.window import ERASE, can_redraw, columns_of, trimmed
 from arkor.words import one_line, spelled
 
 
 @contextmanager
 def status_for(progress: Any) -> Iterator[Callable[[str], None]]:
-    """Gives what is called with each new sentence. In a terminal they replace each other; False is silence."""
+    """Gives what is called with each new sentence.
+
+    In a terminal and in a notebook's cell they replace each other; False is silence.
+    """
     stream = sys.stderr
-    if progress is False or stream is None or stream.closed:
+    if progress is not False and in_a_notebook():
+        yield from _in_a_cell(Place())
+    elif progress is False or stream is None or stream.closed:
         yield _silence
-        return
+    else:
+        yield from _in_a_stream(stream)
+
+
+def _in_a_cell(place: Place) -> Iterator[Callable[[str], None]]:
+    try:
+        yield lambda sentence: place.put(one_line(sentence), words_of(escape(one_line(sentence))))
+    finally:
+        place.clear()
+
+
+def _in_a_stream(stream: TextIO) -> Iterator[Callable[[str], None]]:
     in_place = can_redraw(stream)
 
     def write(text: str) -> None:

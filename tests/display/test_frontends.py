@@ -94,8 +94,8 @@ def cells() -> list[str]:
     class Cell(NotebookProgress):
         page = ""
 
-        def _publish(self, pictures: dict[str, str]) -> None:
-            self.page = pictures["text/html"]
+        def _publish(self, line: str, page: str) -> None:
+            self.page = page
 
     with Cell(Tally(RIGHT_TO_LEFT + "x" * 200, 60), History(), "j-1") as cell:
         for event in story(20, 60):

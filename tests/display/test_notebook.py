@@ -142,6 +142,23 @@ def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
     assert len(shown(notebook.cells[1])) == (0 if "False" in setting else 1)
 
 
+@SLOW
+def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: Path) -> None:
+    cell = """
+    from arkor.display.status import status_for
+    with status_for("auto") as say:
+        say("Reading <b>the data</b>")
+        say("Timing a step")
+    with status_for(False) as say:
+        say("nobody hears it")
+    print("done")
+    """
+    with running() as server:
+        notebook = execute(server, tmp_path, cell)
+    assert [dict(data) for data in shown(notebook.cells[1])] == [{"text/plain": "", "text/html": ""}]
+    assert printed(notebook.cells[1]) == "done\n"
+
+
 class Cell(NotebookProgress):
     """Keeps what it would publish."""
 
@@ -149,8 +166,8 @@ class Cell(NotebookProgress):
         self.published: list[dict[str, str]] = []
         super().__init__(tally, history or History(), "j-1")
 
-    def _publish(self, pictures: dict[str, str]) -> None:
-        self.published.append(pictures)
+    def _publish(self, line: str, page: str) -> None:
+        self.published.append({"text/plain": line, "text/html": page})
 
 
 def test_a_name_or_an_error_cannot_break_out_of_the_page() -> None:

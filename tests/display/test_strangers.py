@@ -58,8 +58,8 @@ class Cell(NotebookProgress):
         super().on_event(event)
         self._draw()
 
-    def _publish(self, pictures: dict[str, str]) -> None:
-        assert pictures["text/plain"]
+    def _publish(self, line: str, page: str) -> None:
+        assert line
 
 
 DISPLAYS: list[Callable[[Tally], PlainProgress | TerminalProgress | NotebookProgress]] = [
