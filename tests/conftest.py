@@ -23,6 +23,11 @@ PROJECT = Path(__file__).parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the library looks once, when it is imported; else it tries for a long time
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a thousand processes of ours would compile ours a thousand times
+sys.dont_write_bytecode = False
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other files of tests use the other cores
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background had it ignored, for our
 # processes, too
 
@@ -42,12 +47,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def settings_from_outside() -> list[str]:
+    """The names of what whoever runs the tests may have set, and no test is to know of."""
+    return [
+        name
+        for name in os.environ
+        if name.startswith("ARKOR_") or name.lower().endswith("_proxy") or name in SETTINGS_OF_A_TERMINAL
+    ]
+
+
+for setting in settings_from_outside():  # some fixtures live longer than a test
+    del os.environ[setting]
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """ARKOR_HOME below tmp_path, the hub offline, no proxy; a backend that the test started is stopped."""
-    for name in list(os.environ):
-        if name.startswith("ARKOR_") or name.lower().endswith("_proxy") or name in SETTINGS_OF_A_TERMINAL:
-            monkeypatch.delenv(name)
+    for name in settings_from_outside():
+        monkeypatch.delenv(name)
     home = tmp_path / "arkor-home"
     monkeypatch.setenv("ARKOR_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -104,6 +121,22 @@ def backend(tmp_path: Path) -> Iterator[Backend]:
     started.process.wait()
 
 
+@pytest.fixture(scope="module")
+def lasting_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The same, once for all tests of a file that leave nothing behind which another one would trip over."""
+    started = start_backend(tmp_path_factory.mktemp("lasting") / "arkor-home", "--engine", "scripted")
+    yield started
+    stop_backend(started.home)
+    started.process.wait()
+
+
+@pytest.fixture
+def shared_backend(lasting_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """That one, at `ARKOR_HOME`."""
+    monkeypatch.setenv("ARKOR_HOME", str(lasting_backend.home))
+    return lasting_backend
+
+
 @pytest.fixture
 def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The same, with steps that take a tenth of a second."""
@@ -112,3 +145,12 @@ def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ba
     yield started
     started.process.kill()
     started.process.wait()
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the starter model, converted once; processes that run tests beside each other share it."""
+    from tests.fakes.starter import convert_in  # noqa: PLC0415 - for those few tests alone
+
+    ours = tmp_path_factory.getbasetemp()
+    return convert_in((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "starter-home")

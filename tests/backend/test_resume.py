@@ -67,7 +67,7 @@ def see_through(nursery: Nursery, folder: RunFolder, **death: Any) -> None:
 # The machinery, at every moment
 
 
-@pytest.mark.parametrize(("kind", "deaths"), [("line", 120), ("touch", 120)])
+@pytest.mark.parametrize(("kind", "deaths"), [("line", 60), ("touch", 60)])
 def test_a_worker_may_die_at_any_moment(
     memory: Path, scripted: Nursery, schedules: int, kind: str, deaths: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_log_may_be_torn_at_any_byte(memory: Path, scripted: Nursery) -> None:
     undisturbed = a_run(memory, "undisturbed", **SCRIPT)
     scripted.work(undisturbed.path)
     size = undisturbed.events.stat().st_size
-    for at in range(0, size, size // 40):
+    for at in range(0, size, size // 25):
         folder = a_run(memory, f"torn-{at}", **SCRIPT)
         shutil.rmtree(folder.path)
         shutil.copytree(undisturbed.path, folder.path)
@@ -262,18 +262,18 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=folder.path, env=environment)
 
 
-def test_a_killed_trainer_and_the_next_one(home: Path, model: Path, undisturbed: RunFolder) -> None:
-    """Processes as the supervisor starts them."""
+def test_a_killed_trainer_and_the_next_one(home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder) -> None:
+    """One process as the supervisor starts it."""
     folder = a_run(home, "killed", CHATS, model=str(model), **TRAINING)
     with start(folder) as process:
         deadline = time.monotonic() + 60
         while b'"step":8' not in folder.events.read_bytes():
             assert time.monotonic() < deadline
             assert process.poll() is None, folder.worker_log.read_text()
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert mourn(folder) == 5
-    with start(folder) as process:
-        assert process.wait(timeout=60) == 0
+    assert trainers.work(folder.path).code == 0, folder.worker_log.read_text()
     assert_same(folder, undisturbed)
     assert told(folder, "training.resumed") == [
         {"type": "training.resumed", "step": 5, "reason": "the worker was killed by SIGKILL"}
@@ -286,7 +286,7 @@ def test_a_trainer_may_die_whenever_it_touches_a_file(
     whole = a_run(home, "whole", CHATS, model=str(model), **TRAINING)
     moments = trainers.work(whole.path, touch=-1).moments
     assert_same(whole, undisturbed)
-    for moment in random.Random(7).sample(range(1, moments + 1), min(schedules or 4, moments)):
+    for moment in random.Random(7).sample(range(1, moments + 1), min(schedules or 3, moments)):
         folder = a_run(home, f"touch-{moment}", CHATS, model=str(model), **TRAINING)
         see_through(trainers, folder, touch=moment)
         assert_same(folder, undisturbed)
@@ -298,11 +298,11 @@ def test_a_trainer_may_die_again_and_again(
     for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
         folder = a_run(home, f"seed-{seed}", CHATS, model=str(model), **TRAINING)
-        longest, deaths = 0.5, 0
+        longest, deaths = 0.6, 0
         while trainers.work(folder.path, seconds=chance.uniform(0.2, longest)).code:
             assert_whole(folder)
             mourn(folder)
-            longest, deaths = longest * 1.1, deaths + 1
+            longest, deaths = longest * 1.25, deaths + 1
         assert deaths
         assert_same(folder, undisturbed)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -241,36 +242,67 @@ def test_so_is_the_one_in_between(tmp_path: Path) -> None:
     assert schema_of(tmp_path / "arkor.db.v2.bak")[0] == 2
 
 
-@pytest.mark.slow
-def test_a_migration_that_is_killed_anywhere_has_not_begun_or_is_done(tmp_path: Path) -> None:
-    """The process dies at each statement in turn; whoever opens the database next finds it whole."""
-    code = """
-import os, sys
+#: Opens a database in a child for each line, which dies at that statement; says how the child ended.
+DYING = """
+import json, os, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from arkor.backend.store import Store
-left = [int(sys.argv[2])]
-@event.listens_for(Engine, "before_cursor_execute")
-def count(*_):
-    left[0] -= 1
-    if left[0] < 0:
-        os._exit(9)
-Store(Path(sys.argv[1]))
+
+def open_and_die(path, left):
+    @event.listens_for(Engine, "before_cursor_execute")
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+    Store(Path(path))
+    os._exit(0)
+
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        open_and_die(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture
+def dying() -> Iterator[Callable[[Path, int], int]]:
+    """Opens a database, dies at a statement, if there are so many; returns the exit code."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", DYING], stdin=pipe, stdout=pipe, text=True) as mother:
+
+        def die(path: Path, statements: int) -> int:
+            assert mother.stdin is not None
+            assert mother.stdout is not None
+            mother.stdin.write(json.dumps([str(path), statements]) + "\n")
+            mother.stdin.flush()
+            return int(mother.stdout.readline())
+
+        yield die
+
+
+@pytest.mark.slow
+def test_a_migration_that_is_killed_anywhere_has_not_begun_or_is_done(
+    tmp_path: Path, dying: Callable[[Path, int], int]
+) -> None:
+    """The process dies at each statement in turn; whoever opens the database next finds it whole."""
     for made, path in ((True, tmp_path / "old.db"), (False, tmp_path / "new.db")):
-        for statements in range(0, 100, 1 if made else 7):
+        for statements in range(100):
             path.unlink(missing_ok=True)
             if made:
                 old_database(path)
-            died = subprocess.run([sys.executable, "-c", code, str(path), str(statements)], check=False).returncode
+            code = dying(path, statements)
             store = Store(path)
             store.ensure_owner("token")
             assert store.count_unfinished() == (1 if made else 0)
             store.close()
-            if died == 0:
+            assert code in (0, 9)
+            if code == 0:
                 break
-        assert died == 0
+        assert code == 0
+        assert statements > 5
 
 
 def test_the_finished_runs_are_not_gone_through_for_the_unfinished(store: Store, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_an_evaluation_shows_both_models() -> None:
 # A real run
 
 
-def test_the_same_questions_at_every_checkpoint(backend: Backend) -> None:
+def test_the_same_questions_at_every_checkpoint(shared_backend: Backend) -> None:
     told: list[Evaluation] = []
     evaluate = Evaluate([ROW, ("Yo", "Yo?")], tell=told.append, name="greetings", max_tokens=9)
     result = make(max_steps=4, save_steps=2, callbacks=[evaluate]).wait()
@@ -165,7 +165,7 @@ def test_the_same_questions_at_every_checkpoint(backend: Backend) -> None:
     )
 
 
-def test_every_other_checkpoint_and_the_final_adapter(backend: Backend) -> None:
+def test_every_other_checkpoint_and_the_final_adapter(shared_backend: Backend) -> None:
     evaluate = Evaluate(["Hi"], every=2, base=False)
     result = make(max_steps=3, save_steps=1, callbacks=[evaluate]).wait()
     assert [evaluation.step for evaluation in result.evaluations] == [2, None]
@@ -173,7 +173,7 @@ def test_every_other_checkpoint_and_the_final_adapter(backend: Backend) -> None:
     assert (answer.text, answer.score, answer.base_text) == ("scripted: Hi", None, None)
 
 
-def test_a_function_of_yours_scores_and_may_fail(backend: Backend) -> None:
+def test_a_function_of_yours_scores_and_may_fail(shared_backend: Backend) -> None:
     def length(answer: str, expected: str | None) -> float:
         if answer.endswith("Yo"):
             raise RuntimeError("my mistake")
@@ -223,7 +223,7 @@ def test_a_second_process_evaluates_a_run_that_goes_on(slow_backend: Backend) ->
     assert watcher.stdout == "6\n12\nNone\n[0.5, 0.5, 0.5]\n"
 
 
-def test_two_sheets_are_both_in_the_result(backend: Backend) -> None:
+def test_two_sheets_are_both_in_the_result(shared_backend: Backend) -> None:
     sheets = [Evaluate(["Hi"], name="one", base=False), Evaluate(["Yo"], name="two", base=False)]
     result = make(max_steps=1, save_steps=1, callbacks=sheets).wait()
     assert [evaluation.name for evaluation in result.evaluations] == ["one", "one", "two", "two"]

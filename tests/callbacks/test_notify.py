@@ -152,7 +152,7 @@ def events(requests: list[Request]) -> list[str]:
     return [request.json()["event"] for request in requests]
 
 
-def test_every_event_of_a_run_can_be_told(backend: Backend) -> None:
+def test_every_event_of_a_run_can_be_told(shared_backend: Backend) -> None:
     with answering(Answer(204)) as server:
         every = Notify(server.url, on=("started", "checkpoint", "completed", "failed", "cancelled"))
         make(max_steps=4, save_steps=2, callbacks=[every]).wait()
@@ -258,7 +258,7 @@ def test_a_teams_connector_says_429_with_status_200() -> None:
 
 
 def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
-    backend: Backend, caplog: pytest.LogCaptureFixture
+    shared_backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     woken = threading.Event()
 
@@ -279,7 +279,7 @@ def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
     assert "not everything was delivered in 0.7 s" in caplog.text
 
 
-def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(backend: Backend) -> None:
+def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(shared_backend: Backend) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -301,7 +301,7 @@ def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(backend:
     listener.close()
 
 
-def test_nobody_there_is_a_warning(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_there_is_a_warning(shared_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     result = make(max_steps=1, callbacks=Notify(f"http://127.0.0.1:9/{SECRET}", attempts=1)).wait()
     assert result.job.status == "completed"
     assert "Notify (plain): the message 'completed' was not delivered: no connection" in caplog.text
@@ -325,7 +325,7 @@ def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
 # The address is a secret
 
 
-def test_the_address_is_in_no_log_however_loud(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_address_is_in_no_log_however_loud(shared_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with answering(Answer(500), Answer(404), Answer(200)) as server:
         notify = Notify(f"{server.url}/{SECRET}", on=("started", "completed"))

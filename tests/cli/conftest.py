@@ -1,16 +1,21 @@
-"""The command as a person calls it: a process of its own, with what it printed and how it ended."""
+"""The command as a person calls it: a process of its own, with what it printed and how it ended.
+
+What tests need a finished run for is done with one run of one backend for the whole file.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Backend
+from tests.fakes.switchboard import Switchboard
 
 ARKOR = [sys.executable, "-m", "arkor"]
 
@@ -24,9 +29,26 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def switchboard() -> Iterator[Switchboard]:
+    """Commands without the time that each takes to import what it needs."""
+    with Switchboard() as switchboard:
+        yield switchboard
+
+
 @pytest.fixture
-def run(project: Path) -> Run:
+def run(project: Path, switchboard: Switchboard) -> Run:
     """`run("start", …)` in the project's folder."""
+
+    def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        return switchboard.call(arguments, project, typed)
+
+    return call
+
+
+@pytest.fixture
+def run_anew(project: Path) -> Run:
+    """The same by a Python that starts for it: each command is called so at least once."""
 
     def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [*ARKOR, *arguments]
@@ -37,26 +59,72 @@ def run(project: Path) -> Run:
     return call
 
 
-@pytest.fixture
-def write_entry(project: Path) -> Callable[..., Path]:
-    """Write a `train.py` with a trainer of so many steps; `before` and `arguments` go into it verbatim."""
+WriteEntry = Callable[..., Path]
+
+
+def write_in(
+    project: Path, before: str = "", model: str = "scripted/model", steps: int = 5, arguments: str = ""
+) -> Path:
     (project / "rows.jsonl").write_text('{"text": "one row is enough for the scripted engine"}\n')
-
-    def write(before: str = "", model: str = "scripted/model", steps: int = 5, arguments: str = "") -> Path:
-        file = project / "train.py"
-        head = "from pathlib import Path\nfrom arkor import Trainer, create_arkor\n"
-        data = '{"type": "file", "path": str(Path(__file__).parent / "rows.jsonl")}'
-        call = f'trainer = Trainer("demo", {model!r}, {data}, max_steps={steps}{arguments})\n'
-        file.write_text(head + textwrap.dedent(before) + call + "arkor = create_arkor(trainer=trainer)\n")
-        return file
-
-    return write
+    file = project / "train.py"
+    head = "from pathlib import Path\nfrom arkor import Trainer, create_arkor\n"
+    data = '{"type": "file", "path": str(Path(__file__).parent / "rows.jsonl")}'
+    call = f'trainer = Trainer("demo", {model!r}, {data}, max_steps={steps}{arguments})\n'
+    file.write_text(head + textwrap.dedent(before) + call + "arkor = create_arkor(trainer=trainer)\n")
+    return file
 
 
 @pytest.fixture
-def finished(backend: Backend, write_entry: Callable[..., Path], run: Run) -> str:
-    """The id of a run of five steps that has completed."""
-    write_entry()
-    started = run("start")
+def write_entry(project: Path) -> WriteEntry:
+    """Write a `train.py` with a trainer of so many steps; `before` and `arguments` go into it verbatim."""
+    return partial(write_in, project)
+
+
+def started_in(project: Path, switchboard: Switchboard) -> str:
+    """The id of a run of five steps that was watched to its end."""
+    write_in(project)
+    started = switchboard.call(("start",), project)
     assert started.returncode == 0, started.stderr
     return started.stdout.split()[2]
+
+
+@pytest.fixture(scope="module")
+def lasting_run(lasting_backend: Backend, switchboard: Switchboard, tmp_path_factory: pytest.TempPathFactory) -> str:
+    project = tmp_path_factory.mktemp("lasting") / "project"
+    project.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARKOR_HOME", str(lasting_backend.home))
+        return started_in(project, switchboard)
+
+
+@pytest.fixture
+def finished(shared_backend: Backend, lasting_run: str) -> str:
+    """The id of a run of five steps that has completed, once for all tests of a file; it is to stay as it is."""
+    return lasting_run
+
+
+@pytest.fixture
+def finished_alone(backend: Backend, project: Path, switchboard: Switchboard) -> str:
+    """The same at a backend of the test's own."""
+    return started_in(project, switchboard)
+
+
+#: As much of torch as it takes to say what one trains on.
+TORCH = """
+from types import SimpleNamespace as Namespace
+__version__ = "2.0"
+cuda = Namespace(is_available=lambda: False)
+backends = Namespace(mps=cuda)
+get_num_threads = lambda: 2
+"""
+
+
+@pytest.fixture
+def quick_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with libraries that are quick to import: what they can do is not what a test of ours is about."""
+    folder = tmp_path / "quick"
+    for name in ("torch", "transformers", "peft", "trl"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(TORCH if name == "torch" else "")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder

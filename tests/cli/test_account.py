@@ -121,8 +121,8 @@ def unshown(done: subprocess.CompletedProcess[str], auth: AuthorizationServer) -
 # As a person
 
 
-def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: Path, run: Run) -> None:
-    done = run("login", "--oauth", "--url", server.url + "/")
+def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: Path, run_anew: Run) -> None:
+    done = run_anew("login", "--oauth", "--url", server.url + "/")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"Signed in to {server.url} as ada@example.\n"
     assert f"http://{auth.domain}/authorize?response_type=code" in done.stderr
@@ -335,10 +335,10 @@ def test_a_file_that_cannot_be_read_is_left_alone(server: HttpServer, run: Run) 
 # Signing out
 
 
-def test_signing_out(run: Run, auth: AuthorizationServer) -> None:
+def test_signing_out(run: Run, run_anew: Run, auth: AuthorizationServer) -> None:
     assert run("logout").stdout == "You are not signed in.\n"
     write_credentials(SAFE)
-    done = run("logout")
+    done = run_anew("logout")
     assert (done.returncode, done.stdout) == (0, f"Signed out of {SAFE.arkor_cloud_api_url}.\n")
     assert "the runs of its organisation org-of-nobody cannot be reached any more" in unshown(done, auth)
     assert not credentials_path().exists()
@@ -396,8 +396,8 @@ def test_a_file_that_makes_no_sense_is_removed(run: Run) -> None:
 # Who, where, why
 
 
-def test_this_machine_where_no_backend_runs(run: Run, tmp_path: Path) -> None:
-    done = run("whoami")
+def test_this_machine_where_no_backend_runs(run: Run, run_anew: Run, tmp_path: Path) -> None:
+    done = run_anew("whoami")
     assert done.stdout.splitlines() == [
         "The owner of this machine's backend, which needs no sign-in",
         "Backend: the one of this machine (none runs now, it is started when it is needed), "

@@ -15,8 +15,8 @@ from tests.cli.conftest import Run
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
-def test_one_question_to_a_run(run: Run, finished: str) -> None:
-    done = run("chat", finished, "-m", "Where is my parcel?")
+def test_one_question_to_a_run(run: Run, run_anew: Run, finished: str) -> None:
+    done = run_anew("chat", finished, "-m", "Where is my parcel?")
     assert (done.returncode, done.stdout) == (0, "scripted: Where is my parcel?\n")
     assert run("chat", finished[:8], "-m", "Hello").stdout == "scripted: Hello\n"
 
@@ -89,7 +89,7 @@ def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.05")
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished: str) -> None:
+def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished_alone: str) -> None:
     with Terminal(sys.executable, "-m", "arkor", "chat") as terminal:
         terminal.expect("> ")
         terminal.type(f"{'word ' * 300}\n")

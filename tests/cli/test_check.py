@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ARKOR, Run
+from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend
-
-WriteEntry = Callable[..., Path]
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
-def test_a_run_that_is_fine(run: Run, write_entry: WriteEntry, backend: Backend) -> None:
+def test_a_run_that_is_fine(run: Run, run_anew: Run, write_entry: WriteEntry, shared_backend: Backend) -> None:
     write_entry(before="print('hello from train.py')\n", steps=5)
-    done = run("check")
+    done = run_anew("check")
     assert done.returncode == 0, done.stderr
     assert "Nothing keeps this run from being trained: 1 rows to train on, read as text" in done.stdout
     assert "5 steps of" in done.stdout
     assert run("jobs", "--json").stdout.strip() == "[]"
 
 
-def test_json_is_all_that_is_printed(run: Run, write_entry: WriteEntry, backend: Backend) -> None:
+def test_json_is_all_that_is_printed(run: Run, write_entry: WriteEntry, shared_backend: Backend) -> None:
     write_entry(before="print('hello from train.py')\n")
     done = run("check", "--json")
     found = json.loads(done.stdout)
@@ -36,7 +33,7 @@ def test_json_is_all_that_is_printed(run: Run, write_entry: WriteEntry, backend:
 
 
 def test_bad_rows_are_one_and_each_has_its_line(
-    run: Run, write_entry: WriteEntry, project: Path, backend: Backend
+    run: Run, write_entry: WriteEntry, project: Path, shared_backend: Backend
 ) -> None:
     entry = write_entry()
     (project / "rows.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n{"txt": "x"}\n')
@@ -50,7 +47,7 @@ def test_bad_rows_are_one_and_each_has_its_line(
     assert json.loads(run("check", "--json").stdout)["problemCount"] == 2
 
 
-def test_a_wrong_call_or_configuration_is_two(run: Run, write_entry: WriteEntry, backend: Backend) -> None:
+def test_a_wrong_call_or_configuration_is_two(run: Run, write_entry: WriteEntry, shared_backend: Backend) -> None:
     assert run("check", "nowhere").returncode == 2
     write_entry(arguments=", batch_size=0")
     done = run("check")
@@ -63,7 +60,9 @@ def test_a_wrong_call_or_configuration_is_two(run: Run, write_entry: WriteEntry,
     assert "Traceback" not in done.stderr
 
 
-def test_an_entry_that_starts_itself_is_only_looked_at(run: Run, write_entry: WriteEntry, backend: Backend) -> None:
+def test_an_entry_that_starts_itself_is_only_looked_at(
+    run: Run, write_entry: WriteEntry, shared_backend: Backend
+) -> None:
     file = write_entry()
     file.write_text(f"{file.read_text()}\ntrainer.wait()\n")
     assert run("check").returncode == 0
@@ -80,7 +79,9 @@ def test_a_run_that_was_checked_says_how_good_the_estimate_was(
     assert "estimated 0:00" in started.stderr
 
 
-def test_an_output_without_its_letters_gets_others(write_entry: WriteEntry, project: Path, backend: Backend) -> None:
+def test_an_output_without_its_letters_gets_others(
+    write_entry: WriteEntry, project: Path, shared_backend: Backend
+) -> None:
     write_entry()
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*ARKOR, "check"], cwd=project, capture_output=True, env=environment, check=False, timeout=60)

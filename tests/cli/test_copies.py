@@ -14,13 +14,11 @@ import pytest
 
 from arkor.client.connect import connect
 from arkor.trainer import Trainer
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, WriteEntry
 from tests.conftest import Backend, start_backend
 from tests.fakes.http_server import Answer, answering
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
-
-WriteEntry = Callable[..., Path]
 
 
 @pytest.fixture
@@ -43,16 +41,18 @@ def events_of(run: Run, job_id: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in run("logs", job_id, "--json").stdout.splitlines()]
 
 
-def test_there_and_back(run: Run, finished: str, project: Path, elsewhere: Callable[[], Backend]) -> None:
+def test_there_and_back(
+    run: Run, run_anew: Run, finished: str, project: Path, elsewhere: Callable[[], Backend]
+) -> None:
     before, logged = run("jobs", "--json").stdout, events_of(run, finished)
     answer = run("chat", finished, "-m", "hello").stdout
-    written = run("export-run", finished[:8])
+    written = run_anew("export-run", finished[:8])
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith(f"demo is in {finished}.zip (")
     other = elsewhere()
     assert json.loads(run("jobs", "--json").stdout) == []
-    for _ in range(2):  # the second time, it is here already
-        taken = run("import", f"{finished}.zip")
+    for importing in (run, run_anew):  # the second time, it is here already
+        taken = importing("import", f"{finished}.zip")
         assert taken.returncode == 0, taken.stderr
         assert taken.stdout.splitlines()[0] == f"demo is among your runs: {finished}, completed."
     (there,), (here,) = json.loads(before), json.loads(run("jobs", "--json").stdout)
@@ -71,7 +71,10 @@ def test_there_and_back(run: Run, finished: str, project: Path, elsewhere: Calla
     assert not list((other.home / "runs").glob(".*"))
 
 
-def test_the_zip_holds_what_travels_and_nothing_else(run: Run, finished: str, project: Path, backend: Backend) -> None:
+def test_the_zip_holds_what_travels_and_nothing_else(
+    run: Run, finished_alone: str, project: Path, backend: Backend
+) -> None:
+    finished = finished_alone
     folder = backend.home / "runs" / finished
     (folder / "secret.json").write_text('{"blobToken": "hush"}')
     (folder / "worker.pid").write_text("1")

@@ -22,7 +22,10 @@ from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend, start_backend
 from tests.fakes.http_server import Answer, answering
 
-pytestmark = pytest.mark.slow  # every test starts processes of its own
+pytestmark = [
+    pytest.mark.slow,  # every test starts processes of its own
+    pytest.mark.usefixtures("quick_libraries"),
+]
 
 TOKEN = "arkor_secret-token-of-somebody-0123456789"
 
@@ -40,27 +43,6 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 """
 
 
-#: As much of torch as it takes to say what one trains on.
-TORCH = """
-from types import SimpleNamespace as Namespace
-__version__ = "2.0"
-cuda = Namespace(is_available=lambda: False)
-backends = Namespace(mps=cuda)
-get_num_threads = lambda: 2
-"""
-
-
-@pytest.fixture(autouse=True)
-def quick_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with libraries that are quick to import: what they can do is not what these tests are about."""
-    folder = tmp_path / "quick"
-    for name in ("torch", "transformers", "peft", "trl"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "__init__.py").write_text(TORCH if name == "torch" else "")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    return folder
-
-
 def ailments(run: Run) -> dict[str, dict[str, Any]]:
     """What is not ok, by its subject; the exit code fits."""
     done = run("doctor", "--json")
@@ -74,8 +56,8 @@ def ailments(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_one_that_is_well_and_new(run: Run) -> None:
-    done = run("doctor")
+def test_one_that_is_well_and_new(run_anew: Run) -> None:
+    done = run_anew("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     *lines, blank, last = done.stdout.splitlines()
     assert (blank, last) == ("", "All is well.")
@@ -83,7 +65,7 @@ def test_one_that_is_well_and_new(run: Run) -> None:
     assert not arkor_home().exists()
 
 
-def test_one_at_work(run: Run, finished: str, backend: Backend) -> None:
+def test_one_at_work(run: Run, backend: Backend, finished_alone: str) -> None:
     time.sleep(1)  # the worker is through with its folder then
     before = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
     done = run("doctor")
@@ -95,13 +77,13 @@ def test_one_at_work(run: Run, finished: str, backend: Backend) -> None:
     assert after == before
 
 
-def test_packages_that_are_not_there(run: Run, quick_libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_not_there(run_anew: Run, quick_libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (quick_libraries / "sitecustomize.py").write_text(HIDING.format(hidden={"torch", "sqlalchemy"}))
-    found = ailments(run)["packages"]
+    found = ailments(run_anew)["packages"]
     assert (found["level"], found["sentence"]) == ("problem", "not installed: sqlalchemy, torch")
     assert found["remedy"] == 'pip install "arkor[local]"'
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:9")
-    assert "packages" not in ailments(run)
+    assert "packages" not in ailments(run_anew)
 
 
 def test_a_library_that_is_broken(run: Run, quick_libraries: Path) -> None:
@@ -217,7 +199,7 @@ def test_the_last_error_of_its_log(tmp_path: Path) -> None:
     assert found.sentence == "The backend cannot use /x: full."
 
 
-def test_rebuilding(run: Run, finished: str, backend: Backend) -> None:
+def test_rebuilding(run: Run, backend: Backend, finished_alone: str) -> None:
     refused = run("doctor", "--rebuild")
     assert refused.returncode == 1
     assert refused.stderr.endswith(f"then try again: kill {backend.process.pid}\n")
@@ -230,7 +212,7 @@ def test_rebuilding(run: Run, finished: str, backend: Backend) -> None:
     assert "with the 1 runs" in done.stdout
     assert (backend.home / "arkor.db.aside-1").read_bytes().startswith(b"garbage")
     again = start_backend(backend.home, "--engine", "scripted")
-    assert finished in run("jobs").stdout
+    assert finished_alone in run("jobs").stdout
     again.process.kill()
     again.process.wait()
 

@@ -23,9 +23,10 @@ def ask(backend: Backend, slug: str, key: str | None = None) -> int:
     return requests.post(url, json=QUESTION, headers=headers, timeout=60).status_code
 
 
-def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, finished: str) -> None:
+def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Run, finished_alone: str) -> None:
+    finished = finished_alone
     assert "There are no endpoints yet" in run("endpoints", "list").stdout
-    made = run("endpoints", "create", "triage", "--run", finished[:12])
+    made = run_anew("endpoints", "create", "triage", "--run", finished[:12])
     assert made.returncode == 0, made.stderr
     first = f"triage answers with the run {finished} at {backend.url}/e/triage/v1"
     assert made.stdout.splitlines() == [
@@ -50,7 +51,8 @@ def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, finished: st
     assert ask(backend, "triage", plaintext) == 404
 
 
-def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished: str) -> None:
+def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_alone: str) -> None:
+    finished = finished_alone
     made = run(
         "endpoints", "create", "open-one", "--run", f"{finished}@5", "--auth", "none", "--keep", "disabled", "--json"
     )
@@ -89,14 +91,14 @@ def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished: st
         (["keys", "create", "nobody"], "Missing option '--label'"),
     ],
 )
-def test_what_makes_no_sense(backend: Backend, run: Run, arguments: list[str], says: str) -> None:
+def test_what_makes_no_sense(shared_backend: Backend, run: Run, arguments: list[str], says: str) -> None:
     done = run("endpoints", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_the_backend_refuses(backend: Backend, run: Run, finished: str) -> None:
+def test_what_the_backend_refuses(shared_backend: Backend, run: Run, finished: str) -> None:
     assert run("endpoints", "create", "twice", "--run", finished).returncode == 0
     taken = run("endpoints", "create", "twice", "--run", finished)
     assert taken.returncode == 1
@@ -112,11 +114,13 @@ def test_what_the_backend_refuses(backend: Backend, run: Run, finished: str) -> 
     assert "`arkor endpoints keys list twice` lists them" in key.stderr
 
 
-def test_a_key_goes_into_a_variable_of_the_shell(backend: Backend, run: Run, finished: str, project: object) -> None:
+def test_a_key_goes_into_a_variable_of_the_shell(
+    shared_backend: Backend, run: Run, finished: str, project: object
+) -> None:
     run("endpoints", "create", "shell", "--run", finished)
     command = f'KEY=$({" ".join(ARKOR)} endpoints keys create shell --label ci 2>/dev/null); printf "%s" "$KEY"'
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
-    assert ask(backend, "shell", done.stdout) == 200
+    assert ask(shared_backend, "shell", done.stdout) == 200
 
 
 def test_what_a_backend_of_tomorrow_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

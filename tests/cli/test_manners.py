@@ -6,18 +6,17 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ARKOR, Run
+from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
-def test_start_for_a_program(backend: Backend, run: Run, write_entry: Callable[..., Path]) -> None:
+def test_start_for_a_program(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
     write_entry(before="print('imported')\n", arguments=", callbacks={'on_log': lambda log: print('a step')}")
     done = run("start", "--json")
     assert done.returncode == 0, done.stderr
@@ -28,7 +27,7 @@ def test_start_for_a_program(backend: Backend, run: Run, write_entry: Callable[.
     assert "a step" in done.stderr
 
 
-def test_a_failed_run_for_a_program(backend: Backend, run: Run, write_entry: Callable[..., Path]) -> None:
+def test_a_failed_run_for_a_program(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
     write_entry(model="scripted/fail")
     done = run("start", "--json")
     report = json.loads(done.stdout)
@@ -67,13 +66,13 @@ def test_an_error_for_a_program_is_one_sentence_on_stderr(run: Run, monkeypatch:
 
 @pytest.mark.parametrize("command", ALL)
 def test_json_is_the_same_on_a_terminal_that_knows_ascii_alone(
-    run: Run, finished: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, run_anew: Run, finished: str, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [finished if word == "RUN" else word for word in command]
     plain = run(*command)
     for name, value in {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}.items():
         monkeypatch.setenv(name, value)
-    narrow = run(*command)
+    narrow = run_anew(*command)
     assert narrow.returncode == plain.returncode
     assert [json.loads(line) for line in narrow.stdout.splitlines()] if command[0] == "logs" else True
     if plain.stdout and command[0] != "logs":
@@ -99,7 +98,9 @@ def test_json_is_the_same_on_a_terminal_that_knows_ascii_alone(
         ["no-such-command"],
     ],
 )
-def test_whatever_is_typed_there_is_no_traceback(backend: Backend, project: Path, command: list[str | bytes]) -> None:
+def test_whatever_is_typed_there_is_no_traceback(
+    shared_backend: Backend, project: Path, command: list[str | bytes]
+) -> None:
     done = subprocess.run([*ARKOR, *command], cwd=project, capture_output=True, timeout=60, check=False)
     said = done.stderr.decode("utf-8", "replace")
     assert (done.returncode, "Traceback" in said) == (2, False), said
@@ -107,7 +108,7 @@ def test_whatever_is_typed_there_is_no_traceback(backend: Backend, project: Path
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "</dev/null", "<&-"])
-def test_streams_that_are_closed(backend: Backend, project: Path, redirection: str) -> None:
+def test_streams_that_are_closed(shared_backend: Backend, project: Path, redirection: str) -> None:
     command = f"{' '.join(ARKOR)} whoami {redirection}"
     done = subprocess.run(["/bin/sh", "-c", command], cwd=project, capture_output=True, timeout=60, check=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr

@@ -7,23 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from arkor.settings import VERSION
-from tests.cli.conftest import ARKOR, Run
+from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend
-
-WriteEntry = Callable[..., Path]
-
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
-def test_the_version(run: Run) -> None:
-    assert run("--version").stdout == f"arkor {VERSION}\n"
+def test_the_version(run_anew: Run) -> None:
+    assert run_anew("--version").stdout == f"arkor {VERSION}\n"
 
 
 def test_help_lists_the_commands_in_the_order_of_their_use(run: Run) -> None:
@@ -45,9 +41,9 @@ def test_init_writes_a_project(run: Run, project: Path, template: str) -> None:
     assert done.stdout.endswith("Next:\n  cd mine\n  arkor start\n")
 
 
-def test_init_overwrites_nothing(run: Run, project: Path) -> None:
+def test_init_overwrites_nothing(run_anew: Run, project: Path) -> None:
     (project / "train.py").write_text("mine")
-    done = run("init")
+    done = run_anew("init")
     assert done.returncode == 2
     assert "already has train.py; nothing was written" in done.stderr
     assert [file.name for file in project.iterdir()] == ["train.py"]
@@ -70,16 +66,16 @@ def test_init_says_why_it_cannot_write(run: Run, project: Path) -> None:
 # start
 
 
-def test_start_watches_a_run_to_its_end(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+def test_start_watches_a_run_to_its_end(shared_backend: Backend, run_anew: Run, write_entry: WriteEntry) -> None:
     write_entry('print("hello from the entry")\n')
-    done = run("start")
+    done = run_anew("start")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     job_id = lines[1].removeprefix("demo: run ")
     assert lines == [
         "hello from the entry",
         f"demo: run {job_id}",
-        f"The adapter is in {backend.home}/runs/{job_id}/final",
+        f"The adapter is in {shared_backend.home}/runs/{job_id}/final",
         f"Talk to it: arkor chat {job_id}   (with --system and the system prompt of its rows, if they have one)",
     ]
     assert "demo: training, 5 steps" in done.stderr
@@ -87,13 +83,15 @@ def test_start_watches_a_run_to_its_end(backend: Backend, run: Run, write_entry:
     assert "demo: completed, step 5/5" in done.stderr
 
 
-def test_start_takes_a_file_or_a_folder(backend: Backend, run: Run, write_entry: WriteEntry, project: Path) -> None:
+def test_start_takes_a_file_or_a_folder(
+    shared_backend: Backend, run: Run, write_entry: WriteEntry, project: Path
+) -> None:
     file = write_entry()
     assert run("start", str(file)).returncode == 0
     assert run("start", str(project)).returncode == 0
 
 
-def test_a_failed_run_ends_with_1(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+def test_a_failed_run_ends_with_1(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
     write_entry(model="scripted/fail")
     done = run("start")
     assert done.returncode == 1
@@ -109,9 +107,11 @@ def test_a_folder_without_an_entry_ends_with_2(run: Run, project: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["import numppy\n", "answer = 1 / 0\n", "def f():\n    raise KeyError('x')\nf()\n"])
-def test_a_mistake_in_the_entry_is_shown_as_its_author_needs_it(run: Run, write_entry: WriteEntry, before: str) -> None:
+def test_a_mistake_in_the_entry_is_shown_as_its_author_needs_it(
+    run_anew: Run, write_entry: WriteEntry, before: str
+) -> None:
     file = write_entry(before)
-    done = run("start")
+    done = run_anew("start")
     assert done.returncode == 2
     shown = done.stderr.splitlines()
     assert shown[0] == "Traceback (most recent call last):"
@@ -152,7 +152,7 @@ def test_a_backend_that_nobody_serves(run: Run, write_entry: WriteEntry, monkeyp
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_callback_that_raises_in_raise_mode(backend: Backend, run: Run, write_entry: WriteEntry) -> None:
+def test_a_callback_that_raises_in_raise_mode(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
     file = write_entry(
         """
         def on_log(log):

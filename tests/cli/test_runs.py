@@ -7,19 +7,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from arkor.client.connect import connect
 from tests.backend.test_listing import fill
-from tests.cli.conftest import ARKOR, Run
+from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend, start_backend
 from tests.fakes.screen import Screen
-
-WriteEntry = Callable[..., Path]
-
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -29,16 +25,16 @@ def test_no_runs_yet(backend: Backend, run: Run) -> None:
     assert json.loads(run("jobs", "--json").stdout) == []
 
 
-def test_jobs_in_a_table_and_as_json(run: Run, finished: str) -> None:
-    head, row = run("jobs").stdout.splitlines()
+def test_jobs_in_a_table_and_as_json(run: Run, run_anew: Run, finished: str) -> None:
+    head, row = run_anew("jobs").stdout.splitlines()
     assert head.split() == ["ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"]
     assert re.fullmatch(rf"{finished} +demo +completed +\d{{4}}-\d\d-\d\d \d\d:\d\d +0:\d\d +scripted/model", row)
     (job,) = json.loads(run("jobs", "--json").stdout)
     assert (job["id"], job["status"], job["config"]["maxSteps"]) == (finished, "completed", 5)
 
 
-def test_the_log_of_a_run_that_has_ended(run: Run, finished: str) -> None:
-    lines = run("logs", finished).stdout.splitlines()
+def test_the_log_of_a_run_that_has_ended(run: Run, run_anew: Run, finished: str) -> None:
+    lines = run_anew("logs", finished).stdout.splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)
     told = [line[10:] for line in lines]
     assert "training, 5 steps" in told
@@ -87,8 +83,7 @@ def test_a_job_may_be_named_by_the_beginning_of_its_id(run: Run, finished: str) 
     assert "there is no run 'nothing-like-it'; `arkor jobs` lists them" in unknown.stderr
 
 
-def test_two_runs_of_the_same_beginning(run: Run, finished: str, write_entry: WriteEntry) -> None:
-    write_entry(steps=1)
+def test_two_runs_of_the_same_beginning(run: Run, finished_alone: str) -> None:
     run("start")
     ambiguous = run("cancel", "")
     assert ambiguous.returncode == 2
@@ -172,9 +167,9 @@ def test_the_log_of_a_run_in_progress_ends_with_now(run: Run, running: str) -> N
     assert run("jobs").stdout.splitlines()[1].split()[2] == "running"
 
 
-def test_cancel(run: Run, running: str) -> None:
+def test_cancel(run: Run, run_anew: Run, running: str) -> None:
     until_it_logs(run, running)
-    done = run("cancel", running)
+    done = run_anew("cancel", running)
     assert done.returncode == 0
     assert running in done.stdout
     followed = run("logs", running, "--follow").stdout.splitlines()

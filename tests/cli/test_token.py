@@ -187,6 +187,7 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
     assert json.loads(run("whoami", "--json").stdout)["backend"] == {"url": backend.url, "why": "credentials file"}
 
 
+@pytest.mark.usefixtures("quick_libraries")
 def test_the_doctor_looks_at_the_token(service: HttpServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
     assert "ARKOR_TOKEN is set, and goes nowhere" in run("doctor").stdout

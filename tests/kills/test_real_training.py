@@ -22,8 +22,8 @@ from tests.kills.schedule import Disaster, Watcher
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Some fifty steps a second.
-STEPS, SAVE_STEPS = 150, 25
-DEATHS = 3
+STEPS, SAVE_STEPS = 100, 20
+DEATHS = 2
 FEW = 1
 
 

@@ -18,6 +18,7 @@ from arkor.backend.generation.generate import TorchGenerator
 from arkor.backend.generation.weights import Shelf
 from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
+from tests.fakes.starter import put_in
 
 pytestmark = [
     pytest.mark.slow,  # torch alone takes seconds to import
@@ -383,7 +384,10 @@ def test_bases_that_are_not_used_leave_when_another_needs_room(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("fp32")
-def test_the_starter_model_says_what_transformers_generates(tmp_path: Path, generator: TorchGenerator) -> None:
+def test_the_starter_model_says_what_transformers_generates(
+    tmp_path: Path, generator: TorchGenerator, starter: Path
+) -> None:
+    put_in(tmp_path, starter)
     messages = ({"role": "user", "content": "What is the capital of France?"},)
     generator.submit(Completion("q", STARTER_MODEL, None, messages, max_tokens=20))
     said = text_of(run(generator, seconds=250)["q"])
