@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -70,6 +71,19 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
+
+
+def misfit(function: Callable[..., Any], arguments: int) -> str | None:
+    """The signature of a function that cannot be called with so many arguments; None of one that can, or says none."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # a builtin that does not say
+        return None
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        return str(signature)
+    return None
 
 
 @frozen

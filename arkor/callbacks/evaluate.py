@@ -19,7 +19,7 @@ from arkor.chat import InferenceRequest
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.evaluations import Answer, Evaluation
 from arkor.jobs import Artifact, TrainingJob, TrainingResult
-from arkor.values import Integer, is_finite
+from arkor.values import Integer, boolean, is_finite, misfit, shown, text
 
 #: What of `infer` is not the caller's to set here.
 _OURS = {"self", "messages", "stream", "tools", "abort_signal"}
@@ -84,10 +84,17 @@ class Evaluate:
             Integer(1)(f"Evaluate.{field}", count)
         if not is_finite(timeout) or not 0 < timeout < threading.TIMEOUT_MAX:
             raise InvalidConfig("Evaluate.timeout", f"must be seconds, above 0, not {timeout!r}")
+        text("Evaluate.name", name)
+        boolean("Evaluate.base", base)
+        if tell is not None and (not callable(tell) or misfit(tell, 1)):
+            raise InvalidConfig("Evaluate.tell", f"must be a function of one evaluation, like print, not {shown(tell)}")
         _check_options(options)
         self._every, self._base, self._concurrency, self._timeout, self._tell = every, base, concurrency, timeout, tell
         self._options = {"temperature": None if "top_p" in options else 0, **options}
         self._begin(None)
+
+    def __repr__(self) -> str:
+        return f"Evaluate(<{len(self.questions)} questions>, name={self.name!r})"
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:

@@ -19,6 +19,7 @@ from arkor.callbacks.contexts import (
     TrainingLogContext,
 )
 from arkor.errors import InvalidConfig
+from arkor.values import misfit
 
 logger = logging.getLogger("arkor")
 
@@ -109,15 +110,9 @@ def _check_function(name: str, function: Any) -> None:
         raise InvalidConfig(field, "must be a plain function; an async one would never be awaited")
     if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(body):
         raise InvalidConfig(field, "must be a plain function; one that yields would never be run")
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):  # a builtin that does not say
-        return
-    try:
-        signature.bind(None)
-    except TypeError:
+    if signature := misfit(function, 1):
         problem = f"must take one argument, the context, and this one takes {signature}; write def {name}(ctx)"
-        raise InvalidConfig(field, problem) from None
+        raise InvalidConfig(field, problem)
 
 
 def _suggestion(name: str) -> str:

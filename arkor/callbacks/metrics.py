@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from arkor.errors import InvalidConfig
+from arkor.values import misfit
 
 #: `(answer, expected)` → how good the answer is; `expected` is None where a question has none.
 Metric = Callable[[str, "str | None"], float]
@@ -36,6 +37,8 @@ def metric_from(given: Any) -> Metric:
     if not callable(given):
         names = ", ".join(map(repr, METRICS))
         raise InvalidConfig("Evaluate.metric", f"must be {names}, or a function of (answer, expected), not {given!r}")
+    if signature := misfit(given, 2):
+        raise InvalidConfig("Evaluate.metric", f"must take (answer, expected), and this one takes {signature}")
     metric: Metric = given
     return metric
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -93,6 +94,22 @@ def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
 def test_what_is_no_question_is_named(given: Any, says: str) -> None:
     with pytest.raises(InvalidConfig, match=says):
         Evaluate(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"metric": len}, r"Evaluate.metric: must take \(answer, expected\), and this one takes \(obj, /\)"),
+        ({"tell": 3}, "Evaluate.tell: must be a function of one evaluation"),
+        ({"tell": lambda: None}, "Evaluate.tell"),
+        ({"name": 3}, "Evaluate.name"),
+        ({"base": "yes"}, "Evaluate.base: must be True or False"),
+        ({"timeout": math.nan}, "Evaluate.timeout: must be seconds"),
+    ],
+)
+def test_what_could_not_be_evaluated_is_named_before_the_run(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidConfig, match=says):
+        Evaluate(["One?"], **settings)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
