@@ -89,7 +89,8 @@ def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
 def _refuse_too_many(state: State, org: Org) -> None:
     """A 409, for room comes when a run ends and not with time: waiting for a moment and trying again does not help."""
     allowed = queued_runs_allowed()
-    if sum(job.org_id == org.id for job in state.store.unfinished()) >= allowed:
+    unfinished = (job for job in state.store.unfinished() if job.org_id == org.id)
+    if sum(not state.supervisor.current(job).status.terminal for job in unfinished) >= allowed:
         sentence = f"The organisation {org.slug!r} has {allowed} runs that wait or train, the most there may be; "
         raise Refusal(409, f"{sentence}wait for one to end, or cancel one.", "queue_full")
 
