@@ -10,8 +10,9 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from attrs import frozen
@@ -125,16 +126,25 @@ def _configured_entry(file: Path) -> str | None:
     return entry
 
 
+class _Script(SourceFileLoader):
+    """Reads the source each time, as Python does with a script: a cache of bytecode may miss a quick edit."""
+
+    def get_code(self, _fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _execute(file: Path) -> ModuleType:
     """Run the entry file as a module of its own, with its folder first on the path as for a script."""
-    spec = importlib.util.spec_from_file_location("arkor_entry", file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise InvalidConfig("entry", f"{file} is not a Python file")
+    loader = _Script("arkor_entry", str(file))
+    spec = ModuleSpec("arkor_entry", loader, origin=str(file))
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
     sys.modules["arkor_entry"] = module
     sys.path.insert(0, str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     finally:
         sys.path.remove(str(file.parent))
     return module
