@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from arkor.backend.generation.completion import Generator, Reply, completion_from_json, reply_to_json
 from arkor.backend.generation.echo import EchoGenerator
-from arkor.backend.process import be_modest, take_stdout
+from arkor.backend.process import be_modest, keep_few_shapes, take_stdout
 from arkor.settings import serving_memory_bytes
 from arkor.wire import dumps
 
@@ -32,6 +32,7 @@ def load_generator(engine: str, home: Path) -> Generator:
     """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
     if engine == "scripted":
         return EchoGenerator()
+    keep_few_shapes()
     generator: Generator = importlib.import_module("arkor.backend.generation.generate").TorchGenerator(
         home, serving_memory_bytes()
     )

@@ -23,7 +23,7 @@ from arkor.backend.data.rows import PackedRows
 from arkor.backend.device import Device, choose_device
 from arkor.backend.engine import Recorder, Run, RunError
 from arkor.backend.models import load_model, load_tokenizer, local_folder, quiet_libraries
-from arkor.backend.process import keep_freed_memory, peak_memory_bytes, wait_without_spinning
+from arkor.backend.process import peak_memory_bytes, prepare_to_compute
 from arkor.backend.training.plan import (
     DRY_EVAL_ROWS,
     DRY_ROWS,
@@ -50,8 +50,7 @@ class TrlEngine:
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
         """See `arkor.backend.engine.Engine.train`."""
         check_names(run.config)
-        keep_freed_memory()
-        wait_without_spinning()
+        prepare_to_compute()
         with quiet():
             device = choose_device(self.precision)
             recorder.preparing(f"Training on {device.words}")

@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from arkor.backend.data.records import DataError
 from arkor.backend.device import Device, choose_device
 from arkor.backend.engine import Run
-from arkor.backend.process import keep_freed_memory, wait_without_spinning
+from arkor.backend.process import prepare_to_compute
 from arkor.backend.training.engine_trl import (
     Learner,
     check_device,
@@ -74,8 +74,7 @@ class Rehearsal:
     def rehearse(self, run: Run) -> None:
         """Raises `RunError` and `InvalidConfig` for a configuration that cannot be trained; faults of data are told."""
         check_names(run.config)
-        keep_freed_memory()
-        wait_without_spinning()
+        prepare_to_compute()
         with quiet():
             device = choose_device()
             self.out({"device": device.kind})
@@ -109,7 +108,7 @@ class Rehearsal:
             self._time(run, device, learner, (train, evaluation))
 
     def _time(self, run: Run, device: Device, learner: Learner, examples: tuple[Encoded, Encoded | None]) -> None:
-        from arkor.backend.training.timing import estimate  # noqa: PLC0415 - torch comes after `wait_without_spinning`
+        from arkor.backend.training.timing import estimate  # noqa: PLC0415 - torch comes after `prepare_to_compute`
 
         self._say("Timing a few steps")
         numbers = plan(run.config, len(examples[0]), evaluates=examples[1] is not None)
