@@ -7,11 +7,13 @@ TORCH  ?= torch==2.13.0
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
+FOUR_AT_A_TIME := -n 4 --dist loadfile --no-loadscope-reorder
+
 # The demo keeps to itself: its project is demo/, its runs and models are below this folder and not in ~/.arkor.
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
+.PHONY: help setup demo test every-test test-fast test-calls test-schedules test-kills lint bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -40,11 +42,14 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
 	@echo "  arkor jobs"
 
-test: setup lint ## Check style and types, run every test, four files at a time
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+test: setup ## Check style and types, run every test, four files at a time
+	@$(MAKE) --no-print-directory --jobs 2 lint every-test
+
+every-test:
+	$(BIN)/python -m pytest $(FOUR_AT_A_TIME)
 
 test-fast: setup ## Run the tests that take a moment
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) -m "not slow"
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
 	$(BIN)/python -m pytest tests/backend/test_openapi.py -k described --calls 100 --timeout 900

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from attrs import frozen
 
 from arkor.settings import PROTOCOL
+from tests.fakes import forks
+from tests.fakes.forks import Fork
 
 PROJECT = Path(__file__).parent.parent
 
@@ -45,6 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--calls", type=int, default=4, help="how many made-up calls of each route Schemathesis makes (default: a few)"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with a few slow tests first: whoever gets one of those last would keep the others waiting."""
+    tests = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, tests[item.path], item.path))
 
 
 def settings_from_outside() -> list[str]:
@@ -75,6 +85,8 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def stop_backend(home: Path) -> None:
     """Kill every process that works on `home`: its server first, so that nothing new is started."""
+    for fork in _forked.pop(home, []):
+        fork.kill()
     for _ in range(2):
         for process in sorted(psutil.process_iter(["pid", "cmdline"]), key=lambda process: process.pid):
             if str(home) in (process.info["cmdline"] or []) and process.pid != os.getpid():
@@ -89,16 +101,29 @@ class Backend:
     url: str
     token: str
     home: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
 
 
-def start_backend(home: Path, *arguments: str) -> Backend:
-    """`python -m arkor.backend` in a process of its own; returns when it answers."""
+#: Those that were forked and, as far as we know, live.
+_forked: dict[Path, list[Fork]] = defaultdict(list)
+
+
+def start_backend(home: Path, *arguments: str, anew: bool = False) -> Backend:
+    """A process of its own that serves `home`; returns when it listens. `anew`: by a Python that starts for it."""
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "arkor.backend", "--home", str(home), *arguments]
-    log = (home / "test-backend.log").open("wb")
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    log.close()
+    log = home / "test-backend.log"
+    log.write_bytes(b"")
+    arguments = ("--home", str(home), *arguments)
+    process: subprocess.Popen[bytes] | Fork
+    if anew:
+        command = [sys.executable, "-m", "arkor.backend", *arguments]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+    else:
+        process = forks.backend(log, arguments)
+        _forked[home].append(process)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -109,7 +134,7 @@ def start_backend(home: Path, *arguments: str) -> Backend:
             assert found["protocol"] == PROTOCOL
             return Backend(found["url"], found["token"], home, process)
         time.sleep(0.01)
-    raise AssertionError((home / "test-backend.log").read_text())
+    raise AssertionError(log.read_text())
 
 
 @pytest.fixture

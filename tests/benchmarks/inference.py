@@ -183,7 +183,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        backend = start_backend(home, "--engine", "trl")
+        backend = start_backend(home, "--engine", "trl", anew=True)
         try:
             served = Served(backend.url, backend.token, STARTER_MODEL)
             for constraint in ({}, *CONSTRAINTS.values()):

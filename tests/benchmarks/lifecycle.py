@@ -169,7 +169,7 @@ def next_callbacks(home: Path, options: Options) -> Iterator[str]:
     """The watcher's own SDK starts the next server; the worker goes on meanwhile."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = deaths.STEP_SECONDS
     try:
-        job = owner(start_backend(home, "--engine", "scripted")).submit(maxSteps=100_000, saveSteps=1000)
+        job = owner(start_backend(home, "--engine", "scripted", anew=True)).submit(maxSteps=100_000, saveSteps=1000)
         with child("tests.benchmarks.watcher", job) as watcher:
             gaps = [seconds_to_next_callback(home, watcher) for _ in range(2 * options.rounds)]
             watcher.process.kill()

@@ -170,7 +170,7 @@ def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
 def embedded(home: Path) -> Iterator[Backend]:
     """A backend whose one slot is taken for ever, so that the runs submitted from here on have logs that are ours."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = "3600"
-    backend = start_backend(home, "--engine", "scripted")
+    backend = start_backend(home, "--engine", "scripted", anew=True)
     try:
         caller = owner(backend)
         caller.until(caller.submit(), "running")

@@ -71,7 +71,7 @@ class Disaster:
     def serve(self) -> Caller:
         """The owner's view of a server that is there; one is started if there is none."""
         if self.server is None or self.server.process.poll() is not None:
-            self.server = start_backend(self.home, "--engine", "scripted")
+            self.server = start_backend(self.home, "--engine", "scripted", anew=True)
             self.tell(f"server {self.server.process.pid} started")
         return owner(self.server)
 

@@ -35,7 +35,7 @@ class Training(Disaster):
 
     def serve(self) -> Caller:
         if self.server is None or self.server.process.poll() is not None:
-            self.server = start_backend(self.home)
+            self.server = start_backend(self.home, anew=True)
         return owner(self.server)
 
     def train(self) -> None:

@@ -175,6 +175,7 @@ def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
     os.environ.setdefault("NODE_NO_WARNINGS", "1")
+    playwright.expect.set_options(timeout=30_000)  # milliseconds; the machine may be busy
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield browser
@@ -211,7 +212,7 @@ def new_tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
 
     def make(studio: Studio, *, width: int = 1280, theme: str = "light") -> Tab:
         context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         tabs.append(Tab(context.new_page(), studio))
         return tabs[-1]

@@ -62,11 +62,11 @@ def send(page: Any, text: str) -> None:
 def test_a_checkpoint_answers_while_its_run_goes_on(
     talking_studio: Studio, talking_client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    job = submit(talking_client, NAME, max_steps=60, save_steps=10)
+    job = submit(talking_client, NAME, max_steps=150, save_steps=10)
     until(talking_client, job, "running")
     page = playground(new_tab(talking_studio), f"run={job}")
     steps = page.get_by_label("Model: which weights of it", exact=True)
-    expect(steps).to_have_value("20", timeout=15_000)  # it follows the latest one
+    expect(steps).to_have_value(re.compile(r"^[2-9]\d|\d{3}$"))  # it follows the latest one
     send(page, f"{NAME} **bold** [a](http://b)")
     expect(page.locator(".said")).to_have_text(f"scripted: {NAME} **bold** [a](http://b)")
     expect(page.locator(".note")).to_contain_text(
@@ -235,8 +235,8 @@ def test_the_same_question_to_runs_beside_each_other(
     page.keyboard.press("Enter")
     answers = page.locator(".answers article")
     expect(answers.nth(0)).to_contain_text(re.compile("done, final adapter.*scripted: Hi all", re.DOTALL))
-    expect(answers.nth(1)).to_contain_text(re.compile(r"going, step \d+.*scripted: Hi all", re.DOTALL), timeout=15_000)
-    expect(answers.nth(2)).to_contain_text("It has no checkpoint yet", timeout=15_000)
+    expect(answers.nth(1)).to_contain_text(re.compile(r"going, step \d+.*scripted: Hi all", re.DOTALL))
+    expect(answers.nth(2)).to_contain_text("It has no checkpoint yet")
     said = [[message["role"] for message in body["messages"]] for body in bodies]
     assert said == [["system", "user"]] * 2
     talking_client.cancel_job(going)

@@ -30,33 +30,33 @@ def click(studio: Studio, name: str = "", **form: str) -> str:
     return name
 
 
-def test_a_click_runs_the_trainer_and_shows_what_it_prints(studio: Studio, client: CloudApiClient) -> None:
-    name = click(studio)
-    printed = studio.get(f"/streams/launches/{name}").text  # to the end of the process
+def test_a_click_runs_the_trainer_and_shows_what_it_prints(shared_studio: Studio, client: CloudApiClient) -> None:
+    name = click(shared_studio)
+    printed = shared_studio.get(f"/streams/launches/{name}").text  # to the end of the process
     job = client.list_jobs()[0]
     assert f"support-bot: run {job.id}" in printed
     assert "support-bot: completed" in printed
-    state = studio.get(f"/parts/launches/{name}").text
+    state = shared_studio.get(f"/parts/launches/{name}").text
     assert "its process has ended" in state
     assert f"/runs/{job.id}" in state
 
 
-def test_a_double_click_is_one(studio: Studio, client: CloudApiClient) -> None:
-    name = uuid.uuid4().hex
+def test_a_double_click_is_one(shared_studio: Studio, client: CloudApiClient) -> None:
+    before, name = len(client.list_jobs()), uuid.uuid4().hex
     for _ in range(3):
-        click(studio, name)
-    studio.get(f"/streams/launches/{name}")
-    assert len(client.list_jobs()) == 1
+        click(shared_studio, name)
+    shared_studio.get(f"/streams/launches/{name}")
+    assert len(client.list_jobs()) == before + 1
 
 
-def test_the_page_gives_each_button_a_click_of_its_own(studio: Studio) -> None:
-    first, second = studio.get("/parts/trainer").text, studio.get("/parts/trainer").text
+def test_the_page_gives_each_button_a_click_of_its_own(shared_studio: Studio) -> None:
+    first, second = shared_studio.get("/parts/trainer").text, shared_studio.get("/parts/trainer").text
     clicks = [line for text in (first, second) for line in text.splitlines() if 'name="click"' in line]
     assert len(clicks) == len(set(clicks)) == 4
 
 
-def test_a_dry_run(studio: Studio, client: CloudApiClient) -> None:
-    studio.get(f"/streams/launches/{click(studio, dry_run='1')}")
+def test_a_dry_run(shared_studio: Studio, client: CloudApiClient) -> None:
+    shared_studio.get(f"/streams/launches/{click(shared_studio, dry_run='1')}")
     assert client.list_jobs()[0].config.dry_run is True
 
 
@@ -68,12 +68,12 @@ def test_a_trainer_that_cannot_start_says_so(studio: Studio, client: CloudApiCli
     assert client.list_jobs() == []
 
 
-def test_the_output_goes_on_from_where_it_was(studio: Studio) -> None:
-    name = click(studio)
-    whole = studio.get(f"/streams/launches/{name}").content
-    assert studio.get(f"/streams/launches/{name}?from=10").content == whole[10:]
-    assert studio.get(f"/streams/launches/{name}?from={len(whole)}").content == b""
-    assert studio.get(f"/streams/launches/{name}?from=x").content == whole
+def test_the_output_goes_on_from_where_it_was(shared_studio: Studio) -> None:
+    name = click(shared_studio)
+    whole = shared_studio.get(f"/streams/launches/{name}").content
+    assert shared_studio.get(f"/streams/launches/{name}?from=10").content == whole[10:]
+    assert shared_studio.get(f"/streams/launches/{name}?from={len(whole)}").content == b""
+    assert shared_studio.get(f"/streams/launches/{name}?from=x").content == whole
 
 
 def test_stopping_studio_stops_nothing_and_the_next_one_finds_it(slow_studio: Studio, client: CloudApiClient) -> None:

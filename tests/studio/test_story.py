@@ -13,6 +13,7 @@ import openai
 import psutil
 import pytest
 
+from tests.fakes.starter import put_in
 from tests.studio.conftest import Studio, Tab, start_studio
 
 expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
@@ -41,9 +42,9 @@ TRAINING_MS = 120_000  # the longest that a step, a model or an answer may take 
 
 
 @pytest.fixture
-def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
     """Studio beside the backend that it starts by itself; a backend that trains, and has never done so before."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    put_in(Path(os.environ["ARKOR_HOME"]), starter)
     folder = tmp_path / "help-desk"
     folder.mkdir()
     rows = [
