@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def test_a_checkpoint_answers_while_its_run_goes_on(
     until(talking_client, job, "completed")
     expect(steps.locator("option", has_text="Final")).to_have_count(1)
     expect(steps).to_have_value(held)  # whoever talks to one is not moved to another
+
+
+def test_what_is_pressed_before_it_is_alive_is_not_lost(studio: Studio, new_tab: Callable[..., Tab]) -> None:
+    tab = new_tab(studio)
+    tab.page.route("**/static/picker.js", lambda route: (time.sleep(1), route.continue_()))
+    page = tab.open("/playground")
+    page.get_by_role("button", name="Choose a model").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
 
 
 def test_stop_keeps_what_was_said_and_the_next_question_knows_it(

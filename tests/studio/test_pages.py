@@ -168,6 +168,7 @@ def test_a_run_is_seen_learning_and_cancelled(
     page.get_by_role("button", name="Go back").click()
     assert client.get_job(job).status == "running"
     page.get_by_role("button", name="Cancel").click()
+    page.wait_for_timeout(6500)  # whoever ponders the question; behind it the page is brought up to date all 3 s
     page.get_by_role("button", name="Cancel the run").click()
     expect(page.locator("#run-head .status")).to_have_text("cancelled")
     expect(page.locator("[data-progress]")).to_have_attribute("data-end", "cancelled")

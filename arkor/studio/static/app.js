@@ -35,9 +35,10 @@ document.addEventListener("htmx:afterSwap", (event) => {
   furnish(elt);
 });
 
-// Somebody is about to use what would be replaced.
+// Somebody is about to use what would be replaced; what a question is open about has to be there for the answer.
+let asked = null;
 function isBusy(part) {
-  return Boolean(part.querySelector("button:active, a:active, select:focus"));
+  return part.contains(asked) || Boolean(part.querySelector("button:active, a:active, select:focus"));
 }
 
 /* Parts that are asked for again every few seconds, as long as somebody looks */
@@ -73,9 +74,16 @@ function furnish(root) {
   for (const element of found) {
     if (element.dataset.mounted) continue;
     element.dataset.mounted = "1";
-    import(`./${element.dataset.module}.js`).then((module) => module.mount(element));
+    mount(element);
   }
   tick(root);
+}
+
+// What is pressed before it is alive would do nothing.
+async function mount(element) {
+  element.inert = true;
+  const module = await import(`./${element.dataset.module}.js`).finally(() => (element.inert = false));
+  module.mount(element);
 }
 
 /* The content of this address */
@@ -153,7 +161,13 @@ document.addEventListener("htmx:confirm", (event) => {
   document.getElementById("confirm-yes").textContent = confirmYes ?? "Yes";
   dialog.returnValue = "no";
   dialog.showModal();
-  dialog.addEventListener("close", () => dialog.returnValue === "yes" && event.detail.issueRequest(true), { once: true });
+  asked = event.detail.elt;
+  dialog.addEventListener("close", () => {
+    const part = asked.closest('[hx-trigger~="refresh"]');
+    asked = null;
+    if (dialog.returnValue === "yes") event.detail.issueRequest(true);
+    else if (part) htmx.trigger(part, "refresh");
+  }, { once: true });
 });
 
 /* Small things to press */
