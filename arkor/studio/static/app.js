@@ -18,7 +18,9 @@ document.addEventListener("htmx:responseError", (event) => {
 });
 document.addEventListener("htmx:sendError", disconnected);
 document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.detail.successful) connected();
+  const { successful, elt, requestConfig } = event.detail;
+  if (successful) connected();
+  if (requestConfig.verb !== "get") refreshAround(elt); // meanwhile it was left as it was
 });
 
 // A part that came as it is already leaves the page alone: focus, selection and scrolling stay.
@@ -35,10 +37,15 @@ document.addEventListener("htmx:afterSwap", (event) => {
   furnish(elt);
 });
 
-// Somebody is about to use what would be replaced; what a question is open about has to be there for the answer.
+// Somebody is about to use what would be replaced; what a question or a call is about has to be there for the answer.
 let asked = null;
 function isBusy(part) {
-  return part.contains(asked) || Boolean(part.querySelector("button:active, a:active, select:focus"));
+  return part.contains(asked) || Boolean(part.querySelector("button:active, a:active, select:focus, .htmx-request"));
+}
+
+function refreshAround(element) {
+  const part = element.closest('[hx-trigger~="refresh"]');
+  if (part) htmx.trigger(part, "refresh");
 }
 
 /* Parts that are asked for again every few seconds, as long as somebody looks */
@@ -163,10 +170,9 @@ document.addEventListener("htmx:confirm", (event) => {
   dialog.showModal();
   asked = event.detail.elt;
   dialog.addEventListener("close", () => {
-    const part = asked.closest('[hx-trigger~="refresh"]');
     asked = null;
     if (dialog.returnValue === "yes") event.detail.issueRequest(true);
-    else if (part) htmx.trigger(part, "refresh");
+    else refreshAround(event.detail.elt);
   }, { once: true });
 });
 
