@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
-FOUR_AT_A_TIME := -n 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 # The demo keeps to itself: its project is demo/, its runs and models are below this folder and not in ~/.arkor.
 DEMO_HOME := $(CURDIR)/build/demo-home
@@ -42,14 +42,14 @@ demo: setup ## Fine-tune a small model on support tickets, from nothing, in abou
 	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
 	@echo "  arkor jobs"
 
-test: setup ## Check style and types, run every test, four files at a time
+test: setup ## Check style and types, run every test, three files at a time
 	@$(MAKE) --no-print-directory --jobs 2 lint every-test
 
 every-test:
-	$(BIN)/python -m pytest $(FOUR_AT_A_TIME)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: setup ## Run the tests that take a moment
-	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
 	$(BIN)/python -m pytest tests/backend/test_openapi.py -k described --calls 100 --timeout 900
