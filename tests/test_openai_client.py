@@ -57,19 +57,9 @@ class Site:
         return openai.OpenAI(base_url=self.url(made.slug), api_key=key, max_retries=0)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend of scripted models for the tests of this file."""
-    started = start_backend(tmp_path_factory.mktemp("openai") / "home", "--engine", "scripted")
-    yield started
-    stop_backend(started.home)
-    started.process.wait()
-
-
 @pytest.fixture
-def site(served: Backend, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setenv("ARKOR_HOME", str(served.home))
-    return Site(served, connect())
+def site(shared_backend: Backend) -> Site:
+    return Site(shared_backend, connect())
 
 
 def content(completion: Any) -> str:

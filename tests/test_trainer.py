@@ -33,22 +33,13 @@ from arkor import (
 )
 from arkor.callbacks import FinishedContext
 from arkor.client.connect import connect
-from tests.conftest import Backend, start_backend, stop_backend
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """One backend for all tests of this file that leave it as it was."""
-    started = start_backend(tmp_path_factory.mktemp("trainer") / "home", "--engine", "scripted")
-    yield started
-    stop_backend(started.home)
-    started.process.wait()
+from tests.conftest import Backend
 
 
 @pytest.fixture
-def backend(server: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    monkeypatch.setenv("ARKOR_HOME", str(server.home))
-    return server
+def backend(shared_backend: Backend) -> Backend:
+    """One for all tests of this file, which leave it as it was."""
+    return shared_backend
 
 
 HUB = {"type": "huggingface", "name": "some/rows"}

@@ -7,17 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.backend.caller import Caller, owner
-from tests.conftest import Backend, start_backend, stop_backend
+from tests.conftest import Backend
 from tests.fakes.nursery import Nursery
 
 
 @pytest.fixture(scope="module")
-def shared_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A real backend process whose runs are played by the scripted engine, for a whole file of tests."""
-    started = start_backend(tmp_path_factory.mktemp("shared") / "home", "--engine", "scripted")
-    yield started
-    stop_backend(started.home)
-    started.process.wait()
+def shared_backend(lasting_backend: Backend) -> Backend:
+    """The one of a whole file of tests; `ARKOR_HOME` is another's, for these tests ask it by its address."""
+    return lasting_backend
 
 
 @pytest.fixture
