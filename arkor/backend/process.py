@@ -11,8 +11,11 @@ import os
 import re
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 #: How much lower than a run's the priority of what is not one is; see nice(2).
 NICENESS = 5
@@ -93,3 +96,11 @@ def peak_memory_bytes() -> int:
             return int(found[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux it may be the parent's
     return most if sys.platform == "darwin" else most * 1024
+
+
+def seconds_of_others() -> float:
+    """The processor time of this machine, in seconds, that so far went to anything but this process."""
+    spent = psutil.cpu_times()
+    waited = spent.idle + getattr(spent, "iowait", 0.0)
+    twice = getattr(spent, "guest", 0.0) + getattr(spent, "guest_nice", 0.0)  # these are parts of user and nice
+    return float(sum(spent) - waited - twice - time.process_time())

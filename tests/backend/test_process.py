@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
-from arkor.backend.process import SHAPES_KEPT, keep_few_shapes
+from arkor.backend.process import SHAPES_KEPT, keep_few_shapes, seconds_of_others
 
 #: A layer as large as the starter model's that is given batches of many lengths, as a run's are.
 MANY_SHAPES = """
@@ -39,3 +41,16 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
     keep_few_shapes()
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(SHAPES_KEPT)
+
+
+SPIN = "import time\nwhile time.process_time() < 1: pass"
+
+
+def test_what_another_process_computes_is_told_apart() -> None:
+    others, began = seconds_of_others(), time.monotonic()
+    subprocess.run([sys.executable, "-c", SPIN], check=True)
+    assert 0.9 < seconds_of_others() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count()
+    others, began, computed = seconds_of_others(), time.monotonic(), time.process_time()
+    while time.process_time() < computed + 1:
+        pass
+    assert seconds_of_others() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count() - 0.9

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from arkor.backend import checkpoints
 from arkor.backend.device import Device
-from arkor.backend.process import peak_memory_bytes
+from arkor.backend.process import peak_memory_bytes, seconds_of_others
 from arkor.backend.threads import is_crowded, preemptions_so_far
 from arkor.backend.training.batches import Piece
 from arkor.backend.training.plan import Plan
@@ -31,6 +31,9 @@ TIMED_SECONDS, FEWEST_STEPS, MOST_STEPS = 12.0, 5, 40
 
 #: So many batches of those to come are looked at, for so many seconds at most, to see how the timed ones compare.
 BATCHES_AHEAD, SECONDS_AHEAD = 200, 3.0
+
+#: What others compute beside a check counts from this share of what its own threads could compute.
+OTHERS_SHARE = 0.1
 
 #: So long is evaluated, in seconds.
 EVALUATED_SECONDS = 4.0
@@ -47,10 +50,10 @@ def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estim
     collator.works.clear()
     watch = Watch(torch.cuda.synchronize if device.kind == "cuda" else _nothing)
     trainer.add_callback(watch)
-    began, computed, taken = time.perf_counter(), time.process_time(), preemptions_so_far()
+    company = Company()
+    began = time.perf_counter()
     trainer.learn()
-    wanted = (time.perf_counter() - began) * torch.get_num_threads()
-    crowded = is_crowded(wanted, time.process_time() - computed, preemptions_so_far() - taken)
+    busy = company.counted
     first, *others = watch.seconds()
     timed = others or [first]
     works = collator.works[: len(others) + 1][-len(timed) :]
@@ -65,12 +68,31 @@ def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estim
         device_memory_bytes=torch.cuda.max_memory_reserved() if device.kind == "cuda" else None,
         timed_steps=len(others) + 1,
         device=device.words,
-        busy=crowded,
+        busy=busy,
     )
 
 
 def _nothing() -> None:
     """What a processor needs in order to be done: it is."""
+
+
+class Company:
+    """What others compute on this machine from now on."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    @property
+    def counted(self) -> bool:
+        """Whether they took cores that our threads wanted, and not only for the moments that a system needs."""
+        now = zip(self._now(), self._began, strict=True)
+        seconds, busy, preemptions, others = (value - before for value, before in now)
+        wanted = seconds * torch.get_num_threads()
+        return is_crowded(wanted, busy, int(preemptions)) and others > OTHERS_SHARE * wanted
+
+    @staticmethod
+    def _now() -> tuple[float, float, float, float]:
+        return time.perf_counter(), time.process_time(), preemptions_so_far(), seconds_of_others()
 
 
 class Weighing(Collator):
