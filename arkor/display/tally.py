@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from itertools import islice
 
 from arkor.estimates import Estimate, Outcome, outcome_of
 from arkor.events import (
@@ -26,7 +25,7 @@ from arkor.words import clock, number, one_line, seconds_between
 
 _RECENT_STEPS = 24  # that speed and trend are taken from
 _MOST_STEPS = 2**53  # a backend that says more is no worse off, and nothing here overflows
-_LEVEL = 0.01  # a change of less than this share is none
+_LEVEL = 0.01  # a change of less than this share is none, however sure
 
 #: How a trend is shown: as an arrow, in words, or not at all.
 ARROWS = {-1: " ↘", 0: " →", 1: " ↗"}
@@ -101,15 +100,19 @@ class Tally:
 
     @property
     def trend(self) -> int:
-        """Where the loss is going, newer half of the latest ones against the older: -1 down, 1 up, 0 level."""
+        """Where the loss is going, newer half of the latest ones against the older: -1 down, 1 up, 0 level.
+
+        Batches differ: what is within two standard errors of the difference is no trend.
+        """
         half = len(self._losses) // 2
         if half == 0:
             return 0
-        older = sum(islice(self._losses, half)) / half
-        newer = sum(islice(self._losses, len(self._losses) - half, None)) / half
-        if not math.isfinite(older - newer) or abs(newer - older) <= _LEVEL * abs(older):
-            return 0
-        return 1 if newer > older else -1
+        latest = list(self._losses)
+        (older, error), (newer, other_error) = _mean(latest[:half]), _mean(latest[-half:])
+        change = newer - older
+        if abs(change) > max(_LEVEL * abs(older), 2 * math.hypot(error, other_error)):  # never so of a NaN
+            return 1 if change > 0 else -1
+        return 0
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -159,6 +162,14 @@ class Tally:
             return f"{self.name}: {self.phase} {clock(waited)}"
         facts = [f"step {self.steps()}", self.losses(arrows), self.duration(), self.judged()] if self.step else []
         return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}"
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """The mean, and its standard error, 0 of a single value. Neither raises, however large the values are."""
+    count = len(values)
+    mean = sum(values) / count
+    squares = sum((value - mean) * (value - mean) for value in values)
+    return mean, math.sqrt(squares / max(1, count - 1) / count)
 
 
 def _from_step(step: int) -> str:
