@@ -103,24 +103,11 @@ class Dispatcher:
         return self._call("on_started", StartedContext(self.job, steering=self._steering))
 
     def _on_log(self, event: TrainingLog) -> StreamFault | None:
-        self._note(event)
+        numbers = event.step, event.loss, event.eval_loss, event.learning_rate, event.epoch, event.samples_per_second
+        self.history.add(*numbers)
         if not self._listeners.wants("on_log"):
             return None
-        context = TrainingLogContext(
-            event.step,
-            event.loss,
-            event.eval_loss,
-            event.learning_rate,
-            event.epoch,
-            event.samples_per_second,
-            self.job,
-            steering=self._steering,
-        )
-        return self._call("on_log", context)
-
-    def _note(self, event: TrainingLog) -> None:
-        numbers = event.loss, event.eval_loss, event.learning_rate, event.epoch, event.samples_per_second
-        self.history.add(event.step, *numbers)
+        return self._call("on_log", TrainingLogContext(*numbers, self.job, steering=self._steering))
 
     def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)

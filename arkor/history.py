@@ -47,16 +47,15 @@ class History:
         epoch: float | None = None,
         samples_per_second: float | None = None,
     ) -> None:
-        """Take in a log; costs about a microsecond."""
-        said = 0
-        row = (loss, eval_loss, learning_rate, epoch, samples_per_second)
-        for bit, (column, value) in enumerate(zip(self._numbers, row, strict=True)):
-            if value is None:
-                column.append(0.0)
-            else:
-                column.append(value)
-                said |= 1 << bit
-        self._said.append(said)
+        """Take in a log; costs about half a microsecond."""
+        columns = self._numbers
+        columns[0].append(0.0 if loss is None else loss)
+        columns[1].append(0.0 if eval_loss is None else eval_loss)
+        columns[2].append(0.0 if learning_rate is None else learning_rate)
+        columns[3].append(0.0 if epoch is None else epoch)
+        columns[4].append(0.0 if samples_per_second is None else samples_per_second)
+        said = (loss is not None) | (eval_loss is not None) << 1 | (learning_rate is not None) << 2
+        self._said.append(said | (epoch is not None) << 3 | (samples_per_second is not None) << 4)
         self._steps.append(step if step < LARGEST_STEP else LARGEST_STEP)
 
     def __len__(self) -> int:

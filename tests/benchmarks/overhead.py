@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from arkor.backend.engine import Run
-from arkor.backend.home import RunFolder, create_run
+from arkor.backend.home import RunFolder, create_run, datasets_folder, prepare
 from arkor.backend.worker import load_engine
 from arkor.jobs import BlobDataset, JobConfig
 from arkor.settings import STARTER_MODEL, arkor_home
@@ -59,8 +59,8 @@ def prepared(data: Path, steps: int) -> RunFolder:
     home = arkor_home()
     rows = "\n".join(json.dumps(row) for row in intents.training_rows(data)).encode()
     digest = hashlib.sha256(rows).hexdigest()
-    (home / "datasets").mkdir(parents=True, exist_ok=True)
-    (home / "datasets" / digest).write_bytes(rows)
+    prepare(home)
+    (datasets_folder(home) / digest).write_bytes(rows)
     source = BlobDataset(f"/v1/datasets/{digest}/rows.jsonl")
     config = JobConfig(STARTER_MODEL, source, max_steps=steps, batch_size=8, learning_rate=1e-3)
     return create_run(home, {"id": uuid.uuid4().hex, "config": to_wire(config)}, None)

@@ -170,6 +170,7 @@ def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
 def embedded(home: Path) -> Iterator[Backend]:
     """A backend whose one slot is taken for ever, so that the runs submitted from here on have logs that are ours."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = "3600"
+    os.environ["ARKOR_MAX_STREAMS"] = str(2 * WATCHERS)
     backend = start_backend(home, "--engine", "scripted", anew=True)
     try:
         caller = owner(backend)

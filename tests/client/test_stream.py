@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -13,7 +14,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arkor.client.connection import StreamEnd, StreamFault
+from arkor.client.connection import StreamEnd, StreamFault, _json
 from arkor.client.http import Access, Http
 from arkor.client.patience import Patience
 from arkor.client.retry import ReconnectPolicy
@@ -147,6 +148,16 @@ def test_odd_frames_are_skipped_and_still_move_the_cursor() -> None:
     with serving(send(*odd), send(log_frame(9), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [9]
         assert server.requests[1]["last-event-id"] == "8"
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+TREES = st.recursive(LEAVES, lambda trees: st.lists(trees) | st.dictionaries(st.text(st.characters()), trees))
+
+
+@given(TREES, st.booleans())
+def test_json_is_read_as_the_standard_library_reads_it(tree: object, escaped: bool) -> None:
+    text = json.dumps(tree, ensure_ascii=escaped)
+    assert repr(_json(text)) == repr(json.loads(text))
 
 
 def test_numbers_that_are_not_finite_stay_visible() -> None:
