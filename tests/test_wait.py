@@ -364,7 +364,7 @@ def test_an_event_is_handed_on_as_soon_as_it_is_there(coding: str, tmp_path: Pat
     def dialogue() -> Iterator[bytes]:
         for number in range(1, 20):
             yield log_frame(number)
-            if not handed_on.acquire(timeout=5):
+            if not handed_on.acquire(timeout=30):
                 gave_up.append(number)
         yield completed(20) + END_FRAME
 

@@ -188,5 +188,5 @@ def test_it_goes_when_the_server_is_killed(patient_backend: Backend, endless: st
     told = begun(owner(patient_backend), endless)
     [process] = looking(patient_backend)
     patient_backend.process.kill()
-    process.wait(5)
+    process.wait(30)
     told.close()

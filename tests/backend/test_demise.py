@@ -19,7 +19,7 @@ def test_what_a_worker_has_started_ends_with_it() -> None:
         assert worker.stdout is not None
         child = psutil.Process(int(worker.stdout.readline()))
         assert end_of(worker) == 3
-        child.wait(5)
+        child.wait(30)
 
 
 @pytest.mark.parametrize(

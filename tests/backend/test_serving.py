@@ -153,7 +153,7 @@ def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
         assert isinstance(served.reply(), Failed)
         assert served.process.stdin is not None
         served.process.stdin.close()
-        assert served.process.wait(timeout=5) == 0
+        assert served.process.wait(timeout=30) == 0
 
 
 @pytest.mark.slow

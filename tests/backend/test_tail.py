@@ -271,7 +271,7 @@ def test_an_event_reaches_all_at_once(run: Run) -> None:
             for watcher in watchers:
                 watcher.read(lambda body: steps(body)[-1:] == [step])  # noqa: B023 - read at once
             took.append(time.perf_counter() - began)
-    assert sorted(took)[5] < 0.4, took  # without the bell it would be a second
+    assert sorted(took)[5] < 0.8, took  # without the bell it would be a second
 
 
 def test_who_goes_away_leaves_nothing_behind(run: Run) -> None:
@@ -327,7 +327,7 @@ def test_readers_that_take_nothing_cost_nobody_else_anything(run: Run) -> None:
                 run.write(step, step)
                 live.read(lambda body: steps(body)[-1:] == [step])  # noqa: B023 - read at once
                 took.append(time.perf_counter() - began)
-        assert sorted(took)[5] < 0.4, took  # without the bell it would be a second
+        assert sorted(took)[5] < 0.8, took  # without the bell it would be a second
         assert server.memory_info().rss - before < 60_000_000
 
 

@@ -210,7 +210,7 @@ def test_an_older_one_without_work_is_replaced(version: str) -> None:
     with bystander() as process, answering(healthy(version, PROTOCOL - 1)) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version=version, protocol=PROTOCOL - 1)
         assert find_or_start().arkor_cloud_api_url == listing()["url"] != old.url
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(30) == -signal.SIGTERM
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_a_real_one_is_replaced_when_it_is_older(backend: Backend) -> None:
     assert found.arkor_cloud_api_url == listing()["url"]
     assert listing()["pid"] != backend.process.pid
     assert found.token == backend.token
-    reaper.join(5)
+    reaper.join(30)
     assert backend.process.returncode == 0
 
 

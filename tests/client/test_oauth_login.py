@@ -156,7 +156,7 @@ def test_the_port_is_free_again_afterwards(auth: AuthorizationServer) -> None:
     for _ in range(3):
         signing_in(config, Browser())
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://127.0.0.1:{config.callback_ports[0]}/callback", timeout=5)
+        requests.get(f"http://127.0.0.1:{config.callback_ports[0]}/callback", timeout=30)
 
 
 # What comes back
@@ -217,8 +217,8 @@ def test_what_else_a_browser_asks_for_is_no_answer(auth: AuthorizationServer) ->
     def visit(address: str) -> requests.Response:
         port = urlsplit(parse_qs(urlsplit(address).query)["redirect_uri"][0]).port
         for path in ("/favicon.ico", "/", "/callback/x"):
-            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 404
-        assert requests.post(f"http://127.0.0.1:{port}/callback", timeout=5).status_code == 501
+            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=30).status_code == 404
+        assert requests.post(f"http://127.0.0.1:{port}/callback", timeout=30).status_code == 501
         with socket.create_connection(("127.0.0.1", port or 0)):  # one that is opened and never used
             return requests.get(address, timeout=10)
 
@@ -229,9 +229,9 @@ def test_what_else_a_browser_asks_for_is_no_answer(auth: AuthorizationServer) ->
 
 def test_only_the_first_redirect_counts() -> None:
     with Landing(free_ports(1), "s") as landing:
-        first = requests.get(f"{landing.redirect_uri}?code=one&state=s", timeout=5)
-        second = requests.get(f"{landing.redirect_uri}?code=two&state=s", timeout=5)
-        assert landing.wait(5) == "one"
+        first = requests.get(f"{landing.redirect_uri}?code=one&state=s", timeout=30)
+        second = requests.get(f"{landing.redirect_uri}?code=two&state=s", timeout=30)
+        assert landing.wait(30) == "one"
     assert (first.status_code, second.status_code) == (200, 404)
 
 
@@ -264,7 +264,7 @@ def test_a_code_of_somebody_elses_sign_in(auth: AuthorizationServer) -> None:
             "code_challenge_method": "S256",
         },
         allow_redirects=False,
-        timeout=5,
+        timeout=30,
     )
     assert theirs.status_code == 302
     with pytest.raises(CredentialsError, match="invalid_grant"):

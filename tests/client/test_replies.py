@@ -157,7 +157,7 @@ def test_leaving_the_block_hangs_up() -> None:
     with serving(until_gone) as server:
         with ask(server.url) as response:
             assert next(iter(response)) == "a"
-        assert gone.wait(5)
+        assert gone.wait(30)
 
 
 # Whole
@@ -248,7 +248,7 @@ def test_what_comes_too_late_is_discarded() -> None:
     with pytest.raises(TrainerAborted):
         Patience(signal).call(lambda: go.wait(5), lambda _: discarded.set())
     go.set()
-    assert discarded.wait(5)
+    assert discarded.wait(30)
 
 
 def test_an_exception_of_the_call_comes_through() -> None:

