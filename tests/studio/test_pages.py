@@ -276,6 +276,26 @@ def test_charts_are_zoomed_read_and_smoothed_by_keyboard(
     assert chart.locator("canvas").screenshot() != before
 
 
+def test_the_step_that_is_read_stays_while_the_run_goes_on(
+    slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+) -> None:
+    job = submit(client, max_steps=300)
+    page = new_tab(slow_studio).open(f"/runs/{job}")
+    chart = page.locator(".chart").first
+    plot, readout = chart.locator(".plot"), chart.locator(".readout")
+    expect(plot).to_have_attribute("aria-label", re.compile(r"at step ([4-9]|\d\d+)\."))
+    plot.focus()
+    for _ in range(2):
+        plot.press("ArrowRight")
+    expect(readout).to_contain_text("step 2 ")
+    expect(plot).to_have_attribute("aria-label", re.compile(r"at step (4[1-9]|[5-9]\d|\d\d\d)\."))  # drawn anew twice
+    page.wait_for_timeout(300)
+    assert "step 2 " in readout.inner_text()
+    plot.press("ArrowRight")
+    expect(readout).to_contain_text("step 3 ")
+    client.cancel_job(job)
+
+
 # Away and back
 
 

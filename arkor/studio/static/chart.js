@@ -26,6 +26,7 @@ export class Group {
   constructor() {
     this.charts = [];
     this.range = null;
+    this.reading = null; // the step that the arrow keys have come to; a pointer has none, it stays where it is
     this.key = `group-${Math.random()}`;
     document.addEventListener("studio:theme", () => this.rebuild());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
@@ -96,6 +97,7 @@ export class Chart {
     this.area.setAttribute("role", "group");
     this.area.setAttribute("aria-roledescription", "chart");
     this.area.addEventListener("keydown", (event) => this.onKey(event));
+    this.area.addEventListener("pointermove", () => (this.group.reading = null));
     this.empty = make("p", "none", this.options.none);
     figure.append(caption, this.area, this.empty, this.buildTools());
     return figure;
@@ -214,7 +216,7 @@ export class Chart {
       hooks: {
         setCursor: [() => this.tell()],
         setSelect: [(plot) => this.onSelect(plot)],
-        draw: this.options.lowest ? [(plot) => writeValues(plot, this.lines[0], this.options.format, this.figure)] : [],
+        draw: [(plot) => this.onDraw(plot)],
       },
     };
   }
@@ -236,6 +238,14 @@ export class Chart {
     if (this.options.log) return undefined;
     if (this.options.fromZero) return (_, __, high) => [0, (high || 1) * 1.15];
     return (_, low, high) => range(low, high, this.points < FEW ? 0.3 : 0.08);
+  }
+
+  /** After new points: what is written beside them, and the cursor, which is to stay at its step and not at its place. */
+  onDraw(plot) {
+    if (this.options.lowest) writeValues(plot, this.lines[0], this.options.format, this.figure);
+    const { reading } = this.group;
+    const [from, to] = this.shownRange();
+    if (reading !== null && reading >= from && reading <= to) plot.setCursor({ left: plot.valToPos(reading, "x"), top: 20 });
   }
 
   onSelect(plot) {
@@ -263,7 +273,10 @@ export class Chart {
 
   walk(by) {
     const steps = this.plot.data[0];
-    const at = Math.min(Math.max((this.plot.cursor.idx ?? (by > 0 ? -1 : steps.length)) + by, 0), steps.length - 1);
+    const kept = steps.indexOf(this.group.reading);
+    const from = kept >= 0 ? kept : this.plot.cursor.idx ?? (by > 0 ? -1 : steps.length);
+    const at = Math.min(Math.max(from + by, 0), steps.length - 1);
+    this.group.reading = steps[at];
     this.plot.setCursor({ left: this.plot.valToPos(steps[at], "x"), top: 20 });
   }
 
