@@ -112,7 +112,7 @@ def test_a_log_may_be_torn_at_any_byte(memory: Path, scripted: Nursery) -> None:
 
 
 def kept(folder: RunFolder) -> list[int]:
-    return sorted(int(path.name) for path in folder.checkpoints.iterdir())
+    return sorted(int(path.name) for path in folder.checkpoints.glob("[0-9]*"))
 
 
 def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -> None:
@@ -146,7 +146,7 @@ def test_what_is_not_kept_is_retired_for_who_is_slow(memory: Path, scripted: Nur
     folder = a_run(memory, "run", maxSteps=30, saveSteps=1)
     assert scripted.work(folder.path).code == 0
     assert kept(folder) == [29, 30]
-    assert sorted(int(path.name) for path in folder.retired.iterdir()) == list(range(9, 29))
+    assert sorted(int(path.name) for path in folder.retired.glob("[0-9]*")) == list(range(9, 29))
     assert adapter_folder(folder, Adapter("checkpoint", folder.id, 12)) == folder.retired / "12"
     assert whereabouts(folder.checkpoint(30)) == folder.checkpoint(30)
     os.utime(folder.retired / "12", (0, 0))

@@ -136,7 +136,7 @@ def cancel(tab: Tab, run: str) -> None:
     page.get_by_role("button", name="Cancel the run").click()
     expect(page.get_by_role("heading", name="support-bot cancelled")).to_be_visible(timeout=TRAINING_MS)
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
-    kept = [folder.name for folder in Path(os.environ["ARKOR_HOME"], "runs", run, "checkpoints").iterdir()]
+    kept = [folder.name for folder in Path(os.environ["ARKOR_HOME"], "runs", run, "checkpoints").glob("[0-9]*")]
     for step in kept:
         expect(page.get_by_role("link", name=f"Chat with step {step}", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name=re.compile(r"^Chat with step"))).to_have_count(len(kept))
