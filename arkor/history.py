@@ -48,7 +48,7 @@ class History:
         samples_per_second: float | None = None,
     ) -> None:
         """Take in a log; costs about half a microsecond."""
-        columns = self._numbers
+        columns = self._numbers  # one by one, as a loop over them takes twice as long
         columns[0].append(0.0 if loss is None else loss)
         columns[1].append(0.0 if eval_loss is None else eval_loss)
         columns[2].append(0.0 if learning_rate is None else learning_rate)

@@ -220,7 +220,7 @@ def _event(frame: Frame) -> Event | None:
 
 
 def _json(text: str) -> Any:
-    """As `json.loads` has it, in a fifth of the time; what is no strict JSON (`NaN`, half a surrogate pair) is its."""
+    """As `json.loads` reads it, in a fifth of the time; what is no strict JSON, `NaN` for one, is left to it."""
     try:
         return _quick(text)
     except ValueError:

@@ -53,7 +53,7 @@ def estimate(trainer: Any, numbers: Plan, device: Device, folder: Path) -> Estim
     company = Company()
     began = time.perf_counter()
     trainer.learn()
-    busy = company.counted
+    busy = company.took_cores()
     first, *others = watch.seconds()
     timed = others or [first]
     works = collator.works[: len(others) + 1][-len(timed) :]
@@ -82,16 +82,15 @@ class Company:
     def __init__(self) -> None:
         self._began = self._now()
 
-    @property
-    def counted(self) -> bool:
-        """Whether they took cores that our threads wanted, and not only for the moments that a system needs."""
-        now = zip(self._now(), self._began, strict=True)
-        seconds, busy, preemptions, others = (value - before for value, before in now)
+    def took_cores(self) -> bool:
+        """Whether they took some that our threads wanted, and not only for the moments that a system needs."""
+        since = (now - before for now, before in zip(self._now(), self._began, strict=True))
+        seconds, computed, preemptions, others = since
         wanted = seconds * torch.get_num_threads()
-        return is_crowded(wanted, busy, int(preemptions)) and others > OTHERS_SHARE * wanted
+        return is_crowded(wanted, computed, int(preemptions)) and others > OTHERS_SHARE * wanted
 
     @staticmethod
-    def _now() -> tuple[float, float, float, float]:
+    def _now() -> tuple[float, float, int, float]:
         return time.perf_counter(), time.process_time(), preemptions_so_far(), seconds_of_others()
 
 

@@ -29,13 +29,13 @@ def crowd() -> Iterator[None]:
 def test_others_that_take_cores_count(crowd: None) -> None:
     company = Company()
     compute(3)
-    assert company.counted
+    assert company.took_cores()
 
 
 def test_who_only_rests_has_no_company() -> None:
     company = Company()
     time.sleep(0.3)
-    assert not company.counted
+    assert not company.took_cores()
 
 
 def compute(seconds: float) -> None:
