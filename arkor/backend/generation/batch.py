@@ -38,6 +38,7 @@ class Batch:
         self._next: list[int] = []
         self._cache, self._mergeable = _new_cache(weights.model)
         self._takes = inspect.signature(weights.model.forward).parameters
+        self._cache_argument = "cache" if "cache" in self._takes else "past_key_values"  # transformers before 5.24
 
     @property
     def reading(self) -> bool:
@@ -109,7 +110,7 @@ class Batch:
         taken = {name: value for name, value in inputs.items() if name in self._takes and value is not None}
         tokens = torch.tensor(columns, device=model.device)
         with torch.inference_mode():
-            out = model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **taken)
+            out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **taken)
         self._lengths = [have + new for have in self._lengths]
         logits: torch.Tensor = out.logits[:, -1]
         return logits

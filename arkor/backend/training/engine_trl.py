@@ -6,6 +6,7 @@ The stages in order; what each one does is in a room of its own: `plan.py` (numb
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -210,12 +211,12 @@ def trainer_of(
     from arkor.backend.training.state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    deep = _needs_checkpointing(learner.model, device)
+    recompute = {_recompute_argument(SFTConfig): _recomputes_activations(learner.model, device)}
     return LeanTrainer(
         recorder=recorder,
         learns_from=fingerprints(numbers, learner.model, train, evaluation),
         model=learner.model,
-        args=SFTConfig(gradient_checkpointing=deep, **arguments),
+        args=SFTConfig(**recompute, **arguments),
         processing_class=learner.tokenizer,
         data_collator=Collator(device.dtype, learner.tokenizer.pad_token_id),
         train_dataset=_table(train),
@@ -223,7 +224,13 @@ def trainer_of(
     )
 
 
-def _needs_checkpointing(model: Any, device: Device) -> bool:
+def _recompute_argument(config_class: type) -> str:
+    """Return the name of the setting that recomputes activations; transformers 5.24 renamed it."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+
+
+def _recomputes_activations(model: Any, device: Device) -> bool:
     """Whether to compute activations twice rather than keep them: for models of a billion weights and more on a GPU."""
     return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
 
