@@ -1,6 +1,7 @@
 """Teach a small model to replace personal data by tags: `arkor start` runs this file."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from arkor import LoraConfig, Trainer, create_arkor
@@ -8,6 +9,7 @@ from arkor import LoraConfig, Trainer, create_arkor
 DATA = Path(__file__).parent / "data"
 HELD_OUT = [json.loads(row)["messages"] for row in (DATA / "heldout.jsonl").read_text("utf-8").splitlines()]
 *SAMPLE, _ = HELD_OUT[0]
+COMPARED = HELD_OUT[:30]
 SYSTEM = SAMPLE[0]["content"]
 
 
@@ -24,20 +26,30 @@ def on_checkpoint(ctx):
     print(f"step {ctx.step}: {answer}")
 
 
+def answers(adapter):
+    """What one model answers to the held-out messages, asked eight at a time."""
+
+    def ask(row):
+        return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=64).text().strip()
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, COMPARED))
+
+
 def on_completed(ctx):
-    """Base and tuned model side by side on messages that were held out, and how often each is right."""
-    right = {"base": 0, "tuned": 0}
-    compared = HELD_OUT[:30]
-    for *message, expected in compared:
-        print(f"\n{message[-1]['content']}")
-        for name, adapter in (("base", "base"), ("tuned", "final")):
-            answer = trainer.chat(message, adapter=adapter, temperature=0, max_tokens=64).text().strip()
-            is_right = answer == expected["content"]
+    """Base and tuned model side by side on held-out messages, and how often each is right."""
+    models = {"base": answers("base"), "tuned": answers("final")}
+    right = dict.fromkeys(models, 0)
+    for number, row in enumerate(COMPARED):
+        print(f"\n{row[-2]['content']}")
+        for name in models:
+            answer = models[name][number]
+            is_right = answer == row[-1]["content"]
             right[name] += is_right
             print(f"  {name:5}  {'right' if is_right else 'wrong'}  {' '.join(answer.split())}")
     print()
     for name, count in right.items():
-        print(f"{name:5}  {count} of {len(compared)} right ({count / len(compared):.0%})")
+        print(f"{name:5}  {count} of {len(COMPARED)} right ({count / len(COMPARED):.0%})")
     print(f'\nAsk it yourself: arkor chat {ctx.job.id} --system "{SYSTEM}"')
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from arkor import LoraConfig, Trainer, create_arkor
@@ -9,6 +10,7 @@ from arkor import LoraConfig, Trainer, create_arkor
 DATA = Path(__file__).parent / "data"
 HELD_OUT = [json.loads(row)["messages"] for row in (DATA / "heldout.jsonl").read_text("utf-8").splitlines()]
 *SAMPLE, _ = HELD_OUT[0]
+COMPARED = HELD_OUT[:30]
 SYSTEM = SAMPLE[0]["content"]
 
 
@@ -31,19 +33,30 @@ def likeness(answer, expected):
     return 2 * len(ours & theirs) / max(1, len(ours) + len(theirs))
 
 
+def answers(adapter):
+    """What one model answers to the held-out sentences, asked eight at a time."""
+
+    def ask(row):
+        return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=32).text().strip()
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, COMPARED))
+
+
 def on_completed(ctx):
-    """Base and tuned model side by side on sentences that were held out, and how near each comes to the English one."""
-    scores = {"base": 0.0, "tuned": 0.0}
-    compared = HELD_OUT[:30]
-    for *sentence, expected in compared:
-        print(f"\n{sentence[-1]['content']}  ({expected['content']})")
-        for name, adapter in (("base", "base"), ("tuned", "final")):
-            answer = trainer.chat(sentence, adapter=adapter, temperature=0, max_tokens=32).text().strip()
-            scores[name] += likeness(answer, expected["content"])
+    """Base and tuned model side by side on held-out sentences, and how near each comes to the English one."""
+    models = {"base": answers("base"), "tuned": answers("final")}
+    scores = dict.fromkeys(models, 0.0)
+    for number, row in enumerate(COMPARED):
+        expected = row[-1]["content"]
+        print(f"\n{row[-2]['content']}  ({expected})")
+        for name in models:
+            answer = models[name][number]
+            scores[name] += likeness(answer, expected)
             print(f"  {name:5}  {' '.join(answer.split())}")
     print()
     for name, score in scores.items():
-        print(f"{name:5}  {score / len(compared):.0%} of the words right")
+        print(f"{name:5}  {score / len(COMPARED):.0%} of the words right")
     print(f'\nAsk it yourself: arkor chat {ctx.job.id} --system "{SYSTEM}"')
 
 
