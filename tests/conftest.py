@@ -19,6 +19,7 @@ import pytest
 from attrs import frozen
 
 from arkor.settings import PROTOCOL
+from tests import browsers
 from tests.fakes import forks
 from tests.fakes.forks import Fork
 
@@ -48,6 +49,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--calls", type=int, default=4, help="how many made-up calls of each route Schemathesis makes (default: a few)"
     )
+    parser.addoption("--require-browser", action="store_true", help="fail where there is no Chromium (default: skip)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats.get("skipped", [])
+    if skipped := sum(
+        isinstance(report.longrepr, tuple) and browsers.MISSING in report.longrepr[2] for report in reports
+    ):
+        terminalreporter.write_line(browsers.summary(skipped), yellow=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from docs import write_site
 from docs.write_site import DOCS
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests import browsers
 
 #: In a process of its own: two of Playwright's drivers do not live in one, and Studio's tests have theirs.
 LOOK = """
@@ -73,12 +72,9 @@ def test_a_link_that_leads_nowhere_is_no_site(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_the_search_finds_in_pages_that_are_opened_from_a_file(site: Path) -> None:
-    pytest.importorskip("playwright", reason="the browser's tests need playwright")
-    if CHROMIUM is None:
-        pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
+def test_the_search_finds_in_pages_that_are_opened_from_a_file(site: Path, request: pytest.FixtureRequest) -> None:
     page = (site / "api" / "a-run.html").as_uri()
-    command = [sys.executable, "-c", LOOK, CHROMIUM, page]
+    command = [sys.executable, "-c", LOOK, browsers.require(request.config), page]
     looked = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert looked.returncode == 0, looked.stderr
     assert json.loads(looked.stdout) == {"elsewhere": []}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from arkor.cards import job_card, text_card
 from arkor.charts.svg import loss_image
@@ -20,8 +21,8 @@ from arkor.events import TrainingFailed, TrainingWarning
 from arkor.history import History
 from arkor.jobs import TrainingJob
 from arkor.wire import from_wire
+from tests import browsers
 from tests.fakes.story import at, story
-from tests.studio.conftest import CHROMIUM, CHROMIUM_ARGUMENTS
 from tests.test_cards import JOB
 
 pytestmark = pytest.mark.slow  # a browser
@@ -77,13 +78,11 @@ CONTRASTS = """
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     """One of this module's own: while it is open, this thread has a running event loop, which a kernel's client minds."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright")
-    if CHROMIUM is None:
-        pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+    path = browsers.require(request.config)
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=browsers.ARGUMENTS)
         yield opened
         opened.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +19,8 @@ from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.jobs import JobConfig
 from arkor.studio.guard import TOKEN_HEADER
+from tests import browsers
 from tests.conftest import Backend, start_backend, stop_backend
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMIUM_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 
 ENTRY = """
 from arkor import LoraConfig, Trainer
@@ -169,17 +163,17 @@ def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 
 
 
 @pytest.fixture(scope="package")
-def chromium() -> Iterator[Any]:
+def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A browser, once for all tests of this folder; while it is open, this thread has a running event loop."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright")
-    if CHROMIUM is None:
-        pytest.skip("the browser's tests need Chromium (apt-get install chromium)")
+    path = browsers.require(request.config)
+    from playwright import sync_api as playwright  # noqa: PLC0415 - for those tests alone
+
     os.environ.setdefault("NODE_NO_WARNINGS", "1")
     playwright.expect.set_options(timeout=30_000)  # milliseconds; the machine may be busy
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
+        opened = driver.chromium.launch(executable_path=path, args=browsers.ARGUMENTS)
+        yield opened
+        opened.close()
 
 
 class Tab:

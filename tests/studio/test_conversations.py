@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from arkor.client.api import CloudApiClient
 from tests.conftest import start_backend
 from tests.studio.conftest import Studio, Tab, start_studio, submit, until
 from tests.studio.test_playground import ask_endpoint, trained
-
-expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
 
 pytestmark = pytest.mark.slow
 
@@ -299,7 +299,7 @@ def test_from_nothing_to_a_key_and_to_nothing_again(
 def test_everybody_can_use_them(
     shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], theme: str, width: int
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    axe = Axe()
     job = trained(client, "a name that is longer than a picker has room for, by far, and goes on and on")
     made = client.create_deployment(
         f"an-endpoint-{theme}", {"kind": "base_model", "baseModel": "org/m"}, "fixed_api_key"

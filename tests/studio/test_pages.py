@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from arkor.client.api import CloudApiClient
 from tests.studio.conftest import Studio, Tab, start_studio, submit, until
-
-expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
 
 pytestmark = pytest.mark.slow
 
@@ -384,7 +384,7 @@ def places(shared_studio: Studio, client: CloudApiClient) -> list[str]:
 def test_axe_finds_no_fault(
     shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab], theme: str, width: int
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    axe = Axe()
     tab = new_tab(shared_studio, width=width, theme=theme)
     for place in places:
         page = tab.open(place)

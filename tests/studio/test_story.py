@@ -12,11 +12,10 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from playwright.sync_api import expect
 
 from tests.fakes.starter import put_in
 from tests.studio.conftest import Studio, Tab, start_studio
-
-expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright").expect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
