@@ -50,7 +50,7 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(READY): $(DEMO_READY)
-	$(INSTALL) --editable ".[local,studio,dev,docs]"
+	$(INSTALL) --compile-bytecode --editable ".[local,studio,dev,docs]"
 	@touch $@
 
 demo: $(DEMO_READY) ## Fine-tune a small model on support tickets, from nothing, in a few minutes

@@ -15,7 +15,7 @@ from tests.fakes.http_server import Answer, HttpServer, Request
 from tests.fakes.nursery import Nursery
 from tests.fakes.tiny_model import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 #: Five are promised, and the server sends SIGKILL after four.
 SECONDS = 2.0

@@ -18,7 +18,7 @@ from tests.backend.dying import a_run, assert_same, lines, mourn, told
 from tests.fakes.nursery import Nursery
 from tests.fakes.tiny_model import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 PAGE = 4096
 

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.hub import hub_of
 from tests.fakes.tiny_model import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 CODE = """
 import sys

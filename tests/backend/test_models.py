@@ -104,7 +104,6 @@ def test_a_home_that_is_a_file_is_a_sentence_with_the_path(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 class TestLoading:
     def test_a_model_without_safetensors_is_refused(self, tmp_path: Path) -> None:
         folder = make_tiny_model(tmp_path / "model")

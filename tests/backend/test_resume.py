@@ -30,7 +30,7 @@ from tests.callbacks.replays import replay
 from tests.fakes.nursery import ALONE, Nursery
 from tests.fakes.tiny_model import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 SCRIPT = {"maxSteps": 6, "saveSteps": 2, "evalSteps": 3}
 

@@ -20,6 +20,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from arkor.backend.training.engine_trl import recompute_argument
 from tests.benchmarks import intents
 
 
@@ -32,7 +33,7 @@ def build(model: Any, tokenizer: Any, data: Path, steps: int, folder: str) -> An
         per_device_train_batch_size=intents.BATCH_SIZE,
         learning_rate=intents.LEARNING_RATE,
         lr_scheduler_type="linear",
-        gradient_checkpointing=False,
+        **{recompute_argument(SFTConfig): False},
         bf16=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,

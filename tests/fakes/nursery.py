@@ -120,6 +120,7 @@ def live(request: dict[str, Any], report: int) -> None:
     if "touch" in request:
         reaper.watch_touches(str(folder.path / request.get("below", "")))
     if "largest" in request:
+        sys.dont_write_bytecode = True  # a truncated one would stay; Python before 3.13 does not notice
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
     if "line" in request:
         sys.settrace(reaper.on_line)

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,7 +212,7 @@ def trainer_of(
     from arkor.backend.training.state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    recompute = {_recompute_argument(SFTConfig): _recomputes_activations(learner.model, device)}
+    recompute = {recompute_argument(SFTConfig): _recomputes_activations(learner.model, device)}
     return LeanTrainer(
         recorder=recorder,
         learns_from=fingerprints(numbers, learner.model, train, evaluation),
@@ -224,7 +225,7 @@ def trainer_of(
     )
 
 
-def _recompute_argument(config_class: type) -> str:
+def recompute_argument(config_class: type) -> str:
     """Return the name of the setting that recomputes activations; transformers 5.24 renamed it."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
@@ -277,5 +278,6 @@ def quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they speak to who wrote the code, not to who runs it
+        if not sys.warnoptions:  # `python -W error` still shows what the libraries deprecate
+            warnings.simplefilter("ignore")
         yield

@@ -345,7 +345,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "acme/tickets"
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 def test_a_hugging_face_data_set(tmp_path: Path, repository: str) -> None:
     source = HuggingFaceDataset(repository)
@@ -358,7 +357,6 @@ def test_a_hugging_face_data_set(tmp_path: Path, repository: str) -> None:
         load_rows(source, split="dev", home=tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 def test_a_hugging_face_data_set_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"acme/nothing"):

@@ -17,10 +17,7 @@ from arkor.chat import InferenceRequest
 from tests.backend.generation.test_generate import run
 from tests.fakes.byte_model import make_base
 
-pytestmark = [
-    pytest.mark.slow,  # torch alone takes seconds to import
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
 QUESTION = ({"role": "user", "content": "Answer."},)
 

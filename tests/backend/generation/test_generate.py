@@ -20,11 +20,7 @@ from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
 from tests.fakes.starter import put_in
 
-pytestmark = [
-    pytest.mark.slow,  # torch alone takes seconds to import
-    # PEFT asks transformers by a name that this one is about to give up.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
 QUESTION = ({"role": "user", "content": "Wie heißt du? 你好"},)
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arkor.backend.engine import Run, RunError
-from arkor.backend.training.engine_trl import TrlEngine
+from arkor.backend.training.engine_trl import TrlEngine, recompute_argument
 from arkor.jobs import BlobDataset, JobConfig
 from tests.fakes.notebook import Notebook
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 WORDS = ("apple", "stone", "river", "cloud")
 
@@ -108,6 +109,11 @@ def test_a_run_learns_and_leaves_an_adapter_that_peft_loads(bench: Bench) -> Non
     inputs = tokenizer(text, return_tensors="pt")
     answer = tuned.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert tokenizer.decode(answer).startswith("stone")
+
+
+def test_training_and_evaluation_use_nothing_deprecated(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", ["error"])  # as under `python -W error`
+    assert len(bench.run(eval_steps=2).losses) == 4
 
 
 def test_the_same_run_twice_has_the_same_losses(bench: Bench) -> None:
@@ -285,6 +291,7 @@ def test_a_template_that_refuses_a_row_is_a_sentence(tmp_path: Path) -> None:
 # What it computes
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # PEFT, of GPT-2's transposed layers
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom", "mistral", "mamba"])
 def test_losses_are_those_of_plain_trl(tmp_path: Path, architecture: str) -> None:
     """The same batches through plain SFTTrainer: the same loss at each step, so the same gradients too."""
@@ -319,8 +326,8 @@ def _plain_trl(bench: Bench, folder: Path) -> list[float]:
         seed=SEED,
         bf16=False,
         use_cpu=True,
-        gradient_checkpointing=False,
         disable_tqdm=True,
+        **{recompute_argument(SFTConfig): False},
     )
     set_seed(SEED)
     targets = target_modules(model)

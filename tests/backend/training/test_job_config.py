@@ -96,7 +96,6 @@ def test_the_defaults_are_names_that_exist() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_transformers_knows_every_name_that_is_offered() -> None:
     from transformers import SchedulerType  # noqa: PLC0415 - collecting tests loads no torch
     from transformers.training_args import OptimizerNames  # noqa: PLC0415 - as above
@@ -106,12 +105,11 @@ def test_transformers_knows_every_name_that_is_offered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_every_number_of_the_plan_reaches_the_trainer() -> None:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.device import Device  # noqa: PLC0415 - as above
-    from arkor.backend.training.engine_trl import training_arguments  # noqa: PLC0415 - as above
+    from arkor.backend.training.engine_trl import recompute_argument, training_arguments  # noqa: PLC0415 - as above
 
     asked = config(
         max_steps=77,
@@ -126,7 +124,11 @@ def test_every_number_of_the_plan_reaches_the_trainer() -> None:
         eval_steps=19,
     )
     numbers = plan(asked, 100, evaluates=True)
-    arguments = SFTConfig(output_dir="unused", **training_arguments(numbers, Device("cpu", "float32", "the CPU")))
+    arguments = SFTConfig(
+        output_dir="unused",
+        **{recompute_argument(SFTConfig): False},
+        **training_arguments(numbers, Device("cpu", "float32", "the CPU")),
+    )
     assert arguments.max_steps == 77
     assert arguments.per_device_train_batch_size == 3
     assert arguments.learning_rate == 0.25

@@ -18,8 +18,6 @@ from arkor.backend.training.survey import duplicates_of, lengths_of, preview_of
 from arkor.backend.training.tokens import encode
 from tests.fakes.tiny_model import make_tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def packed(*texts: str) -> PackedRows:
     rows = PackedRows()
