@@ -77,13 +77,13 @@ test-newest: ## Run every test on the newest versions that pyproject.toml allows
 	$(MAKE) --no-print-directory setup every-test VENV=.venv-newest LOCK=build/newest.lock
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
-	$(BIN)/python -m pytest tests/backend/test_openapi.py -k described --calls 100 --timeout 900
+	$(BIN)/python -m pytest tests/backend/http/test_openapi.py -k described --calls 100 --timeout 900
 
 test-schedules: setup ## Play 5,000 random schedules of network faults
-	$(BIN)/python -m pytest tests/test_pump.py --schedules 5000 --timeout 3600
+	$(BIN)/python -m pytest tests/client/streaming/test_pump.py --schedules 5000 --timeout 3600
 
 test-kills: setup ## Kill servers and workers by 200 random schedules
-	$(BIN)/python -m pytest tests/kills tests/backend/test_resume.py --schedules 200 --timeout 36000
+	$(BIN)/python -m pytest tests/kills tests/backend/workers/test_resume.py --schedules 200 --timeout 36000
 
 lock: $(CONSTRAINTS) ## Renew requirements.lock: the newest versions, for Python 3.10 to 3.14 on Linux and macOS
 	@mkdir -p build && echo '$(TORCH)' > build/torch.txt

@@ -28,11 +28,8 @@ _ROOMS = {
         "TrainerCallbacks",
         "TrainingLogContext",
     ],
-    "chat": ["Adapter", "InferenceRequest"],
-    "checks": ["Check"],
     "client.api": ["CloudApiClient"],
-    "client.connect": ["connect"],
-    "client.credentials": [
+    "client.auth.credentials": [
         "AnonymousCredentials",
         "OAuthCredentials",
         "TokenCredentials",
@@ -43,9 +40,10 @@ _ROOMS = {
         "request_anonymous_token",
         "write_credentials",
     ],
-    "client.replies": ["ChatResponse"],
-    "client.retry": ["ReconnectPolicy"],
-    "client.state": ["ProjectState", "read_state", "state_path", "write_state"],
+    "client.chat_response": ["ChatResponse"],
+    "client.connect": ["connect"],
+    "client.project_state": ["ProjectState", "read_state", "state_path", "write_state"],
+    "client.streaming.backoff": ["ReconnectPolicy"],
     "errors": [
         "ArkorError",
         "BackendUnavailable",
@@ -57,9 +55,11 @@ _ROOMS = {
         "TrainerAborted",
         "TrainingFailed",
     ],
-    "estimates": ["Estimate"],
-    "history": ["History"],
-    "jobs": [
+    "project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
+    "protocol.chat": ["Adapter", "InferenceRequest"],
+    "protocol.checks": ["Check"],
+    "protocol.estimates": ["Estimate"],
+    "protocol.jobs": [
         "Artifact",
         "BlobDataset",
         "FileDataset",
@@ -71,8 +71,8 @@ _ROOMS = {
         "TrainingJob",
         "TrainingResult",
     ],
-    "project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
-    "trainer": ["StartedJob", "Trainer", "create_trainer"],
+    "results.history": ["History"],
+    "trainer.trainer": ["StartedJob", "Trainer", "create_trainer"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -7,11 +7,8 @@ from arkor.callbacks import (
     TrainerCallbacks,
     TrainingLogContext,
 )
-from arkor.chat import Adapter, InferenceRequest
-from arkor.checks import Check
 from arkor.client.api import CloudApiClient
-from arkor.client.connect import connect
-from arkor.client.credentials import (
+from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     TokenCredentials,
@@ -22,9 +19,10 @@ from arkor.client.credentials import (
     request_anonymous_token,
     write_credentials,
 )
-from arkor.client.replies import ChatResponse
-from arkor.client.retry import ReconnectPolicy
-from arkor.client.state import ProjectState, read_state, state_path, write_state
+from arkor.client.chat_response import ChatResponse
+from arkor.client.connect import connect
+from arkor.client.project_state import ProjectState, read_state, state_path, write_state
+from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.errors import (
     ArkorError,
     BackendUnavailable,
@@ -36,9 +34,11 @@ from arkor.errors import (
     TrainerAborted,
     TrainingFailed,
 )
-from arkor.estimates import Estimate
-from arkor.history import History
-from arkor.jobs import (
+from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
+from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.checks import Check
+from arkor.protocol.estimates import Estimate
+from arkor.protocol.jobs import (
     Artifact,
     BlobDataset,
     FileDataset,
@@ -50,8 +50,8 @@ from arkor.jobs import (
     TrainingJob,
     TrainingResult,
 )
-from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
-from arkor.trainer import StartedJob, Trainer, create_trainer
+from arkor.results.history import History
+from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str
 

@@ -18,8 +18,8 @@ from typing import Any
 from attrs import frozen
 
 from arkor.errors import InvalidConfig
-from arkor.jobs import TrainingResult
-from arkor.trainer import Trainer
+from arkor.protocol.jobs import TrainingResult
+from arkor.trainer.trainer import Trainer
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,7 +1,7 @@
 """Environment and paths, read when asked and never at import.
 
-What is not here: anything that a backend keeps below its home (`backend/home.py`) and anything of a project
-(`client/state.py`).
+What is not here: anything that a backend keeps below its home (`backend/runs/paths.py`) and anything of a project
+(`client/project_state.py`).
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from attrs import frozen
 import arkor
 from arkor import callbacks
 from arkor.backend.data.datasets import load_rows
-from arkor.backend.data.records import DataError
-from arkor.backend.home import datasets_folder
-from arkor.backend.training.plan import DEFAULTS
-from arkor.jobs import BlobDataset
+from arkor.backend.data.file_readers import DataError
+from arkor.backend.engine.hyperparameters import DEFAULTS
+from arkor.backend.runs.paths import datasets_folder
+from arkor.protocol.jobs import BlobDataset
 from docs import write_help, write_site
 from tests.conftest import PROJECT, Backend, start_backend, stop_backend
 

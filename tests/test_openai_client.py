@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.deployments import Deployment
+from arkor.protocol.deployments import Deployment
 from tests.conftest import Backend, start_backend, stop_backend
 
 pytestmark = pytest.mark.slow  # starts processes of its own

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from arkor import Trainer
-from arkor.client.embedded import find_or_start
+from arkor.client.local_backend import find_or_start
 from tests.conftest import Backend
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own

@@ -31,20 +31,20 @@ try:
     import uvicorn
     from sqlalchemy.exc import DBAPIError
 
-    from arkor.backend.app import create_app
-    from arkor.backend.connection import HEAD_LIMIT, Connection, allow_files
-    from arkor.backend.doorman import Doorman
-    from arkor.backend.peer import is_loopback
-    from arkor.backend.recovery import register_strays, set_aside
-    from arkor.backend.schema import StoreError
-    from arkor.backend.store import Store, new_token
+    from arkor.backend.http.app import create_app
+    from arkor.backend.http.connection import HEAD_LIMIT, Connection, allow_files
+    from arkor.backend.http.middleware import Doorman
+    from arkor.backend.http.peer import is_loopback
+    from arkor.backend.store.rebuild import register_strays, set_aside
+    from arkor.backend.store.schema import StoreError
+    from arkor.backend.store.store import Store, new_token
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
         raise
     print(f"The backend needs {missing.name}: pip install 'arkor[local]'", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
-from arkor.backend.home import (
+from arkor.backend.runs.paths import (
     address_file,
     database_file,
     lock_file,

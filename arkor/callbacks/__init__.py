@@ -16,17 +16,22 @@ from arkor.callbacks.contexts import (
     StartedContext,
     TrainingLogContext,
 )
-from arkor.callbacks.listeners import TrainerCallbacks
-from arkor.evaluations import Answer, Evaluation
-from arkor.standings import BestCheckpoint
+from arkor.callbacks.registry import TrainerCallbacks
+from arkor.protocol.best_checkpoint import BestCheckpoint
+from arkor.results.evaluation import Answer, Evaluation
 
 if TYPE_CHECKING:
     from arkor.callbacks.early_stopping import EarlyStopping
-    from arkor.callbacks.evaluate import Evaluate
-    from arkor.callbacks.notify import Notify
-    from arkor.callbacks.report import Report
+    from arkor.callbacks.evaluate.evaluate import Evaluate
+    from arkor.callbacks.notify.notify import Notify
+    from arkor.callbacks.report.report import Report
 else:
-    _READY_MADE = {"EarlyStopping": "early_stopping", "Evaluate": "evaluate", "Notify": "notify", "Report": "report"}
+    _READY_MADE = {
+        "EarlyStopping": "early_stopping",
+        "Evaluate": "evaluate.evaluate",
+        "Notify": "notify.notify",
+        "Report": "report.report",
+    }
 
     def __getattr__(name: str) -> Any:
         if name not in _READY_MADE:

@@ -1,6 +1,6 @@
 """What each callback gets: one context, with the job as it stands and what the moment brings.
 
-Who calls the callbacks, and what happens when one raises, is the business of `dispatch.py`.
+Who calls the callbacks, and what happens when one raises, is the business of `trainer/dispatcher.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.callbacks.steering import Steered
-from arkor.chat import Adapter, InferenceRequest
+from arkor.callbacks.run_control import Steered
 from arkor.client.api import CloudApiClient
-from arkor.client.replies import ChatResponse
-from arkor.jobs import TrainingJob, TrainingResult
+from arkor.client.chat_response import ChatResponse
+from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.jobs import TrainingJob, TrainingResult
 
 
 @frozen

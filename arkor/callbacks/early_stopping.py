@@ -14,11 +14,11 @@ import attrs
 from attrs import define, field
 
 from arkor.callbacks.contexts import CheckpointContext, FinishedContext, StartedContext, TrainingLogContext
-from arkor.chat import Adapter
 from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig
-from arkor.jobs import Artifact, TrainingResult
-from arkor.standings import BestCheckpoint, Metric, Standings
-from arkor.values import Integer, Number, is_finite
+from arkor.protocol.best_checkpoint import BestCheckpoint, Metric, Standings
+from arkor.protocol.chat import Adapter
+from arkor.protocol.jobs import Artifact, TrainingResult
+from arkor.protocol.validation import Integer, Number, is_finite
 
 logger = logging.getLogger("arkor")
 

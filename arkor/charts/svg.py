@@ -10,8 +10,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from arkor.charts.curve import LARGEST_STEP, Curve, Point
-from arkor.charts.scale import Scale, tick_text
+from arkor.charts.series import LARGEST_STEP, Curve, Point, Scale, tick_text
 
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30

@@ -10,13 +10,13 @@ from typing import Any
 import click
 from attrs import define, field, frozen
 
-from arkor.chat import Adapter, InferenceRequest
+from arkor.cli.output import in_a_terminal, say
 from arkor.cli.runs import find_job
-from arkor.cli.text import in_a_terminal, say
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.errors import ArkorError
-from arkor.jobs import JobStatus, TrainingJob
+from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.jobs import JobStatus, TrainingJob
 from arkor.settings import STARTER_MODEL
 
 Message = dict[str, str]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from arkor import reports
 from arkor.cli.errors import FAILED, OK
+from arkor.cli.output import say, say_json
 from arkor.cli.project import in_their_code
-from arkor.cli.text import say, say_json
+from arkor.formatting import spelled
 from arkor.project import find_entry, look_at_entry
-from arkor.wire import to_wire
-from arkor.words import spelled
+from arkor.protocol.codec import to_wire
+from arkor.results import check_report
 
 _COLOURS = {"problem": "red", "good": "green"}
 
@@ -39,9 +39,9 @@ def check(entry: Path | None, *, as_json: bool) -> int:
     if as_json:
         say_json({"ok": found.ok, **to_wire(found)})
     elif _in_colour():
-        say(reports.text(found, _underlined, _coloured))
+        say(check_report.text(found, _underlined, _coloured))
     else:
-        say(_spelled(reports.text(found)))
+        say(_spelled(check_report.text(found)))
     return OK if found.ok else FAILED
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from arkor.cli.text import say
+from arkor.cli.output import say
 
 _NEEDED = ("starlette", "uvicorn", "jinja2", "python_multipart")
 

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 import click
 
+from arkor.cli.output import as_json_option, say, say_json, table, when
 from arkor.cli.runs import find_job
-from arkor.cli.text import as_json_option, say, say_json, table, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.deployments import AUTH_MODES, RETENTION_MODES, Deployment, DeploymentKey
 from arkor.errors import InvalidConfig
+from arkor.formatting import one_line
+from arkor.protocol.deployments import AUTH_MODES, RETENTION_MODES, Deployment, DeploymentKey
 from arkor.settings import MANAGED_CLOUD_API_URL
-from arkor.words import one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 

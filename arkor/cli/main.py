@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from arkor.cli.account import login, logout
+from arkor.cli.archive import export_run, import_run
 from arkor.cli.chat import chat
 from arkor.cli.check import check
-from arkor.cli.copies import export_run, import_run
 from arkor.cli.dev import dev
-from arkor.cli.doctor import doctor
+from arkor.cli.doctor.doctor import doctor
 from arkor.cli.endpoints import endpoints
 from arkor.cli.errors import leave_the_pipe, run
+from arkor.cli.login import login, logout
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
 from arkor.cli.serve import serve

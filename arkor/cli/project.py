@@ -14,12 +14,12 @@ import click
 
 import arkor as package
 from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, exit_code_of, place_of, project_error
-from arkor.cli.text import say, say_json
+from arkor.cli.output import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
-from arkor.jobs import Artifact, JobStatus, TrainingResult
 from arkor.project import find_entry, load_entry
+from arkor.protocol.jobs import Artifact, JobStatus, TrainingResult
 from arkor.settings import arkor_home
-from arkor.trainer import Trainer
+from arkor.trainer.trainer import Trainer
 
 T = TypeVar("T")
 

@@ -12,21 +12,21 @@ from typing import Any
 
 import click
 
-from arkor.charts.braille import loss_plot
-from arkor.charts.curve import Curve
+from arkor.charts.series import Curve
+from arkor.charts.terminal import loss_plot
 from arkor.cli.errors import OK
-from arkor.cli.text import as_json_option, event_line, say, say_json, table, took, when
+from arkor.cli.output import as_json_option, event_line, say, say_json, table, took, when
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.client.connection import StreamEnd
-from arkor.client.patience import Patience
-from arkor.client.retry import ReconnectPolicy
-from arkor.client.stream import EventStream
+from arkor.client.http.deadline import Patience
+from arkor.client.streaming.backoff import ReconnectPolicy
+from arkor.client.streaming.connection import StreamEnd
+from arkor.client.streaming.event_stream import EventStream
 from arkor.errors import CloudApiError
-from arkor.events import Event, TrainingLog, encode_event, now
-from arkor.jobs import JobStatus, TrainingJob
-from arkor.wire import dumps
-from arkor.words import instant, one_line
+from arkor.formatting import instant, one_line
+from arkor.protocol.codec import dumps
+from arkor.protocol.events import Event, TrainingLog, encode_event, now
+from arkor.protocol.jobs import JobStatus, TrainingJob
 
 _PLOT_ROWS = 30  # a higher plot shows no more
 _SILENCE_SECONDS = 1.0  # after which what was logged so far has come

@@ -6,11 +6,9 @@ from typing import Any
 
 import click
 
-from arkor.accounts import Me, Org
-from arkor.cli.text import say, say_json
+from arkor.cli.output import say, say_json
 from arkor.client.api import CloudApiClient
-from arkor.client.connect import choose_backend
-from arkor.client.credentials import (
+from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     credentials_from_env,
@@ -20,12 +18,14 @@ from arkor.client.credentials import (
     read_credentials,
     url_of,
 )
-from arkor.client.embedded import ask_health, read_listing
-from arkor.client.http import Access
-from arkor.client.oauth import access_for
+from arkor.client.auth.oauth import access_for
+from arkor.client.connect import choose_backend
+from arkor.client.http.client import Access
+from arkor.client.local_backend import ask_health, read_listing
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
+from arkor.formatting import one_line
+from arkor.protocol.accounts import Me, Org
 from arkor.settings import arkor_home
-from arkor.words import one_line
 
 #: Seconds within which a call is tried again whose answer is only told.
 _RETRY_SECONDS = 3.0

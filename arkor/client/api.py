@@ -1,6 +1,6 @@
 """`CloudApiClient`: a typed method for each route of the protocol.
 
-What every call has in common is in `http.py`; which backend a script talks to is found out in `connect.py`.
+What every call has in common is in `http/client.py`; which backend a script talks to is found out in `connect.py`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from urllib.parse import quote
 import attrs
 import requests
 
-from arkor.accounts import Me, Project
-from arkor.archive import zipped
-from arkor.chat import InferenceRequest
-from arkor.checks import Check
-from arkor.client.answers import Upload, decode, list_of, one
-from arkor.client.check_stream import Say, ask_check
-from arkor.client.credentials import Credentials
-from arkor.client.http import TIMEOUT, Access, Http
-from arkor.client.oauth import access_for
-from arkor.client.replies import ChatResponse, patience_of
-from arkor.client.schemas import response_format_of
-from arkor.deployments import (
+from arkor.client.auth.credentials import Credentials
+from arkor.client.auth.oauth import access_for
+from arkor.client.chat_response import ChatResponse, patience_of
+from arkor.client.http.client import TIMEOUT, Access, Http
+from arkor.client.http.decoding import Upload, decode, list_of, one
+from arkor.client.response_format import response_format_of
+from arkor.client.streaming.check_stream import Say, ask_check
+from arkor.errors import ArkorError, InvalidConfig
+from arkor.protocol.accounts import Me, Project
+from arkor.protocol.chat import InferenceRequest
+from arkor.protocol.checks import Check
+from arkor.protocol.codec import to_wire
+from arkor.protocol.deployments import (
     Deployment,
     DeploymentKey,
     check_auth_mode,
@@ -38,9 +39,8 @@ from arkor.deployments import (
     check_target,
     clean_label,
 )
-from arkor.errors import ArkorError, InvalidConfig
-from arkor.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
-from arkor.wire import to_wire
+from arkor.protocol.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
+from arkor.protocol.run_archive import zipped
 
 T = TypeVar("T")
 

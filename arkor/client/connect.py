@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arkor.client.addresses import checked_url
 from arkor.client.api import CloudApiClient
-from arkor.client.credentials import (
+from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     default_cloud_api_url,
@@ -19,11 +18,12 @@ from arkor.client.credentials import (
     read_credentials,
     url_of,
 )
-from arkor.client.embedded import EmbeddedAccess
-from arkor.client.oauth import access_for
-from arkor.client.state import ensure_project, read_state
+from arkor.client.auth.oauth import access_for
+from arkor.client.http.urls import checked_url
+from arkor.client.local_backend import EmbeddedAccess
+from arkor.client.project_state import ensure_project, read_state
 from arkor.errors import ArkorError
-from arkor.jobs import Scope
+from arkor.protocol.jobs import Scope
 from arkor.settings import arkor_home, cloud_api_url_from_env
 
 

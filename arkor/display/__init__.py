@@ -13,13 +13,13 @@ from typing import Literal, Protocol
 
 from arkor.display.notebook import NotebookProgress, in_a_notebook
 from arkor.display.plain import PlainProgress
-from arkor.display.tally import Tally
+from arkor.display.run_progress import Tally
 from arkor.display.terminal import TerminalProgress
-from arkor.display.window import can_redraw
+from arkor.display.terminal_io import can_redraw
 from arkor.errors import InvalidConfig
-from arkor.events import Event
-from arkor.history import History
-from arkor.jobs import JobConfig, TrainingJob
+from arkor.protocol.events import Event
+from arkor.protocol.jobs import JobConfig, TrainingJob
+from arkor.results.history import History
 
 
 class Progress(Protocol):

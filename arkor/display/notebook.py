@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any
 
 from arkor.charts.svg import loss_image
-from arkor.display.tally import ARROWS, Tally
-from arkor.display.ticker import Ticker
+from arkor.display.run_progress import ARROWS, Tally
+from arkor.display.terminal_io import Ticker
 from arkor.errors import TrainerAborted
-from arkor.events import Event, TrainingLog, TrainingWarning
-from arkor.history import History
-from arkor.words import one_line
+from arkor.formatting import one_line
+from arkor.protocol.events import Event, TrainingLog, TrainingWarning
+from arkor.results.history import History
 
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 5.0  # from one drawing to the next
 _SHARE = 200  # a cell that has been drawn for so many seconds is drawn a second later than a new one

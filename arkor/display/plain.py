@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.tally import WORDS, Tally
-from arkor.events import (
+from arkor.display.run_progress import WORDS, Tally
+from arkor.formatting import one_line, spelled
+from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingLog,
@@ -18,7 +19,6 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
-from arkor.words import one_line, spelled
 
 
 class PlainProgress:

@@ -15,12 +15,11 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.ear import Ear
-from arkor.display.tally import ARROWS, NO_ARROWS, Tally
-from arkor.display.ticker import Ticker
-from arkor.display.window import ERASE, columns_of, trimmed
-from arkor.events import Event, TrainingLog, TrainingWarning
-from arkor.words import one_line, spelled
+from arkor.display.run_progress import ARROWS, NO_ARROWS, Tally
+from arkor.display.stdout_hook import Ear
+from arkor.display.terminal_io import ERASE, Ticker, columns_of, trimmed
+from arkor.formatting import one_line, spelled
+from arkor.protocol.events import Event, TrainingLog, TrainingWarning
 
 _REDRAW_SECONDS = 0.1
 _TICK_SECONDS = 0.25

@@ -11,13 +11,13 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from arkor.errors import ArkorError
-from arkor.studio.address import Address
-from arkor.studio.guard import Guard
-from arkor.studio.launches import Launches
-from arkor.studio.link import Link
-from arkor.studio.listing import Listing
+from arkor.studio.backend_client import Link
+from arkor.studio.listener import Address
 from arkor.studio.pages import endpoints, overview, playground, run, runs
 from arkor.studio.rendering import breakdown, fault, page, shell
+from arkor.studio.run_index import Listing
+from arkor.studio.run_processes import Launches
+from arkor.studio.security import Guard
 
 _STATIC = Path(__file__).parent / "static"
 

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError
-from arkor.jobs import TrainingJob
+from arkor.formatting import clock, instant, number
+from arkor.protocol.jobs import TrainingJob
 from arkor.settings import VERSION
-from arkor.words import clock, instant, number
 
 _FOLDER = Path(__file__).parent
 

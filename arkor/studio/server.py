@@ -13,10 +13,10 @@ from pathlib import Path
 import uvicorn
 
 from arkor.settings import arkor_home
-from arkor.studio.address import listen
 from arkor.studio.app import make_app
-from arkor.studio.guard import new_token
-from arkor.studio.relay import end_streams
+from arkor.studio.listener import listen
+from arkor.studio.security import new_token
+from arkor.studio.stream_proxy import end_streams
 
 
 def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.chat import Adapter, InferenceRequest
 from arkor.client.api import CloudApiClient
+from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.codec import to_wire
 from arkor.settings import arkor_home
-from arkor.wire import to_wire
 
 #: What stands where the key of an endpoint belongs.
 KEY = "YOUR_KEY"
@@ -47,7 +47,7 @@ def _arkor(request: InferenceRequest) -> str:
     lines.insert(1, f"    adapter={weights}," if weights else f"    base_model={_python(request.base_model)},")
     return "\n".join(
         (
-            f"from arkor.chat import {'Adapter, ' if weights else ''}InferenceRequest",
+            f"from arkor.protocol.chat import {'Adapter, ' if weights else ''}InferenceRequest",
             "from arkor.client.connect import connect",
             "",
             "request = InferenceRequest(",

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arkor.backend.checkpoints import is_resumable, resume_step
-from arkor.backend.home import STATE, RunFolder, create_run, prepare
-from arkor.backend.log import LogWriter
-from arkor.backend.past import read_past
-from arkor.events import TrainingResumed, now
+from arkor.backend.runs.checkpoints import is_resumable, resume_step
+from arkor.backend.runs.event_log import LogWriter
+from arkor.backend.runs.log_queries import read_past
+from arkor.backend.runs.paths import STATE, RunFolder, create_run, prepare
+from arkor.protocol.events import TrainingResumed, now
 
 #: What differs between two runs that are the same.
 FREE = ("timestamp", "jobId", "samplesPerSecond")

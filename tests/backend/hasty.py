@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from arkor.backend import __main__ as backend
-from arkor.backend import connection, routes
+from arkor.backend.http import connection, requests
 
 connection.HEAD_SECONDS = 1.0
 connection.MOST_CONNECTIONS = 30
-routes.BODY_SECONDS = 1.0
+requests.BODY_SECONDS = 1.0
 
 if __name__ == "__main__":
     sys.exit(backend.main())

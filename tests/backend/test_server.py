@@ -160,9 +160,7 @@ def test_it_starts_fast_and_stays_small(tmp_path: Path) -> None:
 
 
 def test_it_imports_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys, arkor.backend.__main__, arkor.backend.worker; print('torch' in sys.modules, 'trl' in sys.modules)"
-    )
+    code = "import sys, arkor.backend.__main__, arkor.backend.workers.worker; print('torch' in sys.modules, 'trl' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arkor import Adapter, CloudApiClient, LoraConfig, Trainer, connect
-from arkor.chat import InferenceRequest
+from arkor.protocol.chat import InferenceRequest
 from arkor.settings import STARTER_MODEL
 from tests.benchmarks import intents
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attrs import define, field, frozen
 
-from arkor.backend.log import is_finished, read_events
+from arkor.backend.runs.event_log import is_finished, read_events
 from tests.backend.caller import Caller, owner
 from tests.benchmarks import stream
 from tests.conftest import start_backend

@@ -52,7 +52,7 @@ class Bare:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - after the backend has started
 
-        from arkor.backend.device import choose_device  # noqa: PLC0415 - imports torch, too
+        from arkor.backend.compute.device import choose_device  # noqa: PLC0415 - imports torch, too
 
         device = choose_device()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -30,11 +30,11 @@ from typing import Any
 from attrs import frozen
 
 from arkor import Trainer, TrainerAborted
-from arkor.backend.bell import ring
-from arkor.backend.home import RunFolder, address_file, bell_file, models_folder, run_folder
-from arkor.backend.log import LogWriter, last_id, read_events
-from arkor.backend.models import quiet_libraries
-from arkor.events import TrainingLog, now
+from arkor.backend.compute.models import quiet_libraries
+from arkor.backend.runs.event_log import LogWriter, last_id, read_events
+from arkor.backend.runs.log_notifier import ring
+from arkor.backend.runs.paths import RunFolder, address_file, bell_file, models_folder, run_folder
+from arkor.protocol.events import TrainingLog, now
 from arkor.settings import STARTER_MODEL, arkor_home
 from tests.backend.caller import owner
 from tests.backend.dying import a_run, lines, mourn, told

@@ -19,12 +19,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arkor.backend.engine import Run
-from arkor.backend.home import RunFolder, create_run, datasets_folder, prepare
-from arkor.backend.worker import load_engine
-from arkor.jobs import BlobDataset, JobConfig
+from arkor.backend.engine.interface import Run
+from arkor.backend.runs.paths import RunFolder, create_run, datasets_folder, prepare
+from arkor.backend.workers.worker import load_engine
+from arkor.protocol.codec import from_wire, to_wire
+from arkor.protocol.jobs import BlobDataset, JobConfig
 from arkor.settings import STARTER_MODEL, arkor_home
-from arkor.wire import from_wire, to_wire
 from tests.benchmarks import intents
 
 
@@ -78,7 +78,7 @@ def seconds_of_bare(folder: RunFolder) -> float:
 
 
 def seconds_of_worker(folder: RunFolder) -> float:
-    command = [sys.executable, "-m", "arkor.backend.worker", str(folder.path), "--home", str(arkor_home())]
+    command = [sys.executable, "-m", "arkor.backend.workers.worker", str(folder.path), "--home", str(arkor_home())]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ending = json.loads(folder.events.read_bytes().splitlines()[-1])
     return float(ending["metrics"]["seconds"])

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from arkor.backend.sse import END, PING
-from arkor.events import TrainingCompleted, TrainingLog, encode_event
-from arkor.wire import dumps
+from arkor.backend.runs.sse import END, PING
+from arkor.protocol.codec import dumps
+from arkor.protocol.events import TrainingCompleted, TrainingLog, encode_event
 from tests.benchmarks.processes import child
 
 TRICKLED = 500

@@ -20,7 +20,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from arkor.backend.training.engine_trl import recompute_argument
+from arkor.backend.training.trl_engine import recompute_argument
 from tests.benchmarks import intents
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from arkor.backend.models import local_folder
+from arkor.backend.compute.models import local_folder
 from arkor.settings import STARTER_MODEL, arkor_home
 from tests.benchmarks import intents
 from tests.benchmarks.banking77 import fine_tune

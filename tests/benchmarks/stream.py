@@ -27,10 +27,10 @@ from attrs import frozen
 from sseclient import SSEClient
 
 from arkor import AnonymousCredentials, Trainer
-from arkor.backend.bell import ring
-from arkor.backend.home import bell_file, run_folder
-from arkor.backend.log import LogWriter
-from arkor.events import TrainingCompleted, TrainingLog, now
+from arkor.backend.runs.event_log import LogWriter
+from arkor.backend.runs.log_notifier import ring
+from arkor.backend.runs.paths import bell_file, run_folder
+from arkor.protocol.events import TrainingCompleted, TrainingLog, now
 from tests.backend.caller import LOCAL, owner
 from tests.benchmarks import plain_stream
 from tests.benchmarks.processes import child

@@ -16,17 +16,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arkor.backend.engine import Run
-from arkor.backend.heartbeat import beating
-from arkor.backend.home import RunFolder, bell_file
-from arkor.backend.log import LogWriter
-from arkor.backend.past import Past
-from arkor.backend.recorder import LogRecorder
-from arkor.backend.stop import StopSign
-from arkor.backend.worker import load_engine
-from arkor.jobs import JobConfig
+from arkor.backend.engine.interface import Run
+from arkor.backend.runs.event_log import LogWriter
+from arkor.backend.runs.log_queries import Past
+from arkor.backend.runs.paths import RunFolder, bell_file
+from arkor.backend.workers.heartbeat import beating
+from arkor.backend.workers.recorder import LogRecorder
+from arkor.backend.workers.stop_signal import StopSign
+from arkor.backend.workers.worker import load_engine
+from arkor.protocol.codec import from_wire
+from arkor.protocol.jobs import JobConfig
 from arkor.settings import arkor_home
-from arkor.wire import from_wire
 
 
 class Timed(LogRecorder):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from arkor.callbacks.listeners import Listeners
-from arkor.dispatch import Dispatcher
-from arkor.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
-from arkor.jobs import Artifact, TrainingJob, TrainingResult
-from arkor.wire import from_wire
+from arkor.callbacks.registry import Listeners
+from arkor.protocol.codec import from_wire
+from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
+from arkor.protocol.jobs import Artifact, TrainingJob, TrainingResult
+from arkor.trainer.dispatcher import Dispatcher
 from tests.fakes.run_server import JOB
 
 

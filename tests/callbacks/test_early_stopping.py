@@ -14,7 +14,7 @@ import pytest
 from arkor import CloudApiError, InvalidConfig, Trainer, TrainerAborted, callbacks
 from arkor.callbacks import EarlyStopping, StartedContext, TrainingLogContext
 from arkor.errors import ArkorError, BackendUnavailable
-from arkor.standings import Standings
+from arkor.protocol.best_checkpoint import Standings
 from tests.callbacks.replays import Client, checkpoint, completed, log, logs, replay
 from tests.conftest import Backend
 
@@ -294,7 +294,7 @@ def test_forgotten_parentheses_are_named() -> None:
 
 def test_what_is_ready_to_use_is_loaded_when_it_is_asked_for() -> None:
     code = "import sys; from arkor import Trainer; print(*sorted(name[16:] for name in sys.modules if name.startswith('arkor.callbacks.')))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts listeners steering\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts registry run_control\n"
     code = "from arkor.callbacks import *; print(EarlyStopping.__name__, Evaluate.__name__, Notify.__name__, Report.__name__)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "EarlyStopping Evaluate Notify Report\n"
     with pytest.raises(AttributeError, match="has no attribute 'EarlyStoping'"):

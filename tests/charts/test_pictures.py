@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arkor.charts.braille import loss_plot
-from arkor.charts.curve import Curve
+from arkor.charts.series import Curve
 from arkor.charts.svg import loss_chart, loss_image
+from arkor.charts.terminal import loss_plot
 
 
 def curve_of(*pairs: tuple[int, float]) -> Curve:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arkor.client.connect import connect
-from tests.backend.test_listing import fill
+from tests.backend.http.routes.test_job_list import fill
 from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend, start_backend
 from tests.fakes.screen import Screen

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.credentials import (
+from arkor.client.auth.credentials import (
     AnonymousCredentials,
     TokenCredentials,
     credentials_path,

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from arkor.accounts import Me, Org, Project, User
-from arkor.chat import Adapter, InferenceRequest
 from arkor.client.api import CloudApiClient
-from arkor.client.credentials import AnonymousCredentials, request_anonymous_token
-from arkor.deployments import Deployment, DeploymentKey
+from arkor.client.auth.credentials import AnonymousCredentials, request_anonymous_token
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
-from arkor.jobs import BlobDataset, FileDataset, HuggingFaceDataset, JobConfig, JobStatus, Scope
+from arkor.protocol.accounts import Me, Org, Project, User
+from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.deployments import Deployment, DeploymentKey
+from arkor.protocol.jobs import BlobDataset, FileDataset, HuggingFaceDataset, JobConfig, JobStatus, Scope
 from tests.conftest import Backend, start_backend, stop_backend
 from tests.fakes.http_server import Answer, HttpServer, Request, answering
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.connect import connect
-from arkor.client.credentials import (
+from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     credentials_path,
@@ -16,9 +15,10 @@ from arkor.client.credentials import (
     request_anonymous_token,
     write_credentials,
 )
-from arkor.client.state import ProjectState, read_state, write_state
+from arkor.client.connect import connect
+from arkor.client.project_state import ProjectState, read_state, write_state
 from arkor.errors import ArkorError, CredentialsError, InvalidConfig, ProjectStateMismatch
-from arkor.jobs import Scope
+from arkor.protocol.jobs import Scope
 from tests.conftest import Backend
 from tests.fakes.http_server import Answer, Request, answering
 

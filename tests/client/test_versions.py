@@ -18,11 +18,11 @@ import pytest
 
 import arkor
 from arkor.client.connect import connect
-from arkor.client.embedded import find_or_start
+from arkor.client.local_backend import find_or_start
 from arkor.errors import BackendUnavailable
-from arkor.jobs import JobStatus
+from arkor.protocol.jobs import JobStatus
 from arkor.settings import PROTOCOL, VERSION, arkor_home
-from arkor.trainer import Trainer
+from arkor.trainer.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 

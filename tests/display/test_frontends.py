@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-from arkor.cards import job_card, text_card
 from arkor.charts.svg import loss_image
-from arkor.checks import Check
 from arkor.display.notebook import NotebookProgress
-from arkor.display.tally import Tally
-from arkor.events import TrainingFailed, TrainingWarning
-from arkor.history import History
-from arkor.jobs import TrainingJob
-from arkor.wire import from_wire
+from arkor.display.run_progress import Tally
+from arkor.protocol.checks import Check
+from arkor.protocol.codec import from_wire
+from arkor.protocol.events import TrainingFailed, TrainingWarning
+from arkor.protocol.jobs import TrainingJob
+from arkor.results.history import History
+from arkor.results.html_cards import job_card, text_card
 from tests import browsers
 from tests.fakes.story import at, story
-from tests.test_cards import JOB
+from tests.results.test_html_cards import JOB
 
 pytestmark = pytest.mark.slow  # a browser
 

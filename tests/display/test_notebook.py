@@ -15,9 +15,9 @@ import pytest
 from nbclient import NotebookClient
 
 from arkor.display.notebook import NotebookProgress
-from arkor.display.tally import Tally
-from arkor.events import TrainingFailed, TrainingLog, TrainingWarning
-from arkor.history import History
+from arkor.display.run_progress import Tally
+from arkor.protocol.events import TrainingFailed, TrainingLog, TrainingWarning
+from arkor.results.history import History
 from tests.fakes.run_server import RunServer, running
 from tests.fakes.sse_server import send, send_and_hold
 from tests.fakes.story import at, frames, story
@@ -145,7 +145,7 @@ def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
 @SLOW
 def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: Path) -> None:
     cell = """
-    from arkor.display.status import status_for
+    from arkor.display.status_line import status_for
     with status_for("auto") as say:
         say("Reading <b>the data</b>")
         say("Timing a step")

@@ -12,9 +12,10 @@ import pytest
 
 from arkor.display import Silence, progress_for
 from arkor.display.plain import PlainProgress
-from arkor.display.tally import Tally
+from arkor.display.run_progress import Tally
 from arkor.errors import InvalidConfig
-from arkor.events import (
+from arkor.formatting import clock, number, one_line
+from arkor.protocol.events import (
     CheckpointSaved,
     TrainingCancelled,
     TrainingCompleted,
@@ -25,7 +26,6 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
-from arkor.words import clock, number, one_line
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

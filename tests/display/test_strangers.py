@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from arkor.display.notebook import NotebookProgress
 from arkor.display.plain import PlainProgress
-from arkor.display.tally import Tally
+from arkor.display.run_progress import Tally
 from arkor.display.terminal import TerminalProgress
-from arkor.events import (
+from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingCompleted,
@@ -23,7 +23,7 @@ from arkor.events import (
     TrainingStarted,
     TrainingWarning,
 )
-from arkor.history import History
+from arkor.results.history import History
 
 TIMES = st.sampled_from(["", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z", "2026-01-01T00:00:00", "yesterday"])
 STEPS = st.integers(0, 100) | st.sampled_from([2**63, 10**400])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from arkor.display.terminal import TerminalProgress
-from arkor.events import TrainingLog
+from arkor.protocol.events import TrainingLog
 from tests.fakes.screen import Screen
 
 pytestmark = pytest.mark.slow  # real processes, terminals or clocks
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow  # real processes, terminals or clocks
 SCRIPT = """
 import logging, sys, time
 from arkor.display import progress_for
-from arkor.display.tally import Tally
+from arkor.display.run_progress import Tally
 from arkor.display.terminal import TerminalProgress
-from arkor.events import *
+from arkor.protocol.events import *
 
 def at(seconds):
     return f"2026-01-01T00:{int(seconds) // 60:02}:{seconds % 60:06.3f}Z"

@@ -20,7 +20,7 @@ from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc6750 import BearerTokenGenerator
 from authlib.oauth2.rfc7636 import CodeChallenge
 
-from arkor.client.credentials import OAuthCredentials
+from arkor.client.auth.credentials import OAuthCredentials
 from tests.fakes.http_server import Answer, HttpServer, Request
 
 CLIENT_ID = "arkor-cli"

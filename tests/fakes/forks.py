@@ -20,10 +20,10 @@ from typing import Any
 
 #: What `python -m arkor.backend` imports, some of it when it begins to serve.
 ROOMS = [
-    "arkor.backend.app",
-    "arkor.backend.connection",
-    "arkor.backend.doorman",
-    "arkor.backend.recovery",
+    "arkor.backend.http.app",
+    "arkor.backend.http.connection",
+    "arkor.backend.http.middleware",
+    "arkor.backend.store.rebuild",
     "uvicorn.lifespan.on",
     "uvicorn.loops.asyncio",
 ]

@@ -109,8 +109,8 @@ class Reaper:
 
 def live(request: dict[str, Any], report: int) -> None:
     """A child's life."""
-    from arkor.backend.home import RunFolder  # noqa: PLC0415 - what is imported when is the point here
-    from arkor.backend.worker import play  # noqa: PLC0415 - as above
+    from arkor.backend.runs.paths import RunFolder  # noqa: PLC0415 - what is imported when is the point here
+    from arkor.backend.workers.worker import play  # noqa: PLC0415 - as above
 
     folder = RunFolder(Path(request["run"]))
     output = os.open(folder.worker_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -173,13 +173,13 @@ def send(child: int, number: signal.Signals) -> None:
 
 
 def main() -> None:
-    import arkor.backend.worker  # noqa: PLC0415 - as above
+    import arkor.backend.workers.worker  # noqa: PLC0415 - as above
 
     if sys.argv[1] == "trl":
         import datasets  # noqa: F401, PLC0415 - as above
 
-        import arkor.backend.training.engine_trl  # noqa: PLC0415 - as above
-        import arkor.backend.training.sft  # noqa: F401, PLC0415 - as above
+        import arkor.backend.training.sft_trainer  # noqa: PLC0415 - as above
+        import arkor.backend.training.trl_engine  # noqa: F401, PLC0415 - as above
     for line in sys.stdin:
         death = bear(json.loads(line))
         print(json.dumps(asdict(death)), flush=True)

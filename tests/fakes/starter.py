@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arkor.backend.home import models_folder
-from arkor.backend.models import local_folder
+from arkor.backend.compute.models import local_folder
+from arkor.backend.runs.paths import models_folder
 from arkor.settings import STARTER_MODEL
 
 

@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
-from arkor.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted, encode_event, stamp
+from arkor.protocol.events import (
+    CheckpointSaved,
+    Event,
+    TrainingCompleted,
+    TrainingLog,
+    TrainingStarted,
+    encode_event,
+    stamp,
+)
 from tests.fakes.sse_server import frame
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)

@@ -23,7 +23,14 @@ from types import TracebackType
 from typing import IO, Any
 
 #: What the commands import, some of it when they are called.
-ROOMS = ("arkor.cli.main", "arkor.callbacks", "arkor.client.stream", "arkor.display", "arkor.project", "arkor.trainer")
+ROOMS = (
+    "arkor.cli.main",
+    "arkor.callbacks",
+    "arkor.client.streaming.event_stream",
+    "arkor.display",
+    "arkor.project",
+    "arkor.trainer.trainer",
+)
 
 
 #: As long as a command may take.

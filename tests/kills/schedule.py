@@ -20,7 +20,7 @@ import requests
 import urllib3
 from attrs import define, field
 
-from arkor.backend.home import RunFolder, run_folder, runs_folder
+from arkor.backend.runs.paths import RunFolder, run_folder, runs_folder
 from tests.backend.caller import Caller, Frame, owner
 from tests.conftest import Backend, start_backend
 
@@ -220,7 +220,7 @@ class Disaster:
         found = []
         for process in psutil.process_iter(["pid", "cmdline"]):
             words = process.info["cmdline"] or []
-            if "arkor.backend.worker" in words and str(self.home) in words:
+            if "arkor.backend.workers.worker" in words and str(self.home) in words:
                 found.append(process.info["pid"])
         return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from arkor.backend.log import is_finished
+from arkor.backend.runs.event_log import is_finished
 from tests.backend.caller import LOCAL, Caller, owner
 from tests.backend.dying import assert_same
 from tests.conftest import start_backend

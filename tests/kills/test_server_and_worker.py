@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.home import RunFolder, database_file
-from arkor.backend.log import read_standing
-from arkor.backend.progress import read_progress
-from arkor.jobs import JobStatus
+from arkor.backend.runs.event_log import read_standing
+from arkor.backend.runs.log_queries import read_progress
+from arkor.backend.runs.paths import RunFolder, database_file
+from arkor.protocol.jobs import JobStatus
 from tests.conftest import Backend
 from tests.kills.schedule import Disaster, forget, run_count
 

@@ -17,8 +17,8 @@ from attrs import frozen
 
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.jobs import JobConfig
-from arkor.studio.guard import TOKEN_HEADER
+from arkor.protocol.jobs import JobConfig
+from arkor.studio.security import TOKEN_HEADER
 from tests import browsers
 from tests.conftest import Backend, start_backend, stop_backend
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from arkor.client.api import CloudApiClient
-from arkor.studio.guard import TOKEN_HEADER
+from arkor.studio.security import TOKEN_HEADER
 from tests.conftest import Backend
 from tests.studio.conftest import Studio, start_studio, submit, until
 

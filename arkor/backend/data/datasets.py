@@ -1,7 +1,7 @@
 """A data source → the rows to train on and to evaluate on, or every fault at once, by file, line and field.
 
-How a file is read is in `records.py`, what a row must look like in `rows.py`, how bytes come over the network in
-`download.py`. Tokens, lengths and templates are no business of this room.
+How a file is read is in `file_readers.py`, what a row must look like in `protocol/row_formats.py`, how bytes come over
+the network in `download.py`. Tokens, lengths and templates are no business of this room.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.parse import unquote, urlsplit
 from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
-from arkor.backend.data.records import DataError, Record, read_records
-from arkor.backend.data.rows import PackedRows
-from arkor.backend.home import datasets_folder
-from arkor.jobs import BlobDataset, HuggingFaceDataset
-from arkor.rows import BadRow, Row, ignored_fields, read_row, recognise
+from arkor.backend.data.file_readers import DataError, Record, read_records
+from arkor.backend.data.packed_rows import PackedRows
+from arkor.backend.runs.paths import datasets_folder
+from arkor.protocol.jobs import BlobDataset, HuggingFaceDataset
+from arkor.protocol.row_formats import BadRow, Row, ignored_fields, read_row, recognise
 
 #: So many faults are told one by one; the rest is counted.
 FAULTS_TOLD = 20

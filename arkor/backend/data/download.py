@@ -23,7 +23,7 @@ from requests.auth import AuthBase
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from arkor.backend.data.records import DataError
+from arkor.backend.data.file_readers import DataError
 from arkor.settings import VERSION, authorities_named
 
 #: A file of more bytes than this is refused: 20 GiB.

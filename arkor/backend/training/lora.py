@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from arkor.backend.engine import RunError
+from arkor.backend.engine.interface import RunError
 
 
 def add_adapter(model: Any, *, r: int, alpha: float) -> Any:

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arkor.client.api import CloudApiClient
-from arkor.deployments import Deployment, DeploymentKey, check_slug
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.protocol.deployments import Deployment, DeploymentKey, check_slug
 from arkor.studio import snippets
-from arkor.studio.listing import Listing
-from arkor.studio.publishing import address_of, is_unknown
+from arkor.studio.deployment_urls import address_of, is_unknown
+from arkor.studio.model_selection import Choice, choice_of_target, chosen, weights_of_target
 from arkor.studio.rendering import gone_to, page
-from arkor.studio.weights import Choice, choice_of_target, chosen, weights_of_target
+from arkor.studio.run_index import Listing
 
 Form = Mapping[str, Any]
 

@@ -16,12 +16,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from arkor.client.api import CloudApiClient
-from arkor.client.credentials import OAuthCredentials
+from arkor.client.auth.credentials import OAuthCredentials
 from arkor.errors import ArkorError
-from arkor.studio.entry import look_at_entry
-from arkor.studio.launches import Launch, Launches
-from arkor.studio.relay import stopping
+from arkor.studio.entry_point import look_at_entry
 from arkor.studio.rendering import page
+from arkor.studio.run_processes import Launch, Launches
+from arkor.studio.stream_proxy import stopping
 
 _LATEST = 6
 _LOOK_SECONDS = 0.2

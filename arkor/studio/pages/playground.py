@@ -10,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from arkor.chat import InferenceRequest
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.protocol.chat import InferenceRequest
+from arkor.protocol.codec import from_wire
 from arkor.settings import STARTER_MODEL
 from arkor.studio import snippets
-from arkor.studio.answers import open_answer
-from arkor.studio.link import Link
-from arkor.studio.listing import Query, model_of
-from arkor.studio.publishing import address_of, endpoint_with, is_unknown
+from arkor.studio.backend_client import Link
+from arkor.studio.deployment_urls import address_of, endpoint_with, is_unknown
+from arkor.studio.model_selection import Choice, Weights, chosen
 from arkor.studio.rendering import page
-from arkor.studio.weights import Choice, Weights, chosen
-from arkor.wire import from_wire
+from arkor.studio.run_index import Query, model_of
+from arkor.studio.stream_proxy import open_answer
 
 _RUNS_AT_ONCE = 40
 _MODELS_AT_ONCE = 6

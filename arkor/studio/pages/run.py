@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from arkor.jobs import TrainingJob
+from arkor.protocol.codec import to_wire
+from arkor.protocol.jobs import TrainingJob
 from arkor.settings import arkor_home
-from arkor.studio.listing import is_over, total_of
 from arkor.studio.pages.runs import flattened
-from arkor.studio.relay import open_relay
 from arkor.studio.rendering import page, toast
-from arkor.wire import to_wire
+from arkor.studio.run_index import is_over, total_of
+from arkor.studio.stream_proxy import open_relay
 
 
 def run(request: Request) -> Response:

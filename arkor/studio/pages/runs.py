@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from arkor.jobs import TrainingJob
-from arkor.studio.listing import LARGEST_FIRST, ORDERS, STATUSES, Query, paged
+from arkor.protocol.codec import to_wire
+from arkor.protocol.jobs import TrainingJob
 from arkor.studio.rendering import page
-from arkor.wire import to_wire
+from arkor.studio.run_index import LARGEST_FIRST, ORDERS, STATUSES, Query, paged
 
 #: How many runs stand beside each other, at most.
 COMPARED = 6

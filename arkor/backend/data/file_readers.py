@@ -1,0 +1,288 @@
+"""A file → its records, each with the place where it stands: JSONL, JSON, CSV or Parquet, plain or gzip, UTF-8.
+
+What kind of file it is, its first bytes say, and its name where they leave it open. A record that cannot be read is
+handed on as a fault, so that all of them are told at once; what makes the whole file useless raises `DataError`.
+What the records mean is the business of `protocol/row_formats.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from attrs import frozen
+
+from arkor.backend.engine.interface import RunError
+
+#: No line, and no JSON document, is longer than this: 64 MiB and 2 GiB.
+LONGEST_LINE = 64 * 2**20
+LONGEST_DOCUMENT = 2 * 2**30
+
+_SPACE = re.compile(r"\s*")
+
+
+class DataError(RunError):
+    """The data cannot be trained on; the sentence says where and what to write instead.
+
+    Where rows are at fault, `faults` are those that are told, and `count` is how many there are.
+    """
+
+    def __init__(self, sentence: str, faults: Sequence[str] = (), count: int = 0) -> None:
+        super().__init__(sentence)
+        self.faults = tuple(faults)
+        self.count = count
+
+
+@frozen
+class Record:
+    """One record of a file: its `place` ("line 3") and its `value`, or the `fault` that kept it from being read."""
+
+    place: str
+    value: Any = None
+    fault: str | None = None
+
+
+def read_records(path: Path, name: str) -> Iterator[Record]:
+    """The records of the file at `path`, which a person knows as `name`. Raises `DataError`, also while iterating."""
+    try:
+        yield from _read(path, name)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(f"{name} ends in the middle of its gzip stream: compress or upload it again.") from None
+
+
+def _read(path: Path, name: str) -> Iterator[Record]:
+    with _open(path) as data:
+        head = data.read(4096)
+        data.seek(0)
+        _refuse_strangers(head, name)
+        kind = _kind(head, name)
+        if kind != "parquet" and head.startswith(b"\xef\xbb\xbf"):
+            data.seek(3)
+        yield from {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}[kind](data, name)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked if they are gzip."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path.open("rb")
+    unpacked: Any = gzip.open(path, "rb")  # noqa: SIM115 - the caller closes it
+    return cast("IO[bytes]", unpacked)
+
+
+_STRANGERS = {
+    b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as JSONL or CSV, or compress it with gzip",
+    b"%PDF": "a PDF; a data set is JSONL, JSON, CSV or Parquet",
+    b"\xff\xfe": "in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "in UTF-16; save it as UTF-8",
+    b"SQLite format 3": "a SQLite database; export the table as JSONL or CSV",
+    b"BZh": "compressed with bzip2; use gzip or none",
+    b"\xfd7zXZ": "compressed with xz; use gzip or none",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; use gzip or none",
+}
+
+
+def _refuse_strangers(head: bytes, name: str) -> None:
+    if not head.strip(b"\xef\xbb\xbf \t\r\n"):
+        raise DataError(f"{name} is empty. A data set needs at least one row.")
+    for magic, what in _STRANGERS.items():
+        if head.startswith(magic):
+            raise DataError(f"{name} is {what}.")
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
+        raise DataError(
+            f"{name} is a web page, not data. Use the address of the file itself (a download or raw link), "
+            "and a token if the file is private."
+        )
+
+
+_KINDS = {"csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
+
+
+def _kind(head: bytes, name: str) -> str:
+    """What the first bytes say; where they leave it open, what the name says."""
+    ending = name.lower().removesuffix(".gz").rpartition(".")[2]
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if ending in ("parquet", "pq"):
+        raise DataError(f"{name} is no Parquet file, whatever its name says.")
+    if ending in _KINDS:
+        return _KINDS[ending]
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if first == b"{" and not _names_data(head) and _is_json(head.lstrip().split(b"\n")[0]):
+        return "jsonl"
+    return "json" if first in (b"[", b"{") or ending == "json" else "csv"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _names_data(head: bytes) -> bool:
+    return re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"data"\s*:\s*\[', head) is not None
+
+
+def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := data.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{name}, line {number} is longer than 64 MiB. A row is one line; is this really JSONL?")
+        yield number, line
+
+
+def _decoded(line: bytes, number: int, name: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise DataError(
+            f"{name}, line {number} is not UTF-8 (byte 0x{byte:02X} at column {error.start + 1}). "
+            "Save the file as UTF-8; it may be Windows-1252 or Latin-1 now."
+        ) from None
+
+
+def _jsonl(data: IO[bytes], name: str) -> Iterator[Record]:
+    for number, line in _lines(data, name):
+        text = _decoded(line, number, name).strip()
+        if not text:
+            continue
+        place = f"line {number}"
+        try:
+            yield Record(place, json.loads(text))
+        except RecursionError:
+            yield Record(place, fault="is nested too deeply to be read; a row is a flat object with messages")
+        except ValueError as error:
+            yield Record(place, fault=f"{_json_problem(error)}; write one whole JSON object per line")
+
+
+def _json_problem(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is no valid JSON ({error.msg.lower()} at column {error.colno})"
+    return f"holds a value that cannot be read ({error})"
+
+
+def _json(data: IO[bytes], name: str) -> Iterator[Record]:
+    """An array of records, or `{"data": [record, …]}`, decoded one record at a time."""
+    raw = data.read(LONGEST_DOCUMENT + 1)
+    if len(raw) > LONGEST_DOCUMENT:
+        raise DataError(f"{name} is one JSON document of more than 2 GiB. Save it as JSONL, one row per line.")
+    text = _decoded(raw, 1, name) if raw.isascii() else _decoded_document(raw, name)
+    del raw
+    start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
+    if start is None:
+        yield from _json_single(text, name)
+        return
+    yield from _array(text, start.end(), name)
+
+
+def _decoded_document(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        begin = raw.rfind(b"\n", 0, error.start) + 1
+        return _decoded(raw[begin : error.end], number, name)
+
+
+def _json_single(text: str, name: str) -> Iterator[Record]:
+    """A document that is no array: one record, or a reason to stop."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{name} is nested too deeply to be read.") from None
+    except ValueError as error:
+        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{name}{where}: the file {_json_problem(error)}.") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{name} must be a list of rows, or JSONL with one row per line.")
+    yield Record("line 1", value)
+
+
+def _array(text: str, position: int, name: str) -> Iterator[Record]:
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    position = _skip_space(text, position)
+    if text[position : position + 1] == "]":
+        raise DataError(f"{name} is an empty list. A data set needs at least one row.")
+    while True:
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise DataError(f"{name}, line {line}: the row is nested too deeply to be read.") from None
+        except ValueError as error:
+            line = getattr(error, "lineno", line)
+            raise DataError(f"{name}, line {line}: the file {_json_problem(error)}.") from None
+        yield Record(f"line {line}", value)
+        position = _skip_space(text, position)
+        if text[position : position + 1] == "]":
+            return
+        if text[position : position + 1] != ",":
+            line += text.count("\n", counted, position)
+            raise DataError(f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file whole?")
+        position = _skip_space(text, position + 1)
+
+
+def _skip_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
+
+
+def _csv(data: IO[bytes], name: str) -> Iterator[Record]:
+    csv.field_size_limit(LONGEST_LINE)
+    text = (_decoded(line, number, name) for number, line in _lines(data, name))
+    delimiter = "\t" if name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        header = _header(next(reader, []), name)
+        begin = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield _csv_record(header, cells, begin)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: {error}. Is a quotation mark not closed?") from None
+
+
+def _header(names: list[str], name: str) -> list[str]:
+    header = [column.strip() for column in names]
+    doubled = sorted({column for column in header if header.count(column) > 1})
+    if doubled:
+        raise DataError(f"{name}, line 1: the column {doubled[0]!r} is there twice; rename or drop one.")
+    return header
+
+
+def _csv_record(header: list[str], cells: list[str], line: int) -> Record:
+    if len(cells) != len(header):
+        fault = f"has {len(cells)} cells, but the header has {len(header)}; put texts with commas in quotation marks"
+        return Record(f"line {line}", fault=fault)
+    return Record(f"line {line}", dict(zip(header, cells, strict=True)))
+
+
+def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
+    import pyarrow as arrow  # noqa: PLC0415 - a quarter of a second that other files need not wait for
+    from pyarrow import parquet  # noqa: PLC0415 - as above
+
+    source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(LONGEST_DOCUMENT))
+    try:
+        row = 0
+        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1000):
+            for value in batch.to_pylist():
+                row += 1
+                yield Record(f"row {row}", value)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{name} cannot be read as Parquet ({str(error).splitlines()[0]}); is the file whole?"
+        ) from None
+    if row == 0:
+        raise DataError(f"{name} is empty. A data set needs at least one row.")

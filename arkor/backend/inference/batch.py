@@ -1,0 +1,162 @@
+"""Answers by the same weights that get their tokens together, and the cache that they share.
+
+What a token means for an answer is in `sequence.py`, how it is chosen in `sampling.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from arkor.backend.inference.grammar import allowed
+from arkor.backend.inference.messages import CannotAnswer, Reply
+from arkor.backend.inference.model_cache import Weights
+from arkor.backend.inference.sampling import choose, penalised
+from arkor.backend.inference.sequence import Answer
+
+#: A long prompt is read in pieces of so many tokens, between which the other answers get their next token.
+PREFILL_TOKENS = 512
+
+
+class Batch:
+    """Answers by the same weights that get their tokens together. A new one holds a single answer, still unread.
+
+    The cache is padded on the left, so that every answer's newest token is in the last column.
+    """
+
+    def __init__(self, weights: Weights, adapter: str | None, answer: Answer) -> None:
+        self.weights = weights
+        self.adapter = adapter
+        self.answers = [answer]
+        self._unread = answer.prompt
+        self._lengths = [0]  # tokens in the cache, per answer
+        self._next: list[int] = []
+        self._cache, self._mergeable = _new_cache(weights.model)
+        self._takes = inspect.signature(weights.model.forward).parameters
+        self._cache_argument = "cache" if "cache" in self._takes else "past_key_values"  # transformers before 5.24
+
+    @property
+    def reading(self) -> bool:
+        """Whether the prompt is not read to its end yet."""
+        return bool(self._unread)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the answer must come out the same in any company: then it keeps none, for the last bit's sake."""
+        return any(answer.completion.seed is not None for answer in self.answers)
+
+    def step(self) -> list[Reply]:
+        """Read a piece of the prompt, or give every answer its next token. Raises `CannotAnswer`."""
+        if self._unread:
+            piece, self._unread = self._unread[:PREFILL_TOKENS], self._unread[PREFILL_TOKENS:]
+            logits = self._forward([piece])
+            return [] if self._unread else self._push(logits)
+        return self._push(self._forward([[token] for token in self._next]))
+
+    def joins(self, other: Batch) -> bool:
+        """Whether the two could go on as one."""
+        same = self.weights is other.weights and self.adapter == other.adapter
+        return (
+            same and self._mergeable and not self.alone and not other.alone and not self.reading and not other.reading
+        )
+
+    def absorb(self, other: Batch) -> None:
+        """Take over the answers of another batch."""
+        width = max(*self._lengths, *other._lengths)
+        pairs = zip(self._cache.layers, other._cache.layers, strict=True)
+        self._cache = DynamicCache(
+            [
+                (
+                    torch.cat([_widened(mine.keys, width), _widened(theirs.keys, width)]),
+                    torch.cat([_widened(mine.values, width), _widened(theirs.values, width)]),
+                )
+                for mine, theirs in pairs
+            ]
+        )
+        self.answers += other.answers
+        self._lengths += other._lengths
+        self._next += other._next
+
+    def drop(self, gone: Callable[[Answer], bool]) -> None:
+        """Let go of some answers and of the room that they took in the cache."""
+        keep = [row for row, answer in enumerate(self.answers) if not gone(answer)]
+        if len(keep) == len(self.answers):
+            return
+        self.answers = [self.answers[row] for row in keep]
+        self._next = [self._next[row] for row in keep] if self._next else []
+        self._lengths = [self._lengths[row] for row in keep]
+        if keep:  # else the batch is over, and its cache with it
+            width = max(self._lengths)
+            pairs = [(layer.keys, layer.values) for layer in self._cache.layers]
+            self._cache = DynamicCache(
+                [(_kept(keys, keep, width), _kept(values, keep, width)) for keys, values in pairs]
+            )
+
+    def _forward(self, columns: list[list[int]]) -> torch.Tensor:
+        """Tokens (answers, new) → the logits behind the last ones (answers, vocabulary)."""
+        self.weights.switch(self.adapter)
+        model, new = self.weights.model, len(columns[0])
+        positions = [list(range(have, have + new)) for have in self._lengths]
+        inputs: dict[str, Any] = {
+            "position_ids": torch.tensor(positions, device=model.device),
+            "attention_mask": self._mask(new),
+            "logits_to_keep": 1,
+        }
+        taken = {name: value for name, value in inputs.items() if name in self._takes and value is not None}
+        tokens = torch.tensor(columns, device=model.device)
+        with torch.inference_mode():
+            out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **taken)
+        self._lengths = [have + new for have in self._lengths]
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _mask(self, new: int) -> torch.Tensor | None:
+        """Hides the padding; None where there is none, which is faster."""
+        width = max(self._lengths) + new
+        if width == min(self._lengths) + new:
+            return None
+        rows = [[0] * (width - have - new) + [1] * (have + new) for have in self._lengths]
+        return torch.tensor(rows, device=self.weights.model.device)
+
+    def _push(self, logits: torch.Tensor) -> list[Reply]:
+        if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
+            sentence = "The model's output is not a number any more: this run has diverged. Try an earlier checkpoint."
+            raise CannotAnswer(409, "model_diverged", sentence)
+        self._next = choose(self._allowed(logits), [answer.taste for answer in self.answers])
+        stop_tokens = self.weights.stop_tokens
+        pairs = zip(self.answers, self._next, strict=True)
+        replies = [reply for answer, token in pairs for reply in answer.push(token, stop_tokens)]
+        self.drop(lambda answer: answer.finished)
+        return replies
+
+    def _allowed(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits after what the model's makers recommend, -inf where a constraint forbids."""
+        penalty = self.weights.repetition_penalty
+        if penalty != 1:
+            logits = penalised(logits, penalty, [answer.prompt + answer.tokens for answer in self.answers])
+        guides = [answer.guide for answer in self.answers]
+        if not any(guides):
+            return logits
+        return logits.masked_fill(~allowed(guides, logits.shape[-1]).to(logits.device), -torch.inf)
+
+
+def _new_cache(model: Any) -> tuple[Any, bool]:
+    """A cache, and whether two of its kind can be merged: attention that keeps every token, windowed or not."""
+    cache = DynamicCache(config=model.config)
+    if all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        return DynamicCache(), True  # keeps what a window would forget: the mask hides it
+    return cache, False
+
+
+def _widened(states: torch.Tensor, width: int) -> torch.Tensor:
+    """(answers, heads, tokens, head size), padded on the left to `width` tokens."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
+
+
+def _kept(states: torch.Tensor, rows: Sequence[int], width: int) -> torch.Tensor:
+    return states[list(rows), :, states.shape[-2] - width :].contiguous()

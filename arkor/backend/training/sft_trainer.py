@@ -1,0 +1,310 @@
+"""TRL's `SFTTrainer`, with less work for the same losses: what it computes, and whom it tells.
+
+Data order, schedule, optimizer and clipping are TRL's and transformers'. Ours are the forward and backward pass (no
+padding, the head on labelled positions alone, no metrics that nobody asked for), evaluation by tokens, and that
+everything is told to a `Recorder` instead of being printed, and that a checkpoint holds all that is needed to go on
+from it to the last bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from arkor.backend.engine.interface import Recorder, RunError
+from arkor.backend.runs.paths import STATE
+from arkor.backend.training.collation import Piece, pieces
+from arkor.backend.training.training_state import (
+    Unwritable,
+    demand_same,
+    random_states,
+    read_tree,
+    restore_random,
+    write_tree,
+)
+
+#: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
+#: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
+TRUSTED = 0.1
+
+
+class Interrupted(Exception):
+    """The run was asked to stop in the middle of a step."""
+
+
+class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Ends the loop when the recorder says so: a step that is done is logged and saved, but not evaluated any more."""
+
+    def __init__(self, recorder: Recorder, behind: Callable[[], None]) -> None:
+        self._recorder = recorder
+        self._behind = behind
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
+        if self._recorder.stopping:
+            control.should_training_stop = True
+            if control.should_evaluate:
+                control.should_evaluate = False
+                self._behind()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
+        control.should_training_stop |= self._recorder.stopping
+
+    on_log = on_save = on_evaluate
+
+
+class Collator:
+    """Examples → `{"pieces": […]}`; `flat` may be switched off when the model turns out not to honour it."""
+
+    def __init__(self, dtype: torch.dtype, pad: int) -> None:
+        self.flat = True
+        self._dtype = dtype
+        self._pad = pad
+
+    def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
+        laid = self.flat if flat is None else flat
+        return {"pieces": pieces(examples, flat=laid, dtype=self._dtype, pad=self._pad)}
+
+
+class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
+    """See the module. `learns_from` are the fingerprints of what must not change between a checkpoint and its use."""
+
+    control: Any
+
+    def __init__(
+        self, *, recorder: Recorder, data_collator: Collator, learns_from: dict[str, Any], **options: Any
+    ) -> None:
+        stop = StopAsked(recorder, self._fall_behind)
+        super().__init__(data_collator=data_collator, callbacks=[stop], **options)
+        self._recorder = recorder
+        self._learns_from = learns_from
+        self._began_with: dict[str, Any] = {}
+        self._began_at = 0.0
+        self._is_behind = False
+        self._seconds = 0.0
+        self._rows = 0
+        self._began = 0.0
+        self._last: dict[str, float] = {}
+        forward = self.model.get_base_model().forward
+        self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told what is trained here."""
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - the signature is theirs
+        """Nobody reads it."""
+        return 0
+
+    def summary(self) -> dict[str, float]:
+        """The last logged losses."""
+        return dict(self._last)
+
+    @property
+    def seconds(self) -> float:
+        """How long training took so far, those before it was resumed included."""
+        return float(self._began_with.get("seconds", 0.0)) + time.perf_counter() - self._began_at
+
+    def learn(self) -> int:
+        """The steps from where it stands to the last; returns how many it took from the start."""
+        self._began_at = time.perf_counter()
+        done: int = self._began_with.get("step", 0)
+        if done >= self.args.max_steps:
+            return done
+        with suppress(Interrupted):
+            self.train(resume_from_checkpoint=str(self._state_folder) if self._began_with else None)
+        step: int = self.state.global_step
+        return step
+
+    # Computing
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
+        """Forward and backward, piece by piece; returns the mean loss of the batch's labelled tokens."""
+        self._began = time.perf_counter()
+        model.train()
+        parts: list[Piece] = inputs["pieces"]
+        count = sum(len(piece.targets) for piece in parts)
+        total = torch.zeros((), device=self.args.device)
+        for number, piece in enumerate(parts):
+            if number and self._recorder.stopping:
+                self._fall_behind()
+                raise Interrupted
+            loss = self.token_losses(piece).sum() / count
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def token_losses(self, piece: Piece) -> Tensor:
+        """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
+        piece = piece.to(self.args.device)
+        columns, place = torch.unique(piece.columns, return_inverse=True)
+        wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
+        logits = self.model(**piece.model_inputs, use_cache=False, **wanted).logits
+        picked = logits[piece.rows, place if self._keeps_logits else piece.columns]
+        return cross_entropy(picked.float(), piece.targets, reduction="none")
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss of all labelled tokens of the evaluation rows; NaN when it was stopped before the first."""
+        self._settle()
+        self.model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader():
+                for piece in batch["pieces"]:
+                    total += self.token_losses(piece).sum().item()
+                    count += len(piece.targets)
+                if self._recorder.stopping:
+                    break
+        metrics = {"eval_loss": total / count if count else float("nan")}
+        if self._recorder.stopping:  # it may be the mean of a part
+            self._fall_behind()
+        else:
+            self._last |= metrics
+            self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def trust_flat(self, columns: dict[str, Sequence[Any]]) -> bool:
+        """Lay batches flat only if this model computes the same losses with and without; says which it is."""
+        collator: Collator = self.data_collator
+        examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        if window and window < max(len(row) for row in self.train_dataset["input_ids"]):
+            collator.flat = False
+            return False
+        self.model.eval()
+        with torch.no_grad():
+            padded = self._all_losses(collator(examples, flat=False)["pieces"])
+            try:
+                flat = self._all_losses(collator(examples, flat=True)["pieces"])
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a mask of its own kind
+                collator.flat = False
+                return False
+        noise = (flat - padded).square().mean().sqrt()
+        collator.flat = bool(noise <= TRUSTED * padded.std().clamp(min=1e-3))
+        return collator.flat
+
+    def _all_losses(self, parts: Sequence[Piece]) -> Tensor:
+        return torch.cat([self.token_losses(piece) for piece in parts])
+
+    # Telling
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """The numbers of a step go to the recorder; the summary at the end, nowhere."""
+        if "loss" not in logs:
+            return
+        self._settle()
+        speed = self._rows / self._seconds if self._seconds else None
+        self._seconds, self._rows = 0.0, 0
+        self._recorder.log(
+            self.state.global_step,
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            epoch=self.state.epoch,
+            samples_per_second=speed,
+        )
+        self._last["loss"] = logs["loss"]
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _settle(self) -> None:
+        """Count the step that began last as done; the time of evaluating and saving is not training's."""
+        if self._began:
+            self._seconds += time.perf_counter() - self._began
+            self._rows += self.args.per_device_train_batch_size
+            self._began = 0.0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        self._settle()
+        self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
+
+    def write_adapter(self, folder: Path) -> None:
+        """The adapter as safetensors with its configuration, and the tokenizer with its chat template."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.processing_class.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves to be filled in
+
+    # Going on
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
+        self.write_adapter(folder)
+        if self._is_behind:
+            return
+        state = folder / STATE
+        state.mkdir()
+        try:
+            write_tree(state, "training", self._tree())
+        except Unwritable:  # tensors of a package's own; the run would start anew, which comes to the same
+            shutil.rmtree(state)
+            return
+        self.state.save_to_json(str(state / "trainer_state.json"))
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Take everything up where the checkpoint left it. Raises `RunError` if it was made of something else."""
+        self._state_folder = checkpoint / STATE
+        self._began_with = read_tree(self._state_folder, "training")
+        demand_same(self._began_with["learns_from"], self._learns_from)
+        self.data_collator.flat = self._began_with["flat"]
+        self._last = self._began_with["last"]
+        if self.args.device.type == "cpu" and self._began_with["threads"] <= torch.get_num_threads():
+            torch.set_num_threads(self._began_with["threads"])  # how sums are split up shows in their last bits
+        self._load_adapter(checkpoint)
+
+    def _fall_behind(self) -> None:
+        """The last step has not been done to its end, so that nobody could go on from here exactly."""
+        self._is_behind = True
+
+    def _tree(self) -> dict[str, Any]:
+        """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
+        return {
+            "step": self.state.global_step,
+            "seconds": self.seconds,
+            "learns_from": self._learns_from,
+            "flat": self.data_collator.flat,
+            "threads": torch.get_num_threads(),
+            "last": self._last,
+            "unlogged": (self._globalstep_last_logged, self._tr_loss),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": random_states(),
+        }
+
+    def _load_adapter(self, checkpoint: Path) -> None:
+        saved = load_file(checkpoint / "adapter_model.safetensors")
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        names = {name.replace(".default", ""): weight for name, weight in trained.items()}
+        if {(name, weight.dtype) for name, weight in saved.items()} != {(n, w.dtype) for n, w in names.items()}:
+            raise RunError(f"The adapter in {checkpoint} is not one of this run's model. Submit the run again.")
+        with torch.no_grad():
+            for name, weight in names.items():
+                weight.copy_(saved[name])
+
+    # What transformers calls on the way, each with a folder that is not its own kind of checkpoint
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The adapter is there already."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is none."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(self._began_with["optimizer"])
+            self.lr_scheduler.load_state_dict(self._began_with["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called right before the first step; what was computed but not logged is taken up here too."""
+        if checkpoint is not None:
+            self._globalstep_last_logged, unlogged = self._began_with["unlogged"]
+            self._tr_loss = unlogged.to(self.args.device)
+            restore_random(self._began_with["random"])

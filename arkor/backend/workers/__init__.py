@@ -1,0 +1,1 @@
+"""The processes that train, and the supervisor that starts and watches them."""

@@ -1,0 +1,94 @@
+"""An engine that plays a run without a model: the same script gives the same numbers, for tests of all around it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, define, field, frozen
+
+from arkor.backend.engine.interface import Recorder, Run, RunError
+from arkor.backend.runs.paths import STATE
+from arkor.protocol.jobs import JobConfig
+
+
+@define
+class Score:
+    """How far a scripted run has come: `step`, and the `sum` of the losses so far, so that a slip would show."""
+
+    step: int = 0
+    sum: float = 0.0
+
+
+@frozen
+class ScriptedEngine:
+    """`loss = 2 * 0.9**step`.
+
+    `max_steps` steps (10), each `step_seconds` long (`ARKOR_SCRIPTED_STEP_SECONDS`, 0); a learning rate of 1e5 or
+    more diverges; the model `scripted/fail` raises, `scripted/crash` takes the process down whenever it comes to step
+    3, and `scripted/crash-once-5-7` once at each of the steps 5 and 7.
+    """
+
+    step_seconds: float = field(factory=lambda: float(os.environ.get("ARKOR_SCRIPTED_STEP_SECONDS") or 0))
+
+    def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
+        """See `Engine.train`."""
+        config = run.config
+        if config.model == "scripted/fail":
+            raise RunError("This model fails by design; name another one.")
+        total = config.max_steps or 10
+        save_every = config.save_steps or max(1, total // 5)
+        score = Score(**json.loads((run.checkpoint / STATE / "score.json").read_bytes())) if run.checkpoint else Score()
+        recorder.started(total)
+        while score.step < total:
+            time.sleep(self.step_seconds)
+            if recorder.stopping:
+                return {}
+            score.step += 1
+            score.sum += self._loss(config, score.step)
+            _crash(run, score.step)
+            self._log(config, recorder, score.step, total)
+            if score.step % save_every == 0:
+                recorder.checkpoint(score.step, partial(_checkpoint, score))
+        recorder.final(partial(_adapter, score))
+        return {"steps": total, "loss": self._loss(config, total)}
+
+    def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
+        if step % (config.logging_steps or 1) == 0:
+            rate = (config.learning_rate or 1e-3) * (1 - (step - 1) / total)
+            recorder.log(step, loss=self._loss(config, step), learning_rate=rate, epoch=step / total)
+        if config.eval_steps and step % config.eval_steps == 0:
+            recorder.log(step, eval_loss=self._loss(config, step) * 1.1)
+
+    def _loss(self, config: JobConfig, step: int) -> float:
+        return math.nan if (config.learning_rate or 0) >= 1e5 else 2.0 * 0.9**step
+
+
+def _crash(run: Run, step: int) -> None:
+    """End the process at once, if the model's name says so."""
+    once = run.config.model.removeprefix("scripted/crash-once-").split("-")
+    if str(step) in once:
+        with contextlib.suppress(FileExistsError):
+            (run.folder / f"crashed-at-{step}").touch(exist_ok=False)
+            os._exit(13)
+    if run.config.model == "scripted/crash" and step == 3:
+        os._exit(13)
+
+
+def _checkpoint(score: Score, folder: Path) -> None:
+    _adapter(score, folder)
+    (folder / STATE).mkdir()
+    (folder / STATE / "score.json").write_text(json.dumps(asdict(score)))
+
+
+def _adapter(score: Score, folder: Path) -> None:
+    """Files by the names of a real adapter; the weights are a safetensors file with no tensor in it."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
+    header = json.dumps({"__metadata__": {"sum": score.sum.hex()}}).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

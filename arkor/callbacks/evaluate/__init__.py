@@ -1,0 +1,1 @@
+"""The callback `Evaluate`: asks the model the same questions at each checkpoint."""

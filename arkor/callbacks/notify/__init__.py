@@ -1,0 +1,1 @@
+"""The callback `Notify`: sends messages about a run to messengers and webhooks."""

@@ -1,0 +1,184 @@
+"""The numbers of a run in a tracker: TensorBoard, Weights & Biases, MLflow, trackio, each through its own library.
+
+A library is imported when a run begins. What of the configuration is shown there holds no token and no query of a URL.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import attrs
+
+from arkor.errors import InvalidConfig
+from arkor.protocol.jobs import JobConfig, TrainingJob
+
+
+class Tracker(Protocol):
+    """Where numbers go. `anew`: the run is told from its start; else it goes on where something was left."""
+
+    def open(self, job: TrainingJob, anew: bool) -> None: ...
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The numbers of one step, by the names of `TrainingLogContext`."""
+        ...
+
+    def close(self, status: str | None) -> None:
+        """How the run ended; None while it goes on."""
+        ...
+
+
+def need(*modules: str, package: str) -> str:
+    """The first of these modules that is installed. Raises `InvalidConfig` with the command that installs one."""
+    for module in modules:
+        if find_spec(module) is not None:
+            return module
+    raise InvalidConfig("Report.to", f"needs the package {package}: pip install {package}")
+
+
+def tagged(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The names under which trackers group what is of training and what of evaluation."""
+    return {"eval/loss" if name == "eval_loss" else f"train/{name}": number for name, number in numbers.items()}
+
+
+def settings_of(job: TrainingJob) -> dict[str, str | float]:
+    """What the run was asked to do, flat, secrets left out."""
+    config = job.config
+    if not isinstance(config, JobConfig):
+        return {}
+    given = {field.name: getattr(config, field.name) for field in attrs.fields(JobConfig)}
+    plain = {
+        name: value if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
+        for name, value in given.items()
+        if value is not None and name not in ("dataset_source", "extra")
+    }
+    return {**plain, "dataset": _dataset(config.dataset_source), "job_id": job.id}
+
+
+def _dataset(source: Any) -> str:
+    url = getattr(source, "url", None)
+    if isinstance(url, str):
+        parts = urlsplit(url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return str(getattr(source, "name", None) or getattr(source, "path", None) or "")
+
+
+class TensorBoard:
+    """A folder of event files for each run, below `folder`; with tensorboardX, else with tensorboard itself."""
+
+    def __init__(self, folder: str | Path = "runs") -> None:
+        self._module = need("tensorboardX", "tensorboard", package="tensorboardX")
+        self._folder = Path(folder).expanduser().absolute()
+
+    def open(self, job: TrainingJob, anew: bool) -> None:
+        folder = self._folder / job.id
+        if anew:  # its events take the place of those of whoever has watched it before
+            for file in folder.glob("events.out.tfevents.*"):
+                file.unlink(missing_ok=True)
+        if self._module == "tensorboardX":
+            self._writer = importlib.import_module("tensorboardX").SummaryWriter(str(folder))
+        else:
+            self._writer = importlib.import_module("tensorboard.summary").Writer(str(folder))
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        for tag, number in tagged(numbers).items():
+            self._writer.add_scalar(tag, number, step)
+
+    def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the same id there; `options` are those of `wandb.init`."""
+
+    def __init__(self, **options: Any) -> None:
+        need("wandb", package="wandb")
+        self._options = options
+
+    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it leaves out by itself what it has
+        wandb = importlib.import_module("wandb")
+        given = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
+        self._run = wandb.init(**{**given, **self._options})
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(tagged(numbers), step=step)
+
+    def close(self, status: str | None) -> None:
+        self._run.finish(exit_code=0 if status in ("completed", None) else 1)
+
+
+class Trackio:
+    """A run of `project` there; `options` are those of `trackio.init`."""
+
+    def __init__(self, project: str = "arkor", **options: Any) -> None:
+        need("trackio", package="trackio")
+        self._options = {"project": project, **options}
+
+    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it has no notion of it
+        trackio = importlib.import_module("trackio")
+        given = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
+        self._run = trackio.init(**{**given, **self._options})
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(tagged(numbers), step=step)
+
+    def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
+        self._run.finish()
+
+
+_ENDS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+
+
+class MLflow:
+    """A run of `experiment` there, found again by a tag; `tracking_uri` None is what the environment says."""
+
+    def __init__(self, experiment: str = "arkor", tracking_uri: str | None = None) -> None:
+        need("mlflow", package="mlflow-skinny")
+        self._experiment, self._tracking_uri = experiment, tracking_uri
+
+    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it is asked what it has
+        mlflow = importlib.import_module("mlflow")
+        self._entities = importlib.import_module("mlflow.entities")
+        self._client = mlflow.MlflowClient(tracking_uri=self._tracking_uri)
+        self._run_id = self._found(job.id) or self._created(job)
+        self._known: dict[str, int] = {}
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        fresh = {name: number for name, number in tagged(numbers).items() if step > self._last_step(name)}
+        metrics = [self._entities.Metric(name, number, now, step) for name, number in fresh.items()]
+        if metrics:
+            self._client.log_batch(self._run_id, metrics=metrics)
+            self._known.update(dict.fromkeys(fresh, step))
+
+    def close(self, status: str | None) -> None:
+        if status in _ENDS:
+            self._client.set_terminated(self._run_id, _ENDS[status])
+
+    def _experiment_id(self) -> str:
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        return str(experiment.experiment_id if experiment else self._client.create_experiment(self._experiment))
+
+    def _found(self, job_id: str) -> str | None:
+        of_this_job = "tags.`arkor.job_id` = '{}'".format(job_id.replace("'", ""))
+        runs = self._client.search_runs([self._experiment_id()], filter_string=of_this_job, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def _created(self, job: TrainingJob) -> str:
+        tags = {"arkor.job_id": job.id}
+        run_id = str(self._client.create_run(self._experiment_id(), run_name=job.name, tags=tags).info.run_id)
+        params = [self._entities.Param(name, str(value)[:500]) for name, value in settings_of(job).items()]
+        self._client.log_batch(run_id, params=params)
+        return run_id
+
+    def _last_step(self, name: str) -> int:
+        if name not in self._known:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._known[name] = max((metric.step for metric in history), default=-1)
+        return self._known[name]

@@ -1,0 +1,1 @@
+"""`arkor doctor`: what is wrong with an installation."""

@@ -1,0 +1,1 @@
+"""Credentials: the file that stores them, OAuth, and signing in with a browser."""

@@ -1,0 +1,1 @@
+"""HTTP requests to a backend: sessions, retries, cancellation, deadlines and errors."""

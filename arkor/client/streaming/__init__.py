@@ -1,0 +1,1 @@
+"""Server-sent events: parsing, connections, reconnection, and the event stream of a run."""

@@ -1,0 +1,188 @@
+"""Talking to a model: the messages, which weights answer, the request.
+
+`messages`, `tools`, `tool_choice` and `response_format` are OpenAI's shapes, inner keys in snake_case. The classes
+are plain data; `InferenceRequest.check()` is what says no. Which tools and constraints a backend can honour is the
+backend's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from arkor.errors import InvalidConfig
+from arkor.protocol.codec import from_wire
+from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, shown, text
+
+ROLES = ("system", "user", "assistant", "tool")
+
+#: How many stop strings a request may name, and how long one may be, in characters.
+MOST_STOPS, LONGEST_STOP = 4, 200
+
+
+@frozen
+class Adapter:
+    """Which weights of a run answer: `kind` is `"final"`, or `"checkpoint"` with its `step`."""
+
+    kind: str
+    job_id: str
+    step: int | None = None
+
+
+def _adapter(value: Any) -> Any:
+    """Tolerant: what is no adapter stays as it came, for `check()` to refuse."""
+    complete = isinstance(value, Mapping) and "kind" in value and "jobId" in value
+    return from_wire(Adapter, value) if complete else value
+
+
+@frozen
+class InferenceRequest:
+    """One chat completion from an adapter, or from `base_model` alone when `adapter` is None.
+
+    `temperature` 0 is greedy, and so is None unless `top_p` asks for sampling: two checkpoints that answer
+    differently then differ by their training, not by the dice. `max_tokens` counts the answer; None leaves it to
+    the backend. `stop` is a string or up to four that end the answer where one of them begins; the same request with
+    the same `seed` gives the same text. `parallel_tool_calls` False asks for one call at most.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    adapter: Adapter | None = field(default=None, converter=_adapter)
+    base_model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: str | Sequence[str] | None = None
+    seed: int | None = None
+    stream: bool = True
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: Mapping[str, Any] | type | None = None
+    structured_outputs: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        if not _is_list(self.messages) or not self.messages:
+            raise InvalidConfig("messages", "must be a list of at least one message")
+        for index, message in enumerate(self.messages):
+            _check_message(f"messages[{index}]", message)
+        _check_weights(self.adapter, self.base_model)
+        _check_sampling(self.temperature, self.top_p, self.max_tokens)
+        _check_stop(self.stop)
+        if self.seed is not None and not _is_seed(self.seed):
+            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {shown(self.seed)}")
+        for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
+            if not isinstance(value, bool) and not (name != "stream" and value is None):
+                raise InvalidConfig(name, f"must be true or false, not {shown(value)}")
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """A checked `stop` as a tuple."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a checked message, its parts put together; empty when it has none."""
+    content = message.get("content")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+# Messages
+
+
+def _check_message(name: str, message: Any) -> None:
+    if not isinstance(message, Mapping):
+        raise InvalidConfig(name, 'must be an object like {"role": "user", "content": "Hello"}')
+    if message.get("role") not in ROLES:
+        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {shown(message.get('role'))}")
+    if message.get("tool_calls") is not None:
+        _check_tool_calls(f"{name}.tool_calls", message)
+    elif message.get("content") is None:
+        raise InvalidConfig(f"{name}.content", "is missing")
+    _check_content(f"{name}.content", message.get("content") or "")
+
+
+def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
+    calls = message["tool_calls"]
+    if message["role"] != "assistant":
+        raise InvalidConfig(name, "belong in messages of the assistant alone")
+    if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
+        raise InvalidConfig(name, "must be a list of objects")
+    for index, call in enumerate(calls):
+        function = call.get("function")
+        if not isinstance(function, Mapping) or not all(_is_text(function.get(k)) for k in ("name", "arguments")):
+            shape = '{"id": …, "type": "function", "function": {"name": …, "arguments": "{…}"}}'
+            raise InvalidConfig(f"{name}[{index}]", f"must be {shape}, the arguments as JSON in a string")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_encodable(value)
+
+
+def _check_content(name: str, content: Any) -> None:
+    if isinstance(content, str):
+        encodable(name, content)
+        return
+    if not _is_list(content):
+        raise InvalidConfig(name, f"must be a string or a list of text parts, not {type(content).__name__}")
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidConfig(f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; text is all that is taken')
+        encodable(f"{name}[{index}].text", part["text"])
+
+
+# Which weights
+
+
+def _check_weights(adapter: Any, base_model: Any) -> None:
+    if adapter is None and base_model is None:
+        raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
+    if base_model is not None:
+        text("base_model", base_model)
+    if adapter is not None:
+        _check_adapter(adapter)
+
+
+def _check_adapter(adapter: Any) -> None:
+    if not isinstance(adapter, Adapter):
+        shapes = '{"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
+        raise InvalidConfig("adapter", f"must be {shapes}")
+    if adapter.kind not in ("final", "checkpoint"):
+        raise InvalidConfig("adapter.kind", f'must be "final" or "checkpoint", not {adapter.kind!r}')
+    if not isinstance(adapter.job_id, str) or not adapter.job_id:
+        raise InvalidConfig("adapter.job_id", "must be a non-empty string")
+    if adapter.kind == "final" and adapter.step is not None:
+        raise InvalidConfig("adapter.step", "belongs to a checkpoint; the final adapter has none")
+    if adapter.kind == "checkpoint" and not (type(adapter.step) is int and 0 <= adapter.step < 2**31):
+        raise InvalidConfig("adapter.step", f"must be the step of the checkpoint, not {adapter.step!r}")
+
+
+# Sampling
+
+
+def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
+    if temperature is not None and not (is_finite(temperature) and temperature >= 0):
+        raise InvalidConfig("temperature", f"must be a number of at least 0 (0 is greedy), not {temperature!r}")
+    if top_p is not None and not (is_finite(top_p) and 0 < top_p <= 1):
+        raise InvalidConfig("top_p", f"must be a number above 0 and at most 1, not {top_p!r}")
+    if max_tokens is not None:
+        Integer(1)("max_tokens", max_tokens)
+
+
+def _check_stop(stop: Any) -> None:
+    strings = [stop] if isinstance(stop, str) else () if stop is None else stop
+    if not _is_list(strings) or len(strings) > MOST_STOPS:
+        raise InvalidConfig("stop", f"must be a string, or a list of at most {MOST_STOPS}")
+    for string in strings:
+        if not _is_text(string) or not 0 < len(string) <= LONGEST_STOP:
+            raise InvalidConfig("stop", f"must be of strings of 1 to {LONGEST_STOP} characters, not {shown(string)}")
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63

@@ -1,0 +1,197 @@
+"""One record of a data set → the row that is trained on: a chat (`messages`, perhaps `tools`) or a plain `text`.
+
+Every fault is a sentence that names the field and what to write instead. Where records come from is the business of
+`backend/data/`; what a tokenizer makes of a row is that of `backend/training/tokenization.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: What is trained on: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
+Row = dict[str, Any]
+
+
+class BadRow(ValueError):
+    """A record that cannot be trained on: `field` and what to write there instead."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+
+
+#: What the message of each role may be called in the wild.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+
+_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:47]}…"
+
+
+def _text(field: str, value: Any, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise BadRow(field, f'must be a string like "Hello", not {_shown(value)}')
+    if not empty and not value.strip():
+        raise BadRow(field, "is empty; write a text there or leave the row out")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        broken = value[error.start]
+        raise BadRow(field, f"holds half a character (\\u{ord(broken):04x}); write the whole one") from None
+    return value
+
+
+def _list(field: str, value: Any) -> list[Any]:
+    """A list, also one that a CSV cell spells as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow(field, "looks like a JSON list but cannot be read as one") from None
+    if not isinstance(value, (list, tuple)):
+        raise BadRow(field, f"must be a list of messages, not {_shown(value)}")
+    if not value:
+        raise BadRow(field, "is an empty list; a row needs at least one message of the user and one of the assistant")
+    return list(value)
+
+
+def _role(field: str, value: Any) -> str:
+    role = ROLES.get(value) if isinstance(value, str) else None
+    if role is None:
+        raise BadRow(field, f'must be "system", "user", "assistant" or "tool", not {_shown(value)}')
+    return role
+
+
+def _message(field: str, value: Any, role_key: str, content_key: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise BadRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {_shown(value)}')
+    for key in (role_key, content_key):
+        if key not in value and not (key == content_key and value.get("tool_calls")):
+            raise BadRow(f"{field}.{key}", f"is missing; the message has {_names(value)}")
+    role = _role(f"{field}.{role_key}", value[role_key])
+    content = value.get(content_key)
+    if content is None and value.get("tool_calls"):
+        content = ""
+    kept = {key: value[key] for key in _KEPT if value.get(key) is not None}
+    answered = role == "assistant" and not value.get("tool_calls")
+    return {"role": role, "content": _text(f"{field}.{content_key}", content, empty=not answered), **kept}
+
+
+def _chat(field: str, value: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
+    items = enumerate(_list(field, value))
+    messages = [_message(f"{field}[{index}]", item, role_key, content_key) for index, item in items]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise BadRow(field, "has no message of the assistant, so there is nothing to learn; add the answer")
+    return messages
+
+
+def _names(record: Mapping[str, Any]) -> str:
+    return ", ".join(str(key) for key in list(record)[:8]) or "no fields"
+
+
+def _field(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record or record[name] is None:
+        raise BadRow(name, f"is missing; the row has {_names(record)}")
+    return record[name]
+
+
+def _with_tools(record: Mapping[str, Any], messages: list[dict[str, Any]]) -> Row:
+    tools = record.get("tools")
+    return {"messages": messages, "tools": _list("tools", tools)} if tools else {"messages": messages}
+
+
+def _chatml(record: Mapping[str, Any]) -> Row:
+    return _with_tools(record, _chat("messages", _field(record, "messages"), "role", "content"))
+
+
+def _sharegpt(record: Mapping[str, Any]) -> Row:
+    turns = _field(record, "conversations")
+    listed = _list("conversations", turns)
+    spelled = isinstance(listed[0], Mapping) and "role" in listed[0] and "from" not in listed[0]
+    keys = ("role", "content") if spelled else ("from", "value")
+    messages = _chat("conversations", listed, *keys)
+    system = record.get("system")
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": _text("system", system)})
+    return _with_tools(record, messages)
+
+
+def _alpaca(record: Mapping[str, Any]) -> Row:
+    """The instruction, then its input, is what the user says."""
+    question = _text("instruction", _field(record, "instruction"))
+    given = record.get("input")
+    if given:
+        question = f"{question}\n\n{_text('input', given)}"
+    return _turns(record, question, _text("output", _field(record, "output")))
+
+
+def _prompt_completion(record: Mapping[str, Any]) -> Row:
+    """The prompt is what the user says; both may be lists of messages as well."""
+    prompt, completion = _field(record, "prompt"), _field(record, "completion")
+    if isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
+        return {"messages": _chat("prompt + completion", [*prompt, *completion], "role", "content")}
+    return _turns(record, _text("prompt", prompt), _text("completion", completion))
+
+
+def _turns(record: Mapping[str, Any], question: str, answer: str) -> Row:
+    system = record.get("system")
+    opening = [{"role": "system", "content": _text("system", system)}] if system else []
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": [*opening, *turns]}
+
+
+def _plain(record: Mapping[str, Any]) -> Row:
+    return {"text": _text("text", _field(record, "text"))}
+
+
+#: Format → the fields that tell it, and how a record of it is read. The first that fits is taken.
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
+    "chatml": (("messages",), _chatml),
+    "sharegpt": (("conversations",), _sharegpt),
+    "alpaca": (("instruction", "output"), _alpaca),
+    "prompt_completion": (("prompt", "completion"), _prompt_completion),
+    "text": (("text",), _plain),
+}
+
+_ALSO_READ = {"system", "tools", "input"}
+
+
+def recognise(record: Any) -> str:
+    """The name of the format that the fields of `record` tell; raises `BadRow`."""
+    if not isinstance(record, Mapping):
+        raise BadRow("", f'a row must be an object like {{"messages": […]}}, not {_shown(record)}')
+    for name, (fields, _) in FORMATS.items():
+        if all(field in record for field in fields):
+            return name
+    expected = "; ".join(" and ".join(fields) for fields, _ in FORMATS.values())
+    raise BadRow("", f"the row has {_names(record)}, but a row must have one of: {expected}")
+
+
+def read_row(record: Any, format_name: str) -> Row:
+    """A record → the row, as `format_name` reads it; raises `BadRow`."""
+    if not isinstance(record, Mapping):
+        raise BadRow("", f"a row must be an object, not {_shown(record)}")
+    return FORMATS[format_name][1](record)
+
+
+def ignored_fields(record: Mapping[str, Any], format_name: str) -> list[str]:
+    """The fields of a record that training will not look at."""
+    return [str(key) for key in record if key not in FORMATS[format_name][0] and key not in _ALSO_READ]

@@ -1,0 +1,113 @@
+"""A run's folder as one zip: which of its files travel, and how they are packed.
+
+What belongs to one machine alone stays behind: the data set's token, the worker's process id, anything half written.
+Taking a zip apart is the backend's (`backend/store/import_run.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
+
+from arkor.errors import InvalidConfig
+
+#: What of a run's folder travels.
+FILES = ("job.json", "events.jsonl", "worker.log")
+FOLDERS = ("checkpoints", "final")
+
+#: What is worth compressing; weights are as good as random.
+_TEXTS = frozenset({".json", ".jsonl", ".log", ".txt", ".md", ".jinja"})
+_PIECE = 1024 * 1024
+
+
+@contextmanager
+def zipped(path: Path) -> Iterator[Path]:
+    """`path` itself, or a zip of the folder that it is, for as long as the block lasts.
+
+    Raises `InvalidConfig` for what cannot be a run, OSError for what cannot be read or written.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    files = contents(path)
+    with tempfile.TemporaryDirectory(prefix="arkor-import-") as folder:
+        file = Path(folder, "run.zip")
+        with file.open("wb") as target:
+            for piece in pack(path, files, path.resolve().name):
+                target.write(piece)
+        yield file
+
+
+def contents(folder: Path) -> list[Path]:
+    """The files that travel. Raises `InvalidConfig` for a folder that is no run's, or has links in it."""
+    if not all((folder / name).is_file() for name in ("job.json", "events.jsonl")):
+        raise InvalidConfig("path", f"{folder} is not the folder of a run: those have a job.json and an events.jsonl")
+    tops = [folder / name for name in (*FILES, *FOLDERS)]
+    below = [path for name in FOLDERS for path in sorted((folder / name).rglob("*"))]
+    whole = [path for path in (*tops, *below) if not _is_hidden(path.relative_to(folder))]
+    for path in whole:
+        if path.is_symlink():
+            raise InvalidConfig("path", f"{path} is a link; put what it leads to in its place")
+    return [path for path in whole if path.is_file()]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
+    """The zip, piece by piece, in which those files of the folder lie below `name`. Raises OSError."""
+    outlet = _Outlet()
+    with ZipFile(outlet, "w") as archive:
+        for file in files:
+            place = f"{name}/{file.relative_to(folder).as_posix()}"
+            try:
+                entry = ZipInfo.from_file(file, place, strict_timestamps=False)
+                source = file.open("rb")
+            except FileNotFoundError:  # a worker that has just ended tidies up behind itself
+                continue
+            entry.compress_type = ZIP_DEFLATED if file.suffix in _TEXTS else ZIP_STORED
+            with source, archive.open(entry, "w") as target:
+                while piece := source.read(_PIECE):
+                    target.write(piece)
+                    yield outlet.taken()
+    yield outlet.taken()
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """A file beside `file`, which takes its place unless the block raises. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as target:
+            yield target
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class _Outlet(io.RawIOBase):
+    """A file that cannot be sought in, and hands on what is written to it."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._pending += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        """What was written since the last time."""
+        data = bytes(self._pending)
+        self._pending.clear()
+        return data

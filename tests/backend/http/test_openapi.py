@@ -1,0 +1,153 @@
+"""What `GET /openapi.json` says, and whether the backend keeps to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import requests
+
+from arkor.backend.http.app import create_app
+from arkor.backend.http.openapi import DescribedRoute
+from arkor.backend.store.store import Store
+from tests.backend.caller import Caller
+from tests.conftest import Backend
+
+HOOKS = "tests.fakes.schemathesis_hooks"
+
+
+@pytest.fixture
+def document(shared_backend: Backend) -> Any:
+    return requests.get(f"{shared_backend.url}/openapi.json", timeout=10).json()
+
+
+def test_every_route_is_described(tmp_path: Path) -> None:
+    store = Store(tmp_path / "arkor.db")
+    app = create_app(tmp_path, store, "scripted")
+    assert [route for route in app.routes if not isinstance(route, DescribedRoute)] == []
+    described = {(path, method) for path, entry in app.state.description["paths"].items() for method in entry}
+    assert len(described) == len(app.routes)
+    store.close()
+
+
+def test_its_references_lead_somewhere_and_its_schemas_are_schemas(document: Any) -> None:
+    assert document["openapi"].startswith("3.1.")
+    schemas = document["components"]["schemas"]
+    references, ids = set(), []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            references.update([value["$ref"]] if "$ref" in value else [])
+            ids.extend([value["operationId"]] if "responses" in value else [])
+            if isinstance(value.get("schema"), dict):
+                jsonschema.Draft202012Validator.check_schema(value["schema"])
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(document)
+    assert references == {f"#/components/schemas/{name}" for name in schemas}
+    assert len(ids) == len(set(ids))
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_bounds_are_those_of_the_checks(document: Any) -> None:
+    properties = document["components"]["schemas"]["JobConfig"]["properties"]
+    assert properties["maxSteps"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+    assert properties["learningRate"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
+    assert document["components"]["schemas"]["BlobDataset"]["properties"]["type"] == {"const": "blob"}
+
+
+def test_it_says_which_calls_need_no_token(document: Any) -> None:
+    free = {path for path, entry in document["paths"].items() for one in entry.values() if not one["security"]}
+    assert {path for path in free if not path.startswith("/e/")} == {
+        "/healthz",
+        "/openapi.json",
+        "/v1/auth/anonymous",
+        "/v1/auth/cli/config",
+    }
+    for path in free - {"/v1/auth/anonymous"}:
+        assert path.startswith("/e/") or set(document["paths"][path]) == {"get"}
+
+
+def test_a_job_is_what_its_schema_says(caller: Caller, document: Any) -> None:
+    job = caller.submit(maxSteps=2)
+    schema = {"$ref": "#/components/schemas/TrainingJob", "components": document["components"]}
+    jsonschema.validate(caller.until(job, "completed"), schema)
+
+
+#: What these take depends on more than a schema says: one field on another, or a file that must be a run's zip.
+BEYOND_A_SCHEMA = (
+    "POST /v1/endpoints",
+    "PATCH /v1/endpoints/{id}",
+    "POST /v1/inference/chat",
+    "POST /e/{slug}/v1/chat/completions",
+    "POST /v1/jobs/import",
+)
+
+
+def configuration(caller: Caller, examples: int) -> str:
+    """Where there is something to find: the scope, a run that has ended, a deployment and its key."""
+    job = caller.submit(maxSteps=2)
+    caller.until(job, "completed")
+    target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": job}}
+    body = {"slug": "open-door", "target": target, "authMode": "none"}
+    endpoint = caller.call("POST", "/v1/endpoints", json=body).json()["deployment"]["id"]
+    there = {
+        "GET /v1/jobs/{id}/events/stream": f'id = "{job}"',
+        "GET /v1/jobs/{id}/export": f'id = "{job}"',
+        "GET /v1/endpoints/{id}": f'id = "{endpoint}"',
+        "PATCH /v1/endpoints/{id}": f'id = "{endpoint}"',
+        "GET /v1/endpoints/{id}/keys": f'id = "{endpoint}"',
+        "POST /v1/endpoints/{id}/keys": f'id = "{endpoint}"',
+        "GET /e/{slug}/v1/models": 'slug = "open-door"',
+        "POST /e/{slug}/v1/chat/completions": 'slug = "open-door"',
+    }
+    lines = []
+    for name in {*there, *BEYOND_A_SCHEMA}:
+        lines += ["[[operations]]", f'include-name = "{name}"', f"parameters = {{ {there.get(name, '')} }}"]
+        lines += ["checks.positive_data_acceptance.enabled = false"] if name in BEYOND_A_SCHEMA else []
+        # one that is called for the id above may find it deleted by a call before
+        lines += ["checks.ensure_resource_availability.enabled = false"] if name in there else []
+    return f"""
+hooks = "{HOOKS}"
+[generation]
+deterministic = true
+max-examples = {examples}
+database = "none"
+[parameters]
+orgSlug = "local"
+projectSlug = "default"
+[auth.openapi.token]
+bearer = "{caller.token}"
+{chr(10).join(lines)}
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_answered_that_is_not_described(
+    shared_backend: Backend, caller: Caller, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Schemathesis calls every route with what it takes and what it does not, and follows one call by another.
+
+    `--calls N` has it play N examples of each; by default it plays a few, always the same.
+    """
+    examples = request.config.getoption("--calls")
+    file = tmp_path / "schemathesis.toml"
+    file.write_text(configuration(caller, examples), "utf-8")
+    found = caller.call("POST", "/v1/datasets", params={**caller.scope, "filename": "x"}, data=b"{}").json()
+    environment = {**os.environ, "UPLOADED": found["dataset"]["url"], "PYTHONPATH": str(Path.cwd())}
+    command = [Path(sys.executable).with_name("st"), "--config-file", file, "run", "--no-color"]
+    command += [f"{shared_backend.url}/openapi.json", "--request-timeout", "20"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]
+    assert requests.get(f"{shared_backend.url}/healthz", timeout=10).status_code == 200
+    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()

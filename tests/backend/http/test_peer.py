@@ -1,0 +1,48 @@
+"""Whose socket it is that calls, as the system tells it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from arkor.backend.http.peer import is_loopback, is_own
+
+linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the system does not tell")
+
+
+@linux
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_socket_of_ours_is_ours_until_it_is_closed(family: socket.AddressFamily, host: str) -> None:
+    with socket.create_server((host, 0), family=family) as server:
+        listening = server.getsockname()[:2]
+        with socket.create_connection(listening) as client:
+            calling = client.getsockname()[:2]
+            connection, _ = server.accept()
+            with connection:
+                assert is_own(calling, listening)
+                assert not is_own((host, 1), listening)
+                assert not is_own(calling, (host, 1))
+                client.close()
+                assert not is_own(calling, listening)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("10.0.0.1", False),
+        ("127.0.0.1.evil.example", False),
+        ("2130706433", False),
+        ("0x7f.1", False),
+    ],
+)
+def test_what_leads_to_this_machine_alone(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

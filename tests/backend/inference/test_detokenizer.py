@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arkor.backend.inference.detokenizer import StopStrings, TextStream
+from tests.fakes.byte_model import byte_tokenizer
+
+pytestmark = pytest.mark.slow  # the tokenizer's library takes seconds to import
+
+
+@given(st.text(max_size=40), st.data())
+def test_text_is_never_cut_nor_given_twice(text: str, data: st.DataObject) -> None:
+    tokenizer = byte_tokenizer()
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    if data.draw(st.booleans()):  # garbage too
+        tokens = data.draw(st.permutations(tokens))
+    stream = TextStream(lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
+    deltas = [stream.push(token) for token in tokens]
+    assert all("\ufffd" not in delta or "\ufffd" in tokenizer.decode(tokens) for delta in deltas)
+    assert "".join([*deltas, stream.flush()]) == tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+
+def test_text_comes_as_soon_as_it_is_final() -> None:
+    tokenizer = byte_tokenizer()
+    stream = TextStream(lambda ids: str(tokenizer.decode(ids)))
+    assert [stream.push(token) for token in tokenizer("aß€😀b").input_ids] == (
+        ["a", "", "ß", "", "", "€", "", "", "", "😀", "b"]
+    )
+
+
+# Stop strings
+
+
+def pieces(text: str, data: st.DataObject) -> list[str]:
+    """The text, cut anywhere."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), st.data())
+def test_a_stop_string_is_never_shown_and_nothing_before_it_is_lost(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    stream = StopStrings(stops)
+    shown = ""
+    for piece in pieces(text, data):
+        shown += stream.push(piece)
+        assert not any(stop in shown for stop in stops)
+        if stream.hit:
+            break
+    assert stream.hit == any(stop in text for stop in stops)
+    shown += "" if stream.hit else stream.flush()
+    if stream.hit:
+        assert any(text.startswith(shown + stop) for stop in stops)
+    else:
+        assert shown == text
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=4))
+def test_letter_by_letter_the_first_stop_string_to_be_whole_ends_it(text: str, stops: list[str]) -> None:
+    stream = StopStrings(stops)
+    shown = "".join(stream.push(letter) for letter in text if not stream.hit)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if ends:
+        whole = text[: min(ends)]
+        assert shown == whole[: min(whole.find(stop) for stop in stops if stop in whole)]
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    stream = StopStrings(["<end>"])
+    assert [stream.push(piece) for piece in ("a", "<", "b", "<en", "d", "x", "<end>")] == [
+        "a",
+        "",
+        "<b",
+        "",
+        "",
+        "<endx",
+        "",
+    ]
+    assert stream.hit

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import psutil
+import pytest
+from attrs import define
+
+from arkor.backend.inference.messages import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
+
+pytestmark = pytest.mark.slow  # real processes, terminals or clocks
+
+
+@define
+class Served:
+    """A serving process as the server sees it."""
+
+    process: subprocess.Popen[bytes]
+
+    def put(self, line: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(line).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def ask(self, name: str, text: str, *, model: str = "any", **more: Any) -> None:
+        completion = Completion(name, model, None, ({"role": "user", "content": text},), **more)
+        self.put({"completion": attrs.asdict(completion)})
+
+    def reply(self) -> Reply:
+        assert self.process.stdout is not None
+        return reply_from_json(json.loads(self.process.stdout.readline()))
+
+    def text(self) -> str:
+        """The text of the one answer that is in progress."""
+        text = ""
+        while isinstance(reply := self.reply(), Delta):
+            text += reply.text
+        assert isinstance(reply, Done)
+        return text
+
+
+def serve(home: Path, engine: str, **environment: str) -> Served:
+    command = [sys.executable, "-m", "arkor.backend.inference.process", "--home", str(home), "--engine", engine]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return Served(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True, **pipes))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A serving process of the scripted engine, a word every 10 ms."""
+    one = serve(tmp_path, "scripted", ARKOR_SCRIPTED_TOKEN_SECONDS="0.01")
+    with one.process:
+        yield one
+        one.process.kill()
+
+
+@pytest.mark.parametrize("reply", [Delta("a", "ü"), Done("a", "stop", 3, 4), Failed("a", 503, "word", "Sentence.")])
+def test_a_reply_survives_the_pipe(reply: Reply) -> None:
+    assert reply_from_json(json.loads(json.dumps(reply_to_json(reply)))) == reply
+
+
+def test_it_answers_word_by_word(served: Served) -> None:
+    served.ask("q", "héllo  wörld\n!")
+    assert [served.reply() for _ in range(5)] == [
+        Delta("q", "scripted: "),
+        Delta("q", "héllo  "),
+        Delta("q", "wörld\n"),
+        Delta("q", "!"),
+        Done("q", "stop", 3, 4),
+    ]
+
+
+def test_max_tokens_cuts(served: Served) -> None:
+    served.ask("q", "one two three", max_tokens=2)
+    assert [served.reply() for _ in range(3)][-1] == Done("q", "length", 3, 2)
+
+
+def test_several_answers_progress_side_by_side(served: Served) -> None:
+    for name in "abc":
+        served.ask(name, "word " * 50)
+    replies = []
+    while len([reply for reply in replies if isinstance(reply, Done)]) < 3:
+        replies.append(served.reply())
+    ends = [index for index, reply in enumerate(replies) if isinstance(reply, Done)]
+    assert ends[0] > 100  # nobody was done before the others were well under way
+
+
+def test_a_cancelled_answer_stops(served: Served) -> None:
+    served.ask("long", "word " * 10_000)
+    served.reply()
+    served.put({"cancel": "long"})
+    served.put({"cancel": "never there"})
+    served.ask("short", "bye")
+    while (reply := served.reply()).id == "long":
+        pass
+    assert reply == Delta("short", "scripted: ")
+    assert served.reply() == Delta("short", "bye")
+
+
+@pytest.mark.parametrize("model", ["scripted/fail", "scripted/break"])
+def test_a_failure_is_a_reply(served: Served, model: str) -> None:
+    served.ask("q", "one two three", model=model)
+    while isinstance(reply := served.reply(), Delta):
+        pass
+    assert isinstance(reply, Failed)
+    assert reply.status == 503
+
+
+def test_it_leaves_when_the_server_is_gone_in_mid_answer(served: Served) -> None:
+    served.ask("q", "word " * 10_000)
+    served.reply()
+    assert served.process.stdin is not None
+    served.process.stdin.close()
+    assert served.process.wait(timeout=10) == 0
+
+
+def test_it_rests_when_there_is_nothing_to_do(served: Served) -> None:
+    served.ask("q", "hello")
+    served.text()
+    process = psutil.Process(served.process.pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(0.5)
+    assert sum(process.cpu_times()[:2]) - before <= 0.02
+
+
+def test_it_lets_runs_go_first(served: Served) -> None:
+    served.ask("q", "hello")
+    served.text()
+    assert psutil.Process(served.process.pid).nice() == os.nice(0) + 5
+    score = Path(f"/proc/{served.process.pid}/oom_score_adj")
+    if score.exists():
+        assert int(score.read_text()) == 500
+
+
+@pytest.mark.slow
+def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
+    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+
+    base = make_base(tmp_path / "base")
+    served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
+    with served.process:
+        served.ask("q", "Hello", model=base, max_tokens=12)
+        assert served.text()
+        served.ask("q", "Hello", model=str(tmp_path / "nowhere"))
+        assert isinstance(served.reply(), Failed)
+        assert served.process.stdin is not None
+        served.process.stdin.close()
+        assert served.process.wait(timeout=30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sets no limit on another process")
+def test_where_memory_ends_an_answer_is_refused_and_the_next_one_comes(tmp_path: Path) -> None:
+    """The system's own refusal: the process may have hardly more memory than it has already."""
+    import resource  # noqa: PLC0415 - not on every system
+
+    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+
+    base = make_base(tmp_path / "base", context=60_000)
+    served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
+    with served.process:
+        served.ask("q", "Hello", model=base, max_tokens=3)
+        assert served.text()
+        used = psutil.Process(served.process.pid).memory_info().vms
+        unlimited = resource.prlimit(
+            served.process.pid, resource.RLIMIT_AS, (used + 24 * 2**20, resource.RLIM_INFINITY)
+        )
+        served.ask("large", "x" * 50_000, model=base, max_tokens=3)
+        while not isinstance(failed := served.reply(), Failed):
+            pass
+        assert (failed.status, failed.code) == (503, "out_of_memory")
+        assert "memory" in failed.sentence
+        resource.prlimit(served.process.pid, resource.RLIMIT_AS, unlimited)
+        served.ask("q", "Hello", model=base, max_tokens=3)
+        assert served.text()
+        served.process.kill()

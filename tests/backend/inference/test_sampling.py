@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from arkor.backend.inference.sampling import Taste, choose
+
+pytestmark = pytest.mark.slow  # torch alone takes seconds to import
+
+
+def tastes(count: int, temperature: float, top_p: float, seed: int = 0) -> list[Taste]:
+    return [Taste(temperature, top_p, random.Random(seed + number)) for number in range(count)]
+
+
+def test_sampling_follows_temperature_and_top_p() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(4000, 4)
+
+    def seen(temperature: float, top_p: float) -> list[float]:
+        tokens = choose(logits, tastes(4000, temperature, top_p))
+        return [tokens.count(token) / 4000 for token in range(4)]
+
+    assert seen(1.0, 1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert seen(0.5, 1.0) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.03)
+    assert seen(1.0, 0.7) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert seen(1.0, 0.01) == [1, 0, 0, 0]
+    assert seen(0, 1.0) == seen(1e-9, 0.5) == [1, 0, 0, 0]
+    assert seen(1e-3, 1.0) == [1, 0, 0, 0]
+
+
+def test_top_p_looks_beyond_the_likeliest_thousand() -> None:
+    assert max(choose(torch.zeros(200, 5000), tastes(200, 1.0, 0.9))) > 1100
+
+
+def test_what_is_forbidden_is_never_drawn() -> None:
+    logits = torch.full((2000, 50), -torch.inf)
+    logits[:, 7] = 0.0
+    logits[:, 49] = -3.0
+    for temperature, top_p in ((2.0, 1.0), (100.0, 1.0), (100.0, 0.99), (0.0, 1.0)):
+        assert set(choose(logits, tastes(2000, temperature, top_p))) <= {7, 49}
+
+
+def test_company_of_another_taste_changes_no_draw() -> None:
+    logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(5))
+    mixed = [Taste(1.5, 1.0, random.Random(1)), Taste(0.0, 1.0, random.Random(2)), Taste(1.5, 0.8, random.Random(3))]
+    together = choose(logits, mixed)
+    alone = [
+        choose(logits[row : row + 1], [Taste(taste.temperature, taste.top_p, random.Random(row + 1))])[0]
+        for row, taste in enumerate(mixed)
+    ]
+    assert together == alone

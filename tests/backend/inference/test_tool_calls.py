@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.grammar import Grammars
+from arkor.backend.inference.messages import CallDelta, Calling, Completion, Delta, Done, Failed, Reply
+from arkor.backend.inference.tool_calls import PLAIN, CallReader, Markup, held, learn, told
+from tests.backend.inference.test_generator import run
+from tests.fakes.byte_model import byte_tokenizer, make_base
+
+pytestmark = pytest.mark.slow  # torch alone takes seconds to import
+
+QUESTION = ({"role": "user", "content": "What is 1 + 2?"},)
+SMALL = {"type": "integer", "minimum": 0, "maximum": 999}
+NUMBERS = {"type": "object", "properties": {"a": SMALL, "b": {"$ref": "#/$defs/n"}}, "required": ["a"]}
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {**NUMBERS, "$defs": {"n": {"enum": [2, 3]}}}},
+}
+NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
+BOTH = (ADD, NOW)
+
+#: Templates that have a place for tools, each in the manner of a family of models.
+TURNS = "<{{ m.role }}>{{ m.content }}{{ calls }}</s>"
+HEAD = "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}"
+TAIL = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+WRITTEN = "{{ '{\"name\": \"' + c.function.name + '\", \"' + key + '\": ' + (c.function.arguments | tojson) + '}' }}"
+
+
+def template(key: str, each: str, first: str = "", last: str = "", *, several: bool = True) -> str:
+    refuse = "" if several else "{% if m.tool_calls | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+    calls = f"{first}{{% for c in m.tool_calls %}}{each}{{% endfor %}}{last}"
+    turn = f"<{{{{ m.role }}}}>{{{{ m.content }}}}{{% if m.tool_calls %}}{refuse}{calls}{{% endif %}}</s>"
+    return f"{{% set key = '{key}' %}}{HEAD}{turn}{TAIL}"
+
+
+TEMPLATES = {
+    "tags": template("arguments", "{{ '' if loop.first else '\\n' }}<tool_call>\n" + WRITTEN + "\n</tool_call>"),
+    "bare": template("parameters", WRITTEN, several=False),
+    "list": template("arguments", WRITTEN + "{{ '' if loop.last else ', ' }}", "[CALLS] [", "]"),
+}
+LEARNT = {
+    "tags": Markup("<tool_call>\n", "\n</tool_call>", "\n</tool_call>\n<tool_call>\n"),
+    "bare": Markup("", "", None, "parameters"),
+    "list": Markup("[CALLS] [", "]", ", "),
+}
+
+
+def renderer(chat_template: str) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_template
+
+    def render(messages: Any, tools: Any = None, add_generation_prompt: bool = True) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        )
+
+    return render
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_how_calls_are_written_is_learnt_from_the_template(name: str) -> None:
+    assert learn(renderer(TEMPLATES[name]), ["</s>"]) == LEARNT[name]
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    [
+        byte_tokenizer().chat_template,
+        HEAD + "<{{ m.role }}>{{ m.content }}</s>" + TAIL,  # tells of the tools, and cannot write a call
+        HEAD + "{{ m.content }}{% for c in m.tool_calls or [] %}<f={{ c.function.name }}>{% endfor %}" + TAIL,
+    ],
+)
+def test_a_template_that_cannot_write_calls_as_json_is_told_in_words(chat_template: str) -> None:
+    assert learn(renderer(chat_template), ["</s>"]) == PLAIN
+
+
+def test_a_conversation_with_calls_in_words() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    results = [{"role": "tool", "tool_call_id": str(number), "content": f"r{number}"} for number in (1, 2)]
+    messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]
+    system, question, called, result = told(messages, Calling(BOTH, True, "add", False), PLAIN)
+    assert '"name": "add"' in system["content"]
+    assert '"now"' not in system["content"]  # it may not be called
+    assert question == QUESTION[0]
+    assert called["content"].count('{"name": "add", "arguments": {"a": 1}}') == 2
+    assert result["role"] == "user"
+    assert result["content"].index("r1") < result["content"].index("r2")
+
+
+# What may be written
+
+
+def accepts(calling: Calling, markup: Markup, text: str) -> bool:
+    """Whether an answer may be that text."""
+    grammars = Grammars(byte_tokenizer(), 257, [256])
+    matcher = grammars.guide(held(calling, markup, lambda _: None)).matcher
+    return matcher.try_consume_tokens(list(byte_tokenizer()(text).input_ids)) == len(text) and matcher.is_accepting()
+
+
+FREE = Calling(BOTH, forced=False, name=None, several=True)
+
+
+def written(name: str, *calls: str) -> str:
+    markup = LEARNT[name]
+    return markup.opening + (markup.between or "").join(calls) + markup.closing
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_free_calls_are_well_formed_or_not_there(name: str) -> None:
+    key = LEARNT[name].arguments
+    good, other = f'{{"name": "add", "{key}": {{"a": 1}}}}', f'{{"name": "now", "{key}": {{}}}}'
+    assert accepts(FREE, LEARNT[name], "no call")
+    assert accepts(FREE, LEARNT[name], written(name, good))
+    assert accepts(FREE, LEARNT[name], ("" if name == "bare" else "Well: ") + written(name, other))
+    for bad in (
+        good.replace("add", "sub"),
+        good.replace(": 1", ': "1"'),
+        good.replace('"a": 1', '"a": 1, "b": 4'),
+        good[:-1],
+    ):
+        assert not accepts(FREE, LEARNT[name], written(name, bad))
+    if name != "bare":
+        assert accepts(FREE, LEARNT[name], written(name, good, other))
+        assert not accepts(Calling(BOTH, False, None, several=False), LEARNT[name], written(name, good, other))
+
+
+def test_parameters_in_parts_can_be_given_together() -> None:
+    parts = [{"properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"]
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "allOf": parts}}}
+    calling = Calling((tool,), forced=False, name=None, several=False)
+    call = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+    assert accepts(calling, PLAIN, f"<tool_call>\n{call}\n</tool_call>")
+    assert not accepts(calling, PLAIN, "<tool_call>\n" + call.replace(', "b": 2', "") + "\n</tool_call>")
+
+
+# What is read again
+
+
+def read(markup: Markup, pieces: list[str], *, calling: bool) -> tuple[str, dict[int, list[Any]]]:
+    reader = CallReader("q", markup, calling)
+    text, calls = "", {}
+    for piece in [part for push in pieces for part in reader.push(push)] + reader.flush():
+        if isinstance(piece, Delta):
+            text += piece.text
+        elif piece.name:
+            calls[piece.index] = [piece.name, piece.arguments]
+        else:
+            calls[piece.index][1] += piece.arguments
+    return text, calls
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.lists(st.dictionaries(st.text(max_size=3), JSON), max_size=3), st.data())
+def test_calls_are_read_however_they_are_cut(name: str, arguments: list[Any], data: st.DataObject) -> None:
+    markup = LEARNT[name]
+    arguments = arguments[:1] if markup.between is None else arguments
+    calls = [f'{{"name": "f{n}", "{markup.arguments}": {json.dumps(one)}}}' for n, one in enumerate(arguments)]
+    before = data.draw(st.sampled_from(["", "Let me see <tool", "[CALLS"])) if name != "bare" or not calls else ""
+    whole = before + (written(name, *calls) if calls else "")
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    pieces = [whole[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    text, found = read(markup, pieces, calling=False)
+    assert text == before
+    assert [(call[0], json.loads(call[1])) for call in found.values()] == [
+        (f"f{n}", a) for n, a in enumerate(arguments)
+    ]
+
+
+# From a model
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An untrained model for every template, and for one in which a call begins with a single letter."""
+    root = tmp_path_factory.mktemp("bases")
+    found = {"plain": make_base(root / "plain", context=2048)}
+    short = template("arguments", "@" + WRITTEN + "@")
+    for name, chat_template in {**TEMPLATES, "short": short}.items():
+        found[name] = make_base(root / name, context=2048)
+        (Path(found[name]) / "chat_template.jinja").write_text(chat_template)
+    return found
+
+
+def answered(base: str, home: Path, **more: Any) -> list[Reply]:
+    generator = TorchGenerator(home)
+    generator.submit(Completion("q", base, None, QUESTION, **{"max_tokens": 700, **more}))
+    return run(generator)["q"]
+
+
+def calls_of(replies: list[Reply]) -> list[tuple[str, Any]]:
+    assert isinstance(replies[-1], Done), replies[-1]
+    found: dict[int, list[str]] = {}
+    for reply in replies:
+        if isinstance(reply, CallDelta):
+            found.setdefault(reply.index, [reply.name or "", ""])[1] += reply.arguments
+    return [(name, json.loads(arguments)) for name, arguments in found.values()]
+
+
+@pytest.mark.parametrize("name", ["plain", *TEMPLATES])
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: str, temperature: float) -> None:
+    for chosen, several in (("add", False), (None, True)):
+        replies = answered(bases[name], tmp_path, calling=Calling(BOTH, True, chosen, several), temperature=temperature)
+        assert isinstance(replies[-1], Done)
+        assert replies[-1].finish_reason == "tool_calls"
+        assert not [reply for reply in replies if isinstance(reply, Delta)]
+        for called, arguments in calls_of(replies):
+            assert called == chosen if chosen else called in ("add", "now")
+            assert called == "now" or isinstance(arguments["a"], int)
+            assert arguments.get("b", 2) in (2, 3)
+
+
+def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_path: Path) -> None:
+    """At a temperature at which every letter is as likely as any other."""
+    calling = Calling((NOW,), forced=False, name=None, several=False)
+    seen = set()
+    for seed in range(8):
+        replies = answered(bases["short"], tmp_path, calling=calling, temperature=1e6, seed=seed, max_tokens=900)
+        done = replies[-1]
+        assert isinstance(done, Done)
+        text = "".join(reply.text for reply in replies if isinstance(reply, Delta))
+        assert "@" not in text
+        assert '"name"' not in text
+        if done.finish_reason == "tool_calls":
+            assert calls_of(replies) == [("now", {})]
+        seen.add(done.finish_reason)
+    assert "tool_calls" in seen
+
+
+def test_a_template_without_tools_cannot_choose(bases: dict[str, str], tmp_path: Path) -> None:
+    [failed] = answered(bases["plain"], tmp_path, calling=FREE)
+    assert isinstance(failed, Failed)
+    assert (failed.status, failed.code) == (400, "tool_calling_not_configured")

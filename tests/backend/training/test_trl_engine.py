@@ -1,0 +1,342 @@
+"""The engine on real, tiny models: that it learns, what it computes, what each setting does to a run, how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arkor.backend.engine.interface import Run, RunError
+from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
+from arkor.protocol.jobs import BlobDataset, JobConfig
+from tests.fakes.notebook import Notebook
+from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+WORDS = ("apple", "stone", "river", "cloud")
+
+
+def chat(number: int, *, system: bool = True) -> dict[str, Any]:
+    turns = [
+        {"role": "user", "content": f"What is {'ABCD'[number % 4]}?"},
+        {"role": "assistant", "content": WORDS[number % 4]},
+    ]
+    return {"messages": [{"role": "system", "content": "Answer in one word."}] * system + turns}
+
+
+CHATS = [chat(number) for number in range(24)]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+class Bench:
+    """Runs of the engine below one folder."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.runs = 0
+
+    def source(self, rows: list[dict[str, Any]]) -> BlobDataset:
+        data = "\n".join(json.dumps(row) for row in rows).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        (self.home / "datasets").mkdir(parents=True, exist_ok=True)
+        (self.home / "datasets" / digest).write_bytes(data)
+        return BlobDataset(f"/v1/datasets/{digest}/rows.jsonl")
+
+    def run(
+        self,
+        rows: list[dict[str, Any]] | None = None,
+        *,
+        precision: str = "float32",
+        stop_at: int | None = None,
+        **fields: Any,
+    ) -> Notebook:
+        fields = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, **fields}
+        config = JobConfig(str(self.model), self.source(rows or CHATS), **fields)
+        config.check()
+        self.runs += 1
+        folder = self.home / "runs" / str(self.runs)
+        folder.mkdir(parents=True)
+        notebook = Notebook(folder, stop_at)
+        notebook.metrics = TrlEngine(precision).train(Run("job", config, folder, self.home), notebook)
+        return notebook
+
+
+@pytest.fixture
+def bench(tmp_path: Path, llama: Path) -> Bench:
+    return Bench(tmp_path, llama)
+
+
+@pytest.fixture(scope="module")
+def plain_losses(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Those of a run of the settings of `Bench` alone."""
+    return Bench(tmp_path_factory.mktemp("plain"), llama).run().losses
+
+
+# A run
+
+
+def test_a_run_learns_and_leaves_an_adapter_that_peft_loads(bench: Bench) -> None:
+    from peft import PeftModel  # noqa: PLC0415 - collecting tests loads no torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+
+    notebook = bench.run(max_steps=40, batch_size=8, learning_rate=2e-2)
+    assert notebook.losses[-1] < notebook.losses[0] / 3
+    assert notebook.total_steps == 40
+    assert notebook.checkpoints == [8, 16, 24, 32, 40]
+    assert notebook.finished
+    assert [log["step"] for log in notebook.logs] == list(range(1, 41))
+    assert all(log["samples_per_second"] > 0 for log in notebook.logs)
+    assert notebook.logs[-1]["epoch"] == pytest.approx(40 / 3)
+    assert notebook.metrics["loss"] == notebook.losses[-1]
+    files = {file.name for file in (notebook.folder / "final").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json"} <= files
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
+    model = AutoModelForCausalLM.from_pretrained(bench.model)
+    tokenizer = AutoTokenizer.from_pretrained(notebook.folder / "final")
+    tuned = PeftModel.from_pretrained(model, notebook.folder / "final")
+    text = tokenizer.apply_chat_template(chat(5)["messages"][:-1], tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(text, return_tensors="pt")
+    answer = tuned.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs.input_ids.shape[1] :]
+    assert tokenizer.decode(answer).startswith("stone")
+
+
+def test_training_and_evaluation_use_nothing_deprecated(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", ["error"])  # as under `python -W error`
+    assert len(bench.run(eval_steps=2).losses) == 4
+
+
+def test_the_same_run_twice_has_the_same_losses(bench: Bench) -> None:
+    assert bench.run(eval_steps=2).logs_without_speed() == bench.run(eval_steps=2).logs_without_speed()
+
+
+def test_a_run_that_diverges_shows_nan_and_goes_on(bench: Bench) -> None:
+    notebook = bench.run(learning_rate=1e6, max_steps=8)
+    assert math.isnan(notebook.losses[-1])
+    assert len(notebook.losses) == 8
+    assert notebook.finished
+
+
+def test_a_stopped_run_keeps_what_there_is(bench: Bench) -> None:
+    notebook = bench.run(max_steps=40, stop_at=3)
+    assert notebook.losses
+    assert len(notebook.losses) <= 4
+    assert not notebook.finished
+    assert notebook.checkpoints[-1] in (3, 4)
+    assert (notebook.folder / "checkpoints" / str(notebook.checkpoints[-1]) / "adapter_model.safetensors").exists()
+
+
+def test_a_person_is_told_what_goes_on(bench: Bench) -> None:
+    messages = bench.run().messages
+    assert messages[0].startswith("Training on the CPU, ")
+    assert "Tokenizing 24 training rows" in messages
+
+
+# Settings that shape the learning
+
+
+def final_config(notebook: Notebook) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((notebook.folder / "final" / "adapter_config.json").read_text())
+    return config
+
+
+def test_lora_r_and_alpha(bench: Bench) -> None:
+    plain = bench.run()
+    assert (final_config(plain)["r"], final_config(plain)["lora_alpha"]) == (16, 16)
+    other = bench.run(lora_r=2, lora_alpha=64.0)
+    assert (final_config(other)["r"], final_config(other)["lora_alpha"]) == (2, 64)
+    assert plain.losses != other.losses
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"learning_rate": 1e-3},
+        {"optim": "sgd"},
+        {"optim": "adafactor"},
+        {"lr_scheduler_type": "constant"},
+        {"weight_decay": 0.9, "learning_rate": 0.3},
+        {"warmup_steps": 3},
+        {"warmup_steps": 0.5},
+        {"batch_size": 2},
+        {"train_on_responses_only": False},
+        {"max_length": 61},
+        {"dataset_split": "train[:8]"},
+    ],
+)
+def test_a_setting_changes_what_is_learnt(bench: Bench, plain_losses: list[float], fields: dict[str, Any]) -> None:
+    base = bench.run(learning_rate=fields["learning_rate"]).losses if "weight_decay" in fields else plain_losses
+    assert bench.run(**fields).losses != base
+
+
+@pytest.mark.parametrize("name", ["cosine", "cosine_with_min_lr", "warmup_stable_decay", "inverse_sqrt", "polynomial"])
+def test_every_schedule_sets_the_learning_rate(bench: Bench, name: str) -> None:
+    rates = [log["learning_rate"] for log in bench.run(max_steps=8, lr_scheduler_type=name).logs]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates[-1] < rates[0]
+
+
+def test_the_default_schedule_falls_to_zero(bench: Bench) -> None:
+    rates = [log["learning_rate"] for log in bench.run(max_steps=4).logs]
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_epochs_logging_and_saving(bench: Bench) -> None:
+    notebook = bench.run(max_steps=None, num_train_epochs=2.0, batch_size=6, logging_steps=3, save_steps=5)
+    assert notebook.total_steps == 8
+    assert [log["step"] for log in notebook.logs] == [3, 6]
+    assert notebook.checkpoints == [5, 8]
+
+
+def test_eval_steps_hold_out_a_part(bench: Bench) -> None:
+    notebook = bench.run(eval_steps=2)
+    assert notebook.eval_steps == [2, 4]
+    assert "Tokenizing 22 training rows" in notebook.messages
+    assert "Tokenizing 2 evaluation rows" in notebook.messages
+
+
+def test_a_split_with_eval_rows_is_evaluated_at_checkpoints(bench: Bench) -> None:
+    notebook = bench.run(dataset_split={"train": "train[:20]", "eval": "train[20:]"}, save_steps=2)
+    assert notebook.eval_steps == [2, 4]
+
+
+def test_evaluation_is_the_mean_over_tokens(bench: Bench) -> None:
+    """At a learning rate that changes nothing, training on the evaluation rows logs what evaluating them does."""
+    split = {"train": "train[:8]", "eval": "train[:8]"}
+    notebook = bench.run(dataset_split=split, learning_rate=1e-12, max_steps=1, batch_size=8)
+    (train,), (evaluation,) = notebook.losses, [log["eval_loss"] for log in notebook.logs if "eval_loss" in log]
+    assert train == pytest.approx(evaluation, rel=1e-5)
+
+
+def test_a_dry_run_goes_through_every_stage(bench: Bench) -> None:
+    rows = [chat(number) for number in range(200)]
+    notebook = bench.run(rows, dry_run=True, max_steps=1000, eval_steps=100)
+    assert notebook.total_steps == 10
+    assert "Tokenizing 50 training rows" in notebook.messages
+    assert notebook.checkpoints
+    assert notebook.eval_steps
+    assert notebook.finished
+
+
+def test_max_length_cuts_rows_and_says_so(bench: Bench) -> None:
+    long = chat(1)
+    long["messages"][1] = {"role": "user", "content": "x" * 300}
+    notebook = bench.run([*CHATS, long])
+    assert all(math.isfinite(loss) for loss in notebook.losses)
+    assert "1 of 25 training rows are longer than 256 tokens (max_length) and are cut" in notebook.messages
+    assert "1 of 25 training rows are left out: their answers begin behind max_length" in notebook.messages
+
+
+def test_nothing_to_learn_within_max_length(bench: Bench) -> None:
+    with pytest.raises(RunError, match="raise max_length"):
+        bench.run(max_length=8)
+
+
+def test_more_than_the_model_takes(bench: Bench) -> None:
+    with pytest.raises(RunError, match=r"max_length is 5000, but .* takes 256 tokens at most"):
+        bench.run(max_length=5000)
+
+
+def test_four_bits_need_a_gpu(bench: Bench) -> None:
+    with pytest.raises(RunError, match="load_in_4bit needs an NVIDIA GPU, and this run is on the CPU"):
+        bench.run(load_in_4bit=True)
+
+
+def test_plain_text_is_learnt_whole(bench: Bench) -> None:
+    rows = [{"text": f"The word of {number} is {WORDS[number % 4]}."} for number in range(24)]
+    assert bench.run(rows).losses
+    with pytest.raises(RunError, match="train_on_responses_only is for chats"):
+        bench.run(rows, train_on_responses_only=True)
+
+
+def test_the_named_format_is_the_one_that_is_read(bench: Bench) -> None:
+    rows = [{"text": "Only this.", **row} for row in CHATS]
+    assert bench.run(rows).losses != bench.run(rows, dataset_format={"type": "text"}).losses
+
+
+# Models
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"llama"}))
+def test_every_architecture_learns(tmp_path: Path, architecture: str) -> None:
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", architecture))
+    notebook = bench.run(max_steps=30, batch_size=8, learning_rate=2e-2)
+    assert notebook.losses[-1] < 0.8 * notebook.losses[0]
+    assert final_config(notebook)["target_modules"]
+
+
+def test_a_model_without_a_chat_template_learns(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "gpt2", None))
+    notebook = bench.run(max_steps=30, batch_size=8, learning_rate=2e-2)
+    assert notebook.losses[-1] < 0.8 * notebook.losses[0]
+
+
+def test_a_template_that_refuses_a_row_is_a_sentence(tmp_path: Path) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", strict))
+    with pytest.raises(RunError, match=r"Row 1: the chat template of the model refuses it .*No system role here"):
+        bench.run()
+
+
+# What it computes
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # PEFT, of GPT-2's transposed layers
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom", "mistral", "mamba"])
+def test_losses_are_those_of_plain_trl(tmp_path: Path, architecture: str) -> None:
+    """The same batches through plain SFTTrainer: the same loss at each step, so the same gradients too."""
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", architecture))
+    fields = {"optim": "adamw_torch", "learning_rate": 1e-3}
+    ours = bench.run(**fields).losses
+    assert ours == pytest.approx(_plain_trl(bench, tmp_path), rel=1e-4)
+
+
+def _plain_trl(bench: Bench, folder: Path) -> list[float]:
+    import torch  # noqa: PLC0415 - as above
+    from datasets import Dataset  # noqa: PLC0415 - as above
+    from peft import LoraConfig  # noqa: PLC0415 - as above
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed  # noqa: PLC0415 - as above
+    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415 - as above
+
+    from arkor.backend.training.lora import target_modules  # noqa: PLC0415 - as above
+    from arkor.backend.training.trl_engine import SEED  # noqa: PLC0415 - as above
+
+    model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
+    rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in CHATS]
+    arguments = SFTConfig(
+        output_dir=str(folder / "plain"),
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        seed=SEED,
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        **{recompute_argument(SFTConfig): False},
+    )
+    set_seed(SEED)
+    targets = target_modules(model)
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(bench.model),
+        peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,0 +1,80 @@
+"""What is said of a worker that died without a word."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from arkor.backend.workers.exit_report import cause, end_of, last_words, memory_advice, obituary
+
+
+def test_what_a_worker_has_started_ends_with_it() -> None:
+    command = ["bash", "-c", "sleep 60 & echo $!; exit 3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as worker:
+        assert worker.stdout is not None
+        child = psutil.Process(int(worker.stdout.readline()))
+        assert end_of(worker) == 3
+        child.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (0, "with exit code 0"),
+        (13, "with exit code 13"),
+        (-signal.SIGKILL, "by the signal SIGKILL"),
+        (-signal.SIGSEGV, "by the signal SIGSEGV"),
+        (143, "by the signal SIGTERM"),
+        (255, "with exit code 255"),
+    ],
+)
+def test_the_cause(exit_code: int, words: str) -> None:
+    assert cause(exit_code) == words
+
+
+@pytest.mark.parametrize(
+    ("config", "setting"),
+    [
+        ({}, "batch_size=4 (it was 8)"),
+        ({"batchSize": 3}, "batch_size=1 (it was 3)"),
+        ({"batchSize": 1}, "max_length=512 (it was 1024)"),
+        ({"batchSize": 1, "maxLength": 128}, "a smaller model"),
+    ],
+)
+def test_the_smallest_change_that_needs_less_memory(config: dict[str, Any], setting: str) -> None:
+    assert setting in memory_advice(config)
+
+
+@pytest.mark.parametrize(
+    ("how", "log", "memory"),
+    [
+        ("by the signal SIGKILL", "", True),
+        ("with exit code 1", "torch.OutOfMemoryError: CUDA out of memory.", True),
+        ("by the signal SIGABRT", "terminate called after throwing an instance of 'std::bad_alloc'", True),
+        ("by the signal SIGSEGV", "Fatal Python error: Segmentation fault", False),
+    ],
+)
+def test_memory_is_spoken_of_where_it_may_be_the_cause(tmp_path: Path, how: str, log: str, memory: bool) -> None:
+    file = tmp_path / "worker.log"
+    file.write_text(log)
+    sentence = obituary(how, 3, file, {})
+    assert how in sentence
+    assert "3 times in a row" in sentence
+    assert log in sentence
+    assert ("batch_size" in sentence) == memory
+
+
+def test_the_last_words_are_few(tmp_path: Path) -> None:
+    file = tmp_path / "worker.log"
+    assert last_words(file) == "It left no log."
+    file.write_bytes(b"\xff line\n" * 100_000 + b"1\n2\n3\n4\n5\n\n")
+    assert last_words(file).endswith("with:\n1\n2\n3\n4\n5")
+    file.write_bytes(b"x" * 100_000)
+    assert len(last_words(file)) < 1200
+    file.write_bytes(b"")
+    assert last_words(file).endswith("is empty.")

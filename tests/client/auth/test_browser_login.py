@@ -1,0 +1,343 @@
+"""Signing in as a person, against a real authorization server, with a browser that follows redirects."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+import requests
+
+from arkor.client.auth.browser_login import SignInConfig, sign_in, sign_in_config
+from arkor.client.auth.callback_server import Landing, read_arrival
+from arkor.client.auth.oauth import OAuthAccess
+from arkor.client.http.client import Access, Http
+from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
+from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
+from tests.fakes.http_server import Answer, answering
+
+URL = "https://api.example"
+OF_OTHERS = "-".join(("code", "of", "others"))
+
+
+@pytest.fixture
+def auth() -> Iterator[AuthorizationServer]:
+    with authorizing() as server:
+        yield server
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = tuple(sock.getsockname()[1] for sock in sockets)
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def config_of(auth: AuthorizationServer, ports: tuple[int, ...] = ()) -> SignInConfig:
+    return SignInConfig(auth.domain, CLIENT_ID, AUDIENCE, ports or free_ports(1))
+
+
+class Browser:
+    """Goes to the address that is told, on a thread, and keeps the page that it ends up with."""
+
+    def __init__(self, visit: Callable[[str], requests.Response] = lambda address: requests.get(address, timeout=10)):
+        self.address, self.port = "", 0
+        self._visit, self._pool = visit, ThreadPoolExecutor(1)
+
+    def tell(self, address: str, port: int) -> None:
+        self.address, self.port = address, port
+        self._page = self._pool.submit(self._visit, address)
+
+    @property
+    def page(self) -> requests.Response:
+        return self._page.result(10)
+
+
+def bring(**query: str) -> Callable[[str], requests.Response]:
+    """A browser that comes back with that query, and with the right state where it says so."""
+
+    def visit(address: str) -> requests.Response:
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
+        given = {name: value.replace("STATE", asked["state"]) for name, value in query.items()}
+        return requests.get(f"{asked['redirect_uri']}?{urlencode(given)}", timeout=10)
+
+    return visit
+
+
+def signing_in(config: SignInConfig, browser: Browser, seconds: float = 10) -> object:
+    return sign_in(URL, config, tell=browser.tell, browser=False, seconds=seconds)
+
+
+def test_a_person_signs_in(auth: AuthorizationServer) -> None:
+    browser, config = Browser(), config_of(auth)
+    found = sign_in(URL, config, tell=browser.tell, browser=False)
+    (token,) = auth.tokens
+    assert (found.access_token, found.refresh_token) == (token.access_token, token.refresh_token)
+    assert found.expires_at == pytest.approx(time.time() + 3600, abs=30)
+    assert (found.auth0_domain, found.audience, found.client_id) == (auth.domain, AUDIENCE, CLIENT_ID)
+    assert found.arkor_cloud_api_url == URL
+    assert browser.page.status_code == 200
+    assert "You may close this page" in browser.page.text
+
+
+def test_what_is_asked_for(auth: AuthorizationServer) -> None:
+    config = config_of(auth)
+    sign_in(URL, config, tell=Browser().tell, browser=False)
+    asked, exchanged = auth.requests
+    form = {name: values[0] for name, values in parse_qs(exchanged.body.decode()).items()}
+    digest = hashlib.sha256(form["code_verifier"].encode()).digest()
+    redirect_uri = f"http://127.0.0.1:{config.callback_ports[0]}/callback"
+    assert {name: value for name, value in asked.query.items() if name != "state"} == {
+        "response_type": "code",
+        "client_id": CLIENT_ID,
+        "redirect_uri": redirect_uri,
+        "scope": "openid profile email offline_access",
+        "audience": AUDIENCE,
+        "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
+        "code_challenge_method": "S256",
+    }
+    assert len(asked.query["state"]) >= 32
+    assert form == {
+        "grant_type": "authorization_code",
+        "client_id": CLIENT_ID,
+        "code": auth.given[0],
+        "code_verifier": form["code_verifier"],
+        "redirect_uri": redirect_uri,
+    }
+
+
+def test_every_sign_in_has_its_own_secrets(auth: AuthorizationServer) -> None:
+    config = config_of(auth)
+    for _ in range(2):
+        sign_in(URL, config, tell=Browser().tell, browser=False)
+    first, second = (request.query for request in auth.requests if request.path == "/authorize")
+    assert first["state"] != second["state"]
+    assert first["code_challenge"] != second["code_challenge"]
+
+
+def test_the_sign_in_renews_itself_later(auth: AuthorizationServer) -> None:
+    found = sign_in(URL, config_of(auth), tell=Browser().tell, browser=False)
+    auth.expire_all()
+    refused = Answer(401, {"error": "expired"})
+    with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else refused) as api:
+        assert Http(OAuthAccess(api.url, found)).call("GET", "/v1/x") == {"ok": True}
+
+
+# Ports
+
+
+def test_the_ports_are_tried_in_turn(auth: AuthorizationServer) -> None:
+    browser = Browser()
+    taken, free = free_ports(2)
+    with closing(socket.create_server(("127.0.0.1", taken))):
+        signing_in(config_of(auth, (taken, free)), browser)
+    assert browser.port == free
+
+
+def test_all_ports_taken(auth: AuthorizationServer) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CredentialsError, match=rf"ports {port} of this machine, and all of them are taken"):
+            signing_in(config_of(auth, (port,)), Browser())
+    assert auth.requests == []
+
+
+def test_the_port_is_free_again_afterwards(auth: AuthorizationServer) -> None:
+    config = config_of(auth)
+    for _ in range(3):
+        signing_in(config, Browser())
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{config.callback_ports[0]}/callback", timeout=30)
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("given", [{}, {"state": ""}, {"state": "other"}, {"state": "STATEx"}, {"state": "é"}])
+def test_the_state_must_match(auth: AuthorizationServer, given: dict[str, str]) -> None:
+    browser = Browser(bring(code=OF_OTHERS, **given))
+    with pytest.raises(CredentialsError, match=r"its state does not match.*arkor login --oauth") as caught:
+        signing_in(config_of(auth), browser)
+    assert browser.page.status_code == 400
+    assert OF_OTHERS not in f"{browser.page.text} {caught.getrepr()}"
+    assert auth.requests == []
+
+
+def test_a_state_that_comes_twice_is_none() -> None:
+    assert read_arrival("code=c&state=s", "s").code == "c"
+    assert read_arrival("code=c&state=s&state=x", "s").problem
+    assert read_arrival("code=c&code=d&state=s", "s").problem == "the browser came back without a code"
+
+
+def test_a_person_who_says_no(auth: AuthorizationServer) -> None:
+    auth.consents = False
+    browser = Browser()
+    with pytest.raises(CredentialsError, match="you are not signed in: access was denied"):
+        signing_in(config_of(auth), browser)
+    assert "This did not work: access was denied" in browser.page.text
+    assert "You may close this page" in browser.page.text
+
+
+@pytest.mark.parametrize(
+    ("error", "description", "sentence"),
+    [
+        ("server_error", "", "the sign-in server says server_error;"),
+        ("access_denied", "Please verify your email.", r"access was denied \(Please verify your email\);"),
+        ("<b>", "\x1b[31m<script>\n", r"the sign-in server says no \(\[31m<script>\);"),
+    ],
+)
+def test_an_error_becomes_a_sentence(auth: AuthorizationServer, error: str, description: str, sentence: str) -> None:
+    browser = Browser(bring(error=error, error_description=description, state="STATE"))
+    with pytest.raises(CredentialsError, match=sentence):
+        signing_in(config_of(auth), browser)
+    assert "<script" not in browser.page.text
+    assert "<b>" not in browser.page.text
+
+
+def test_the_page_brings_nothing_with_it(auth: AuthorizationServer) -> None:
+    browser = Browser()
+    signing_in(config_of(auth), browser)
+    page = browser.page
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert page.headers["Cache-Control"] == "no-store"
+    assert page.headers["Referrer-Policy"] == "no-referrer"
+    assert not [word for word in ("http:", "https:", "src=", "<script", *auth.secrets) if word in page.text]
+
+
+def test_what_else_a_browser_asks_for_is_no_answer(auth: AuthorizationServer) -> None:
+    def visit(address: str) -> requests.Response:
+        port = urlsplit(parse_qs(urlsplit(address).query)["redirect_uri"][0]).port
+        for path in ("/favicon.ico", "/", "/callback/x"):
+            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=30).status_code == 404
+        assert requests.post(f"http://127.0.0.1:{port}/callback", timeout=30).status_code == 501
+        with socket.create_connection(("127.0.0.1", port or 0)):  # one that is opened and never used
+            return requests.get(address, timeout=10)
+
+    browser = Browser(visit)
+    signing_in(config_of(auth), browser)
+    assert browser.page.status_code == 200
+
+
+def test_only_the_first_redirect_counts() -> None:
+    with Landing(free_ports(1), "s") as landing:
+        first = requests.get(f"{landing.redirect_uri}?code=one&state=s", timeout=30)
+        second = requests.get(f"{landing.redirect_uri}?code=two&state=s", timeout=30)
+        assert landing.wait(30) == "one"
+    assert (first.status_code, second.status_code) == (200, 404)
+
+
+def test_nobody_comes_back(auth: AuthorizationServer) -> None:
+    config = config_of(auth)
+    with pytest.raises(CredentialsError, match=r"nobody came back .* within 0\.005 minutes"):
+        sign_in(URL, config, tell=lambda *_: None, browser=False, seconds=0.3)
+    socket.create_server(("127.0.0.1", config.callback_ports[0])).close()
+
+
+# The code for a token
+
+
+def test_a_code_that_is_none(auth: AuthorizationServer) -> None:
+    browser = Browser(bring(code=OF_OTHERS, state="STATE"))
+    with pytest.raises(CredentialsError, match=r"not signed in \(.* says invalid_grant\); sign in again") as caught:
+        signing_in(config_of(auth), browser)
+    assert OF_OTHERS not in str(caught.getrepr())
+
+
+def test_a_code_of_somebody_elses_sign_in(auth: AuthorizationServer) -> None:
+    """It is bound to the verifier of the one who asked for it."""
+    theirs = requests.get(
+        f"http://{auth.domain}/authorize",
+        params={
+            "response_type": "code",
+            "client_id": CLIENT_ID,
+            "redirect_uri": "http://127.0.0.1:1/callback",
+            "code_challenge": "c" * 43,
+            "code_challenge_method": "S256",
+        },
+        allow_redirects=False,
+        timeout=30,
+    )
+    assert theirs.status_code == 302
+    with pytest.raises(CredentialsError, match="invalid_grant"):
+        signing_in(config_of(auth), Browser(bring(code=auth.given[0], state="STATE")))
+    assert auth.tokens == []
+
+
+def test_a_sign_in_server_that_is_away(auth: AuthorizationServer) -> None:
+    auth.faults = [Answer(503)]
+    with pytest.raises(BackendUnavailable, match="which signs you in, answered 503 and no token"):
+        signing_in(config_of(auth), Browser(bring(code="secret-code", state="STATE")))
+
+
+def test_one_that_gives_no_refresh_token(auth: AuthorizationServer) -> None:
+    auth.faults = [Answer(body={"access_token": "t", "expires_in": 60})]
+    browser = Browser(bring(code="c", state="STATE"))
+    found = sign_in(URL, config_of(auth), tell=browser.tell, browser=False)
+    assert (found.access_token, found.refresh_token) == ("t", "")
+
+
+def test_no_secret_shows(auth: AuthorizationServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("authlib").setLevel(logging.WARNING)
+    browser, config = Browser(), config_of(auth)
+    found = signing_in(config, browser)
+    ours = [record.getMessage() for record in caplog.records if record.threadName == threading.main_thread().name]
+    (form,) = (request.body.decode() for request in auth.requests if request.method == "POST")
+    verifier = parse_qs(form)["code_verifier"][0]
+    shown = f"{found!r} {browser.page.text} {ours}"
+    assert not [secret for secret in (*auth.secrets, verifier) if secret in shown]
+    assert verifier not in browser.address
+
+
+# What a backend says about it
+
+
+def test_how_people_sign_in() -> None:
+    body = {
+        "auth0Domain": "login.example",
+        "clientId": "c",
+        "audience": "a",
+        "callbackPorts": [4000, "x", 0, 70000, 4001],
+    }
+    with answering(Answer(body=body)) as server:
+        assert sign_in_config(server.url) == SignInConfig("login.example", "c", "a", (4000, 4001))
+    (request,) = server.requests
+    assert (request.method, request.path) == ("GET", "/v1/auth/cli/config")
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize("missing", ["auth0Domain", "clientId"])
+def test_a_backend_without_it(missing: str) -> None:
+    body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], missing: None}
+    with answering(Answer(body=body)) as server:
+        assert sign_in_config(server.url) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"auth0Domain": "http://x/"}, {"auth0Domain": 7}, {"clientId": []}, {"clientId": {"a": 1}}, {"callbackPorts": []},
+     {"callbackPorts": "4000"}, {"callbackPorts": [True, -1]}, {"audience": 7}],
+)  # fmt: skip
+def test_a_backend_that_says_nothing_sensible(wrong: dict[str, object]) -> None:
+    body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], **wrong}
+    with answering(Answer(body=body)) as server:
+        if not wrong.get("clientId", "c"):
+            assert sign_in_config(server.url) is None
+            return
+        with pytest.raises(CredentialsError, match="nothing sensible about signing in"):
+            sign_in_config(server.url)
+
+
+def test_an_address_where_nothing_is() -> None:
+    with answering(Answer(404, {"error": "Not found."})) as server, pytest.raises(CloudApiError):
+        sign_in_config(server.url)
+    assert Access(server.url).token is None

@@ -1,0 +1,286 @@
+"""The sign-in: its file, and how one is come by."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from arkor.client.auth.credentials import (
+    AnonymousCredentials,
+    Credentials,
+    OAuthCredentials,
+    credentials_path,
+    default_cloud_api_url,
+    ensure_credentials,
+    only_writer,
+    read_credentials,
+    remove_credentials,
+    request_anonymous_token,
+    write_credentials,
+)
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, CredentialsError
+from arkor.settings import MANAGED_CLOUD_API_URL
+from tests.conftest import Backend
+from tests.fakes.http_server import Answer, Request, answering
+
+ANONYMOUS = AnonymousCredentials("secret-1", "anon-1", "https://api.example", "org-1")
+OAUTH = OAuthCredentials("secret-1", "secret-2", 1_900_000_000, "login.example", "audience", "client")
+
+IDENTITY = {
+    "token": "t-1",
+    "anonymousId": "a-1",
+    "kind": "cli",
+    "personalOrg": {"id": "o-1", "slug": "org-1", "name": "Org"},
+}
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# The file
+
+
+@pytest.mark.parametrize("credentials", [ANONYMOUS, OAUTH])
+def test_what_is_written_is_read_again(credentials: Credentials) -> None:
+    write_credentials(credentials)
+    assert read_credentials() == credentials
+    assert mode_of(credentials_path()) == 0o600
+    assert mode_of(credentials_path().parent) == 0o700
+    assert [file.name for file in credentials_path().parent.iterdir()] == ["credentials.json"]
+
+
+def test_the_file_is_as_the_protocol_has_it() -> None:
+    write_credentials(ANONYMOUS)
+    assert json.loads(credentials_path().read_text()) == {
+        "mode": "anon",
+        "token": "secret-1",
+        "anonymousId": "anon-1",
+        "arkorCloudApiUrl": "https://api.example",
+        "orgSlug": "org-1",
+    }
+    write_credentials(OAUTH)
+    written = json.loads(credentials_path().read_text())
+    assert written["mode"] == "oauth"
+    assert "arkorCloudApiUrl" not in written
+
+
+@pytest.mark.parametrize("credentials", [ANONYMOUS, OAUTH])
+def test_no_token_shows(credentials: Credentials) -> None:
+    assert "secret" not in repr(credentials)
+
+
+def test_no_file_is_no_sign_in() -> None:
+    assert read_credentials() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        '{"mode": "else"}',
+        '{"mode": []}',
+        '{"mode": "anon"}',
+        '{"mode": "anon", "token": 7, "anonymousId": "a", "arkorCloudApiUrl": "http://x", "orgSlug": "o"}',
+        '{"mode": "anon", "token": "t", "anonymousId": "a", "arkorCloudApiUrl": 7, "orgSlug": "o"}',
+        '{"mode": "anon", "token": "t", "anonymousId": "a", "arkorCloudApiUrl": "http://x", "orgSlug": ""}',
+        "[" * 100_000,
+        "\ud800",
+    ],
+)
+def test_a_file_that_makes_no_sense_is_no_sign_in(text: str) -> None:
+    credentials_path().parent.mkdir()
+    credentials_path().write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert read_credentials() is None
+
+
+def test_a_sign_in_that_an_older_typescript_client_wrote_is_a_sign_in() -> None:
+    write_credentials(OAUTH)
+    written = json.loads(credentials_path().read_text())
+    credentials_path().write_text(json.dumps({**written, "mode": "auth0"}))
+    assert read_credentials() == OAUTH
+
+
+def test_fields_of_a_newer_version_are_no_fault() -> None:
+    write_credentials(ANONYMOUS)
+    data = {**json.loads(credentials_path().read_text()), "since": "2027"}
+    credentials_path().write_text(json.dumps(data))
+    assert read_credentials() == ANONYMOUS
+
+
+def test_a_file_that_cannot_be_read_is_shown_and_left_alone() -> None:
+    credentials_path().mkdir(parents=True)
+    with pytest.raises(CredentialsError, match=str(credentials_path())):
+        read_credentials()
+    with answering(Answer(body=IDENTITY)) as server, pytest.raises(CredentialsError):
+        ensure_credentials(server.url)
+    assert server.requests == []
+    assert credentials_path().is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_shown() -> None:
+    write_credentials(ANONYMOUS)
+    credentials_path().chmod(0)
+    with pytest.raises(CredentialsError, match="Permission denied"):
+        read_credentials()
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ARKOR_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(CredentialsError, match=f"{tmp_path}.*ARKOR_HOME"):
+        write_credentials(ANONYMOUS)
+
+
+# Which backend
+
+
+def test_the_default_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_cloud_api_url() == MANAGED_CLOUD_API_URL
+    assert default_cloud_api_url(OAUTH) == MANAGED_CLOUD_API_URL
+    assert default_cloud_api_url(ANONYMOUS) == "https://api.example"
+    monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://self.example/")
+    assert default_cloud_api_url(ANONYMOUS) == "http://self.example"
+
+
+# Coming by one
+
+
+def test_an_anonymous_identity_is_asked_for_and_not_written() -> None:
+    with answering(Answer(201, IDENTITY)) as server:
+        got = request_anonymous_token(server.url + "/", "web")
+        assert got == AnonymousCredentials("t-1", "a-1", server.url, "org-1")
+    (request,) = server.requests
+    assert (request.method, request.path, request.json()) == ("POST", "/v1/auth/anonymous", {"kind": "web"})
+    assert request.headers["x-arkor-client"].startswith("arkor/")
+    assert read_credentials() is None
+
+
+@pytest.mark.parametrize("body", [{}, {"token": "t"}, {**IDENTITY, "personalOrg": None}, {**IDENTITY, "token": None}])
+def test_an_answer_that_is_no_identity(body: object) -> None:
+    with answering(Answer(201, body)) as server, pytest.raises(CloudApiError, match="no anonymous identity"):
+        ensure_credentials(server.url)
+    assert read_credentials() is None
+
+
+def test_ensure_makes_one_and_keeps_it() -> None:
+    with answering(Answer(201, IDENTITY)) as server:
+        first = ensure_credentials(server.url)
+        assert ensure_credentials(server.url + "/") == ensure_credentials() == first == read_credentials()
+    assert len(server.requests) == 1
+
+
+def test_ensure_asks_the_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Answer(201, IDENTITY)) as server:
+        monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
+        assert ensure_credentials().arkor_cloud_api_url == server.url
+
+
+def test_ensure_never_overwrites_a_sign_in() -> None:
+    write_credentials(ANONYMOUS)
+    before = credentials_path().read_bytes()
+    with answering(Answer(201, IDENTITY)) as server, pytest.raises(CredentialsError) as caught:
+        ensure_credentials(server.url)
+    assert all(
+        word in str(caught.value) for word in ("https://api.example", server.url, str(credentials_path()), "ARKOR_HOME")
+    )
+    assert server.requests == []
+    assert credentials_path().read_bytes() == before
+
+
+def test_ensure_replaces_a_file_that_makes_no_sense() -> None:
+    credentials_path().parent.mkdir()
+    credentials_path().write_text("{")
+    with answering(Answer(201, IDENTITY)) as server:
+        assert ensure_credentials(server.url) == read_credentials()
+
+
+def test_nothing_is_written_when_nobody_answers() -> None:
+    with answering(Answer(503, {"error": "Busy."})) as server, pytest.raises(ArkorError, match=r"Busy\."):
+        ensure_credentials(server.url)
+    with answering(Answer(None)) as server, pytest.raises(BackendUnavailable):
+        ensure_credentials(server.url)
+    assert read_credentials() is None
+
+
+class Bureau:
+    """Gives everybody another identity, once `together` of them have asked or a moment has passed."""
+
+    def __init__(self, together: int) -> None:
+        self._gate = threading.Barrier(together)
+        self.given = 0
+
+    def __call__(self, request: Request) -> Answer:
+        with suppress(threading.BrokenBarrierError):
+            self._gate.wait(0.5)
+        self.given += 1
+        return Answer(201, {**IDENTITY, "token": f"t-{self.given}"})
+
+
+def test_threads_that_come_at_once_get_one_identity() -> None:
+    bureau = Bureau(4)
+    with answering(bureau) as server, ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda _: ensure_credentials(server.url), range(4)))
+    assert set(got) == {read_credentials()}
+    assert bureau.given == 1
+
+
+def test_processes_that_come_at_once_get_one_identity() -> None:
+    bureau = Bureau(4)
+    code = "import sys; from arkor import ensure_credentials; print(ensure_credentials(sys.argv[1]).token)"
+    with answering(bureau) as server:
+        command = [sys.executable, "-c", code, server.url]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        got = [process.communicate(timeout=30)[0].strip() for process in processes]
+    assert got == ["t-1"] * 4
+    assert bureau.given == 1
+
+
+def test_a_sign_in_that_comes_meanwhile_is_kept() -> None:
+    with answering(Answer(201, IDENTITY)) as server:
+        mine = AnonymousCredentials("mine", "a", server.url, "org-1")
+        with ThreadPoolExecutor(1) as pool:
+            with only_writer():
+                waiting = pool.submit(ensure_credentials, server.url)
+                write_credentials(mine)
+            assert waiting.result(10) == mine == read_credentials()
+        assert server.requests == []
+
+
+# Removing it
+
+
+def test_a_sign_in_is_removed() -> None:
+    assert not remove_credentials()
+    assert not credentials_path().parent.exists()
+    write_credentials(ANONYMOUS)
+    assert remove_credentials()
+    assert read_credentials() is None
+    assert not remove_credentials()
+
+
+def test_one_that_cannot_be_removed() -> None:
+    credentials_path().mkdir(parents=True)
+    with pytest.raises(CredentialsError, match=f"{credentials_path()} cannot be removed"):
+        remove_credentials()
+
+
+def test_against_a_real_backend(backend: Backend) -> None:
+    one, other = request_anonymous_token(backend.url), request_anonymous_token(backend.url)
+    assert one.arkor_cloud_api_url == backend.url
+    assert one.org_slug != other.org_slug
+    assert one.token != other.token

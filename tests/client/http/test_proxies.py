@@ -1,0 +1,203 @@
+"""The client in a company's network: through a proxy that opens tunnels, and behind an authority of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from arkor.client.api import CloudApiClient
+from arkor.client.auth.credentials import TokenCredentials
+from arkor.client.auth.oauth import ask_for_token
+from arkor.client.http.client import Access, Http
+from arkor.client.http.deadline import Patience
+from arkor.client.streaming.backoff import ReconnectPolicy
+from arkor.client.streaming.event_stream import EventStream
+from arkor.errors import ArkorError, BackendUnavailable, TrainerAborted
+from arkor.protocol.events import TrainingLog
+from arkor.protocol.jobs import Scope
+from tests.fakes.company import Company
+from tests.fakes.http_server import Answer, answering
+from tests.fakes.sse_server import log_frame, send_and_hold, serving
+
+HOST = "backend.example"
+URL = f"https://{HOST}"
+TOKEN = "the-token-of-the-caller"
+
+
+@pytest.fixture
+def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Company]:
+    """A company whose proxy and authority are in the environment, as the usual variables have it."""
+    with closing(Company(tmp_path)) as found:
+        for other in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+            monkeypatch.delenv(other, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", found.proxy_url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(found.authority.bundle))
+        yield found
+
+
+def test_a_call_goes_through_a_tunnel(company: Company) -> None:
+    with answering(Answer(body={"a": 1})) as server:
+        company.serve(HOST, server.url)
+        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+    assert company.tunnels == [f"CONNECT {HOST}:443"]
+    assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+def test_an_upload_goes_through_a_tunnel(company: Company, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'{"text": "a row"}\n' * 200_000)
+    with answering(Answer(201, {"dataset": {"url": "/v1/datasets/d"}})) as server:
+        company.serve(HOST, server.url)
+        client = CloudApiClient(URL, TokenCredentials(TOKEN, URL), scope=Scope("o", "p"))
+        assert client.upload_dataset(rows).url == "/v1/datasets/d"
+    assert server.requests[0].body == rows.read_bytes()
+
+
+@pytest.mark.parametrize("tunnelled", [True, False])
+def test_an_abort_wakes_a_stream_behind_tls_at_once(
+    company: Company, monkeypatch: pytest.MonkeyPatch, tunnelled: bool
+) -> None:
+    released, abort, set_at = threading.Event(), threading.Event(), []
+    with serving(send_and_hold(log_frame(1), until=released)) as server:
+        port = company.serve("localhost" if not tunnelled else HOST, server.url)
+        http = Http(Access(URL if tunnelled else f"https://localhost:{port}", TOKEN))
+        stream = EventStream(lambda cursor: http.open("GET", "/"), ReconnectPolicy(max_attempts=0))
+        with closing(stream.events(Patience.until(abort, None))) as events:
+            assert isinstance(next(events), TrainingLog)
+            timer = threading.Timer(0.3, lambda: (set_at.append(time.monotonic()), abort.set()))
+            timer.start()
+            with pytest.raises(TrainerAborted):
+                next(events)
+        assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
+        released.set()
+    assert bool(company.tunnels) == tunnelled
+
+
+def test_a_token_is_asked_for_through_a_tunnel(company: Company) -> None:
+    with answering(Answer(body={"access_token": "another-token"})) as server:
+        company.serve("login.example", server.url)
+        assert ask_for_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
+    assert company.tunnels == ["CONNECT login.example:443"]
+
+
+def test_loopback_needs_no_proxy_but_the_authority(company: Company) -> None:
+    with answering(Answer(308, headers={"Location": "/v1/y"}), Answer(body={"a": 1})) as server:
+        port = company.serve("localhost", server.url)
+        assert Http(Access(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x") == {"a": 1}
+    assert company.tunnels == []
+
+
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_what_is_excepted_goes_straight(company: Company, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, ".example")
+    with pytest.raises(BackendUnavailable, match="cannot be reached"):
+        Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x")
+    assert company.tunnels == []
+
+
+@pytest.mark.parametrize("variable", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_any_variable_may_name_the_authority(company: Company, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, str(company.authority.bundle))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with answering(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
+        company.serve(HOST, server.url)
+        company.serve("login.example", server.url)
+        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        assert ask_for_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
+
+
+def test_what_requests_knows_goes_first(company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
+    with answering(Answer(body={"a": 1})) as server:
+        company.serve(HOST, server.url)
+        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert said.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
+
+
+def sentence_of(call: object) -> str:
+    with pytest.raises(ArkorError) as caught:
+        call()  # type: ignore[operator]
+    assert TOKEN not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_authority_that_is_not_trusted(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with answering(Answer()) as server:
+        company.serve(HOST, server.url)
+        company.serve("login.example", server.url)
+        began = time.monotonic()
+        said = sentence_of(lambda: Http(Access(URL, TOKEN)).call("GET", "/v1/x"))
+        login = sentence_of(lambda: ask_for_token("login.example", {}))
+    for sentence in (said, login):
+        assert "does not trust (unable to get local issuer certificate)" in sentence
+        assert "own authority, point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates" in sentence
+    assert time.monotonic() - began < 10  # not tried again
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"this is no certificate"])
+def test_a_bundle_that_is_none(
+    company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with answering(Answer()) as server:
+        company.serve(HOST, server.url)
+        company.serve("login.example", server.url)
+        for call in (
+            lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"),
+            lambda: ask_for_token("login.example", {}),
+        ):
+            assert "REQUESTS_CA_BUNDLE" in sentence_of(call)
+
+
+def test_a_certificate_of_another_host(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Answer()) as server:
+        port = company.serve("other.example", server.url)
+        said = sentence_of(lambda: Http(Access(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
+    assert "is not valid for 'localhost'); look at the address" in said
+    assert "authority" not in said
+    assert server.requests == []
+
+
+def test_a_proxy_that_blocks_says_so(company: Company) -> None:
+    said = sentence_of(lambda: Http(Access("https://forbidden.example", TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert "cannot be reached through the proxy (403 Blocked by the company); look at HTTPS_PROXY and NO_PROXY" in said
+
+
+def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Company(tmp_path, password="a-password-of-mine")) as company, answering(Answer()) as server:
+        company.serve(HOST, server.url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(company.authority.bundle))
+        monkeypatch.setenv("HTTPS_PROXY", company.proxy_url)
+        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {}
+        monkeypatch.setenv("HTTPS_PROXY", company.proxy_url.replace("a-password", "not-the-password"))
+        said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert "407 Proxy Authentication Required" in said
+    assert "password" not in said.replace("Proxy Authentication", "")
+
+
+def test_a_proxy_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:a-password-of-mine@127.0.0.1:1")
+    began = time.monotonic()
+    said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("POST", "/v1/x", body={}))
+    assert "through the proxy" in said
+    assert "a-password-of-mine" not in said
+    assert time.monotonic() - began < 10
+
+
+def test_a_proxy_whose_address_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    for proxy in ("http://", "ftp://x", "http://[::1", "not a proxy", "socks5://127.0.0.1:1"):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        assert sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))

@@ -1,0 +1,308 @@
+"""The event pump against a scripted server on a real socket: order, exactly once, faults, aborts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from contextlib import closing
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arkor.client.http.client import Access, Http
+from arkor.client.http.deadline import Patience
+from arkor.client.streaming.backoff import ReconnectPolicy
+from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
+from arkor.client.streaming.event_stream import EventStream
+from arkor.errors import CloudApiError, StreamLost, TrainerAborted
+from arkor.protocol.events import TrainingLog
+from tests.fakes.sse_server import (
+    END_FRAME,
+    PING_FRAME,
+    ScriptedServer,
+    answer,
+    frame,
+    hang_up,
+    log_frame,
+    send,
+    send_and_hold,
+    serving,
+)
+
+FAST = ReconnectPolicy(initial_delay=0.001, max_delay=0.01)
+
+
+def open_stream(server: ScriptedServer, policy: ReconnectPolicy = FAST, cursor: str | None = None) -> EventStream:
+    http = Http(Access(server.url))
+
+    def opener(after: str | None) -> requests.Response:
+        headers = {} if after is None else {"Last-Event-ID": after.encode()}
+        return http.open("GET", "/", raw_headers=headers)
+
+    return EventStream(opener, policy, cursor)
+
+
+def steps_until_end(stream: EventStream, patience: Patience | None = None) -> list[int]:
+    steps = []
+    with closing(stream.events(patience or Patience())) as events:
+        for event in events:
+            if isinstance(event, StreamEnd):
+                return steps
+            assert isinstance(event, TrainingLog)
+            steps.append(event.step)
+    raise AssertionError("no end")
+
+
+def test_events_come_in_order_and_the_cursor_follows() -> None:
+    with serving(send(*(log_frame(n) for n in (1, 2, 3)), END_FRAME)) as server:
+        stream = open_stream(server)
+        assert steps_until_end(stream) == [1, 2, 3]
+        assert stream.cursor == "3"
+
+
+def test_a_clean_end_resumes_behind_the_last_event() -> None:
+    with serving(send(log_frame(1), log_frame(2)), send(log_frame(3), END_FRAME)) as server:
+        assert steps_until_end(open_stream(server)) == [1, 2, 3]
+        assert [request.get("last-event-id") for request in server.requests] == [None, "2"]
+
+
+def test_a_frame_cut_off_in_the_middle_is_asked_for_again() -> None:
+    with serving(send(log_frame(1), log_frame(2)[:-1]), send(log_frame(2), END_FRAME)) as server:
+        assert steps_until_end(open_stream(server)) == [1, 2]
+        assert server.requests[1]["last-event-id"] == "1"
+
+
+def test_a_server_that_replays_too_much_is_tolerated() -> None:
+    everything = [log_frame(n) for n in range(1, 6)]
+    with serving(send(*everything[:3]), send(*everything, END_FRAME)) as server:
+        assert steps_until_end(open_stream(server)) == [1, 2, 3, 4, 5]
+
+
+def test_ids_that_are_no_numbers_are_not_dispatched_twice() -> None:
+    def named(n: int) -> bytes:
+        return log_frame(n).replace(f"id: {n}".encode(), f"id: é {n}-x".encode())
+
+    with serving(send(named(1), named(2)), send(named(1), named(2), named(3), END_FRAME)) as server:
+        stream = open_stream(server)
+        assert steps_until_end(stream) == [1, 2, 3]
+        assert stream.cursor == "é 3-x"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(hang_up, id="hang-up"),
+        pytest.param(answer(503), id="503"),
+        pytest.param(answer(404), id="404"),
+        pytest.param(answer(200, b"<html>sign in</html>", kind="text/html"), id="captive portal"),
+        pytest.param(answer(204), id="204"),
+        pytest.param(send(), id="immediate end"),
+        pytest.param(send(PING_FRAME), id="only pings"),
+        pytest.param(send(b"data: {nonsense\n\ndata: null\n\ndata: 42\n\n"), id="garbage"),
+    ],
+)
+def test_faults_count_and_are_survived(fault: object, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(fault, fault, send(log_frame(1), END_FRAME)) as server:  # type: ignore[arg-type]
+        with caplog.at_level(logging.INFO, "arkor"):
+            assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
+        told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(told) == 2
+        assert all("reconnecting in" in line for line in told)
+        assert not any(record.exc_info for record in caplog.records)
+    with serving(fault) as server:  # type: ignore[arg-type]
+        with pytest.raises(StreamLost, match="failed 3 times in a row") as lost:
+            steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2)))
+        assert lost.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("status", [401, 403, 410, 426])
+def test_final_answers_end_it_at_once(status: int) -> None:
+    with serving(answer(status)) as server:
+        with pytest.raises(CloudApiError):
+            steps_until_end(open_stream(server))
+        assert len(server.requests) == 1
+
+
+def test_progress_resets_the_count_of_failures() -> None:
+    two_faults_then_one = [answer(503), answer(503), send(log_frame(1)), answer(503), answer(503), send(END_FRAME)]
+    with serving(*two_faults_then_one) as server:
+        assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
+
+
+def test_odd_frames_are_skipped_and_still_move_the_cursor() -> None:
+    odd = [
+        frame(1, "training.log", "null"),
+        frame(2, "training.log", "[]"),
+        frame(3, "training.log", "[" * 200_000),
+        frame(4, "training.log", '{"type":"training.log","step":' + "9" * 5000 + "}"),
+        frame(5, "training.log", '{"type":"training.log","loss":1}'),
+        frame(6, "from.the.future", '{"type":"from.the.future"}'),
+        b"id: 7\n\n",
+        b"retry: 0\n\nretry: 99999999999999999999999999\nid: 8\n\n",
+    ]
+    with serving(send(*odd), send(log_frame(9), END_FRAME)) as server:
+        assert steps_until_end(open_stream(server)) == [9]
+        assert server.requests[1]["last-event-id"] == "8"
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+TREES = st.recursive(LEAVES, lambda trees: st.lists(trees) | st.dictionaries(st.text(st.characters()), trees))
+
+
+@given(TREES, st.booleans())
+def test_json_is_read_as_the_standard_library_reads_it(tree: object, escaped: bool) -> None:
+    text = json.dumps(tree, ensure_ascii=escaped)
+    assert repr(_json(text)) == repr(json.loads(text))
+
+
+def test_numbers_that_are_not_finite_stay_visible() -> None:
+    data = '{"type":"training.log","jobId":"j","timestamp":"t","step":1,"loss":NaN,"evalLoss":1e999,"epoch":null,"learningRate":null,"nonFinite":{"learningRate":"-inf"}}'
+    with serving(send(frame(1, "training.log", data), END_FRAME)) as server:
+        with closing(open_stream(server).events(Patience())) as events:
+            event = next(events)
+    assert isinstance(event, TrainingLog)
+    assert event.loss is not None
+    assert event.loss != event.loss
+    assert (event.eval_loss, event.learning_rate, event.epoch) == (float("inf"), float("-inf"), None)
+
+
+def test_a_fault_thrown_in_reconnects_behind_the_event_that_was_last() -> None:
+    with serving(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
+        stream = open_stream(server)
+        with closing(stream.events(Patience())) as events:
+            assert next(events).step == 1  # type: ignore[union-attr]
+            assert events.throw(StreamFault("the callback raised")).step == 2  # type: ignore[union-attr]
+        assert server.requests[1]["last-event-id"] == "1"
+
+
+def waits_for_headers(until: threading.Event) -> object:
+    return lambda connection, headers: until.wait(30)
+
+
+@pytest.mark.parametrize("state", ["reading", "mid-frame", "waiting for headers", "backing off"])
+def test_an_abort_ends_the_wait_within_a_tenth_of_a_second(state: str) -> None:
+    released = threading.Event()
+    step = {
+        "reading": send_and_hold(log_frame(1), until=released),
+        "mid-frame": send_and_hold(log_frame(1), b"data: half", until=released),
+        "waiting for headers": waits_for_headers(released),
+        "backing off": answer(503),
+    }[state]
+    policy = ReconnectPolicy(initial_delay=60)
+    abort = threading.Event()
+    with serving(step) as server:  # type: ignore[arg-type]
+        set_at: list[float] = []
+        timer = threading.Timer(0.3, lambda: (set_at.append(time.monotonic()), abort.set()))
+        timer.start()
+        with pytest.raises(TrainerAborted):
+            steps_until_end(open_stream(server, policy), Patience.until(abort, None))
+        assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
+        released.set()
+
+
+def test_a_timeout_is_a_timeout_error_and_the_next_wait_goes_on() -> None:
+    released = threading.Event()
+    with serving(send_and_hold(log_frame(1), until=released), send(log_frame(2), END_FRAME)) as server:
+        stream = open_stream(server)
+        with pytest.raises(TimeoutError):
+            steps_until_end(stream, Patience.until(None, 0.2))
+        released.set()
+        assert steps_until_end(stream) == [2]
+
+
+def test_no_reader_stays_behind() -> None:
+    released = threading.Event()
+    with serving(send_and_hold(log_frame(1), until=released)) as server:
+        for _ in range(20):
+            stream = open_stream(server)
+            with closing(stream.events(Patience())) as events:
+                next(events)
+        names = [thread.name for thread in threading.enumerate()]
+        released.set()
+    assert "arkor-events" not in names
+
+
+@given(
+    log=st.integers(1, 30),
+    script=st.lists(st.sampled_from(["cut", "mid", "drop", "error", "pings", "over"]), max_size=8),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_the_server_does_each_event_is_handed_on_once(
+    log: int, script: list[str], data: st.DataObject
+) -> None:
+    """A server with a log and a schedule of faults; in the end it behaves."""
+    schedule = [(kind, data.draw(st.integers(0, log))) for kind in script]
+
+    def step(connection: object, headers: dict[str, str]) -> None:
+        kind, count = schedule.pop(0) if schedule else ("well", log)
+        after = int(headers.get("last-event-id") or 0)
+        if kind == "over":
+            after = max(0, after - count)
+        frames = [log_frame(n) for n in range(after + 1, log + 1)]
+        played = {
+            "cut": frames[:count],
+            "mid": [*frames[:count], b"".join(frames[count : count + 1])[:-1]],
+            "pings": [PING_FRAME],
+            "over": frames[:count],
+            "well": [*frames, END_FRAME],
+        }
+        if kind == "drop":
+            return
+        (answer(500) if kind == "error" else send(*played[kind]))(connection, headers)  # type: ignore[arg-type]
+
+    with serving(step) as server:  # type: ignore[arg-type]
+        assert steps_until_end(open_stream(server, ReconnectPolicy(0.0, 0.0))) == list(range(1, log + 1))
+
+
+@pytest.mark.parametrize("failures", range(1, 12))
+def test_delays_double_up_to_the_cap(failures: int) -> None:
+    policy = ReconnectPolicy()
+    delays = [policy.delay(failures) for _ in range(200)]
+    exponential = min(2.0 ** (failures - 1), 60.0)
+    assert min(delays) >= 0.75 * exponential
+    assert max(delays) <= min(60.0, 1.25 * exponential)
+
+
+def delays_told(caplog: pytest.LogCaptureFixture) -> list[float]:
+    found = [re.search(r"reconnecting in ([0-9.]+) s", record.getMessage()) for record in caplog.records]
+    return [float(match[1]) for match in found if match]
+
+
+@pytest.mark.parametrize(("asked", "told"), [("Retry-After: 0.2", 0.2), ("Retry-After: 3600", 0.3)])
+def test_a_retry_after_is_honoured_up_to_the_cap(asked: str, told: float, caplog: pytest.LogCaptureFixture) -> None:
+    policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.3)
+    with serving(answer(429, b"", asked), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
+        assert steps_until_end(open_stream(server, policy)) == [1]
+    assert delays_told(caplog) == [told]
+
+
+@pytest.mark.parametrize(
+    ("wish", "least", "most"),
+    [("200", 0.1, 0.3), ("0", 0.0, 0.2), ("99999999999999999999999999", 0.3, 0.4), ("000000000000200", 0.1, 0.3)],
+)
+def test_a_wish_of_the_server_is_the_base_delay(
+    wish: str, least: float, most: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From nought it would become a hot loop, so there is a shortest one."""
+    policy = ReconnectPolicy(initial_delay=10.0, max_delay=0.4)
+    steps = [send(f"retry: {wish}\n\n".encode(), log_frame(1)), send(log_frame(2), END_FRAME)]
+    with serving(*steps) as server, caplog.at_level("INFO", "arkor"):
+        began = time.monotonic()
+        assert steps_until_end(open_stream(server, policy)) == [1, 2]
+        assert time.monotonic() - began > 0.07
+    (told,) = delays_told(caplog)
+    assert least <= told <= most
+
+
+def test_a_server_that_nobody_is_at_is_a_fault_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as gone:
+        pass
+    with pytest.raises(StreamLost, match="failed 2 times in a row"):
+        steps_until_end(open_stream(gone, ReconnectPolicy(0.01, 0.01, max_attempts=1)))
+    assert len(delays_told(caplog)) == 1

@@ -1,0 +1,156 @@
+"""A class → the schema of an answer → an instance of the class."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import attrs
+import jsonschema
+import pydantic
+import pytest
+
+from arkor.client.response_format import instance_of, response_format_of
+from arkor.errors import ArkorError, InvalidConfig
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+@attrs.frozen
+class Address:
+    street: str
+    zip_code: int | None = None
+
+
+@attrs.frozen
+class Ticket:
+    title: str
+    mood: Mood
+    team: Literal["billing", "tech"]
+    address: Address
+    tags: list[str] = attrs.field(factory=list)
+    default: int = 3  # a field that is called like a keyword of JSON schema
+
+
+@dataclasses.dataclass
+class Leaf:
+    size: float
+
+
+@dataclasses.dataclass
+class Branch:
+    left: Branch | None = None
+    leaf: Leaf | None = None
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Line(TypedDict):
+    start: list[int]
+
+
+class Person(pydantic.BaseModel):
+    name: str = pydantic.Field(description="as on the letter")
+    age: int | None = None
+
+
+@attrs.define
+class Loose:
+    scores: dict[str, int]
+
+
+def schema_of(form: Any) -> dict[str, Any]:
+    wanted = response_format_of(form)
+    assert wanted["type"] == "json_schema"
+    schema: dict[str, Any] = wanted["json_schema"]["schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return schema
+
+
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    here = [value] if isinstance(value, dict) and isinstance(value.get("properties"), dict) else []
+    return here + [found for item in inner for found in objects_in(item)]
+
+
+@pytest.mark.parametrize("form", [Ticket, Address, Branch, Line, Person])
+def test_every_object_is_closed_and_complete(form: Any) -> None:
+    assert response_format_of(form)["json_schema"]["strict"] is True
+    schema = schema_of(form)
+    assert schema["type"] == "object"  # not a reference: other backends want it so
+    assert objects_in(schema)
+    for inner in objects_in(schema):
+        if "type" in inner:
+            assert inner["required"] == list(inner["properties"])
+            assert inner["additionalProperties"] is False
+
+
+def test_a_default_is_left_to_the_class_and_a_field_of_that_name_stays() -> None:
+    schema = schema_of(Ticket)
+    assert "default" in schema["properties"]
+    assert "default" not in schema["properties"]["default"]
+
+
+def test_a_place_for_unknown_keys_is_no_strict_form() -> None:
+    assert "strict" not in response_format_of(Loose)["json_schema"]
+    assert instance_of(Loose, '{"scores": {"a": 1}}') == Loose({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("form", "value"),
+    [
+        (Ticket, Ticket("Lost", Mood.BAD, "tech", Address("Elm St", None), ["parcel"], 4)),
+        (Branch, Branch(Branch(None, Leaf(1.5)))),
+        (Point, Point(1, 2)),
+        (Line, {"start": [1, 2]}),
+        (Person, Person(name="Ada", age=36)),
+        (list[Address], [Address("Elm St", 12345)]),
+    ],
+)
+def test_what_fits_the_schema_becomes_an_instance(form: Any, value: Any) -> None:
+    text = value.model_dump_json() if isinstance(value, Person) else json.dumps(value, default=plain)
+    jsonschema.validate(json.loads(text), schema_of(form))
+    assert instance_of(form, text) == value
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    return attrs.asdict(value) if attrs.has(type(value)) else dataclasses.asdict(value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"street": 7}', '{"street": "a"', "", "{}", "null", '{"street": "a", "zip_code": "b"}']
+)
+def test_what_does_not_fit_is_said_in_a_line(text: str) -> None:
+    with pytest.raises(ArkorError, match=r"the answer does not fit Address: .+") as caught:
+        instance_of(Address, text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArkorError, match=r"the answer does not fit Person: .+") as caught:
+        instance_of(Person, text)
+    assert "\n" not in str(caught.value)
+
+
+class Plain:
+    """No fields that anything could read."""
+
+
+@dataclasses.dataclass
+class Either:
+    """Nothing in the JSON would say which of the two it is."""
+
+    one: Leaf | Branch
+
+
+@pytest.mark.parametrize("form", [Plain, Either, 3, "json", complex])
+def test_what_no_json_can_stand_for_is_refused_before_anything_is_sent(form: Any) -> None:
+    with pytest.raises(InvalidConfig, match="response_format: must be an attrs class"):
+        response_format_of(form)
