@@ -18,7 +18,7 @@ from arkor.settings import VERSION
 
 __version__ = VERSION
 
-_ROOMS = {
+_EXPORTS = {
     "callbacks": [
         "CheckpointContext",
         "CompletedContext",
@@ -74,14 +74,14 @@ _ROOMS = {
     "results.history": ["History"],
     "trainer.trainer": ["StartedJob", "Trainer", "create_trainer"],
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = sorted(["__version__", *_ROOM_OF])  # noqa: PLE0605 - a list, for who asks for `*`
+__all__ = sorted(["__version__", *_MODULE_OF])  # noqa: PLE0605 - a list, for who asks for `*`
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOM_OF:
-        value = getattr(import_module(f"arkor.{_ROOM_OF[name]}"), name)
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"arkor.{_MODULE_OF[name]}"), name)
         return globals().setdefault(name, value)
     try:
         return import_module(f"arkor.{name}")

@@ -8,28 +8,28 @@ from typing import TextIO
 _JOINERS = "\u200c\u200d"  # Persian, Hindi and families of emoji are written with them; they steer nothing
 
 
-def printable(letter: str) -> bool:
+def is_printable(char: str) -> bool:
     """Whether it can be shown without steering what stands around it."""
-    return letter.isprintable() or letter in _JOINERS
+    return char.isprintable() or char in _JOINERS
 
 
 def one_line(text: str) -> str:
     """Without line breaks, escape codes and the like, which would tear a line of progress."""
-    return " ".join("".join(c if printable(c) else " " for c in text).split())
+    return " ".join("".join(c if is_printable(c) else " " for c in text).split())
 
 
-def spelled(text: str, stream: TextIO) -> str:
+def replace_unencodable(text: str, stream: TextIO) -> str:
     """The text with `?` for what the stream's encoding has no letters for."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
-def number(value: float) -> str:
+def format_loss(value: float) -> str:
     """A loss in as few characters as are worth reading."""
     return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`"0:07"`, `"1:42"`, `"2:05:11"`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -38,11 +38,11 @@ def clock(seconds: float) -> str:
 
 def seconds_between(began: object, ended: object) -> float | None:
     """From one ISO time to another; None where either is none or nonsense."""
-    first, last = instant(began), instant(ended)
+    first, last = parse_timestamp(began), parse_timestamp(ended)
     return None if first is None or last is None else max(0.0, (last - first).total_seconds())
 
 
-def instant(timestamp: object) -> datetime | None:
+def parse_timestamp(timestamp: object) -> datetime | None:
     """An ISO time → an instant in the local zone; None for none or nonsense."""
     try:
         return datetime.fromisoformat(str(timestamp).replace("Z", "+00:00")).astimezone()

@@ -63,7 +63,7 @@ def load_entry(path: str | Path | None = None) -> Trainer:
     return trainer
 
 
-class _Starting(BaseException):
+class _StartIntercepted(BaseException):
     """The file starts its trainer by itself; nothing that it catches, and all that there is to know."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -71,21 +71,21 @@ class _Starting(BaseException):
         self.trainer = trainer
 
 
-def look_at_entry(path: str | Path | None = None) -> Trainer:
+def inspect_entry(path: str | Path | None = None) -> Trainer:
     """The same, but no run is started by looking, even if the file does so when it is loaded."""
     try:
-        with _only_looking():
+        with _intercept_start():
             return load_entry(path)
-    except _Starting as starting:
-        return starting.trainer
+    except _StartIntercepted as intercepted:
+        return intercepted.trainer
 
 
 @contextmanager
-def _only_looking() -> Iterator[None]:
+def _intercept_start() -> Iterator[None]:
     """In here no trainer starts: whoever wants to is caught in the act."""
 
     def start(trainer: Trainer, *_: Any, **__: Any) -> None:
-        raise _Starting(trainer)
+        raise _StartIntercepted(trainer)
 
     originals = {name: getattr(Trainer, name) for name in ("start", "wait")}
     for name in originals:
@@ -126,7 +126,7 @@ def _configured_entry(file: Path) -> str | None:
     return entry
 
 
-class _Script(SourceFileLoader):
+class _UncachedLoader(SourceFileLoader):
     """Reads the source each time, as Python does with a script: a cache of bytecode may miss a quick edit."""
 
     def get_code(self, _fullname: str) -> CodeType:
@@ -137,7 +137,7 @@ def _execute(file: Path) -> ModuleType:
     """Run the entry file as a module of its own, with its folder first on the path as for a script."""
     if file.suffix != ".py":
         raise InvalidConfig("entry", f"{file} is not a Python file")
-    loader = _Script("arkor_entry", str(file))
+    loader = _UncachedLoader("arkor_entry", str(file))
     spec = ModuleSpec("arkor_entry", loader, origin=str(file))
     spec.has_location = True
     module = importlib.util.module_from_spec(spec)

@@ -45,7 +45,7 @@ def token_from_env() -> str | None:
     return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
 
 
-def authorities_named() -> tuple[str, str] | None:
+def ca_bundle_from_env() -> tuple[str, str] | None:
     """The variable that names whom to trust instead of the usual authorities, and the file or folder that it names.
 
     The first that is set of `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`, which requests knows by itself, and
@@ -55,7 +55,7 @@ def authorities_named() -> tuple[str, str] | None:
     return next(((name, path) for name in names if (path := os.environ.get(name))), None)
 
 
-def dry_run_wanted() -> bool:
+def dry_run_from_env() -> bool:
     """`ARKOR_DRY_RUN`: whether every run that is submitted is to be a dry run, whatever its script says."""
     return (os.environ.get("ARKOR_DRY_RUN") or "0") != "0"
 
@@ -77,24 +77,24 @@ def serving_memory_bytes() -> int | None:
     return _count("ARKOR_SERVING_MEMORY_BYTES", 0) or None
 
 
-def checkpoints_kept() -> int:
+def max_kept_checkpoints() -> int:
     """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (2; 0 is all)."""
     return _count("ARKOR_KEEP_CHECKPOINTS", 2)
 
 
-def queued_runs_allowed() -> int:
+def max_queued_runs() -> int:
     """`ARKOR_MAX_QUEUED_RUNS`: how many runs of an organisation may be queued or running at a time (100)."""
     return _count("ARKOR_MAX_QUEUED_RUNS", 100)
 
 
-def streams_allowed() -> int:
+def max_streams() -> int:
     """`ARKOR_MAX_STREAMS`: how many event streams a user may have open at a time (100)."""
     return _count("ARKOR_MAX_STREAMS", 100)
 
 
 def check_limits() -> None:
     """Raises `InvalidConfig` for the first of these variables that is no number, before anything depends on it."""
-    for limit in (serving_idle_seconds, serving_memory_bytes, checkpoints_kept, queued_runs_allowed, streams_allowed):
+    for limit in (serving_idle_seconds, serving_memory_bytes, max_kept_checkpoints, max_queued_runs, max_streams):
         limit()
 
 

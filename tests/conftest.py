@@ -20,8 +20,8 @@ from attrs import frozen
 
 from arkor.settings import PROTOCOL
 from tests import browsers
-from tests.fakes import forks
-from tests.fakes.forks import Fork
+from tests.fakes import backend_forkserver
+from tests.fakes.backend_forkserver import ForkedProcess
 
 PROJECT = Path(__file__).parent.parent
 
@@ -111,11 +111,11 @@ class Backend:
     url: str
     token: str
     home: Path
-    process: subprocess.Popen[bytes] | Fork
+    process: subprocess.Popen[bytes] | ForkedProcess
 
 
 #: Those that were forked and, as far as we know, live.
-_forked: dict[Path, list[Fork]] = defaultdict(list)
+_forked: dict[Path, list[ForkedProcess]] = defaultdict(list)
 
 
 def start_backend(home: Path, *arguments: str, anew: bool = False) -> Backend:
@@ -124,7 +124,7 @@ def start_backend(home: Path, *arguments: str, anew: bool = False) -> Backend:
     log = home / "test-backend.log"
     log.write_bytes(b"")
     arguments = ("--home", str(home), *arguments)
-    process: subprocess.Popen[bytes] | Fork
+    process: subprocess.Popen[bytes] | ForkedProcess
     if anew:
         command = [sys.executable, "-m", "arkor.backend", *arguments]
         with log.open("wb") as out:
@@ -132,7 +132,7 @@ def start_backend(home: Path, *arguments: str, anew: bool = False) -> Backend:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
     else:
-        process = forks.backend(log, arguments)
+        process = backend_forkserver.fork_backend(log, arguments)
         _forked[home].append(process)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
@@ -157,7 +157,7 @@ def backend(tmp_path: Path) -> Iterator[Backend]:
 
 
 @pytest.fixture(scope="module")
-def lasting_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def module_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """The same, once for all tests of a file that leave nothing behind which another one would trip over."""
     started = start_backend(tmp_path_factory.mktemp("lasting") / "arkor-home", "--engine", "scripted")
     yield started
@@ -166,10 +166,10 @@ def lasting_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backen
 
 
 @pytest.fixture
-def shared_backend(lasting_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def backend_env(module_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """That one, at `ARKOR_HOME`."""
-    monkeypatch.setenv("ARKOR_HOME", str(lasting_backend.home))
-    return lasting_backend
+    monkeypatch.setenv("ARKOR_HOME", str(module_backend.home))
+    return module_backend
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ba
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the starter model, converted once; processes that run tests beside each other share it."""
-    from tests.fakes.starter import convert_in  # noqa: PLC0415 - for those few tests alone
+    from tests.fakes.starter_model import convert_starter  # noqa: PLC0415 - for those few tests alone
 
     ours = tmp_path_factory.getbasetemp()
-    return convert_in((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "starter-home")
+    return convert_starter((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "starter-home")

@@ -78,7 +78,7 @@ WITH_CODE = [page for page in PAGES if any(block.language == "python" for block 
 
 
 @pytest.fixture(scope="module")
-def shared_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def backend_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """One backend with the scripted engine for all pages."""
     started = start_backend(tmp_path_factory.mktemp("docs-home"), "--engine", "scripted")
     yield started
@@ -88,12 +88,12 @@ def shared_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_the_code_of_a_page_runs(
-    page: Path, shared_backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, backend_env: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("ARKOR_HOME", str(shared_backend.home))
+    monkeypatch.setenv("ARKOR_HOME", str(backend_env.home))
     before = signal.getsignal(signal.SIGTERM)
     try:
         run_page(page, folder)
@@ -196,8 +196,8 @@ def test_every_variable_of_the_environment_is_documented() -> None:
         for file in (PROJECT / "arkor").rglob("*.py")
         for name in re.findall(r"ARKOR_[A-Z_]+", file.read_text("utf-8"))
     }
-    told = set(re.findall(r"^\| `(ARKOR_[A-Z_]+)` \|", (DOCS / "backends.md").read_text("utf-8"), re.M))
-    assert told == {name for name in read if not name.startswith("ARKOR_SCRIPTED_")}
+    output = set(re.findall(r"^\| `(ARKOR_[A-Z_]+)` \|", (DOCS / "backends.md").read_text("utf-8"), re.M))
+    assert output == {name for name in read if not name.startswith("ARKOR_SCRIPTED_")}
 
 
 def test_the_defaults_are_those_of_the_engine() -> None:

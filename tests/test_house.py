@@ -192,8 +192,8 @@ def test_the_public_list_is_sorted_and_true() -> None:
 
 def test_type_checkers_read_the_same_list() -> None:
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
-    told = {a.name: n.module for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    assert {name: f"arkor.{room}" for name, room in arkor._ROOM_OF.items()} == told
+    output = {a.name: n.module for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert {name: f"arkor.{room}" for name, room in arkor._MODULE_OF.items()} == output
     (listed,) = [n.value for n in stub.body if isinstance(n, ast.Assign)]
     assert ast.literal_eval(listed) == arkor.__all__
 

@@ -58,8 +58,8 @@ class Site:
 
 
 @pytest.fixture
-def site(shared_backend: Backend) -> Site:
-    return Site(shared_backend, connect())
+def site(backend_env: Backend) -> Site:
+    return Site(backend_env, connect())
 
 
 def content(completion: Any) -> str:
@@ -103,10 +103,10 @@ def test_streamed(site: Site) -> None:
 def test_streamed_with_usage(site: Site) -> None:
     options = {"include_usage": True}
     with site.client() as client:
-        *told, last = client.chat.completions.create(
+        *output, last = client.chat.completions.create(
             model="any", messages=QUESTION, stream=True, stream_options=options
         )
-    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in told)
+    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in output)
     assert last.choices == []
     assert last.usage.model_dump(exclude_none=True) == {"prompt_tokens": 6, "completion_tokens": 5, "total_tokens": 11}
 
@@ -212,11 +212,11 @@ def test_failures_of_the_model(site: Site) -> None:
     ):
         client.chat.completions.create(model="any", messages=QUESTION)
     assert str(site.backend.home) not in str(died.value)  # nobody's business out there
-    said = ""
+    output = ""
     with site.client("scripted/break") as client, pytest.raises(openai.APIError, match="as it was asked to"):
         for chunk in client.chat.completions.create(model="any", messages=QUESTION, stream=True):
-            said += chunk.choices[0].delta.content or ""
-    assert said == "scripted: Wie "
+            output += chunk.choices[0].delta.content or ""
+    assert output == "scripted: Wie "
 
 
 # In mid-stream
@@ -275,9 +275,9 @@ def real(computed: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_a_real_model_says_the_same_streamed_and_whole(real: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 24, "temperature": 1.5, "seed": 7}
-    whole = content(real.chat.completions.create(**asked))
-    stream = real.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    payload: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 24, "temperature": 1.5, "seed": 7}
+    whole = content(real.chat.completions.create(**payload))
+    stream = real.chat.completions.create(**payload, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
     assert chunks[-1].usage.completion_tokens <= 24
@@ -285,10 +285,10 @@ def test_a_real_model_says_the_same_streamed_and_whole(real: openai.OpenAI) -> N
 
 
 def test_a_real_model_stops_where_it_is_told(real: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 60, "temperature": 1.0, "seed": 3}
-    whole = content(real.chat.completions.create(**asked))
+    payload: dict[str, Any] = {"model": "any", "messages": QUESTION, "max_tokens": 60, "temperature": 1.0, "seed": 3}
+    whole = content(real.chat.completions.create(**payload))
     stop = whole[10:12]
-    cut = real.chat.completions.create(**asked, stop=[stop])
+    cut = real.chat.completions.create(**payload, stop=[stop])
     assert content(cut) == whole[: whole.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
 
@@ -324,13 +324,13 @@ def test_a_streamed_answer_as_a_pydantic_model(real: openai.OpenAI) -> None:
 
 
 def test_constraints_as_vllm_has_them(real: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "any", "messages": QUESTION, "temperature": 2.0}
-    choice = real.chat.completions.create(**asked, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    payload: dict[str, Any] = {"model": "any", "messages": QUESTION, "temperature": 2.0}
+    choice = real.chat.completions.create(**payload, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
     assert content(choice) in ("yes", "no")
-    digits = real.chat.completions.create(**asked, extra_body={"structured_outputs": {"regex": "[0-9]{4}-[a-f]{2}"}})
+    digits = real.chat.completions.create(**payload, extra_body={"structured_outputs": {"regex": "[0-9]{4}-[a-f]{2}"}})
     assert len(content(digits)) == 7
     with pytest.raises(openai.BadRequestError, match="structured_outputs") as refused:
-        real.chat.completions.create(**asked, extra_body={"structured_outputs": {"choice": ["a"], "regex": "b"}})
+        real.chat.completions.create(**payload, extra_body={"structured_outputs": {"choice": ["a"], "regex": "b"}})
     assert refused.value.param is not None
 
 
@@ -441,14 +441,14 @@ def test_a_real_model_that_keeps_nothing_leaves_no_word_of_it(
     site = Site(backend, connect())
     made, key = site.deploy(model)
     site.owner.update_deployment(made.id, run_retention_mode="disabled")
-    asked: dict[str, Any] = {"model": CANARY, "messages": [{"role": "user", "content": CANARY}], "max_tokens": 8}
+    payload: dict[str, Any] = {"model": CANARY, "messages": [{"role": "user", "content": CANARY}], "max_tokens": 8}
     tool = {"type": "function", "function": {"name": CANARY, "description": CANARY}}
     choice = {"structured_outputs": {"choice": [CANARY]}}
     with openai.OpenAI(base_url=site.url(made.slug), api_key=key) as client:
-        assert content(client.chat.completions.create(**asked))
-        assert list(client.chat.completions.create(**asked, stream=True))
-        assert content(client.chat.completions.create(**{**asked, "max_tokens": 99}, extra_body=choice)) == CANARY
-        assert client.chat.completions.create(**{**asked, "max_tokens": 99}, tools=[tool], tool_choice="required")
+        assert content(client.chat.completions.create(**payload))
+        assert list(client.chat.completions.create(**payload, stream=True))
+        assert content(client.chat.completions.create(**{**payload, "max_tokens": 99}, extra_body=choice)) == CANARY
+        assert client.chat.completions.create(**{**payload, "max_tokens": 99}, tools=[tool], tool_choice="required")
         for change in (
             {"messages": [{"role": "user", "content": CANARY * 2000}]},
             {"extra_body": {"structured_outputs": {"regex": f"({CANARY}"}}},
@@ -456,7 +456,7 @@ def test_a_real_model_that_keeps_nothing_leaves_no_word_of_it(
             {"extra_body": {CANARY: CANARY}},
         ):
             with pytest.raises(openai.BadRequestError):
-                client.chat.completions.create(**{**asked, **change})
+                client.chat.completions.create(**{**payload, **change})
     files = [file for file in backend.home.rglob("*") if file.is_file()]
     assert {"serving.log", "test-backend.log", "arkor.db"} <= {file.name for file in files}
     assert [file for file in files if CANARY.encode() in file.read_bytes()] == []

@@ -14,7 +14,7 @@ import pytest
 
 from arkor.settings import VERSION
 from tests.conftest import PROJECT, stop_backend
-from tests.fakes.starter import put_in
+from tests.fakes.starter_model import install_starter
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_the_script_of_the_readme_runs_where_only_the_wheel_is_installed(
     install = [*UV, "pip", "install", "--quiet", "--python", python, "--constraint", str(PROJECT / "requirements.lock")]
     call(*UV, "venv", "--quiet", "--python", sys.executable, str(environment))
     call(*install, f"arkor[local] @ {next(dist.glob('*.whl')).as_uri()}")
-    put_in(home, starter)
+    install_starter(home, starter)
     folder.mkdir()
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (PROJECT / "README.md").read_text("utf-8"), re.M | re.S)
     rows = next(text for language, text in blocks if language == "jsonl")

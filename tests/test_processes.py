@@ -47,21 +47,21 @@ def test_processes_that_were_forked_off_have_connections_of_their_own(backend: B
         child.join(60)
         assert child.exitcode == 0
     assert shared.wait().job.status == "completed"
-    told = [answers.get() for _ in range(4)]
-    assert len({pid for pid, _, _ in told}) == 4
-    assert {(status, tuple(steps)) for _, status, steps in told} == {("completed", (1, 2, 3))}
+    output = [answers.get() for _ in range(4)]
+    assert len({pid for pid, _, _ in output}) == 4
+    assert {(status, tuple(steps)) for _, status, steps in output} == {("completed", (1, 2, 3))}
 
 
 def run_cell(client: BlockingKernelClient, code: str, interrupt: Any = None) -> dict[str, Any]:
     """Run a cell and return the kernel's reply, its printed text under `"text"`."""
-    asked = client.execute(code)
+    payload = client.execute(code)
     text, deadline = "", time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             message = client.get_iopub_msg(timeout=0.2)
         except Empty:
             continue
-        if message["parent_header"].get("msg_id") != asked:
+        if message["parent_header"].get("msg_id") != payload:
             continue
         if message["msg_type"] == "stream":
             text += message["content"]["text"]
@@ -72,7 +72,7 @@ def run_cell(client: BlockingKernelClient, code: str, interrupt: Any = None) -> 
         elif message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
             break
     reply = client.get_shell_msg(timeout=30)
-    while reply["parent_header"].get("msg_id") != asked:  # a kernel that was slow to begin was greeted more than once
+    while reply["parent_header"].get("msg_id") != payload:  # a kernel that was slow to begin was greeted more than once
         reply = client.get_shell_msg(timeout=30)
     return {**reply["content"], "text": text}
 

@@ -174,19 +174,19 @@ def run(node: NodeFetch, **config: Any) -> str:
     return str(job["id"])
 
 
-def test_it_signs_in_and_makes_its_project(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_it_signs_in_and_makes_its_project(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     assert needs(node.get("/v1/me"), {"user": dict, "orgs": list})["orgs"][0]["slug"] in node.scope
     again = node.call("POST", "/v1/projects", {"name": "My Bot", "slug": "my-bot"})
     assert again.status == 409  # it then takes the one of that slug from the list
     listed = needs(node.get("/v1/projects"), {"org": dict, "projects": list})
     assert [needs(project, PROJECT)["slug"] for project in listed["projects"]] == ["my-bot"]
     config = {"auth0Domain": None, "clientId": None, "audience": None, "callbackPorts": []}
-    assert dial(shared_backend.url).get("/v1/auth/cli/config") == config
+    assert dial(backend_env.url).get("/v1/auth/cli/config") == config
 
 
-def test_it_watches_a_run_and_goes_on_behind_any_event(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_it_watches_a_run_and_goes_on_behind_any_event(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     job = run(node, saveSteps=2)
     path = f"/v1/jobs/{job}/events/stream"
     answer = node.call("GET", path, accept="text/event-stream")
@@ -222,8 +222,8 @@ def test_it_cancels_with_an_empty_body(slow_backend: Backend, dial: Dial) -> Non
     assert (refused.status, type(refused.json()["error"])) == (409, str)
 
 
-def test_it_talks_to_a_checkpoint(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_it_talks_to_a_checkpoint(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     job = run(node, saveSteps=2)
     body = {"messages": ASK, "adapter": {"kind": "checkpoint", "jobId": job, "step": 2}}
     streamed = node.call("POST", "/v1/inference/chat", {**body, "stream": True})
@@ -236,8 +236,8 @@ def test_it_talks_to_a_checkpoint(shared_backend: Backend, dial: Dial) -> None:
     assert text
 
 
-def test_it_asks_for_a_form_and_for_tools_in_its_own_words(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_it_asks_for_a_form_and_for_tools_in_its_own_words(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     ask = {"messages": ASK, "adapter": {"kind": "final", "jobId": run(node)}, "stream": False}
     shape = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}, "required": ["urgency"]}
     schema = {"name": "triage", "schema": {**shape, "additionalProperties": False}, "strict": True}
@@ -252,29 +252,29 @@ def test_it_asks_for_a_form_and_for_tools_in_its_own_words(shared_backend: Backe
     (call,) = answer(tools=[tool], toolChoice="required")["tool_calls"]
     assert (call["type"], call["function"]["name"]) == ("function", "set_urgency")
     assert json.loads(call["function"]["arguments"])["urgency"] in ("low", "high")
-    told = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    told += [{"role": "tool", "tool_call_id": call["id"], "content": "done"}]
-    assert answer(messages=told, tools=[tool], toolChoice="none")["content"]
+    output = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    output += [{"role": "tool", "tool_call_id": call["id"], "content": "done"}]
+    assert answer(messages=output, tools=[tool], toolChoice="none")["content"]
 
 
-def test_what_it_is_refused_is_a_sentence_and_the_connection_lives_on(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_what_it_is_refused_is_a_sentence_and_the_connection_lives_on(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     bad = {"name": "x", "config": {"model": "m", "datasetSource": DATA, "maxSteps": -1}}
     for answer, status in (
         (node.call("POST", "/v1/jobs", bad), 400),
         (node.call("POST", "/v1/inference/chat", {"messages": [], "baseModel": "m", "stream": True}), 400),
         (node.call("GET", "/v1/jobs/nothing"), 404),
         (node.call("GET", "/v1/jobs/nothing/events/stream", accept="text/event-stream"), 404),
-        (dial(shared_backend.url, "wrong", node.scope).call("GET", "/v1/jobs"), 401),
-        (dial(shared_backend.url, node.token, "?orgSlug=local&projectSlug=default").call("GET", "/v1/jobs"), 403),
+        (dial(backend_env.url, "wrong", node.scope).call("GET", "/v1/jobs"), 401),
+        (dial(backend_env.url, node.token, "?orgSlug=local&projectSlug=default").call("GET", "/v1/jobs"), 403),
     ):
         assert answer.status == status
         needs(answer.json(), {"error": str, "code": str})
     assert node.get("/v1/jobs") == {"jobs": []}  # on the connection that was refused four times
 
 
-def test_it_manages_deployments_and_their_keys(shared_backend: Backend, dial: Dial) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_it_manages_deployments_and_their_keys(backend_env: Backend, dial: Dial) -> None:
+    node = signed_in(dial(backend_env.url))
     target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": run(node)}}
     body = {"slug": "support-bot", "target": target, "authMode": "fixed_api_key"}
     made = needs(node.post("/v1/endpoints", body)["deployment"], DEPLOYMENT)
@@ -293,10 +293,10 @@ def test_it_manages_deployments_and_their_keys(shared_backend: Backend, dial: Di
     assert node.get("/v1/endpoints") == {"deployments": []}
 
 
-def test_our_client_goes_on_with_its_files(shared_backend: Backend, dial: Dial, tmp_path: Path) -> None:
-    node = signed_in(dial(shared_backend.url))
+def test_our_client_goes_on_with_its_files(backend_env: Backend, dial: Dial, tmp_path: Path) -> None:
+    node = signed_in(dial(backend_env.url))
     (org,), (project,) = node.get("/v1/me")["orgs"], node.get("/v1/projects")["projects"]
-    account = {"mode": "anon", "token": node.token, "anonymousId": "a", "arkorCloudApiUrl": shared_backend.url}
+    account = {"mode": "anon", "token": node.token, "anonymousId": "a", "arkorCloudApiUrl": backend_env.url}
     account["orgSlug"] = org["slug"]
     state = {"orgSlug": org["slug"], "projectSlug": project["slug"], "projectId": project["id"]}
     file, folder = Path(os.environ["ARKOR_HOME"]) / "credentials.json", tmp_path / "My Bot"

@@ -32,10 +32,10 @@ try:
     from sqlalchemy.exc import DBAPIError
 
     from arkor.backend.http.app import create_app
-    from arkor.backend.http.connection import HEAD_LIMIT, Connection, allow_files
-    from arkor.backend.http.middleware import Doorman
+    from arkor.backend.http.connection import HEAD_LIMIT, HttpConnection, raise_open_file_limit
+    from arkor.backend.http.middleware import ConcurrencyMiddleware
     from arkor.backend.http.peer import is_loopback
-    from arkor.backend.store.rebuild import register_strays, set_aside
+    from arkor.backend.store.rebuild import quarantine, register_orphans
     from arkor.backend.store.schema import StoreError
     from arkor.backend.store.store import Store, new_token
 except ModuleNotFoundError as missing:
@@ -50,29 +50,30 @@ from arkor.backend.runs.paths import (
     lock_file,
     owner_token_file,
     prepare,
-    sweep,
-    trim_log,
+    remove_leftovers,
+    truncate_log,
     write_atomically,
 )
 from arkor.errors import InvalidConfig
 from arkor.settings import PROTOCOL, VERSION, arkor_home, check_limits
 
 #: How long a reader has, when the server leaves, to take what was sent to it.
-LAST_WORDS_SECONDS = 0.5
+DRAIN_SECONDS = 0.5
 
 
 #: How short the operator's token may be.
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 
-A_NEW_ONE = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+NEW_TOKEN_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 
-NEEDS_TOKEN = (
+TOKEN_REQUIRED = (
     "Other machines would reach the backend on {host!r}, so it needs a token that callers must bring: put one into a "
-    "file that only you can read and name that with --token-file, or into ARKOR_SERVE_TOKEN. To make one: " + A_NEW_ONE
+    "file that only you can read and name that with --token-file, or into ARKOR_SERVE_TOKEN. To make one: "
+    + NEW_TOKEN_COMMAND
 )
 
 
-class CannotStart(Exception):
+class StartupError(Exception):
     """Why not, in a sentence, and the exit code."""
 
     def __init__(self, sentence: str, exit_code: int = 2) -> None:
@@ -84,12 +85,12 @@ class Server(uvicorn.Server):
     """Leaves on a signal without dying of it, and when it is left alone; tells the streams before it waits for them."""
 
     def __init__(
-        self, config: uvicorn.Config, home: Path, left_alone: Callable[[], bool], leave: Callable[[], None]
+        self, config: uvicorn.Config, home: Path, is_idle: Callable[[], bool], on_shutdown: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._home = home
-        self._left_alone = left_alone
-        self._leave = leave
+        self._is_idle = is_idle
+        self._on_shutdown = on_shutdown
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,27 +99,27 @@ class Server(uvicorn.Server):
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0 and self._left_alone():
+        if counter % 10 == 0 and self._is_idle():
             self.should_exit = True
         if counter % 600 == 0:
             with contextlib.suppress(OSError):
-                trim_log(self._home)
+                truncate_log(self._home)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._leave()
-        asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._hang_up)
+        self._on_shutdown()
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._close_connections)
         await super().shutdown(sockets)
 
-    def _hang_up(self) -> None:
+    def _close_connections(self) -> None:
         """On those who do not take what was sent to them; they would hold us up for as long as they like."""
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection) and connection.flow.write_paused:
+            if isinstance(connection, HttpConnection) and connection.flow.write_paused:
                 connection.transport.abort()
 
 
 @frozen
-class Service:
+class ServeOptions:
     """Where and for whom to serve: until told to leave, or until nobody has called for `idle` seconds (0: never)."""
 
     host: str
@@ -128,40 +129,44 @@ class Service:
     greet: bool = False
 
 
-def serve(home: Path, engine: str, service: Service) -> None:
-    """Serve until it is time to leave. Raises `CannotStart`."""
-    with usable(home):
+def serve(home: Path, engine: str, options: ServeOptions) -> None:
+    """Serve until it is time to leave. Raises `StartupError`."""
+    with home_errors_as_sentences(home):
         prepare(home)
-    with only_server_of(home), usable(home), contextlib.closing(open_store(home)) as store:
-        sweep(home)
+    with server_lock(home), home_errors_as_sentences(home), contextlib.closing(open_store(home)) as store:
+        remove_leftovers(home)
         token = owner_token(home)
         store.ensure_owner(token)
-        register_strays(home, store)
-        listener = listen(service.host, service.port)
+        register_orphans(home, store)
+        listener = listen(options.host, options.port)
         private = is_loopback(listener.getsockname()[0])
-        if not private and service.operator_token is None:
+        if not private and options.operator_token is None:
             listener.close()
-            raise CannotStart(NEEDS_TOKEN.format(host=service.host))
-        operator = service.operator_token
-        app = create_app(home, store, engine, operator_token=operator, open_to_own=private and operator is None)
-        doorman = Doorman(app, loopback_only=private and operator is None)  # a proxy hands on the name it was called by
+            raise StartupError(TOKEN_REQUIRED.format(host=options.host))
+        operator_secret = options.operator_token
+        app = create_app(
+            home, store, engine, operator_token=operator_secret, open_to_own_user=private and operator_secret is None
+        )
+        middleware = ConcurrencyMiddleware(
+            app, loopback_only=private and operator_secret is None
+        )  # a proxy hands on the name it was called by
 
-        def left_alone() -> bool:
-            quiet = doorman.quiet_since()
-            long_enough = service.idle > 0 and quiet is not None and time.monotonic() - quiet >= service.idle
-            return long_enough and nothing_to_do(store)
+        def is_idle() -> bool:
+            idle_since = middleware.idle_since()
+            long_enough = options.idle > 0 and idle_since is not None and time.monotonic() - idle_since >= options.idle
+            return long_enough and has_no_work(store)
 
-        def leave() -> None:
+        def on_shutdown() -> None:
             address_file(home).unlink(missing_ok=True)
-            app.state.bell.close()
+            app.state.log_notifier.close()
 
         url = announce(home, listener, token)
-        if service.greet:
+        if options.greet:
             print(f"Serving {home} on {url}; Ctrl-C leaves (runs in progress go on)", file=sys.stderr)  # noqa: T201
-        Server(_config(doorman), home, left_alone, leave).run([listener])
+        Server(_config(middleware), home, is_idle, on_shutdown).run([listener])
 
 
-def nothing_to_do(store: Store) -> bool:
+def has_no_work(store: Store) -> bool:
     """Whether every job has ended, as far as the database can be read."""
     try:
         return store.count_unfinished() == 0
@@ -170,22 +175,22 @@ def nothing_to_do(store: Store) -> bool:
 
 
 def rebuild(home: Path) -> str:
-    """Make the home's database anew from its run folders, and tell of it. Raises `CannotStart`."""
-    with usable(home):
+    """Make the home's database anew from its run folders, and tell of it. Raises `StartupError`."""
+    with home_errors_as_sentences(home):
         prepare(home)
-    with only_server_of(home), usable(home):
-        aside = set_aside(home)
+    with server_lock(home), home_errors_as_sentences(home):
+        quarantined = quarantine(home)
         with contextlib.closing(open_store(home)) as store:
             store.ensure_owner(owner_token(home))
-            found = register_strays(home, store)
-    before = f" The old one is {aside} now." if aside else ""
-    return f"{database_file(home)} is new, with the {len(found)} runs whose folders are there.{before}"
+            registered = register_orphans(home, store)
+    old_note = f" The old one is {quarantined} now." if quarantined else ""
+    return f"{database_file(home)} is new, with the {len(registered)} runs whose folders are there.{old_note}"
 
 
-def _config(app: Doorman) -> uvicorn.Config:
+def _config(app: ConcurrencyMiddleware) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=HttpConnection,
         h11_max_incomplete_event_size=HEAD_LIMIT,
         headers=[("X-Arkor-Version", VERSION)],
         ws="none",
@@ -202,37 +207,37 @@ def _config(app: Doorman) -> uvicorn.Config:
 
 
 @contextlib.contextmanager
-def usable(home: Path) -> Iterator[None]:
+def home_errors_as_sentences(home: Path) -> Iterator[None]:
     """An OSError in here is the home's fault, and so is the database's."""
     try:
         yield
     except OSError as error:
-        where, why = error.filename or home, error.strerror or error
-        sentence = f"The backend cannot use {where}: {why}. Mend that, or choose another home with ARKOR_HOME."
-        raise CannotStart(sentence) from error
+        path, reason = error.filename or home, error.strerror or error
+        sentence = f"The backend cannot use {path}: {reason}. Mend that, or choose another home with ARKOR_HOME."
+        raise StartupError(sentence) from error
     except DBAPIError as error:
-        raise CannotStart(f"The backend cannot use {database_file(home)}: {error.orig}.") from error
+        raise StartupError(f"The backend cannot use {database_file(home)}: {error.orig}.") from error
 
 
 @contextlib.contextmanager
-def only_server_of(home: Path) -> Iterator[None]:
+def server_lock(home: Path) -> Iterator[None]:
     """Hold the home's lock."""
-    with usable(home):
+    with home_errors_as_sentences(home):
         lock = lock_file(home).open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotStart(f"Another backend serves {home} already.", 3) from None
+            raise StartupError(f"Another backend serves {home} already.", 3) from None
         yield
 
 
 def open_store(home: Path) -> Store:
-    """The home's database. Raises `CannotStart`."""
+    """The home's database. Raises `StartupError`."""
     try:
         return Store(database_file(home))
     except StoreError as error:
-        raise CannotStart(str(error)) from error
+        raise StartupError(str(error)) from error
 
 
 def owner_token(home: Path) -> str:
@@ -247,7 +252,7 @@ def owner_token(home: Path) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts already; port 0 is a free one. Raises `CannotStart`."""
+    """A socket that accepts already; port 0 is a free one. Raises `StartupError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, or asyncio leaves Nagle's delay on, and a second small answer waits for 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -257,9 +262,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except (OSError, OverflowError) as error:
         listener.close()
-        why = getattr(error, "strerror", None) or error
-        sentence = f"The backend cannot listen on {host}, port {port}: {why}. Choose another with --port."
-        raise CannotStart(sentence) from error
+        reason = getattr(error, "strerror", None) or error
+        sentence = f"The backend cannot listen on {host}, port {port}: {reason}. Choose another with --port."
+        raise StartupError(sentence) from error
     return listener
 
 
@@ -276,7 +281,7 @@ def announce(home: Path, listener: socket.socket, token: str) -> str:
 def operator_token(file: Path | None) -> str | None:
     """The token that the operator chose, from the file or else from the environment, where no child finds it any more.
 
-    Raises `CannotStart` for one that cannot be read, or is none.
+    Raises `StartupError` for one that cannot be read, or is none.
     """
     token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"
     if file is not None:
@@ -284,13 +289,13 @@ def operator_token(file: Path | None) -> str | None:
         try:
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
-            raise CannotStart(f"The token file {file} cannot be read: {why}.") from error
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise StartupError(f"The token file {file} cannot be read: {reason}.") from error
     elif not token:
         return None
-    if len(token) < SHORTEST_TOKEN or not all("!" <= letter <= "~" for letter in token):
-        problem = f"must be at least {SHORTEST_TOKEN} letters, digits and marks without a blank among them"
-        raise CannotStart(f"The token in {source} {problem}. To make one: {A_NEW_ONE}")
+    if len(token) < MIN_TOKEN_LENGTH or not all("!" <= char <= "~" for char in token):
+        problem = f"must be at least {MIN_TOKEN_LENGTH} letters, digits and marks without a blank among them"
+        raise StartupError(f"The token in {source} {problem}. To make one: {NEW_TOKEN_COMMAND}")
     return token
 
 
@@ -315,15 +320,15 @@ def main() -> int:
             print(rebuild(home))  # noqa: T201
             return 0
         token = operator_token(options.token_file)
-        allow_files()
-        serve(home, options.engine, Service(options.host, options.port, options.idle, token, options.greet))
-    except (CannotStart, InvalidConfig) as error:
+        raise_open_file_limit()
+        serve(home, options.engine, ServeOptions(options.host, options.port, options.idle, token, options.greet))
+    except (StartupError, InvalidConfig) as error:
         print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code if isinstance(error, CannotStart) else 2
+        return error.exit_code if isinstance(error, StartupError) else 2
     return 0
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process now: all is written and closed, and to take the modules apart takes Python longer than the rest.
 
     Threads that are not to be left alone are waited for, as ever.
@@ -339,4 +344,4 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

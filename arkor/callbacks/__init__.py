@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from arkor.callbacks.notify.notify import Notify
     from arkor.callbacks.report.report import Report
 else:
-    _READY_MADE = {
+    _LAZY_MODULES = {
         "EarlyStopping": "early_stopping",
         "Evaluate": "evaluate.evaluate",
         "Notify": "notify.notify",
@@ -34,9 +34,9 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
-        if name not in _READY_MADE:
+        if name not in _LAZY_MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_READY_MADE[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY_MODULES[name]}"), name)
 
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.callbacks.run_control import Steered
+from arkor.callbacks.run_control import ControlledContext
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
 from arkor.protocol.chat import Adapter, InferenceRequest
@@ -22,13 +22,13 @@ from arkor.protocol.jobs import TrainingJob, TrainingResult
 class Infer:
     """Ask one model: the base, a checkpoint or the final adapter of a run.
 
-    `leaving` is the trainer's own abort signal: whoever asks for long looks at it in between.
+    `abort_signal` is the trainer's own abort signal: whoever asks for long looks at it in between.
     """
 
     _client: CloudApiClient = field(repr=False)
     adapter: Adapter | None
     base_model: str | None = None
-    leaving: threading.Event | None = field(default=None, repr=False)
+    abort_signal: threading.Event | None = field(default=None, repr=False)
 
     def __call__(
         self,
@@ -71,14 +71,14 @@ class Infer:
 
 
 @frozen
-class StartedContext(Steered):
+class StartedContext(ControlledContext):
     """The first step is about to be taken."""
 
     job: TrainingJob
 
 
 @frozen(slots=False)  # made twice as fast as one with slots, and of these there are many
-class TrainingLogContext(Steered):
+class TrainingLogContext(ControlledContext):
     """The numbers of one step, each None on steps that lack it; a diverged loss is `float("nan")`."""
 
     step: int
@@ -91,7 +91,7 @@ class TrainingLogContext(Steered):
 
 
 @frozen
-class CheckpointContext(Steered):
+class CheckpointContext(ControlledContext):
     """A checkpoint that was just saved; `infer(messages, …)` talks to it while the run goes on."""
 
     step: int

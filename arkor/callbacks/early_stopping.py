@@ -15,7 +15,7 @@ from attrs import define, field
 
 from arkor.callbacks.contexts import CheckpointContext, FinishedContext, StartedContext, TrainingLogContext
 from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig
-from arkor.protocol.best_checkpoint import BestCheckpoint, Metric, Standings
+from arkor.protocol.best_checkpoint import BestCheckpoint, BestCheckpointTracker, Metric
 from arkor.protocol.chat import Adapter
 from arkor.protocol.jobs import Artifact, TrainingResult
 from arkor.protocol.validation import Integer, Number, is_finite
@@ -45,9 +45,9 @@ class EarlyStopping:
     cancel: bool = True
     stopped: str | None = field(default=None, init=False)
     _job_id: str | None = field(default=None, init=False, repr=False)
-    _acted: bool = field(default=False, init=False, repr=False)
-    _trend: _Trend = field(init=False, repr=False)
-    _standings: Standings = field(init=False, repr=False)
+    _stop_requested: bool = field(default=False, init=False, repr=False)
+    _trend: _LossTrend = field(init=False, repr=False)
+    _checkpoints: BestCheckpointTracker = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.ceiling is not None and not is_finite(self.ceiling):
@@ -65,7 +65,7 @@ class EarlyStopping:
     @property
     def best(self) -> BestCheckpoint | None:
         """The best checkpoint seen so far; None when no checkpoint has a value."""
-        return self._best(self._standings.best(self.on))
+        return self._best_checkpoint(self._checkpoints.best(self.on))
 
     def on_started(self, ctx: StartedContext) -> None:
         """A run begins, or its history is told from the start."""
@@ -78,34 +78,36 @@ class EarlyStopping:
         """Judge the numbers, until there is a reason to stop; then act on it."""
         if ctx.job.id != self._job_id:
             self._begin(ctx.job.id)
-        self._standings.log(ctx.step, ctx.loss, ctx.eval_loss)
-        if self.stopped is None and (reason := self._judge(ctx.loss, ctx.eval_loss)):
+        self._checkpoints.log(ctx.step, ctx.loss, ctx.eval_loss)
+        if self.stopped is None and (reason := self._stop_reason(ctx.loss, ctx.eval_loss)):
             self.stopped = f"step {ctx.step}: {reason}"
             logger.warning("early stopping at %s", self.stopped)
-        if self.stopped is not None and not self._acted:
+        if self.stopped is not None and not self._stop_requested:
             self._act(ctx)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
         """Take down how good it is."""
         if ctx.job.id != self._job_id:
             self._begin(ctx.job.id)
-        self._standings.checkpoint(ctx.step)
+        self._checkpoints.checkpoint(ctx.step)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
         """Name the best checkpoint in the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
-        there = {item.step for item in ctx.result.artifacts if isinstance(item, Artifact) and item.kind == "checkpoint"}
-        among = [step for step in there if step is not None]
-        best = self._standings.best(self.on, among or None)
-        return attrs.evolve(ctx.result, best=self._best(best) or ctx.result.best)
+        present = {
+            item.step for item in ctx.result.artifacts if isinstance(item, Artifact) and item.kind == "checkpoint"
+        }
+        among = [step for step in present if step is not None]
+        best = self._checkpoints.best(self.on, among or None)
+        return attrs.evolve(ctx.result, best=self._best_checkpoint(best) or ctx.result.best)
 
     def _begin(self, job_id: str | None) -> None:
-        self._job_id, self.stopped, self._acted = job_id, None, False
-        self._trend = _Trend(self.ceiling, self.window, self.patience, self.min_delta)
-        self._standings = Standings()
+        self._job_id, self.stopped, self._stop_requested = job_id, None, False
+        self._trend = _LossTrend(self.ceiling, self.window, self.patience, self.min_delta)
+        self._checkpoints = BestCheckpointTracker()
 
-    def _judge(self, loss: float | None, eval_loss: float | None) -> str | None:
+    def _stop_reason(self, loss: float | None, eval_loss: float | None) -> str | None:
         """Why to stop, in words."""
         if loss is not None and not math.isfinite(loss):
             return f"the loss is {loss}"
@@ -115,29 +117,29 @@ class EarlyStopping:
     def _act(self, ctx: TrainingLogContext) -> None:
         if not self.cancel:
             ctx.stop_waiting(f"early stopping at {self.stopped}")
-            self._acted = True
+            self._stop_requested = True
             return
         try:
             ctx.cancel()  # False is as good: the run ended by itself in the same moment
         except (CloudApiError, BackendUnavailable) as error:
-            self._acted = not _may_pass(error)
-            then = "" if self._acted else ", which is tried again at its next log"
+            self._stop_requested = not _is_transient(error)
+            then = "" if self._stop_requested else ", which is tried again at its next log"
             logger.warning("the run could not be stopped%s: %s", then, error)
         else:
-            self._acted = True
+            self._stop_requested = True
 
-    def _best(self, best: tuple[float, int] | None) -> BestCheckpoint | None:
+    def _best_checkpoint(self, best: tuple[float, int] | None) -> BestCheckpoint | None:
         if best is None or self._job_id is None:
             return None
         value, step = best
         return BestCheckpoint(step, self.on, value, Adapter("checkpoint", self._job_id, step))
 
 
-def _may_pass(error: CloudApiError | BackendUnavailable) -> bool:
+def _is_transient(error: CloudApiError | BackendUnavailable) -> bool:
     return isinstance(error, BackendUnavailable) or error.status in (408, 429) or error.status >= 500
 
 
-class _Trend:
+class _LossTrend:
     """The mean of the last `window` values, and for how many of them it has not improved."""
 
     def __init__(self, ceiling: float | None, window: int, patience: int | None, min_delta: float) -> None:
@@ -159,9 +161,9 @@ class _Trend:
         what = f"the {name}" if len(self._recent) == 1 else f"the mean of the last {len(self._recent)} values of {name}"
         if self._ceiling is not None and mean > self._ceiling:
             return f"{what} is {mean:g}, above the ceiling of {self._ceiling:g}"
-        return self._impatience(mean, what)
+        return self._plateau_reason(mean, what)
 
-    def _impatience(self, mean: float, what: str) -> str | None:
+    def _plateau_reason(self, mean: float, what: str) -> str | None:
         if mean < self._best - self._min_delta:
             self._best, self._stalled = mean, 0
             return None

@@ -19,7 +19,7 @@ from arkor.callbacks.contexts import (
     TrainingLogContext,
 )
 from arkor.errors import InvalidConfig
-from arkor.protocol.validation import misfit
+from arkor.protocol.validation import signature_mismatch
 
 logger = logging.getLogger("arkor")
 
@@ -36,32 +36,32 @@ class TrainerCallbacks:
     on_finished: Callable[[FinishedContext], Any] | None = None
 
 
-MOMENTS = ("on_started", "on_log", "on_checkpoint", "on_completed", "on_failed", "on_finished")
+CALLBACK_NAMES = ("on_started", "on_log", "on_checkpoint", "on_completed", "on_failed", "on_finished")
 
 
-class Listeners:
+class CallbackRegistry:
     """Everything that was passed as `callbacks=`, sorted by moment."""
 
     def __init__(self, callbacks: Any) -> None:
         found = list(_flatten(callbacks))
-        self._by_moment = {moment: [c[moment] for c in found if moment in c] for moment in MOMENTS}
+        self._by_name = {name: [c[name] for c in found if name in c] for name in CALLBACK_NAMES}
 
-    def wants(self, moment: str) -> bool:
-        return bool(self._by_moment[moment])
+    def has(self, name: str) -> bool:
+        return bool(self._by_name[name])
 
-    def call(self, moment: str, context: Any) -> None:
+    def call(self, name: str, context: Any) -> None:
         """Call each in order with `context`; see `each`."""
-        self.each(moment, lambda function: function(context))
+        self.each(name, lambda function: function(context))
 
-    def each(self, moment: str, call: Callable[[Callable[[Any], Any]], Any]) -> None:
+    def each(self, name: str, call: Callable[[Callable[[Any], Any]], Any]) -> None:
         """`call(function)` for each in order, even if one raises; the first exception is raised at the end."""
         first: Exception | None = None
-        for function in self._by_moment[moment]:
+        for function in self._by_name[name]:
             try:
                 call(function)
             except Exception as error:  # noqa: PERF203 - a callback may raise anything
                 if first is not None:
-                    logger.exception("another callback for %s raised too", moment)
+                    logger.exception("another callback for %s raised too", name)
                 first = first or error
         if first is not None:
             raise first
@@ -74,26 +74,26 @@ def _flatten(callbacks: Any) -> Iterable[dict[str, Callable[[Any], Any]]]:
         for item in callbacks:
             yield from _flatten(item)
     elif isinstance(callbacks, Mapping):
-        yield _checked({str(name): function for name, function in callbacks.items()})
+        yield _validate_callbacks({str(name): function for name, function in callbacks.items()})
     else:
-        _refuse_class(callbacks)
-        found = {moment: getattr(callbacks, moment, None) for moment in MOMENTS}
-        if not any(hasattr(callbacks, moment) for moment in MOMENTS):
-            raise InvalidConfig("callbacks", f"{type(callbacks).__name__} has none of {', '.join(MOMENTS)}")
-        yield _checked(found)
+        _reject_class(callbacks)
+        found = {name: getattr(callbacks, name, None) for name in CALLBACK_NAMES}
+        if not any(hasattr(callbacks, name) for name in CALLBACK_NAMES):
+            raise InvalidConfig("callbacks", f"{type(callbacks).__name__} has none of {', '.join(CALLBACK_NAMES)}")
+        yield _validate_callbacks(found)
 
 
-def _refuse_class(callbacks: Any) -> None:
+def _reject_class(callbacks: Any) -> None:
     """A class whose methods want a `self` is a forgotten pair of parentheses."""
     if inspect.isclass(callbacks) and any(
-        inspect.isfunction(inspect.getattr_static(callbacks, moment, None)) for moment in MOMENTS
+        inspect.isfunction(inspect.getattr_static(callbacks, name, None)) for name in CALLBACK_NAMES
     ):
         raise InvalidConfig("callbacks", f"{callbacks.__name__} is a class; write {callbacks.__name__}(…)")
 
 
-def _checked(functions: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
+def _validate_callbacks(functions: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
     for name, function in functions.items():
-        if name not in MOMENTS:
+        if name not in CALLBACK_NAMES:
             raise InvalidConfig("callbacks", f"there is no {name!r}; {_suggestion(name)}")
         if function is not None:
             _check_function(name, function)
@@ -110,12 +110,12 @@ def _check_function(name: str, function: Any) -> None:
         raise InvalidConfig(field, "must be a plain function; an async one would never be awaited")
     if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(body):
         raise InvalidConfig(field, "must be a plain function; one that yields would never be run")
-    if signature := misfit(function, 1):
+    if signature := signature_mismatch(function, 1):
         problem = f"must take one argument, the context, and this one takes {signature}; write def {name}(ctx)"
         raise InvalidConfig(field, problem)
 
 
 def _suggestion(name: str) -> str:
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    nearest = difflib.get_close_matches(snake, MOMENTS, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(MOMENTS)}"
+    nearest = difflib.get_close_matches(snake, CALLBACK_NAMES, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(CALLBACK_NAMES)}"

@@ -12,26 +12,26 @@ from attrs import field, frozen
 from arkor.errors import ArkorError, CloudApiError
 
 #: How a backend refuses to stop a run that has ended.
-_HAS_ENDED = 409
+_CONFLICT = 409
 
 
-def _nothing_to_steer(*_: str) -> None:
+def _no_control(*_: str) -> None:
     raise ArkorError("this context was made by hand: there is no run behind it that could be stopped")
 
 
 @frozen
-class Steering:
+class RunControl:
     """The two things that a context can ask for, where a trainer made it."""
 
-    cancel: Callable[[], None] = _nothing_to_steer
-    leave: Callable[[str], None] = _nothing_to_steer
+    cancel: Callable[[], None] = _no_control
+    stop_waiting: Callable[[str], None] = _no_control
 
 
 @frozen(slots=False)  # as `TrainingLogContext`
-class Steered:
+class ControlledContext:
     """A context of a run that is still going on."""
 
-    _steering: Steering = field(factory=Steering, repr=False, eq=False, kw_only=True)
+    _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
 
     def cancel(self) -> bool:
         """Ask the backend to stop the run; False when it had ended already. `wait()` stays until it has stopped.
@@ -39,9 +39,9 @@ class Steered:
         Raises `CloudApiError` if the backend refuses for another reason.
         """
         try:
-            self._steering.cancel()
+            self._control.cancel()
         except CloudApiError as error:
-            if error.status != _HAS_ENDED:
+            if error.status != _CONFLICT:
                 raise
             return False
         return True
@@ -51,4 +51,4 @@ class Steered:
 
         The run itself goes on, and a further `wait()` behind this event.
         """
-        self._steering.leave(reason)
+        self._control.stop_waiting(reason)

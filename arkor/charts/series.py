@@ -6,9 +6,9 @@ import math
 
 from attrs import define, field, frozen
 
-_MOST_POINTS = 512
-_FARTHEST = 1e300  # a value beyond it is drawn there: sums of such values would overflow
-LARGEST_STEP = 2**63 - 1  # what comes later is drawn there
+_MAX_POINTS = 512
+_MAX_VALUE = 1e300  # a value beyond it is drawn there: sums of such values would overflow
+MAX_STEP = 2**63 - 1  # what comes later is drawn there
 
 
 @define
@@ -29,42 +29,43 @@ class Point:
 
 @define
 class Curve:
-    """Takes values one by one; at most `_MOST_POINTS` points are kept, neighbours merged as the curve grows longer.
+    """Takes values one by one; at most `_MAX_POINTS` points are kept, neighbours merged as the curve grows longer.
 
-    Values that are not finite are no points; `odd` are the steps of the first few, `odd_count` says how many.
+    Values that are not finite are no points; `non_finite` are the steps of the first few, `non_finite_count` says how
+    many.
     """
 
     points: list[Point] = field(factory=list)
-    odd: list[int] = field(factory=list)
-    odd_count: int = 0
+    non_finite: list[int] = field(factory=list)
+    non_finite_count: int = 0
     last: float | None = None
     _per_point: int = 1
 
     def add(self, step: int, value: float) -> None:
         """Take in the next value; costs about a microsecond, merging included."""
-        self.last, step = value, min(step, LARGEST_STEP)
+        self.last, step = value, min(step, MAX_STEP)
         if not math.isfinite(value):
-            self.odd_count += 1
-            if len(self.odd) < _MOST_POINTS:
-                self.odd.append(step)
+            self.non_finite_count += 1
+            if len(self.non_finite) < _MAX_POINTS:
+                self.non_finite.append(step)
             return
-        value = min(max(value, -_FARTHEST), _FARTHEST)
+        value = min(max(value, -_MAX_VALUE), _MAX_VALUE)
         points = self.points
         if points and points[-1].count < self._per_point:
             points[-1] = points[-1].merged(Point(step, value, value, value))
         else:
             points.append(Point(step, value, value, value))
-            if len(points) > _MOST_POINTS:
+            if len(points) > _MAX_POINTS:
                 self._merge_neighbours()
 
     def _merge_neighbours(self) -> None:
         self._per_point *= 2
         pairs = zip(self.points[::2], self.points[1::2], strict=False)
-        odd_one = self.points[-1:] if len(self.points) % 2 else []
-        self.points = [left.merged(right) for left, right in pairs] + odd_one
+        leftover = self.points[-1:] if len(self.points) % 2 else []
+        self.points = [left.merged(right) for left, right in pairs] + leftover
 
     def __bool__(self) -> bool:
-        return bool(self.points or self.odd)
+        return bool(self.points or self.non_finite)
 
 
 _LOGARITHMIC_FROM = 1000  # how many times larger than the smallest value the largest must be
@@ -79,9 +80,11 @@ class Scale:
     logarithmic: bool = False
 
     @classmethod
-    def around(cls, low: float, high: float, *, may_bend: bool = False) -> Scale:
-        """One that has room for both; logarithmic, if it `may_bend`, where the values are of very different sizes."""
-        if may_bend and low > 0 and high / low > _LOGARITHMIC_FROM:
+    def around(cls, low: float, high: float, *, may_be_logarithmic: bool = False) -> Scale:
+        """One that has room for both; logarithmic, if it `may_be_logarithmic`, where the values are of very
+        different sizes.
+        """
+        if may_be_logarithmic and low > 0 and high / low > _LOGARITHMIC_FROM:
             return cls(low, high, logarithmic=True)
         if high - low <= max(abs(low), abs(high)) * 1e-9:  # one value only
             margin = abs(low) * 0.1 or 1.0
@@ -95,27 +98,27 @@ class Scale:
             low, high, value = math.log(low), math.log(high), math.log(max(value, 5e-324))
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
-    def ticks(self, most: int) -> list[float]:
-        """Round values on the axis, at most `most` of them (at least two are asked for)."""
-        return self._powers(most) if self.logarithmic else self._multiples(most)
+    def ticks(self, max_ticks: int) -> list[float]:
+        """Round values on the axis, at most `max_ticks` of them (at least two are asked for)."""
+        return self._powers(max_ticks) if self.logarithmic else self._multiples(max_ticks)
 
-    def _multiples(self, most: int) -> list[float]:
+    def _multiples(self, max_ticks: int) -> list[float]:
         """Of 1, 2 or 5 times a power of ten."""
-        raw = (self.high - self.low) / max(1, most)
+        raw = (self.high - self.low) / max(1, max_ticks)
         power = 10.0 ** math.floor(math.log10(raw))
         for factor in (1, 2, 5, 10, 20):
             step = factor * power
             first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-            if last - first < most:
+            if last - first < max_ticks:
                 return [
                     round(number * step, 12) if abs(step) > 1e-9 else number * step for number in range(first, last + 1)
                 ]
         return []
 
-    def _powers(self, most: int) -> list[float]:
+    def _powers(self, max_ticks: int) -> list[float]:
         """Powers of ten, every so many; with fewer than two of them on the axis, its ends."""
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-        stride = max(1, math.ceil((last - first + 1) / most))
+        stride = max(1, math.ceil((last - first + 1) / max_ticks))
         powers = [10.0**exponent for exponent in range(first, last + 1, stride)]
         return powers if len(powers) > 1 else [self.low, self.high]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
-from arkor.charts.series import LARGEST_STEP, Curve, Point, Scale, tick_text
+from arkor.charts.series import MAX_STEP, Curve, Point, Scale, tick_text
 
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 30
@@ -23,27 +23,29 @@ def loss_image(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> s
         return ""
     data = b64encode(chart.encode()).decode()
     size = f'width="{_WIDTH}" height="{_HEIGHT}" style="max-width:100%;height:auto"'
-    return f'<img {size} alt="{_spoken(loss, eval_loss)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<img {size} alt="{_aria_label(loss, eval_loss)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def loss_chart(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:
     """The losses over the steps, up to `last_step` if that is farther than they got; `""` as long as they are empty."""
     points = [*loss.points, *eval_loss.points]
-    odd = [*loss.odd, *eval_loss.odd]
+    odd = [*loss.non_finite, *eval_loss.non_finite]
     if not points and not odd:
         return ""
     steps = [point.step for point in points] + odd
-    across = Scale.around(min(steps), max(*steps, min(last_step or 0, LARGEST_STEP)))
+    across = Scale.around(min(steps), max(*steps, min(last_step or 0, MAX_STEP)))
     up = Scale.around(
         min((point.low for point in points), default=0.0),
         max((point.high for point in points), default=1.0),
-        may_bend=True,
+        may_be_logarithmic=True,
     )
     parts = [*_frame(across, up), *_line(loss.points, across, up), *_dots(eval_loss.points, across, up)]
-    parts += [*_oddities(odd, across), *_legend(loss, eval_loss)]
+    parts += [*_non_finite_marks(odd, across), *_legend(loss, eval_loss)]
     box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
     font = f'font-family="system-ui, sans-serif" font-size="11" fill="{_INK}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} {font} role="img" aria-label="{_spoken(loss, eval_loss)}">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} {font} role="img" aria-label="{_aria_label(loss, eval_loss)}">'
+    )
     return f"{head}{''.join(parts)}</svg>"
 
 
@@ -90,7 +92,7 @@ def _dot(point: Point, across: Scale, up: Scale, colour: str) -> str:
     return f'<circle cx="{_x(across, point.step)}" cy="{_y(up, point.mean)}" r="3" fill="{colour}"/>'
 
 
-def _oddities(steps: Sequence[int], across: Scale) -> Iterator[str]:
+def _non_finite_marks(steps: Sequence[int], across: Scale) -> Iterator[str]:
     """A mark at the foot of the chart for each step whose loss was NaN or infinite."""
     bottom = _HEIGHT - _BOTTOM
     for x in sorted({_x(across, step) for step in steps}):
@@ -100,8 +102,8 @@ def _oddities(steps: Sequence[int], across: Scale) -> Iterator[str]:
 def _legend(loss: Curve, eval_loss: Curve) -> Iterator[str]:
     entries = [(_BLUE, f"loss {_last(loss)}")] if loss else []
     entries += [(_ORANGE, f"eval loss {_last(eval_loss)}")] if eval_loss else []
-    odd = loss.odd_count + eval_loss.odd_count
-    entries += [(_RED, f"not finite: {odd}, from step {min([*loss.odd, *eval_loss.odd])}")] if odd else []
+    odd = loss.non_finite_count + eval_loss.non_finite_count
+    entries += [(_RED, f"not finite: {odd}, from step {min([*loss.non_finite, *eval_loss.non_finite])}")] if odd else []
     x = float(_WIDTH - _RIGHT)
     for colour, text in reversed(entries):
         yield f'<text x="{x}" y="{_TOP - 12}" text-anchor="end">{text}</text>'
@@ -114,6 +116,6 @@ def _last(curve: Curve) -> str:
     return "" if curve.last is None else tick_text(curve.last)
 
 
-def _spoken(loss: Curve, eval_loss: Curve) -> str:
+def _aria_label(loss: Curve, eval_loss: Curve) -> str:
     """What a screen reader says."""
     return ", ".join(f"{name} {_last(curve)}" for name, curve in (("loss", loss), ("eval loss", eval_loss)) if curve)

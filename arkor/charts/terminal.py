@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from arkor.charts.series import Curve, Scale, tick_text
 
 _BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of the 4 × 2 dots in a Braille letter
-_LEAST = 8  # columns and rows that a plot has at least
+_MIN_SIZE = 8  # columns and rows that a plot has at least
 _TICK_ROWS = 4  # at most one tick for so many rows
 
 Paint = Callable[[str, str], str]
@@ -32,21 +32,21 @@ def loss_plot(
     finite.
     """
     points = [*loss.points, *eval_loss.points]
-    odd = [*loss.odd, *eval_loss.odd]
+    odd = [*loss.non_finite, *eval_loss.non_finite]
     if not points and not odd:
         return "nothing has been logged"
     steps = [point.step for point in points] + odd
     up = Scale.around(
-        min((p.low for p in points), default=0.0), max((p.high for p in points), default=1.0), may_bend=True
+        min((p.low for p in points), default=0.0), max((p.high for p in points), default=1.0), may_be_logarithmic=True
     )
-    rows = max(_LEAST, rows - 3)
+    rows = max(_MIN_SIZE, rows - 3)
     labels = _labels(up, rows)
     margin = max(map(len, labels.values()), default=0)
-    plot = _Plot(Scale.around(min(steps), max(steps)), up, max(_LEAST, columns - margin - 3), rows)
-    letters = plot.letters(loss, eval_loss, unicode, paint)
+    plot = _Plot(Scale.around(min(steps), max(steps)), up, max(_MIN_SIZE, columns - margin - 3), rows)
+    cells = plot.cells(loss, eval_loss, unicode, paint)
     axis = "│" if unicode else "|"
-    lines = [f"{labels.get(row, ''):>{margin}} {axis}{''.join(letters[row]).rstrip()}" for row in range(rows)]
-    lines += plot.foot(margin, unicode)
+    lines = [f"{labels.get(row, ''):>{margin}} {axis}{''.join(cells[row]).rstrip()}" for row in range(rows)]
+    lines += plot.axis_labels(margin, unicode)
     return "\n".join([_legend(loss, eval_loss, up, unicode, paint), *lines])
 
 
@@ -56,14 +56,14 @@ class _Plot:
     def __init__(self, across: Scale, up: Scale, columns: int, rows: int) -> None:
         self.across, self.up, self.columns, self.rows = across, up, columns, rows
 
-    def letters(self, loss: Curve, eval_loss: Curve, unicode: bool, paint: Paint) -> list[list[str]]:
+    def cells(self, loss: Curve, eval_loss: Curve, unicode: bool, paint: Paint) -> list[list[str]]:
         grid = [[" "] * self.columns for _ in range(self.rows)]
         for (row, column), bits in self._line(loss).items():
             grid[row][column] = paint(chr(0x2800 + bits) if unicode else "*", "blue")
         for point in eval_loss.points:
             across, down = self._cell(point.step, point.mean, 1, 1)
             grid[down][across] = paint("●" if unicode else "o", "yellow")
-        for step in (*loss.odd, *eval_loss.odd):
+        for step in (*loss.non_finite, *eval_loss.non_finite):
             grid[-1][self._cell(step, self.up.low, 1, 1)[0]] = paint("×" if unicode else "x", "red")
         return grid
 
@@ -74,12 +74,12 @@ class _Plot:
 
     def _line(self, curve: Curve) -> Mapping[tuple[int, int], int]:
         found: dict[tuple[int, int], int] = {}
-        for x, y in self._dots(curve):
+        for x, y in self._points_between(curve):
             cell = (y // 4, x // 2)
             found[cell] = found.get(cell, 0) | _BITS[y % 4][x % 2]
         return found
 
-    def _dots(self, curve: Curve) -> Iterator[tuple[int, int]]:
+    def _points_between(self, curve: Curve) -> Iterator[tuple[int, int]]:
         """From one point to the next, without a gap."""
         before: tuple[int, int] | None = None
         for point in curve.points:
@@ -89,7 +89,7 @@ class _Plot:
             yield from ((x + round((to_x - x) * n / dots), y + round((to_y - y) * n / dots)) for n in range(dots + 1))
             before = here
 
-    def foot(self, margin: int, unicode: bool) -> list[str]:
+    def axis_labels(self, margin: int, unicode: bool) -> list[str]:
         """The axis of the steps."""
         line, numbers = ("─" if unicode else "-") * self.columns, ""
         for step in self.across.ticks(max(2, self.columns // 12)):
@@ -113,8 +113,12 @@ def _legend(loss: Curve, eval_loss: Curve, up: Scale, unicode: bool, paint: Pain
     line, dot, cross = ("⠒⠒", "●", "×") if unicode else ("**", "o", "x")
     parts = [f"{paint(line, 'blue')} loss {_last(loss)}"] if loss else []
     parts += [f"{paint(dot, 'yellow')} eval loss {_last(eval_loss)}"] if eval_loss else []
-    odd = loss.odd_count + eval_loss.odd_count
-    parts += [f"{paint(cross, 'red')} not finite: {odd}, from step {min([*loss.odd, *eval_loss.odd])}"] if odd else []
+    odd = loss.non_finite_count + eval_loss.non_finite_count
+    parts += (
+        [f"{paint(cross, 'red')} not finite: {odd}, from step {min([*loss.non_finite, *eval_loss.non_finite])}"]
+        if odd
+        else []
+    )
     parts += ["(logarithmic)"] if up.logarithmic else []
     return "  ".join(parts)
 

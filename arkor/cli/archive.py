@@ -32,7 +32,7 @@ def export_run(job: str, output: Path | None, *, as_json: bool) -> None:
     file = (output or Path(f"{found.id}.zip")).expanduser()
     if file.exists():
         raise click.UsageError(f"{file} is there already; name another file with -o")
-    with _sentence_of_older_ones(client):
+    with _unsupported_errors(client):
         client.export_job(found.id, file)
     if as_json:
         say_json({"id": found.id, "file": str(file), "bytes": file.stat().st_size})
@@ -52,18 +52,18 @@ def import_run(path: Path, *, as_json: bool) -> None:
     A run that had not ended when it was copied counts as failed here, with all that it had saved.
     """
     client = connect()
-    with _sentence_of_older_ones(client):
+    with _unsupported_errors(client):
         job = client.import_job(path)
     if as_json:
         say_json(job)
         return
     say(f"{job.name} is among your runs: {job.id}, {job.status}.")
-    talk = f". Talk to it: arkor chat {job.id}" if job.status == JobStatus.COMPLETED else ""
-    say(f"Its log: arkor logs {job.id}{talk}")
+    hint = f". Talk to it: arkor chat {job.id}" if job.status == JobStatus.COMPLETED else ""
+    say(f"Its log: arkor logs {job.id}{hint}")
 
 
 @contextmanager
-def _sentence_of_older_ones(client: CloudApiClient) -> Iterator[None]:
+def _unsupported_errors(client: CloudApiClient) -> Iterator[None]:
     """A backend that knows no such route says so in words for a machine."""
     try:
         yield

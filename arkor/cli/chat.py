@@ -10,7 +10,7 @@ from typing import Any
 import click
 from attrs import define, field, frozen
 
-from arkor.cli.output import in_a_terminal, say
+from arkor.cli.output import is_interactive, say
 from arkor.cli.runs import find_job
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -32,7 +32,7 @@ class Target:
 
 
 @define
-class Conversation:
+class ChatSession:
     """The messages so far, and where they go."""
 
     client: CloudApiClient
@@ -43,21 +43,21 @@ class Conversation:
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """The answer as it comes; the question is remembered with what was answered, were it only half of it."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": text}]
         head = [{"role": "system", "content": self.system}] if self.system else []
         target = self.target
         request = InferenceRequest(
-            head + asked, adapter=target.adapter, base_model=target.base_model, stream=True, **self.settings
+            head + messages, adapter=target.adapter, base_model=target.base_model, stream=True, **self.settings
         )
-        answered = ""
+        answer_text = ""
         with self.client.chat(request) as answer:
             try:
                 for part in answer:
-                    answered += part
+                    answer_text += part
                     yield part
             finally:
-                if answered:
-                    self.messages = [*asked, {"role": "assistant", "content": answered}]
+                if answer_text:
+                    self.messages = [*messages, {"role": "assistant", "content": answer_text}]
 
 
 @click.command()
@@ -73,18 +73,18 @@ def chat(target: str | None, message: str | None, system: str | None, **settings
     Without a target: to the latest run that completed. A question may also come through a pipe.
     """
     client = connect()
-    conversation = Conversation(client, _target_of(client, target), system, settings)
-    if message is None and not in_a_terminal():
+    conversation = ChatSession(client, _resolve_target(client, target), system, settings)
+    if message is None and not is_interactive():
         message = sys.stdin.read().strip()
         if not message:
             raise click.UsageError("there is nothing to ask: stdin is empty, and there is no --message")
     if message is not None:
         _print_answer(conversation, message)
     else:
-        _converse(conversation)
+        _interactive_loop(conversation)
 
 
-def _target_of(client: CloudApiClient, given: str | None) -> Target:
+def _resolve_target(client: CloudApiClient, given: str | None) -> Target:
     if given is None:
         latest = next((job for job in client.iter_jobs() if job.status == JobStatus.COMPLETED), None)
         return _final(latest) if latest else Target(STARTER_MODEL, base_model=STARTER_MODEL)
@@ -101,7 +101,7 @@ def _final(job: TrainingJob) -> Target:
     return Target(f"{job.name} ({job.id})", Adapter("final", job.id))
 
 
-def _print_answer(conversation: Conversation, text: str) -> None:
+def _print_answer(conversation: ChatSession, text: str) -> None:
     with closing(conversation.ask(text)) as parts:
         for part in parts:
             say(part, nl=False)
@@ -111,15 +111,15 @@ def _print_answer(conversation: Conversation, text: str) -> None:
 # A conversation in a terminal
 
 
-def _converse(conversation: Conversation) -> None:
+def _interactive_loop(conversation: ChatSession) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401 - line editing and history for input()
     say(f"Talking to {conversation.target.name}. Ctrl-C stops an answer, Ctrl-D leaves, /help tells more.", err=True)
     while (line := _read_line()) is not None:
         if line.startswith("/"):
-            _obey(conversation, line)
+            _run_command(conversation, line)
         elif line.strip():
-            _answer_or_say_why(conversation, line.strip())
+            _answer_or_report(conversation, line.strip())
 
 
 def _read_line() -> str | None:
@@ -134,7 +134,7 @@ def _read_line() -> str | None:
         return None
 
 
-def _answer_or_say_why(conversation: Conversation, text: str) -> None:
+def _answer_or_report(conversation: ChatSession, text: str) -> None:
     """Ctrl-C stops the answer; a refusal is shown, or ends it all when there has not been a single answer yet."""
     try:
         _print_answer(conversation, text)
@@ -153,7 +153,7 @@ _HELP = """/system TEXT   set the system prompt; /system alone shows it, /system
 A message that begins with a slash: put a blank before it."""
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _run_command(conversation: ChatSession, line: str) -> None:
     """Do what a line that begins with a slash says."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -171,8 +171,8 @@ def _obey(conversation: Conversation, line: str) -> None:
         say(_HELP if command == "/help" else f"There is no {command} here.\n{_HELP}", err=True)
 
 
-def _change_target(conversation: Conversation, name: str) -> None:
+def _change_target(conversation: ChatSession, name: str) -> None:
     try:
-        conversation.target = _target_of(conversation.client, name)
+        conversation.target = _resolve_target(conversation.client, name)
     except (ArkorError, click.ClickException) as error:
         say(error.format_message() if isinstance(error, click.ClickException) else str(error), err=True)

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import click
 
-from arkor.cli.errors import FAILED, OK
+from arkor.cli.errors import EXIT_FAILED, EXIT_OK
 from arkor.cli.output import say, say_json
-from arkor.cli.project import in_their_code
-from arkor.formatting import spelled
-from arkor.project import find_entry, look_at_entry
+from arkor.cli.project import project_code
+from arkor.formatting import replace_unencodable
+from arkor.project import find_entry, inspect_entry
 from arkor.protocol.codec import to_wire
 from arkor.results import check_report
 
 _COLOURS = {"problem": "red", "good": "green"}
 
 #: What an encoding without them shows instead of the signs of a report.
-_SIMPLER = str.maketrans({"⟦": "[[", "⟧": "]]", "↵": "\\n", "█": "#", "│": "|", "≤": "<=", "…": "...", "�": "?"})
+_ASCII_FALLBACKS = str.maketrans(
+    {"⟦": "[[", "⟧": "]]", "↵": "\\n", "█": "#", "│": "|", "≤": "<=", "…": "...", "�": "?"}
+)
 
 
 @click.command()
@@ -34,15 +36,15 @@ def check(entry: Path | None, *, as_json: bool) -> int:
     """
     file = find_entry(entry)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the entry prints is none of the document
-        trainer = in_their_code(file, lambda: look_at_entry(file))
+        trainer = project_code(file, lambda: inspect_entry(file))
         found = trainer.check()
     if as_json:
         say_json({"ok": found.ok, **to_wire(found)})
     elif _in_colour():
-        say(check_report.text(found, _underlined, _coloured))
+        say(check_report.render_text(found, _underlined, _coloured))
     else:
-        say(_spelled(check_report.text(found)))
-    return OK if found.ok else FAILED
+        say(_in_output_encoding(check_report.render_text(found)))
+    return EXIT_OK if found.ok else EXIT_FAILED
 
 
 def _in_colour() -> bool:
@@ -57,7 +59,7 @@ def _coloured(text: str, kind: str) -> str:
     return click.style(text, fg=_COLOURS.get(kind), bold=kind != "problem")
 
 
-def _spelled(text: str) -> str:
+def _in_output_encoding(text: str) -> str:
     """The report in the letters that the output has."""
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
-    return text if encoding == "utf8" else spelled(text.translate(_SIMPLER), sys.stdout)
+    return text if encoding == "utf8" else replace_unencodable(text.translate(_ASCII_FALLBACKS), sys.stdout)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from arkor.cli.output import as_json_option, say, say_json, table, when
+from arkor.cli.output import as_json_option, format_time, say, say_json, table
 from arkor.cli.runs import find_job
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -57,7 +57,7 @@ def list_endpoints(as_json: bool) -> None:
     if as_json:
         say_json(found)
     elif found:
-        rows = [(one.slug, _state(one), one.auth_mode, _model(one), _address(client, one)) for one in found]
+        rows = [(one.slug, _state(one), one.auth_mode, _model(one), _base_url(client, one)) for one in found]
         say(table(("SLUG", "STATE", "AUTH", "MODEL", "ADDRESS"), rows))
     else:
         say("There are no endpoints yet; arkor endpoints create SLUG --run JOB makes one.")
@@ -79,12 +79,12 @@ def create(slug: str, *, run: str | None, base_model: str | None, as_json: bool,
         raise click.UsageError("name the model: --run JOB[@STEP] or --base-model MODEL")
     chosen = _settings(settings)
     auth_mode = chosen.pop("auth_mode", "fixed_api_key")
-    with _naming_the_option():
+    with _option_errors():
         made = client.create_deployment(slug, target, auth_mode, **chosen)
     if as_json:
         say_json(made)
         return
-    say(f"{one_line(made.slug)} answers with {_model(made)} at {_address(client, made)}")
+    say(f"{one_line(made.slug)} answers with {_model(made)} at {_base_url(client, made)}")
     if made.auth_mode == "fixed_api_key":
         say(f"It asks for a key: arkor endpoints keys create {one_line(made.slug)} --label LABEL")
 
@@ -104,7 +104,7 @@ def update(
     change = {name: value for name, value in change.items() if value is not None}
     if not change:
         raise click.UsageError("name what to change: --run, --base-model, --auth, --keep, --enable or --disable")
-    with _naming_the_option():
+    with _option_errors():
         changed = client.update_deployment(find_endpoint(client, endpoint).id, **change)
     if as_json:
         say_json(changed)
@@ -155,7 +155,7 @@ def create_key(endpoint: str, label: str, as_json: bool) -> None:
     Nothing else goes to standard output: KEY=$(arkor endpoints keys create ENDPOINT --label ci)
     """
     client = connect()
-    with _naming_the_option():
+    with _option_errors():
         made = client.create_deployment_key(find_endpoint(client, endpoint).id, label)
     if as_json:
         say_json(made)
@@ -181,7 +181,7 @@ def revoke(endpoint: str, key: str) -> None:
 
 def _key_row(key: DeploymentKey) -> tuple[str, ...]:
     state = "active" if key.enabled else "revoked"
-    return key.id, key.label, f"{key.prefix}…", state, when(key.created_at), when(key.last_used_at)
+    return key.id, key.label, f"{key.prefix}…", state, format_time(key.created_at), format_time(key.last_used_at)
 
 
 # What is named, and how it is told
@@ -218,7 +218,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming_the_option() -> Iterator[None]:
+def _option_errors() -> Iterator[None]:
     """A value that no backend would take is named by its option, not by its field."""
     try:
         yield
@@ -242,7 +242,7 @@ def _model(deployment: Deployment) -> str:
     return one_line(f"the run {adapter.get('jobId')}{step}")
 
 
-def _address(client: CloudApiClient, deployment: Deployment) -> str:
+def _base_url(client: CloudApiClient, deployment: Deployment) -> str:
     """What an OpenAI client takes as its `base_url`; in the managed cloud, only its first part is known here."""
     named = deployment.extra.get("url")
     if isinstance(named, str):

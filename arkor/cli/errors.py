@@ -17,10 +17,10 @@ import click
 import arkor
 from arkor.errors import ArkorError, CloudApiError, StreamLost, TrainerAborted, TrainingFailed
 
-OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, USAGE_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 _PACKAGE = str(Path(arkor.__file__).parent)
-_BUSY_OR_BROKEN = {409, 429}  # and everything from 500
+_RETRYABLE_STATUSES = {409, 429}  # and everything from 500
 
 
 class ProjectError(Exception):
@@ -29,8 +29,8 @@ class ProjectError(Exception):
 
 def exit_code_of(error: ArkorError) -> int:
     if isinstance(error, CloudApiError):
-        return FAILED if error.status in _BUSY_OR_BROKEN or error.status >= 500 else WRONG
-    return FAILED if isinstance(error, (StreamLost, TrainerAborted, TrainingFailed)) else WRONG
+        return EXIT_FAILED if error.status in _RETRYABLE_STATUSES or error.status >= 500 else USAGE_ERROR
+    return EXIT_FAILED if isinstance(error, (StreamLost, TrainerAborted, TrainingFailed)) else USAGE_ERROR
 
 
 def run(command: Callable[[], object]) -> int:
@@ -40,27 +40,27 @@ def run(command: Callable[[], object]) -> int:
         if sys.stdout is not None:  # there is none where it was closed before we began
             sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        return leave_the_pipe()
+        return handle_broken_pipe()
     except (click.ClickException, ProjectError, ArkorError, OSError) as error:
-        return _tell(error)
-    return result if isinstance(result, int) else OK
+        return _report(error)
+    return result if isinstance(result, int) else EXIT_OK
 
 
-def _tell(error: Exception) -> int:
+def _report(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         error.show()
-        return WRONG
+        return USAGE_ERROR
     click.echo((_sentence(error) if isinstance(error, OSError) else str(error)).rstrip(), err=True)
-    return exit_code_of(error) if isinstance(error, ArkorError) else WRONG
+    return exit_code_of(error) if isinstance(error, ArkorError) else USAGE_ERROR
 
 
-def leave_the_pipe() -> int:
+def handle_broken_pipe() -> int:
     """Whoever read our output (`| head`) has enough; the interpreter's last flush must not complain either."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return OK
+    return EXIT_OK
 
 
 def _sentence(error: OSError) -> str:
@@ -69,16 +69,16 @@ def _sentence(error: OSError) -> str:
 
 def project_error(error: BaseException) -> ProjectError:
     """The person's own part of a traceback, from their file on; ours and the importer's frames tell them nothing."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_project_code(frame.filename)]
     head = ["Traceback (most recent call last):\n"] if frames else []
     return ProjectError("".join(head + traceback.format_list(frames) + traceback.format_exception_only(error)))
 
 
-def place_of(error: BaseException, file: Path) -> str | None:
+def source_location(error: BaseException, file: Path) -> str | None:
     """`"train.py, line 12"`: where in that file an error came out of, if it did."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f"{file.name}, line {lines[-1]}" if lines else None
 
 
-def _is_theirs(filename: str) -> bool:
+def _is_project_code(filename: str) -> bool:
     return not filename.startswith((_PACKAGE, "<frozen importlib"))

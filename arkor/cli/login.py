@@ -11,18 +11,18 @@ from typing import Any
 import click
 from attrs import evolve
 
-from arkor.cli.errors import FAILED
-from arkor.cli.output import as_json_option, in_a_terminal, say, say_json
-from arkor.cli.whoami import ask_who, name_of, report, whose
+from arkor.cli.errors import EXIT_FAILED
+from arkor.cli.output import as_json_option, is_interactive, say, say_json
+from arkor.cli.whoami import describe_sign_in, display_name, fetch_identity, report
 from arkor.client.auth.browser_login import sign_in, sign_in_config
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     TokenCredentials,
+    credentials_lock,
     credentials_path,
     default_cloud_api_url,
-    introduced,
-    only_writer,
+    ensure_registered,
     read_credentials,
     remove_credentials,
     url_of,
@@ -36,13 +36,13 @@ from arkor.settings import cloud_api_url_from_env
 
 PERSON, ANONYMOUS, TOKEN = "person", "anonymous", "token"
 
-_LONGEST_TOKEN = 64 * 1024  # characters
+_MAX_TOKEN_LENGTH = 64 * 1024  # characters
 
 _NO_LOGIN_IN_CI = (
     "--oauth needs a person at a browser, and CI is set here; use --anonymous, set ARKOR_TOKEN, or sign in on a "
     "machine of yours and bring its credentials.json along as a secret, in ARKOR_HOME"
 )
-_NOBODY_TO_ASK = "name --oauth (a person), --anonymous, or --token-stdin (the token of its operator)"
+_NOT_INTERACTIVE = "name --oauth (a person), --anonymous, or --token-stdin (the token of its operator)"
 
 
 # Signing in
@@ -65,19 +65,19 @@ def login(url: str | None, *, no_browser: bool, as_json: bool, **flags: bool) ->
     target = _target(url, before)
     person, token = flags["oauth"] or no_browser, flags["token"] or flags["token_stdin"]
     named = [way for way, given in ((PERSON, person), (ANONYMOUS, flags["anonymous"]), (TOKEN, token)) if given]
-    with _for(as_json):
-        way = _way(target, named)
+    with _stdout_for(as_json):
+        way = _sign_in_method(target, named)
         if way == TOKEN:
-            kept = _with_token(target, before, _token(piped=flags["token_stdin"]))
+            kept = _sign_in_with_token(target, before, _token(piped=flags["token_stdin"]))
         elif way == ANONYMOUS:
-            kept = _anonymously(target, before)
+            kept = _sign_in_anonymously(target, before)
         else:
-            kept = _as_person(target, before, browser=not no_browser)
+            kept = _sign_in_as_person(target, before, browser=not no_browser)
     if as_json:
         say_json(kept)
 
 
-def _for(as_json: bool) -> AbstractContextManager[Any]:
+def _stdout_for(as_json: bool) -> AbstractContextManager[Any]:
     """Where a program reads, what is said to a person, questions included, goes to stderr."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
@@ -89,7 +89,7 @@ def _target(url: str | None, before: Credentials | None) -> str:
         raise click.BadParameter(error.problem, param_hint="ARKOR_CLOUD_API_URL" if url is None else "--url") from None
 
 
-def _way(target: str, named: list[str]) -> str:
+def _sign_in_method(target: str, named: list[str]) -> str:
     """How to sign in; asks where no way was named."""
     if len(named) > 1:
         raise click.UsageError("a person, nobody and the holder of a token cannot sign in at once; name one way")
@@ -97,25 +97,25 @@ def _way(target: str, named: list[str]) -> str:
         raise click.UsageError(_NO_LOGIN_IN_CI)
     if named:
         return named[0]
-    if _in_ci() or not in_a_terminal():
-        because = " (CI is set)" if _in_ci() else ""
-        raise click.UsageError(f"there is nobody to ask how to sign in{because}: {_NOBODY_TO_ASK}")
-    return _ask(target)
+    if _in_ci() or not is_interactive():
+        ci_note = " (CI is set)" if _in_ci() else ""
+        raise click.UsageError(f"there is nobody to ask how to sign in{ci_note}: {_NOT_INTERACTIVE}")
+    return _ask_method(target)
 
 
-def _ask(target: str) -> str:
-    persons = sign_in_config(target) is not None
-    offers = [(PERSON, "as a person, in the browser")] if persons else []
-    offers += [
+def _ask_method(target: str) -> str:
+    supports_oauth = sign_in_config(target) is not None
+    options = [(PERSON, "as a person, in the browser")] if supports_oauth else []
+    options += [
         (ANONYMOUS, "anonymously, with an organisation of its own"),
         (TOKEN, "with a token that its operator gave you"),
     ]
-    say(f"How do you want to sign in to {target}?{'' if persons else ' (It knows no persons.)'}")
-    numbers = [str(number + 1) for number in range(len(offers))]
-    for number, (_, words) in zip(numbers, offers, strict=True):
-        say(f"  {number}  {words}")
+    say(f"How do you want to sign in to {target}?{'' if supports_oauth else ' (It knows no persons.)'}")
+    numbers = [str(number + 1) for number in range(len(options))]
+    for number, (_, prompt_line) in zip(numbers, options, strict=True):
+        say(f"  {number}  {prompt_line}")
     chosen = click.prompt("Which", type=click.Choice(numbers), default="1")
-    return offers[int(chosen) - 1][0]
+    return options[int(chosen) - 1][0]
 
 
 def _in_ci() -> bool:
@@ -124,46 +124,46 @@ def _in_ci() -> bool:
 
 def _token(*, piped: bool) -> str:
     """The token as it is typed or piped; it is never part of a command, which others can see."""
-    if not piped and not in_a_terminal():
+    if not piped and not is_interactive():
         raise click.UsageError("there is nobody to ask for the token; hand it over with --token-stdin")
-    text = sys.stdin.read(_LONGEST_TOKEN) if piped else click.prompt("Token", hide_input=True, err=True)
+    text = sys.stdin.read(_MAX_TOKEN_LENGTH) if piped else click.prompt("Token", hide_input=True, err=True)
     try:
         return checked_token(text.strip()) or ""
     except CredentialsError:
         raise click.UsageError("this is no token: it is empty, or has characters that no token has") from None
 
 
-def _with_token(target: str, before: Credentials | None, token: str) -> dict[str, Any]:
+def _sign_in_with_token(target: str, before: Credentials | None, token: str) -> dict[str, Any]:
     credentials = TokenCredentials(token, target)
     try:
-        ask_who(credentials)  # whatever is wrong with it, nothing changes
+        fetch_identity(credentials)  # whatever is wrong with it, nothing changes
     except CloudApiError as error:
         if error.status not in (401, 403):
             raise
         raise CredentialsError(f"{target} refuses this token: {error}; nothing has changed") from error
     if target.startswith("http:") and not is_loopback(target):
         say(f"The connection to {target} is not encrypted: the token can be read on the way.", err=True)
-    _agree_to_replace(before)
-    return _keep(credentials)
+    _confirm_replacement(before)
+    return _save_sign_in(credentials)
 
 
-def _anonymously(target: str, before: Credentials | None) -> dict[str, Any]:
+def _sign_in_anonymously(target: str, before: Credentials | None) -> dict[str, Any]:
     if isinstance(before, AnonymousCredentials) and before.incidental and url_of(before) == target:
-        return _keep(evolve(before, incidental=None))  # a script got it on its way; from now on it is asked for
-    _agree_to_replace(before)
-    return _keep(introduced(target))
+        return _save_sign_in(evolve(before, incidental=None))  # a script got it on its way; from now on it is asked for
+    _confirm_replacement(before)
+    return _save_sign_in(ensure_registered(target))
 
 
-def _as_person(target: str, before: Credentials | None, *, browser: bool) -> dict[str, Any]:
+def _sign_in_as_person(target: str, before: Credentials | None, *, browser: bool) -> dict[str, Any]:
     config = sign_in_config(target)
     if config is None:
-        ways = f"arkor login --anonymous --url {target}, or with a token of its operator: arkor login --token"
-        raise ArkorError(f"{target} knows no persons: {ways} --url {target}")
-    _agree_to_replace(before)
-    return _keep(sign_in(target, config, tell=partial(_tell_where, browser), browser=browser))
+        alternatives = f"arkor login --anonymous --url {target}, or with a token of its operator: arkor login --token"
+        raise ArkorError(f"{target} knows no persons: {alternatives} --url {target}")
+    _confirm_replacement(before)
+    return _save_sign_in(sign_in(target, config, announce=partial(_print_sign_in_url, browser), browser=browser))
 
 
-def _tell_where(browser: bool, address: str, port: int) -> None:
+def _print_sign_in_url(browser: bool, address: str, port: int) -> None:
     if browser:
         say("The browser opens for you to sign in; if it does not, go to:", err=True)
     else:
@@ -175,16 +175,16 @@ def _tell_where(browser: bool, address: str, port: int) -> None:
     say("Waiting for you to come back (Ctrl-C leaves) …", err=True)
 
 
-def _keep(credentials: Credentials) -> dict[str, Any]:
+def _save_sign_in(credentials: Credentials) -> dict[str, Any]:
     """Write a new sign-in down, once it is sure that the backend does not refuse it; what `whoami` will say of it."""
-    me = ask_who(credentials, only_refusals=True)
-    with only_writer():
+    me = fetch_identity(credentials, only_refusals=True)
+    with credentials_lock():
         write_credentials(credentials)
     url = url_of(credentials)
     if isinstance(credentials, AnonymousCredentials):
         say(f"Signed in to {url} anonymously; the organisation is {one_line(credentials.org_slug)}.")
     else:
-        say(f"Signed in to {url}{f' as {name_of(me)}' if me else ''}.")
+        say(f"Signed in to {url}{f' as {display_name(me)}' if me else ''}.")
     named = cloud_api_url_from_env()
     if named and named != url:
         say(f"ARKOR_CLOUD_API_URL names another backend, {named}, and goes first; unset it to use this one.", err=True)
@@ -194,18 +194,18 @@ def _keep(credentials: Credentials) -> dict[str, Any]:
 # What was there before
 
 
-def _agree_to_replace(before: Credentials | None) -> None:
+def _confirm_replacement(before: Credentials | None) -> None:
     """Say whose sign-in ends with the new one; ask where something is lost with it, and somebody is there."""
     if before is None:
         return
-    say(f"This replaces {whose(before)}.", err=True)
+    say(f"This replaces {describe_sign_in(before)}.", err=True)
     if isinstance(before, AnonymousCredentials):
-        say(_what_is_lost(before), err=True)
-        if in_a_terminal():
+        say(_loss_warning(before), err=True)
+        if is_interactive():
             _confirm("Go on?")
 
 
-def _what_is_lost(credentials: AnonymousCredentials) -> str:
+def _loss_warning(credentials: AnonymousCredentials) -> str:
     return (
         f"Nobody can sign in as it again: the runs of its organisation {one_line(credentials.org_slug)} "
         "cannot be reached any more."
@@ -216,7 +216,7 @@ def _confirm(question: str) -> None:
     """Ends the command where the person says no."""
     if not click.confirm(question):
         say("Nothing has changed.", err=True)
-        raise click.exceptions.Exit(FAILED)
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 # Signing out
@@ -231,7 +231,7 @@ def logout(force: bool, as_json: bool) -> None:
     Scripts use the backend of this machine again, unless ARKOR_CLOUD_API_URL names another.
     """
     found = read_credentials()
-    with _for(as_json):
+    with _stdout_for(as_json):
         removed = _sign_out(found, force=force)
     if as_json:
         gone = {"mode": found.mode, "url": url_of(found)} if found else {"mode": None, "url": None}
@@ -240,10 +240,10 @@ def logout(force: bool, as_json: bool) -> None:
 
 def _sign_out(found: Credentials | None, *, force: bool) -> bool:
     """Whether there was anything to remove."""
-    if found is not None and in_a_terminal() and not force:
-        say(f"This removes {whose(found)}.", err=True)
+    if found is not None and is_interactive() and not force:
+        say(f"This removes {describe_sign_in(found)}.", err=True)
         if isinstance(found, AnonymousCredentials):
-            say(_what_is_lost(found), err=True)
+            say(_loss_warning(found), err=True)
         _confirm("Go on?")
     if not remove_credentials():
         say("You are not signed in.")
@@ -252,6 +252,6 @@ def _sign_out(found: Credentials | None, *, force: bool) -> bool:
         say(f"{credentials_path()} made no sense and is removed.")
         return True
     say(f"Signed out of {one_line(url_of(found))}.")
-    if isinstance(found, AnonymousCredentials) and (force or not in_a_terminal()):
-        say(_what_is_lost(found), err=True)
+    if isinstance(found, AnonymousCredentials) and (force or not is_interactive()):
+        say(_loss_warning(found), err=True)
     return True

@@ -13,7 +13,7 @@ from arkor.cli.check import check
 from arkor.cli.dev import dev
 from arkor.cli.doctor.doctor import doctor
 from arkor.cli.endpoints import endpoints
-from arkor.cli.errors import leave_the_pipe, run
+from arkor.cli.errors import handle_broken_pipe, run
 from arkor.cli.login import login, logout
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
@@ -29,7 +29,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            return leave_the_pipe()
+            return handle_broken_pipe()
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)

@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from arkor.formatting import clock, instant, number, one_line
+from arkor.formatting import format_duration, format_loss, one_line, parse_timestamp
 from arkor.protocol.codec import to_wire
 from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingResumed,
@@ -59,28 +59,28 @@ def _cell(text: str, width: int) -> str:
     return click.style(padded, fg=_COLOURS[text]) if text in _COLOURS else padded
 
 
-def when(timestamp: str | None) -> str:
+def format_time(timestamp: str | None) -> str:
     """`"2026-03-01 14:05"`, local time."""
-    moment = instant(timestamp)
+    moment = parse_timestamp(timestamp)
     return moment.strftime("%Y-%m-%d %H:%M") if moment else "-"
 
 
-def took(job: TrainingJob) -> str:
+def format_elapsed(job: TrainingJob) -> str:
     """How long the run took, or has been taking: `"1:42"`."""
-    began, ended = instant(job.started_at), instant(job.completed_at)
+    began, ended = parse_timestamp(job.started_at), parse_timestamp(job.completed_at)
     if began is None:
         return "-"
-    return clock(((ended or datetime.now(timezone.utc)) - began).total_seconds())
+    return format_duration(((ended or datetime.now(timezone.utc)) - began).total_seconds())
 
 
 def event_line(event: Event) -> str:
     """One event as one line of a log."""
-    moment = instant(event.timestamp)
+    moment = parse_timestamp(event.timestamp)
     time = moment.strftime("%H:%M:%S") if moment else "--:--:--"
-    return f"{time}  {_told(event)}".rstrip()
+    return f"{time}  {_describe(event)}".rstrip()
 
 
-def _told(event: Event) -> str:
+def _describe(event: Event) -> str:
     if isinstance(event, TrainingLog):
         return _numbers(event)
     if isinstance(event, CheckpointSaved):
@@ -94,7 +94,7 @@ def _told(event: Event) -> str:
     return one_line(_sentence(event))
 
 
-def _sentence(event: TrainingPreparing | TrainingResumed | TrainingWarning | TrainingFailed) -> str:
+def _sentence(event: TrainingPreparing | TrainingResumed | TrainingWarning | TrainingFailedEvent) -> str:
     if isinstance(event, TrainingPreparing):
         return event.message
     if isinstance(event, TrainingResumed):
@@ -106,7 +106,7 @@ def _numbers(event: TrainingLog) -> str:
     parts = [f"step {event.step:<5}"]
     for name, value in (("loss", event.loss), ("eval loss", event.eval_loss)):
         if value is not None:
-            parts.append(f"{name} {number(value)}")
+            parts.append(f"{name} {format_loss(value)}")
     if event.learning_rate is not None:
         parts.append(f"learning rate {event.learning_rate:.2e}")
     if event.epoch is not None:
@@ -116,6 +116,6 @@ def _numbers(event: TrainingLog) -> str:
     return "  ".join(parts)
 
 
-def in_a_terminal() -> bool:
+def is_interactive() -> bool:
     """Whether a person types here."""
     return sys.stdin is not None and sys.stdin.isatty()

@@ -13,7 +13,15 @@ from typing import TypeVar
 import click
 
 import arkor as package
-from arkor.cli.errors import FAILED, INTERRUPTED, OK, ProjectError, exit_code_of, place_of, project_error
+from arkor.cli.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ProjectError,
+    exit_code_of,
+    project_error,
+    source_location,
+)
 from arkor.cli.output import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.project import find_entry, load_entry
@@ -44,10 +52,10 @@ _TEMPLATES_FOLDER = Path(package.__file__).parent / "templates"
 def init(directory: Path, template: str) -> None:
     """Write a project into DIR (default: here), ready to run without a network."""
     source = _TEMPLATES_FOLDER / template
-    files = sorted(file.relative_to(source) for file in source.rglob("*") if _belongs(file))
-    taken = [str(file) for file in files if (directory / file).exists()]
-    if taken:
-        raise click.UsageError(f"{directory} already has {', '.join(taken)}; nothing was written")
+    files = sorted(file.relative_to(source) for file in source.rglob("*") if _is_template_file(file))
+    existing = [str(file) for file in files if (directory / file).exists()]
+    if existing:
+        raise click.UsageError(f"{directory} already has {', '.join(existing)}; nothing was written")
     for file in files:
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, directory / file)
@@ -60,7 +68,7 @@ def init(directory: Path, template: str) -> None:
     say("  arkor start")
 
 
-def _belongs(file: Path) -> bool:
+def _is_template_file(file: Path) -> bool:
     return file.is_file() and "__pycache__" not in file.parts
 
 
@@ -77,36 +85,36 @@ def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the entry prints is none of the document
             result = _run(file)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     if not as_json:
-        return _ended(result)
+        return _report_end(result)
     say_json({"job": result.job, "artifacts": result.artifacts})
-    return OK if result.job.status == JobStatus.COMPLETED else FAILED
+    return EXIT_OK if result.job.status == JobStatus.COMPLETED else EXIT_FAILED
 
 
 def _run(file: Path) -> TrainingResult:
     """Submit the run of that file and watch it; what interrupts it says how to go on."""
-    trainer = in_their_code(file, lambda: load_entry(file))
+    trainer = project_code(file, lambda: load_entry(file))
     try:
         say(f"{trainer.name}: run {trainer.start().job_id}")
-        return in_their_code(file, trainer.wait)
+        return project_code(file, trainer.wait)
     except (KeyboardInterrupt, ProjectError):
-        _say_how_to_go_on(trainer)
+        _print_resume_hint(trainer)
         raise
     except ArkorError as error:  # a callback that waits no longer, as a rule, or a backend that is gone
         if trainer.job_id is None:
             raise
         say(str(error), err=True)
-        _say_how_to_go_on(trainer)
+        _print_resume_hint(trainer)
         raise click.exceptions.Exit(exit_code_of(error)) from error
 
 
-def in_their_code(file: Path, call: Callable[[], T]) -> T:
+def project_code(file: Path, call: Callable[[], T]) -> T:
     """What the project's code raises is shown as its author needs it; a wrong value is, with the line it stands in."""
     try:
         return call()
     except InvalidConfig as error:
-        place = place_of(error, file)
+        place = source_location(error, file)
         if place is None:
             raise
         raise click.UsageError(f"{place}: {error}") from error
@@ -116,7 +124,7 @@ def in_their_code(file: Path, call: Callable[[], T]) -> T:
         raise project_error(error) from error
 
 
-def _say_how_to_go_on(trainer: Trainer) -> None:
+def _print_resume_hint(trainer: Trainer) -> None:
     job_id = trainer.job_id
     if job_id is None:
         say("Nothing was submitted.", err=True)
@@ -125,17 +133,17 @@ def _say_how_to_go_on(trainer: Trainer) -> None:
         say(f'With its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()', err=True)
 
 
-def _ended(result: TrainingResult) -> int:
+def _report_end(result: TrainingResult) -> int:
     job = result.job
     sys.stdout.flush()
     if job.status != JobStatus.COMPLETED:
         say(f"Run {job.id} {job.status}{f': {job.error}' if job.error else '.'}", err=True)
-        return FAILED
+        return EXIT_FAILED
     folder = _adapter_folder(result)
     if folder is not None:
         say(f"The adapter is in {folder}")
     say(f"Talk to it: arkor chat {job.id}   (with --system and the system prompt of its rows, if they have one)")
-    return OK
+    return EXIT_OK
 
 
 def _adapter_folder(result: TrainingResult) -> Path | None:

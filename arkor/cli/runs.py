@@ -14,22 +14,22 @@ import click
 
 from arkor.charts.series import Curve
 from arkor.charts.terminal import loss_plot
-from arkor.cli.errors import OK
-from arkor.cli.output import as_json_option, event_line, say, say_json, table, took, when
+from arkor.cli.errors import EXIT_OK
+from arkor.cli.output import as_json_option, event_line, format_elapsed, format_time, say, say_json, table
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
-from arkor.client.http.deadline import Patience
+from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd
 from arkor.client.streaming.event_stream import EventStream
 from arkor.errors import CloudApiError
-from arkor.formatting import instant, one_line
+from arkor.formatting import one_line, parse_timestamp
 from arkor.protocol.codec import dumps
 from arkor.protocol.events import Event, TrainingLog, encode_event, now
 from arkor.protocol.jobs import JobStatus, TrainingJob
 
 _PLOT_ROWS = 30  # a higher plot shows no more
-_SILENCE_SECONDS = 1.0  # after which what was logged so far has come
+_QUIET_SECONDS = 1.0  # after which what was logged so far has come
 
 
 def find_job(client: CloudApiClient, given: str) -> TrainingJob:
@@ -55,7 +55,10 @@ def jobs(limit: int, everything: bool, as_json: bool) -> None:
     if as_json:
         say_json(shown)
     elif shown:
-        rows = [(job.id, job.name, str(job.status), when(job.created_at), took(job), _model(job)) for job in shown]
+        rows = [
+            (job.id, job.name, str(job.status), format_time(job.created_at), format_elapsed(job), _model(job))
+            for job in shown
+        ]
         say(table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows))
     else:
         say("There are no runs yet; `arkor init` writes a project, `arkor start` runs it.")
@@ -82,15 +85,15 @@ def logs(job: str, follow: bool, as_json: bool, plot: bool) -> None:
         say(f"{found.id} is still queued; with --follow its log is printed as it comes.", err=True)
         return
     stream = EventStream(partial(_open, client, found.id), ReconnectPolicy())
-    events = _live(stream) if follow or _has_ended(found) else _so_far(stream)
+    events = _live_events(stream) if follow or _has_ended(found) else _logged_so_far(stream)
     if plot:
-        say(_picture(found, events))
+        say(_plot(found, events))
         return
     for event in events:
         say(dumps(encode_event(event)) if as_json else event_line(event))
 
 
-def _picture(job: TrainingJob, events: Iterable[Event]) -> str:
+def _plot(job: TrainingJob, events: Iterable[Event]) -> str:
     """The losses, as large as the terminal allows; of a usual size where there is none."""
     loss, eval_loss = Curve(), Curve()
     for event in events:
@@ -118,29 +121,29 @@ def _has_ended(job: TrainingJob) -> bool:
     return isinstance(job.status, JobStatus) and job.status.terminal
 
 
-def _live(stream: EventStream) -> Iterator[Event]:
-    for event in stream.events(Patience()):
+def _live_events(stream: EventStream) -> Iterator[Event]:
+    for event in stream.events(Deadline()):
         if isinstance(event, StreamEnd):
             return
         yield event
 
 
-def _so_far(stream: EventStream) -> Iterator[Event]:
+def _logged_so_far(stream: EventStream) -> Iterator[Event]:
     """What was logged up to now: a live stream does not say where its history ends, its time stamps and a pause do."""
-    asked_at, patience = instant(now()), Patience(deadline=time.monotonic() + 10 * _SILENCE_SECONDS)
+    asked_at, deadline = parse_timestamp(now()), Deadline(expires_at=time.monotonic() + 10 * _QUIET_SECONDS)
     try:
-        for event in stream.events(patience):
+        for event in stream.events(deadline):
             if isinstance(event, StreamEnd) or _is_later(event, asked_at):
                 return
             yield event
-            patience.deadline = time.monotonic() + _SILENCE_SECONDS
+            deadline.expires_at = time.monotonic() + _QUIET_SECONDS
     except TimeoutError:
         return
 
 
-def _is_later(event: Event, moment: Any) -> bool:
-    logged_at = instant(event.timestamp)
-    return logged_at is not None and logged_at > moment
+def _is_later(event: Event, reference: Any) -> bool:
+    logged_at = parse_timestamp(event.timestamp)
+    return logged_at is not None and logged_at > reference
 
 
 @click.command()
@@ -159,6 +162,6 @@ def cancel(job: str, *, as_json: bool) -> int:
         return 1
     if as_json:
         say_json(client.get_job(found.id))
-        return OK
+        return EXIT_OK
     say(f"{found.id} is being cancelled; `arkor logs {found.id}` tells when it has stopped.")
-    return OK
+    return EXIT_OK

@@ -14,14 +14,14 @@ from arkor.client.auth.credentials import (
     credentials_from_env,
     credentials_path,
     is_incidental,
-    known_credentials,
     read_credentials,
+    stored_credentials,
     url_of,
 )
-from arkor.client.auth.oauth import access_for
+from arkor.client.auth.oauth import auth_for
 from arkor.client.connect import choose_backend
-from arkor.client.http.client import Access
-from arkor.client.local_backend import ask_health, read_listing
+from arkor.client.http.client import Auth
+from arkor.client.local_backend import fetch_health, read_backend_info
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.formatting import one_line
 from arkor.protocol.accounts import Me, Org
@@ -41,14 +41,14 @@ def whoami(as_json: bool) -> None:
     Nothing is started, and nobody is signed in by asking.
     """
     chosen = choose_backend()
-    found = _here() if chosen is None else _elsewhere(*chosen)
+    found = _local_identity() if chosen is None else _remote_identity(*chosen)
     if as_json:
         say_json(found)
         return
-    say(_greeting(found))
+    say(_describe_identity(found))
     if found["orgs"]:
         say(f"Organisations: {', '.join(one_line(str(org['slug'])) for org in found['orgs'])}")
-    say(f"Backend: {_place(found['backend'])}")
+    say(f"Backend: {_describe_backend(found['backend'])}")
     if chosen is None and (idle := read_credentials()):
         say(f"The identity in {credentials_path()} is for {one_line(url_of(idle))} where a script names that one.")
 
@@ -63,37 +63,37 @@ def report(mode: str | None, me: Me | None, **backend: Any) -> dict[str, Any]:
     return {"mode": mode, "user": _user(me) if me else None, "orgs": orgs, "backend": backend}
 
 
-def _here() -> dict[str, Any]:
+def _local_identity() -> dict[str, Any]:
     """The backend of this machine, if it runs; it is not started."""
-    listing = read_listing(arkor_home())
+    info = read_backend_info(arkor_home())
     me = None
     try:
-        if listing is not None and ask_health(listing, _HEALTH_SECONDS):
-            owner = AnonymousCredentials(listing.token, "local", listing.url, "local")
-            me = _who_if_known(owner)
+        if info is not None and fetch_health(info, _HEALTH_SECONDS):
+            owner = AnonymousCredentials(info.token, "local", info.url, "local")
+            me = _identity_or_none(owner)
         else:
-            listing = None
+            info = None
     except TimeoutError:  # it is there, but has no time for us
         pass
-    url = listing.url if listing else None
-    return report("embedded", me, url=url, why="embedded", running=listing is not None)
+    url = info.url if info else None
+    return report("embedded", me, url=url, why="embedded", running=info is not None)
 
 
-def _elsewhere(url: str, why: str) -> dict[str, Any]:
-    found = known_credentials(url)
+def _remote_identity(url: str, why: str) -> dict[str, Any]:
+    found = stored_credentials(url)
     if found is None:
         return report(None, None, url=url, why=why)
-    client = CloudApiClient(url, found, access=access_for(url, found, from_file=True, why=why))
+    client = CloudApiClient(url, found, access=auth_for(url, found, from_file=True, why=why))
     try:
         me = client.me()
     except CloudApiError as error:
         if error.status != 401:
             raise
-        raise CredentialsError(_refused(url, error)) from error
-    return report(found.mode, me, url=client.base_url, why=client.http.access.why)
+        raise CredentialsError(_rejection_note(url, error)) from error
+    return report(found.mode, me, url=client.base_url, why=client.http.auth.source)
 
 
-def _refused(url: str, error: CloudApiError) -> str:
+def _rejection_note(url: str, error: CloudApiError) -> str:
     if credentials_from_env(url):
         return f"{url} refuses the token in ARKOR_TOKEN ({error}); set the one that its operator gave out"
     return f"{url} does not know your sign-in any more ({error}); sign in again: arkor login"
@@ -102,7 +102,7 @@ def _refused(url: str, error: CloudApiError) -> str:
 # Telling
 
 
-def _greeting(found: dict[str, Any]) -> str:
+def _describe_identity(found: dict[str, Any]) -> str:
     user = found["user"] or {}
     name = one_line(str(user.get("email") or user.get("id")))
     if found["mode"] == "oauth":
@@ -117,21 +117,21 @@ def _greeting(found: dict[str, Any]) -> str:
     return "Nobody yet: the first call there gets an anonymous identity (to be a person: arkor login)"
 
 
-def _place(backend: dict[str, Any]) -> str:
+def _describe_backend(backend: dict[str, Any]) -> str:
     if backend["why"] == "embedded":
-        where = backend["url"] or "none runs now, it is started when it is needed"
-        return f"the one of this machine ({where}), for neither ARKOR_CLOUD_API_URL nor a sign-in names another"
-    because = f"the sign-in in {credentials_path()}" if backend["why"] == "credentials file" else backend["why"]
-    return f"{one_line(str(backend['url']))}, because of {because}"
+        url_text = backend["url"] or "none runs now, it is started when it is needed"
+        return f"the one of this machine ({url_text}), for neither ARKOR_CLOUD_API_URL nor a sign-in names another"
+    reason = f"the sign-in in {credentials_path()}" if backend["why"] == "credentials file" else backend["why"]
+    return f"{one_line(str(backend['url']))}, because of {reason}"
 
 
 # Whose a sign-in is
 
 
-def ask_who(credentials: Credentials, *, only_refusals: bool = False) -> Me | None:
+def fetch_identity(credentials: Credentials, *, only_refusals: bool = False) -> Me | None:
     """Who that is, as the backend says. Raises `ArkorError`; with `only_refusals`, only where it refuses the token."""
     url = url_of(credentials)
-    client = CloudApiClient(url, credentials, access=Access(url, credentials.bearer))
+    client = CloudApiClient(url, credentials, access=Auth(url, credentials.bearer))
     client.http.retry_budget = _RETRY_SECONDS
     try:
         return client.me()
@@ -141,24 +141,24 @@ def ask_who(credentials: Credentials, *, only_refusals: bool = False) -> Me | No
         raise
 
 
-def _who_if_known(credentials: Credentials) -> Me | None:
+def _identity_or_none(credentials: Credentials) -> Me | None:
     try:
-        return ask_who(credentials)
+        return fetch_identity(credentials)
     except ArkorError:
         return None
 
 
-def whose(credentials: Credentials) -> str:
+def describe_sign_in(credentials: Credentials) -> str:
     """`"the sign-in of ada@example at https://…"`."""
     where = one_line(url_of(credentials))
     if isinstance(credentials, AnonymousCredentials):
         chance = ", which a script got" if is_incidental(credentials) else ""
         return f"the anonymous sign-in at {where}{chance}"
-    me = _who_if_known(credentials)
-    return f"the sign-in of {name_of(me) if me else 'a person'} at {where}"
+    me = _identity_or_none(credentials)
+    return f"the sign-in of {display_name(me) if me else 'a person'} at {where}"
 
 
-def name_of(me: Me) -> str:
+def display_name(me: Me) -> str:
     user = _user(me)
     return one_line(str(user["email"] or user["id"]))
 

@@ -19,12 +19,12 @@ import attrs
 import requests
 
 from arkor.client.auth.credentials import Credentials
-from arkor.client.auth.oauth import access_for
-from arkor.client.chat_response import ChatResponse, patience_of
-from arkor.client.http.client import TIMEOUT, Access, Http
-from arkor.client.http.decoding import Upload, decode, list_of, one
-from arkor.client.response_format import response_format_of
-from arkor.client.streaming.check_stream import Say, ask_check
+from arkor.client.auth.oauth import auth_for
+from arkor.client.chat_response import ChatResponse, deadline_for
+from arkor.client.http.client import TIMEOUT, Auth, HttpClient
+from arkor.client.http.decoding import Upload, decode, decode_list, decode_one
+from arkor.client.response_format import build_response_format
+from arkor.client.streaming.check_stream import ReportStatus, request_check
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.protocol.accounts import Me, Project
 from arkor.protocol.chat import InferenceRequest
@@ -40,15 +40,15 @@ from arkor.protocol.deployments import (
     clean_label,
 )
 from arkor.protocol.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
-from arkor.protocol.run_archive import zipped
+from arkor.protocol.run_archive import as_zip
 
 T = TypeVar("T")
 
 #: Seconds to wait for an answer that needs work first: a model to be loaded, a file to be stored.
-PATIENT_TIMEOUT = (10.0, 600.0)
+LONG_TIMEOUT = (10.0, 600.0)
 
 #: How many runs a backend lists at once, at most.
-LONGEST_PAGE = 1000
+MAX_PAGE_SIZE = 1000
 
 
 class CloudApiClient:
@@ -64,11 +64,11 @@ class CloudApiClient:
         credentials: Credentials | None = None,
         *,
         scope: Scope | None = None,
-        access: Access | None = None,
+        access: Auth | None = None,
     ) -> None:
         self.credentials = credentials
         self.scope = scope
-        self.http = Http(access or access_for(base_url, credentials))
+        self.http = HttpClient(access or auth_for(base_url, credentials))
 
     def __repr__(self) -> str:
         return f"CloudApiClient({self.base_url!r}, scope={self.scope!r})"
@@ -76,7 +76,7 @@ class CloudApiClient:
     @property
     def base_url(self) -> str:
         """Where the backend listens, without a slash at the end."""
-        return self.http.access.base_url
+        return self.http.auth.base_url
 
     def close(self) -> None:
         """Close the connections that are not in use; the next call opens a new one."""
@@ -91,13 +91,13 @@ class CloudApiClient:
     def list_projects(self, *, scope: Scope | None = None) -> list[Project]:
         """The projects of the scope's organisation."""
         query = {"orgSlug": self._scope(scope).org_slug}
-        return list_of(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
+        return decode_list(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
 
     def create_project(self, name: str, slug: str, *, scope: Scope | None = None) -> Project:
         """A new project in the scope's organisation; `CloudApiError` 409 when the slug is taken."""
         query = {"orgSlug": self._scope(scope).org_slug}
         answer = self.http.call("POST", "/v1/projects", query=query, body={"name": name, "slug": slug})
-        return one(Project, answer, "project")
+        return decode_one(Project, answer, "project")
 
     # Jobs
 
@@ -108,18 +108,18 @@ class CloudApiClient:
 
         Raises `InvalidConfig` for a value that no backend would take.
         """
-        _demand_sendable(config)
+        _require_sendable(config)
         body = {"name": name, "config": to_wire(config)}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         query = self._query(scope)
         answer = self.http.call("POST", "/v1/jobs", query=query, body=body, headers=headers, repeatable=True)
-        return one(TrainingJob, answer, "job")
+        return decode_one(TrainingJob, answer, "job")
 
     def check(
         self,
         config: JobConfig,
         *,
-        say: Say | None = None,
+        say: ReportStatus | None = None,
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> Check:
@@ -128,15 +128,17 @@ class CloudApiClient:
         Takes about half a minute. Raises `InvalidConfig` for a value that no backend would take, and `CloudApiError`
         for a configuration that cannot be trained, and where the backend knows no checks.
         """
-        _demand_sendable(config)
+        _require_sendable(config)
         body, query = {"config": to_wire(config)}, self._query(scope)
-        return ask_check(partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body), say, abort_signal)
+        return request_check(
+            partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body), say, abort_signal
+        )
 
     def list_jobs(
         self, *, limit: int | None = None, id_prefix: str = "", scope: Scope | None = None
     ) -> list[TrainingJob]:
         """The runs of the project, newest first: all of them, or `limit`; those whose id begins with `id_prefix`."""
-        page = LONGEST_PAGE if limit is None else min(limit, LONGEST_PAGE)
+        page = MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)
         return list(islice(self.iter_jobs(page=page, id_prefix=id_prefix, scope=scope), limit)) if page else []
 
     def iter_jobs(self, *, page: int = 100, id_prefix: str = "", scope: Scope | None = None) -> Iterator[TrainingJob]:
@@ -149,7 +151,7 @@ class CloudApiClient:
         while True:
             query = {**self._query(scope), **wanted, **({"before": before} if before else {})}
             answer = self.http.call("GET", "/v1/jobs", query=query)
-            yield from (job for job in list_of(TrainingJob, answer, "jobs") if job.id.startswith(id_prefix))
+            yield from (job for job in decode_list(TrainingJob, answer, "jobs") if job.id.startswith(id_prefix))
             behind = answer.get("nextBefore")
             if not isinstance(behind, str) or behind == before:
                 return
@@ -157,12 +159,12 @@ class CloudApiClient:
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
         """One run, as it stands; `CloudApiError` 404 when the project has none of this id."""
-        path = f"/v1/jobs/{_segment('job_id', job_id)}"
-        return one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
+        path = f"/v1/jobs/{_path_segment('job_id', job_id)}"
+        return decode_one(TrainingJob, self.http.call("GET", path, query=self._query(scope)), "job")
 
     def cancel_job(self, job_id: str, *, scope: Scope | None = None) -> None:
         """Ask the backend to stop the run; `CloudApiError` 409 when it has already ended."""
-        path = f"/v1/jobs/{_segment('job_id', job_id)}/cancel"
+        path = f"/v1/jobs/{_path_segment('job_id', job_id)}/cancel"
         self.http.call("POST", path, query=self._query(scope))
 
     def open_event_stream(
@@ -179,8 +181,8 @@ class CloudApiClient:
         Without an id, its whole history, or with `from_now` none of it, where the backend knows how. `timeout` is in
         seconds: to connect, and between two bytes.
         """
-        path = f"/v1/jobs/{_segment('job_id', job_id)}/events/stream"
-        cursor = {} if last_event_id is None else {"Last-Event-ID": _header("last_event_id", last_event_id)}
+        path = f"/v1/jobs/{_path_segment('job_id', job_id)}/events/stream"
+        cursor = {} if last_event_id is None else {"Last-Event-ID": _header_value("last_event_id", last_event_id)}
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
         query = {**self._query(scope), **({"since": "now"} if from_now else {})}
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
@@ -190,7 +192,7 @@ class CloudApiClient:
 
         Raises OSError for a file that cannot be written.
         """
-        path = f"/v1/jobs/{_segment('job_id', job_id)}/export"
+        path = f"/v1/jobs/{_path_segment('job_id', job_id)}/export"
         headers = {"Accept": "application/zip"}
         self.http.save(Path(file).expanduser(), "GET", path, query=self._query(scope), headers=headers)
 
@@ -200,10 +202,10 @@ class CloudApiClient:
         Raises `InvalidConfig` for what is no run's folder or cannot be read.
         """
         query, route = self._query(scope), "/v1/jobs/import"
-        with zipped(Path(path).expanduser()) as file:
+        with as_zip(Path(path).expanduser()) as file:
             upload = _opener("path", file)
-            answer = self.http.call("POST", route, query=query, upload=upload, timeout=PATIENT_TIMEOUT, repeatable=True)
-        return one(TrainingJob, answer, "job")
+            answer = self.http.call("POST", route, query=query, upload=upload, timeout=LONG_TIMEOUT, repeatable=True)
+        return decode_one(TrainingJob, answer, "job")
 
     # Data and inference
 
@@ -219,10 +221,10 @@ class CloudApiClient:
             "/v1/datasets",
             query=query,
             upload=_opener("dataset.path", file),
-            timeout=PATIENT_TIMEOUT,
+            timeout=LONG_TIMEOUT,
             repeatable=True,
         )
-        return one(Upload, answer, "dataset").as_source()
+        return decode_one(Upload, answer, "dataset").as_source()
 
     def chat(
         self,
@@ -235,32 +237,32 @@ class CloudApiClient:
 
         Its `response_format` may be a class (attrs, dataclass, Pydantic); the answer's `parsed` is an instance then.
         """
-        form = request.response_format
-        if isinstance(form, Mapping):
-            form = None
-        elif form is not None:
-            request = attrs.evolve(request, response_format=response_format_of(form))
+        response_class = request.response_format
+        if isinstance(response_class, Mapping):
+            response_class = None
+        elif response_class is not None:
+            request = attrs.evolve(request, response_format=build_response_format(response_class))
         body, query = to_wire(request), self._query(scope)
         headers = {"Accept": "text/event-stream" if request.stream else "application/json"}
 
         def ask() -> requests.Response:
             route = "/v1/inference/chat"
-            return self.http.open("POST", route, query=query, body=body, headers=headers, timeout=PATIENT_TIMEOUT)
+            return self.http.open("POST", route, query=query, body=body, headers=headers, timeout=LONG_TIMEOUT)
 
-        patience = patience_of(abort_signal)
-        response = patience.call(ask, requests.Response.close) if patience else ask()
-        return ChatResponse(response, abort_signal, form)
+        deadline = deadline_for(abort_signal)
+        response = deadline.call(ask, requests.Response.close) if deadline else ask()
+        return ChatResponse(response, abort_signal, response_class)
 
     # Deployments
 
     def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
         """The deployments of a project."""
-        return list_of(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
+        return decode_list(Deployment, self.http.call("GET", "/v1/endpoints", query=self._query(scope)), "deployments")
 
     def get_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> Deployment:
         """One deployment, by its id; `CloudApiError` 404 when the project has none of it."""
-        answer = self.http.call("GET", _endpoint(deployment_id), query=self._query(scope))
-        return one(Deployment, answer, "deployment")
+        answer = self.http.call("GET", _deployment_path(deployment_id), query=self._query(scope))
+        return decode_one(Deployment, answer, "deployment")
 
     def create_deployment(
         self,
@@ -283,7 +285,7 @@ class CloudApiClient:
         check_retention(run_retention_mode, run_retention_days)
         retention = _without_none(runRetentionMode=run_retention_mode, runRetentionDays=run_retention_days)
         body = {"slug": slug, "target": wanted, "authMode": auth_mode, **retention}
-        return one(
+        return decode_one(
             Deployment, self.http.call("POST", "/v1/endpoints", query=self._query(scope), body=body), "deployment"
         )
 
@@ -312,28 +314,28 @@ class CloudApiClient:
             runRetentionMode=run_retention_mode,
             runRetentionDays=run_retention_days,
         )
-        answer = self.http.call("PATCH", _endpoint(deployment_id), query=self._query(scope), body=body)
-        return one(Deployment, answer, "deployment")
+        answer = self.http.call("PATCH", _deployment_path(deployment_id), query=self._query(scope), body=body)
+        return decode_one(Deployment, answer, "deployment")
 
     def delete_deployment(self, deployment_id: str, *, scope: Scope | None = None) -> None:
         """Take it down; its keys go too."""
-        self.http.call("DELETE", _endpoint(deployment_id), query=self._query(scope))
+        self.http.call("DELETE", _deployment_path(deployment_id), query=self._query(scope))
 
     def list_deployment_keys(self, deployment_id: str, *, scope: Scope | None = None) -> list[DeploymentKey]:
         """The keys of a deployment, revoked ones too; none has its `plaintext`."""
-        answer = self.http.call("GET", f"{_endpoint(deployment_id)}/keys", query=self._query(scope))
-        return list_of(DeploymentKey, answer, "keys")
+        answer = self.http.call("GET", f"{_deployment_path(deployment_id)}/keys", query=self._query(scope))
+        return decode_list(DeploymentKey, answer, "keys")
 
     def create_deployment_key(self, deployment_id: str, label: str, *, scope: Scope | None = None) -> DeploymentKey:
         """A new key; its `plaintext` is in this answer and never again. Raises `InvalidConfig` for the label."""
         body = {"label": clean_label(label)}
-        path = f"{_endpoint(deployment_id)}/keys"
+        path = f"{_deployment_path(deployment_id)}/keys"
         answer = self.http.call("POST", path, query=self._query(scope), body=body)
-        return one(DeploymentKey, answer, "key")
+        return decode_one(DeploymentKey, answer, "key")
 
     def revoke_deployment_key(self, deployment_id: str, key_id: str, *, scope: Scope | None = None) -> None:
         """The key opens nothing from now on; it stays listed with `enabled` False."""
-        path = f"{_endpoint(deployment_id)}/keys/{_segment('key_id', key_id)}"
+        path = f"{_deployment_path(deployment_id)}/keys/{_path_segment('key_id', key_id)}"
         self.http.call("DELETE", path, query=self._query(scope))
 
     # Scope
@@ -352,24 +354,24 @@ class CloudApiClient:
 # Requests
 
 
-def _demand_sendable(config: JobConfig) -> None:
+def _require_sendable(config: JobConfig) -> None:
     config.check()
     if isinstance(config.dataset_source, FileDataset):
         raise InvalidConfig("dataset", "a file goes to the backend first: client.upload_dataset(path)")
 
 
-def _segment(name: str, value: str) -> str:
+def _path_segment(name: str, value: str) -> str:
     """An id as one segment of a path, whatever is in it."""
     if not isinstance(value, str) or not value or value in (".", ".."):
         raise InvalidConfig(name, f"must be an id, not {value!r}")
     return quote(value, safe="", errors="surrogatepass")
 
 
-def _endpoint(deployment_id: str) -> str:
-    return f"/v1/endpoints/{_segment('deployment_id', deployment_id)}"
+def _deployment_path(deployment_id: str) -> str:
+    return f"/v1/endpoints/{_path_segment('deployment_id', deployment_id)}"
 
 
-def _header(name: str, value: str) -> bytes:
+def _header_value(name: str, value: str) -> bytes:
     if any(c in "\r\n\0" for c in value):
         raise InvalidConfig(name, "must be the id of an event, on one line")
     return value.encode("utf-8", "surrogatepass")

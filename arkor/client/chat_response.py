@@ -16,9 +16,9 @@ from typing import Any
 import requests
 from urllib3.exceptions import HTTPError
 
-from arkor.client.http.deadline import Patience
-from arkor.client.http.errors import error_in_stream, unavailable
-from arkor.client.response_format import instance_of
+from arkor.client.http.deadline import Deadline
+from arkor.client.http.errors import error_in_stream, unavailable_error
+from arkor.client.response_format import parse_instance
 from arkor.client.streaming.sse import frames
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 from arkor.results.html_cards import text_card
@@ -26,9 +26,9 @@ from arkor.results.html_cards import text_card
 _CHUNK_BYTES = 64 * 1024
 
 
-def patience_of(abort_signal: threading.Event | None) -> Patience | None:
+def deadline_for(abort_signal: threading.Event | None) -> Deadline | None:
     """How long an answer is waited for; None: as long as it takes."""
-    return None if abort_signal is None else Patience(abort_signal, meanwhile="the answer was not waited for")
+    return None if abort_signal is None else Deadline(abort_signal, timeout_note="the answer was not waited for")
 
 
 class ChatResponse:
@@ -39,12 +39,12 @@ class ChatResponse:
     """
 
     def __init__(
-        self, response: requests.Response, abort_signal: threading.Event | None = None, form: Any = None
+        self, response: requests.Response, abort_signal: threading.Event | None = None, response_class: Any = None
     ) -> None:
         self.raw = response
-        self._form = form
+        self._response_class = response_class
         self._finish_reason: str | None = None
-        self._patience = patience_of(abort_signal)
+        self._deadline = deadline_for(abort_signal)
         self._streamed = response.headers.get("Content-Type", "").startswith("text/event-stream")
         self._completion: dict[str, Any] | None = None
         self._message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -63,13 +63,13 @@ class ChatResponse:
         self.close()
 
     def __repr__(self) -> str:
-        text, note = self._so_far()
+        text, note = self._status()
         return f"ChatResponse({text if len(text) <= 60 else f'{text[:60]}…'!r}, {note})"
 
     def _repr_html_(self) -> str:
-        return text_card(*self._so_far())
+        return text_card(*self._status())
 
-    def _so_far(self) -> tuple[str, str]:
+    def _status(self) -> tuple[str, str]:
         """What has been read of the answer, and whether that is all; reads nothing itself."""
         calls = [str(call.get("function", {}).get("name")) for call in self._message.get("tool_calls") or ()]
         called = f"calls {', '.join(calls)}; " if calls else ""
@@ -78,7 +78,7 @@ class ChatResponse:
 
     def close(self) -> None:
         """Hang up; the backend stops to generate."""
-        hang_up(self.raw)
+        close_connection(self.raw)
 
     def text(self) -> str:
         """The whole text, what was already iterated included."""
@@ -106,7 +106,7 @@ class ChatResponse:
         """
         if self.finish_reason == "length":
             raise ArkorError("the answer was cut off before its end; ask again with a larger max_tokens")
-        return instance_of(Any if self._form is None else self._form, self.text())
+        return parse_instance(Any if self._response_class is None else self._response_class, self.text())
 
     def json(self) -> dict[str, Any]:
         """The chat-completion object, of a request with `stream=False`; raises `ArkorError` otherwise."""
@@ -134,7 +134,7 @@ class ChatResponse:
                     return
                 for choice in _choices(frame.data, self.raw):
                     self._finish_reason = choice.get("finish_reason") or self._finish_reason
-                    if text := self._take(choice.get("delta")):
+                    if text := self._add_delta(choice.get("delta")):
                         yield text
         finally:
             self.close()
@@ -147,14 +147,14 @@ class ChatResponse:
 
     def _read(self, read: Callable[[], bytes]) -> bytes:
         try:
-            return self._patience.call(read) if self._patience else read()
+            return self._deadline.call(read) if self._deadline else read()
         except TrainerAborted:
             self.close()
             raise
         except (OSError, HTTPException, HTTPError) as error:  # those of requests are OSErrors
-            raise unavailable(_origin(self.raw), error) from error
+            raise unavailable_error(_origin(self.raw), error) from error
 
-    def _take(self, delta: Any) -> str:
+    def _add_delta(self, delta: Any) -> str:
         """Add a delta to the message; returns its text."""
         if not isinstance(delta, dict):
             return ""
@@ -210,7 +210,7 @@ def _origin(response: requests.Response) -> str:
     return response.url.split("/v1/", 1)[0]
 
 
-def hang_up(response: requests.Response) -> None:
+def close_connection(response: requests.Response) -> None:
     """Wake a reader that is blocked in a read, which closing alone would wait for; then close."""
     with suppress(RuntimeError, OSError, ValueError, AttributeError):  # it had already ended
         response.raw.shutdown()

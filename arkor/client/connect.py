@@ -18,9 +18,9 @@ from arkor.client.auth.credentials import (
     read_credentials,
     url_of,
 )
-from arkor.client.auth.oauth import access_for
+from arkor.client.auth.oauth import auth_for
 from arkor.client.http.urls import checked_url
-from arkor.client.local_backend import EmbeddedAccess
+from arkor.client.local_backend import LocalBackendAuth
 from arkor.client.project_state import ensure_project, read_state
 from arkor.errors import ArkorError
 from arkor.protocol.jobs import Scope
@@ -32,20 +32,20 @@ def connect(
     credentials: Credentials | None = None,
     project_dir: str | Path | None = None,
 ) -> CloudApiClient:
-    """A client with its scope set; `client.http.access.why` says how the backend came to be chosen.
+    """A client with its scope set; `client.http.auth.source` says how the backend came to be chosen.
 
     Starts a backend on this machine, gets an anonymous identity, creates the project, each where it is missing.
     Raises `BackendUnavailable`, `CloudApiError`, `CredentialsError` or `ProjectStateMismatch`.
     """
     chosen = choose_backend(base_url, credentials)
     if chosen is None:
-        local = EmbeddedAccess(arkor_home())
+        local = LocalBackendAuth(arkor_home())
         return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
     url, why = chosen
-    known = credentials or ensure_credentials(url, incidental=True)
-    access = access_for(url, known, from_file=credentials is None, why=why)
-    client = CloudApiClient(url, known, access=access)
-    client.scope = ensure_project(client, _org_of(client, known, project_dir), project_dir).scope
+    sign_in = credentials or ensure_credentials(url, incidental=True)
+    auth = auth_for(url, sign_in, from_file=credentials is None, why=why)
+    client = CloudApiClient(url, sign_in, access=auth)
+    client.scope = ensure_project(client, _resolve_org(client, sign_in, project_dir), project_dir).scope
     return client
 
 
@@ -64,7 +64,7 @@ def choose_backend(base_url: str | None = None, credentials: Credentials | None 
     return None if found is None or is_incidental(found) else (url_of(found), "credentials file")
 
 
-def _org_of(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
+def _resolve_org(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
     """The organisation to work in: an anonymous identity's own; a person's only one, or the one of the project."""
     if isinstance(credentials, AnonymousCredentials):
         return credentials.org_slug

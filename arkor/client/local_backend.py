@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from arkor.client.auth.credentials import AnonymousCredentials
-from arkor.client.http.client import Access
+from arkor.client.http.client import Auth
 from arkor.errors import BackendUnavailable
 from arkor.protocol.codec import from_wire
 from arkor.settings import PROTOCOL, VERSION, arkor_home
@@ -34,20 +34,20 @@ from arkor.settings import PROTOCOL, VERSION, arkor_home
 #: Seconds for a new backend to answer, for another process to finish starting one, for an old one to leave.
 START_SECONDS = 30.0
 LOCK_SECONDS = 60.0
-LEAVE_SECONDS = 10.0
+SHUTDOWN_SECONDS = 10.0
 #: Seconds for one answer to the question whether it is well, each time it is asked; the machine may be busy training.
 HEALTH_SECONDS = (2.0, 5.0, 10.0)
 
-ANOTHER_SERVES = 3  # the server's exit code when the home has one already
+EXIT_ALREADY_SERVING = 3  # the server's exit code when the home has one already
 #: What a backend on this machine cannot do without.
-NEEDED = ("starlette", "uvicorn", "sqlalchemy", "torch", "transformers", "peft", "trl")
+REQUIRED_PACKAGES = ("starlette", "uvicorn", "sqlalchemy", "torch", "transformers", "peft", "trl")
 
 #: The servers that this process has started; kept so that one that has left can be collected.
 _started: list[subprocess.Popen[bytes]] = []
 
 
 @frozen
-class Listing:
+class BackendInfo:
     """What `backend.json` says: where the backend listens, the owner's token, its process."""
 
     url: str
@@ -66,15 +66,15 @@ class Health:
     extra: dict[str, Any] = field(factory=dict, repr=False)
 
 
-class EmbeddedAccess(Access):
+class LocalBackendAuth(Auth):
     """The way to the backend of this machine; should it have gone or moved, the way to the next one."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self.credentials = find_or_start(home)
-        super().__init__(self.credentials.arkor_cloud_api_url, self.credentials.token, why="embedded")
+        super().__init__(self.credentials.arkor_cloud_api_url, self.credentials.token, source="embedded")
 
-    def renew(self) -> bool:
+    def refresh(self) -> bool:
         """Raises `BackendUnavailable` when there is none and none can be started."""
         before = self.credentials
         self.credentials = find_or_start(self._home)
@@ -88,53 +88,53 @@ def find_or_start(home: Path | None = None) -> AnonymousCredentials:
     Raises `BackendUnavailable`, whose sentence says what is in the way.
     """
     home = home or arkor_home()
-    found = _look(home)
-    if found is None or not may_stay(*found):
+    found = _find_running(home)
+    if found is None or not is_compatible(*found):
         found = _start(home)
-    listing, _ = found
-    return AnonymousCredentials(listing.token, "local", listing.url, "local")
+    info, _ = found
+    return AnonymousCredentials(info.token, "local", info.url, "local")
 
 
 # Looking
 
 
-def _look(home: Path, passed_over: Listing | None = None) -> tuple[Listing, Health] | None:
+def _find_running(home: Path, ignored: BackendInfo | None = None) -> tuple[BackendInfo, Health] | None:
     """The backend that answers, if there is one. Raises `BackendUnavailable` for one that is there and mute."""
-    listing = read_listing(home)
-    if listing is None or listing == passed_over:
+    info = read_backend_info(home)
+    if info is None or info == ignored:
         return None
     for seconds in HEALTH_SECONDS:
         try:
-            health = ask_health(listing, seconds)
+            health = fetch_health(info, seconds)
         except TimeoutError:  # noqa: PERF203 - three rounds at most
-            if not is_alive(listing.pid):
+            if not is_alive(info.pid):
                 return None
         else:
-            return (listing, health) if health else None
+            return (info, health) if health else None
     raise BackendUnavailable(
-        f"the backend of this machine (process {listing.pid}) does not answer; the machine may be overloaded. "
-        f"Try again, or end it and start over: kill {listing.pid}"
+        f"the backend of this machine (process {info.pid}) does not answer; the machine may be overloaded. "
+        f"Try again, or end it and start over: kill {info.pid}"
     )
 
 
-def read_listing(home: Path) -> Listing | None:
+def read_backend_info(home: Path) -> BackendInfo | None:
     """What `backend.json` says, if it makes sense. Raises `BackendUnavailable` for one that cannot be read."""
-    with _usable(home):
+    with _home_errors_as_sentences(home):
         try:
-            listing = from_wire(Listing, json.loads((home / "backend.json").read_bytes()))
+            info = from_wire(BackendInfo, json.loads((home / "backend.json").read_bytes()))
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
             return None
-    sound = isinstance(listing.url, str) and isinstance(listing.token, str) and type(listing.pid) is int
-    return listing if sound and listing.pid > 1 else None
+    is_valid = isinstance(info.url, str) and isinstance(info.token, str) and type(info.pid) is int
+    return info if is_valid and info.pid > 1 else None
 
 
-def ask_health(listing: Listing, seconds: float) -> Health | None:
+def fetch_health(info: BackendInfo, seconds: float) -> Health | None:
     """None when nobody listens there, or somebody who does not know our token. Raises TimeoutError."""
     try:
-        where = urlsplit(listing.url)
-        with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=seconds)) as connection:
+        address = urlsplit(info.url)
+        with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=seconds)) as connection:
             health = from_wire(Health, json.loads(_get(connection, "/healthz", {})))
-            _get(connection, "/v1/me", {"Authorization": f"Bearer {listing.token}"})
+            _get(connection, "/v1/me", {"Authorization": f"Bearer {info.token}"})
     except TimeoutError:
         raise
     except (OSError, http.client.HTTPException, ValueError, TypeError, AttributeError):
@@ -164,7 +164,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def may_stay(listing: Listing, health: Health) -> bool:
+def is_compatible(info: BackendInfo, health: Health) -> bool:
     """Whether that backend is to be used; False when it is to be replaced.
 
     Raises `BackendUnavailable` when it can be neither. An older one that understands us is left to finish its runs.
@@ -179,7 +179,7 @@ def may_stay(listing: Listing, health: Health) -> bool:
         return True
     if health.active_runs:
         raise BackendUnavailable(
-            f"the backend of this machine (arkor {health.version}, process {listing.pid}) is older than this arkor "
+            f"the backend of this machine (arkor {health.version}, process {info.pid}) is older than this arkor "
             f"({VERSION}) and has {health.active_runs} run(s) in progress; wait for them, or cancel them with the "
             "arkor that started them (`arkor jobs`, `arkor cancel`), or set ARKOR_HOME to another folder"
         )
@@ -193,21 +193,21 @@ def _release(version: str) -> list[int]:
 # Starting
 
 
-def _start(home: Path) -> tuple[Listing, Health]:
+def _start(home: Path) -> tuple[BackendInfo, Health]:
     _check_packages()
-    with _usable(home):
+    with _home_errors_as_sentences(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _only_starter(home):
-        stale = read_listing(home)
-        found = _look(home)  # another process may have been faster
-        if found is not None and not may_stay(*found):
-            _ask_to_leave(home, found[0])
+    with _start_lock(home):
+        stale = read_backend_info(home)
+        found = _find_running(home)  # another process may have been faster
+        if found is not None and not is_compatible(*found):
+            _request_shutdown(home, found[0])
             found = None
         return found or _launch(home, stale)
 
 
 def _check_packages() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(
             f"training on this machine needs packages that are not installed ({', '.join(missing)}): "
@@ -216,7 +216,7 @@ def _check_packages() -> None:
 
 
 @contextmanager
-def _usable(home: Path) -> Iterator[None]:
+def _home_errors_as_sentences(home: Path) -> Iterator[None]:
     """An OSError in here is the home's fault."""
     try:
         yield
@@ -228,12 +228,12 @@ def _usable(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _only_starter(home: Path) -> Iterator[None]:
+def _start_lock(home: Path) -> Iterator[None]:
     """One process at a time decides whether to start; the lock ends with its holder, however that ends."""
-    with _usable(home):
+    with _home_errors_as_sentences(home):
         lock = open(home / "start.lock", "w", opener=_private)  # noqa: SIM115 - closed below, outside of this net
     with lock:
-        with _usable(home):
+        with _home_errors_as_sentences(home):
             _wait_for_lock(lock, home)
         try:
             yield
@@ -253,42 +253,42 @@ def _wait_for_lock(lock: IO[str], home: Path) -> None:
     )
 
 
-def _ask_to_leave(home: Path, listing: Listing) -> None:
+def _request_shutdown(home: Path, info: BackendInfo) -> None:
     try:
-        os.kill(listing.pid, signal.SIGTERM)
+        os.kill(info.pid, signal.SIGTERM)
     except ProcessLookupError:
         return
     except PermissionError:
-        raise BackendUnavailable(f"the older backend in {home} (process {listing.pid}) is another user's") from None
-    deadline = time.monotonic() + LEAVE_SECONDS
-    while is_alive(listing.pid):
+        raise BackendUnavailable(f"the older backend in {home} (process {info.pid}) is another user's") from None
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
+    while is_alive(info.pid):
         if time.monotonic() > deadline:
             raise BackendUnavailable(
-                f"the older backend of this machine (process {listing.pid}) was asked to leave and did not; "
-                f"end it: kill -9 {listing.pid}"
+                f"the older backend of this machine (process {info.pid}) was asked to leave and did not; "
+                f"end it: kill -9 {info.pid}"
             )
         time.sleep(0.01)
 
 
-def _launch(home: Path, stale: Listing | None) -> tuple[Listing, Health]:
+def _launch(home: Path, stale: BackendInfo | None) -> tuple[BackendInfo, Health]:
     """Start a server, and wait until one answers: it, or one that was faster."""
     log = home / "backend.log"
     deadline = time.monotonic() + START_SECONDS
     process, read_from = _spawn(home, log)
     while time.monotonic() < deadline:
-        if found := _look(home, passed_over=stale):
+        if found := _find_running(home, ignored=stale):
             return found
         exit_code = process.poll()
-        if exit_code == ANOTHER_SERVES:  # one that is just coming, or just leaving
+        if exit_code == EXIT_ALREADY_SERVING:  # one that is just coming, or just leaving
             time.sleep(0.1)
             stale = None
             process, read_from = _spawn(home, log)
         elif exit_code is not None:
-            raise BackendUnavailable(f"the backend of this machine could not start: {_last_words(log, read_from)}")
+            raise BackendUnavailable(f"the backend of this machine could not start: {_log_tail(log, read_from)}")
         time.sleep(0.01)
     process.terminate()
     raise BackendUnavailable(
-        f"the backend of this machine did not answer within {START_SECONDS:.0f} s: {_last_words(log, read_from)}"
+        f"the backend of this machine did not answer within {START_SECONDS:.0f} s: {_log_tail(log, read_from)}"
     )
 
 
@@ -297,11 +297,11 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     if not sys.executable:
         raise BackendUnavailable("this Python does not know its own executable; start `arkor serve` yourself")
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home)]
-    with _usable(home), open(log, "ab", opener=_private) as output:
+    with _home_errors_as_sentences(home), open(log, "ab", opener=_private) as output:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             cwd=home,
-            env=environment_of_server(),
+            env=server_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -315,7 +315,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def environment_of_server() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """Ours, with the folder that this package was imported from where Python would not look by itself."""
     folder = str(Path(__file__).resolve().parents[2])
     environment = dict(os.environ)
@@ -324,7 +324,7 @@ def environment_of_server() -> dict[str, str]:
     return environment
 
 
-def _last_words(log: Path, read_from: int) -> str:
+def _log_tail(log: Path, read_from: int) -> str:
     """The last line of what the server said, and where the rest is."""
     with log.open("rb") as file:
         file.seek(read_from)

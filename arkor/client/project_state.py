@@ -17,7 +17,7 @@ from arkor.errors import ArkorError, CloudApiError, ProjectStateMismatch
 from arkor.protocol.codec import from_wire, to_wire
 from arkor.protocol.jobs import Scope
 
-_LONGEST_SLUG = 40
+_MAX_SLUG_LENGTH = 40
 
 
 @frozen
@@ -71,7 +71,7 @@ def slug_of(folder: Path) -> str:
     The TypeScript client must find the same one: it counts in UTF-16, and cuts behind trimming.
     """
     units = re.sub(r"[^\0-\uffff]", "--", folder.name.lower())
-    slug = re.sub(r"[^a-z0-9-]", "-", units).strip("-")[:_LONGEST_SLUG]
+    slug = re.sub(r"[^a-z0-9-]", "-", units).strip("-")[:_MAX_SLUG_LENGTH]
     return slug or "project"
 
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from arkor.display.notebook import NotebookProgress, in_a_notebook
 from arkor.display.plain import PlainProgress
-from arkor.display.run_progress import Tally
+from arkor.display.run_progress import RunProgress
 from arkor.display.terminal import TerminalProgress
 from arkor.display.terminal_io import can_redraw
 from arkor.errors import InvalidConfig
@@ -22,10 +22,10 @@ from arkor.protocol.jobs import JobConfig, TrainingJob
 from arkor.results.history import History
 
 
-class Progress(Protocol):
+class ProgressDisplay(Protocol):
     """What a trainer reports to."""
 
-    def __enter__(self) -> Progress: ...
+    def __enter__(self) -> ProgressDisplay: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -40,12 +40,12 @@ class Progress(Protocol):
         ...
 
 
-class Silence:
+class NullProgress:
     """`progress=False`."""
 
-    _calm: AbstractContextManager[None] = nullcontext()
+    _null_context: AbstractContextManager[None] = nullcontext()
 
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullProgress:
         return self
 
     def __exit__(
@@ -58,35 +58,35 @@ class Silence:
 
     def paused(self) -> AbstractContextManager[None]:
         """Nothing."""
-        return self._calm
+        return self._null_context
 
 
 def progress_for(
     progress: bool | Literal["auto"] = "auto",
     job: TrainingJob | None = None,
-    tally: Tally | None = None,
+    run_progress: RunProgress | None = None,
     history: History | None = None,
-) -> Progress:
+) -> ProgressDisplay:
     """`"auto"` and True: a chart in a notebook's cell, a line in a terminal, plain lines elsewhere, both on stderr.
 
-    False: silence. `tally` and `history` are what has been seen of the run before, by an earlier `wait()`.
+    False: silence. `run_progress` and `history` are what has been seen of the run before, by an earlier `wait()`.
     """
     if progress not in (True, False, "auto"):
         raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
     if not progress:
-        return Silence()
-    tally = tally or tally_of(job)
+        return NullProgress()
+    run_progress = run_progress or run_progress_of(job)
     if job is not None and in_a_notebook():
-        return NotebookProgress(tally, history or History(), job.id)
+        return NotebookProgress(run_progress, history or History(), job.id)
     if sys.stderr is None or sys.stderr.closed:
-        return Silence()
+        return NullProgress()
     if can_redraw(sys.stderr):
-        return TerminalProgress(sys.stderr, tally)
-    return PlainProgress(sys.stderr, tally)
+        return TerminalProgress(sys.stderr, run_progress)
+    return PlainProgress(sys.stderr, run_progress)
 
 
-def tally_of(job: TrainingJob | None) -> Tally:
+def run_progress_of(job: TrainingJob | None) -> RunProgress:
     """What is known of a run before its first event."""
     if job is None:
-        return Tally()
-    return Tally(job.name, job.config.max_steps if isinstance(job.config, JobConfig) else None)
+        return RunProgress()
+    return RunProgress(job.name, job.config.max_steps if isinstance(job.config, JobConfig) else None)

@@ -18,19 +18,19 @@ from types import TracebackType
 from typing import Any
 
 from arkor.charts.svg import loss_image
-from arkor.display.run_progress import ARROWS, Tally
+from arkor.display.run_progress import ARROWS, RunProgress
 from arkor.display.terminal_io import Ticker
 from arkor.errors import TrainerAborted
 from arkor.formatting import one_line
 from arkor.protocol.events import Event, TrainingLog, TrainingWarning
 from arkor.results.history import History
 
-_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 5.0  # from one drawing to the next
-_SHARE = 200  # a cell that has been drawn for so many seconds is drawn a second later than a new one
-_MOST_WARNINGS = 5
+_MIN_REDRAW_SECONDS, _MAX_REDRAW_SECONDS = 0.5, 5.0  # from one drawing to the next
+_REDRAW_DIVISOR = 200  # a cell that has been drawn for so many seconds is drawn a second later than a new one
+_MAX_WARNINGS = 5
 
 _BAR = "height:4px;max-width:640px;background:rgba(127,127,127,.25);margin:2px 0 6px"
-_FILLING = "height:4px;background:#3b82f6"
+_BAR_FILL = "height:4px;background:#3b82f6"
 _LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;overflow-wrap:anywhere"
 
 
@@ -40,40 +40,42 @@ def in_a_notebook() -> bool:
     return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
-class Place:
+class DisplayHandle:
     """A place in the output of the cell that runs; what is put there replaces what stood there."""
 
     def __init__(self) -> None:
         self._name = f"arkor-{uuid.uuid4().hex}"
-        self._taken = False
+        self._is_displayed = False
 
-    def put(self, text: str, page: str) -> None:
+    def update(self, text: str, page: str) -> None:
         """Text for those who show no HTML, and the page for all others."""
         publish: Any = import_module("IPython.display").publish_display_data
-        publish({"text/plain": text, "text/html": page}, transient={"display_id": self._name}, update=self._taken)
-        self._taken = True
+        publish(
+            {"text/plain": text, "text/html": page}, transient={"display_id": self._name}, update=self._is_displayed
+        )
+        self._is_displayed = True
 
     def clear(self) -> None:
         """Leave nothing there."""
-        if self._taken:
-            self.put("", "")
+        if self._is_displayed:
+            self.update("", "")
 
 
 class NotebookProgress:
     """What has been seen of the run before (`history`) is in the chart from the beginning."""
 
-    def __init__(self, tally: Tally, history: History, job_id: str) -> None:
-        self._tally = tally
+    def __init__(self, run_progress: RunProgress, history: History, job_id: str) -> None:
+        self._run_progress = run_progress
         self._job_id = job_id
         self._loss, self._eval_loss = history.curves()
-        self._warnings: deque[str] = deque(maxlen=_MOST_WARNINGS)
+        self._warnings: deque[str] = deque(maxlen=_MAX_WARNINGS)
         self._note = ""
         self._lock = threading.Lock()
         self._began_at = self._noted_at = time.monotonic()
-        self._place = Place()
+        self._display = DisplayHandle()
         self._shown = ""
-        self._calm: AbstractContextManager[None] = nullcontext()
-        self._ticker = Ticker(self._tick, _SHORTEST_SECONDS)
+        self._null_context: AbstractContextManager[None] = nullcontext()
+        self._ticker = Ticker(self._tick, _MIN_REDRAW_SECONDS)
 
     def __enter__(self) -> NotebookProgress:
         self._draw()
@@ -83,14 +85,14 @@ class NotebookProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, (KeyboardInterrupt, TimeoutError, TrainerAborted)) and not self._tally.ended:
-            self._note = _how_to_go_on(self._job_id)
+        if isinstance(error, (KeyboardInterrupt, TimeoutError, TrainerAborted)) and not self._run_progress.ended:
+            self._note = _resume_hint(self._job_id)
         self.close()
 
     def on_event(self, event: Event) -> None:
         """Note the next event; draws nothing."""
         with self._lock:
-            self._tally.take(event)
+            self._run_progress.update(event)
             self._noted_at = time.monotonic()
             if isinstance(event, TrainingLog):
                 if event.loss is not None:
@@ -102,7 +104,7 @@ class NotebookProgress:
 
     def paused(self) -> AbstractContextManager[None]:
         """Around what may print; a cell has room for that below."""
-        return self._calm
+        return self._null_context
 
     def close(self) -> None:
         """Leave the picture as it stands."""
@@ -111,7 +113,7 @@ class NotebookProgress:
 
     def _tick(self) -> float:
         self._draw()
-        return min(_LONGEST_SECONDS, _SHORTEST_SECONDS + (time.monotonic() - self._began_at) / _SHARE)
+        return min(_MAX_REDRAW_SECONDS, _MIN_REDRAW_SECONDS + (time.monotonic() - self._began_at) / _REDRAW_DIVISOR)
 
     def _draw(self) -> None:
         """Show how things stand, if they stand otherwise than they did."""
@@ -123,31 +125,38 @@ class NotebookProgress:
             self._shown = page
 
     def _publish(self, line: str, page: str) -> None:
-        self._place.put(line, page)
+        self._display.update(line, page)
 
     def _line(self) -> str:
-        tally, waited = self._tally, time.monotonic() - self._noted_at
-        if not tally.training:
-            return tally.status(ARROWS, waited)
-        facts = (tally.losses(ARROWS), tally.speed(), tally.time_left(waited), tally.saved())
-        return ", ".join(fact for fact in (f"{tally.name}: {tally.steps()} steps", *facts) if fact)
+        run_progress, waited = self._run_progress, time.monotonic() - self._noted_at
+        if not run_progress.training:
+            return run_progress.status(ARROWS, waited)
+        facts = (
+            run_progress.losses(ARROWS),
+            run_progress.speed(),
+            run_progress.time_left(waited),
+            run_progress.checkpoint_text(),
+        )
+        return ", ".join(fact for fact in (f"{run_progress.name}: {run_progress.steps()} steps", *facts) if fact)
 
     def _page(self, line: str) -> str:
-        tally = self._tally
-        share = min(1.0, tally.step / tally.total) if tally.total else 0.0
-        bar = f'<div style="{_BAR}"><div style="{_FILLING};width:{share:.1%}"></div></div>' if tally.total else ""
-        chart = loss_image(self._loss, self._eval_loss, None if tally.ended else tally.total)
-        words = [*self._warnings, *([self._note] if self._note else [])]
-        below = "".join(words_of(escape(text)) for text in words)
-        name, rest = escape(tally.name), escape(line.removeprefix(tally.name))
-        return f"{words_of(f'<bdi>{name}</bdi>{rest}')}{bar}{chart}{below}"
+        run_progress = self._run_progress
+        share = min(1.0, run_progress.step / run_progress.total) if run_progress.total else 0.0
+        bar = (
+            f'<div style="{_BAR}"><div style="{_BAR_FILL};width:{share:.1%}"></div></div>' if run_progress.total else ""
+        )
+        chart = loss_image(self._loss, self._eval_loss, None if run_progress.ended else run_progress.total)
+        notes = [*self._warnings, *([self._note] if self._note else [])]
+        notes_html = "".join(line_html(escape(text)) for text in notes)
+        name, rest = escape(run_progress.name), escape(line.removeprefix(run_progress.name))
+        return f"{line_html(f'<bdi>{name}</bdi>{rest}')}{bar}{chart}{notes_html}"
 
 
-def words_of(words: str) -> str:
+def line_html(content: str) -> str:
     """A line of a cell, as HTML; of what is HTML already."""
-    return f'<div style="{_LINE}">{words}</div>'
+    return f'<div style="{_LINE}">{content}</div>'
 
 
-def _how_to_go_on(job_id: str) -> str:
+def _resume_hint(job_id: str) -> str:
     handle = f"Trainer.attach({job_id!r})"
     return f"No longer watched; the run goes on. Watch it again: {handle}.wait(). Stop it: {handle}.cancel()."

@@ -1,6 +1,6 @@
 """What is known of a run in progress, and the words for it.
 
-`Tally` takes events in and gives words out; who shows them, and when, is the business of the displays.
+`RunProgress` takes events in and gives words out; who shows them, and when, is the business of the displays.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-from arkor.formatting import clock, number, one_line, seconds_between
+from arkor.formatting import format_duration, format_loss, one_line, seconds_between
 from arkor.protocol.estimates import Estimate, Outcome, outcome_of
 from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingResumed,
@@ -24,8 +24,8 @@ from arkor.protocol.events import (
 )
 
 _RECENT_STEPS = 24  # that speed and trend are taken from
-_MOST_STEPS = 2**53  # a backend that says more is no worse off, and nothing here overflows
-_LEVEL = 0.01  # a change of less than this share is none, however sure
+_MAX_STEPS = 2**53  # a backend that says more is no worse off, and nothing here overflows
+_FLAT_TREND = 0.01  # a change of less than this share is none, however sure
 
 #: How a trend is shown: as an arrow, in words, or not at all.
 ARROWS = {-1: " ↘", 0: " →", 1: " ↗"}
@@ -33,7 +33,7 @@ WORDS = {-1: " (falling)", 0: "", 1: " (rising)"}
 NO_ARROWS = {-1: "", 0: "", 1: ""}
 
 
-class Tally:
+class RunProgress:
     """Where a run stands, as far as its events have told. Speed comes from their time stamps, so a replay is exact."""
 
     def __init__(self, name: str = "run", total: int | None = None) -> None:
@@ -50,12 +50,12 @@ class Tally:
         self._last_at = ""
         self._outcome: Outcome | None = None
 
-    def take(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take in the next event; costs about a microsecond."""
         if isinstance(event, TrainingLog):
             self._log(event)
         elif isinstance(event, CheckpointSaved):
-            self.checkpoint = min(event.step, _MOST_STEPS)
+            self.checkpoint = min(event.step, _MAX_STEPS)
             self.step = max(self.step, self.checkpoint)
         elif isinstance(event, TrainingPreparing):
             self.phase = one_line(event.message) or "preparing"
@@ -67,22 +67,22 @@ class Tally:
         elif isinstance(event, TrainingResumed):
             self._marks.clear()  # the time that the outage took is no step's
             self.phase = one_line(f"{_from_step(event.step)}: {event.reason or 'its worker died'}")
-        elif isinstance(event, (TrainingCompleted, TrainingFailed, TrainingCancelled)):
+        elif isinstance(event, (TrainingCompleted, TrainingFailedEvent, TrainingCancelled)):
             self._end(event)
 
     def _log(self, event: TrainingLog) -> None:
         self.phase = "training"
-        self.step = min(event.step, _MOST_STEPS)
+        self.step = min(event.step, _MAX_STEPS)
         self._marks.append((self.step, event.timestamp))
         if event.loss is not None:
             self._losses.append(event.loss)
 
-    def _end(self, event: TrainingCompleted | TrainingFailed | TrainingCancelled) -> None:
+    def _end(self, event: TrainingCompleted | TrainingFailedEvent | TrainingCancelled) -> None:
         self.ended, self._last_at = True, event.timestamp
         if isinstance(event, TrainingCompleted):
             self.phase = "completed"
             self._outcome = outcome_of(self._estimate, event.metrics)
-        elif isinstance(event, TrainingFailed):
+        elif isinstance(event, TrainingFailedEvent):
             self.phase = one_line(f"failed: {event.error}")
         else:
             self.phase = "cancelled"
@@ -110,7 +110,7 @@ class Tally:
         latest = list(self._losses)
         (older, error), (newer, other_error) = _mean(latest[:half]), _mean(latest[-half:])
         change = newer - older
-        if abs(change) > max(_LEVEL * abs(older), 2 * math.hypot(error, other_error)):  # never so of a NaN
+        if abs(change) > max(_FLAT_TREND * abs(older), 2 * math.hypot(error, other_error)):  # never so of a NaN
             return 1 if change > 0 else -1
         return 0
 
@@ -135,14 +135,14 @@ class Tally:
         pace = self.seconds_per_step
         if not pace or pace < 0 or not self.total or self.step >= self.total:
             return ""
-        return f"{clock(max(0.0, pace * (self.total - self.step) - since_last_step))} left"
+        return f"{format_duration(max(0.0, pace * (self.total - self.step) - since_last_step))} left"
 
     def duration(self) -> str:
         """How long the training took, once it has ended: `"in 1:42"`."""
         seconds = seconds_between(self._started_at, self._last_at)
-        return "" if seconds is None else f"in {clock(seconds)}"
+        return "" if seconds is None else f"in {format_duration(seconds)}"
 
-    def judged(self) -> str:
+    def estimate_verdict(self) -> str:
         """Of a run that was checked before, how good the estimate was."""
         return str(self._outcome) if self._outcome else ""
 
@@ -151,16 +151,18 @@ class Tally:
 
     def losses(self, arrows: Mapping[int, str]) -> str:
         """`"loss 0.0474 ↘"`; `arrows` are the signs of the trends. Nothing before the first."""
-        return "" if self.loss is None else f"loss {number(self.loss)}{arrows[self.trend]}"
+        return "" if self.loss is None else f"loss {format_loss(self.loss)}{arrows[self.trend]}"
 
-    def saved(self) -> str:
+    def checkpoint_text(self) -> str:
         return "" if self.checkpoint is None else f"checkpoint {self.checkpoint}"
 
     def status(self, arrows: Mapping[int, str], waited: float) -> str:
         """Where the run stands when it does not train: what it has been at for `waited` seconds, or how it ended."""
         if not self.ended:
-            return f"{self.name}: {self.phase} {clock(waited)}"
-        facts = [f"step {self.steps()}", self.losses(arrows), self.duration(), self.judged()] if self.step else []
+            return f"{self.name}: {self.phase} {format_duration(waited)}"
+        facts = (
+            [f"step {self.steps()}", self.losses(arrows), self.duration(), self.estimate_verdict()] if self.step else []
+        )
         return f"{self.name}: {', '.join(fact for fact in (self.phase, *facts) if fact)}"
 
 
@@ -176,6 +178,6 @@ def _from_step(step: int) -> str:
     return f"resuming from step {step}" if step else "starting again"
 
 
-def _total(said: object) -> int | None:
+def _total(total: object) -> int | None:
     """How many steps there will be, if what was said can be that."""
-    return min(said, _MOST_STEPS) if isinstance(said, int) and said > 0 else None
+    return min(total, _MAX_STEPS) if isinstance(total, int) and total > 0 else None

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from html import escape
 from typing import Any, TextIO
 
-from arkor.display.notebook import Place, in_a_notebook, words_of
+from arkor.display.notebook import DisplayHandle, in_a_notebook, line_html
 from arkor.display.terminal_io import ERASE, can_redraw, columns_of, trimmed
-from arkor.formatting import one_line, spelled
+from arkor.formatting import one_line, replace_unencodable
 
 
 @contextmanager
@@ -21,26 +21,26 @@ def status_for(progress: Any) -> Iterator[Callable[[str], None]]:
     """
     stream = sys.stderr
     if progress is not False and in_a_notebook():
-        yield from _in_a_cell(Place())
+        yield from _cell_status(DisplayHandle())
     elif progress is False or stream is None or stream.closed:
-        yield _silence
+        yield _no_status
     else:
-        yield from _in_a_stream(stream)
+        yield from _stream_status(stream)
 
 
-def _in_a_cell(place: Place) -> Iterator[Callable[[str], None]]:
+def _cell_status(handle: DisplayHandle) -> Iterator[Callable[[str], None]]:
     try:
-        yield lambda sentence: place.put(one_line(sentence), words_of(escape(one_line(sentence))))
+        yield lambda sentence: handle.update(one_line(sentence), line_html(escape(one_line(sentence))))
     finally:
-        place.clear()
+        handle.clear()
 
 
-def _in_a_stream(stream: TextIO) -> Iterator[Callable[[str], None]]:
+def _stream_status(stream: TextIO) -> Iterator[Callable[[str], None]]:
     in_place = can_redraw(stream)
 
     def write(text: str) -> None:
         with suppress(OSError, ValueError):  # a terminal that is gone must not hurt what is being done
-            stream.write(spelled(text, stream))
+            stream.write(replace_unencodable(text, stream))
             stream.flush()
 
     def say(sentence: str) -> None:
@@ -54,5 +54,5 @@ def _in_a_stream(stream: TextIO) -> Iterator[Callable[[str], None]]:
             write(ERASE)
 
 
-def _silence(_sentence: str) -> None:
+def _no_status(_sentence: str) -> None:
     """Nothing."""

@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from arkor.display.run_progress import ARROWS, NO_ARROWS, Tally
-from arkor.display.stdout_hook import Ear
+from arkor.display.run_progress import ARROWS, NO_ARROWS, RunProgress
+from arkor.display.stdout_hook import StdoutHook
 from arkor.display.terminal_io import ERASE, Ticker, columns_of, trimmed
-from arkor.formatting import one_line, spelled
+from arkor.formatting import one_line, replace_unencodable
 from arkor.protocol.events import Event, TrainingLog, TrainingWarning
 
 _REDRAW_SECONDS = 0.1
@@ -35,27 +35,27 @@ class TerminalProgress:
     Closing leaves the line where it stands.
     """
 
-    def __init__(self, stream: TextIO | None = None, tally: Tally | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, run_progress: RunProgress | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._put = self._stream.write  # as it is before anybody listens to it
-        self._tally = tally or Tally()
+        self._raw_write = self._stream.write  # as it is before anybody listens to it
+        self._run_progress = run_progress or RunProgress()
         self._unicode = "utf" in (getattr(self._stream, "encoding", None) or "").lower()
         self._arrows = ARROWS if self._unicode else NO_ARROWS
         self._lock = threading.RLock()  # a signal's handler may print while its thread draws
         self._line = ""
         self._visible = False
         self._unfinished = False  # somebody has printed a part of a line: the rest comes behind it
-        self._flood = False
+        self._is_frequent = False
         self._drawn_at = 0.0
         self._noted_at = time.monotonic()
         self._closed = False
         self._pause = _Pause(self)
         self._pauses = 0
-        self._ear = Ear(_terminals(), self._hear, self._lock)
+        self._stdout_hook = StdoutHook(_terminals(), self._on_other_output, self._lock)
         self._ticker = Ticker(self._tick, _TICK_SECONDS)
 
     def __enter__(self) -> TerminalProgress:
-        self._ear.open()
+        self._stdout_hook.open()
         self._ticker.start()
         return self
 
@@ -67,12 +67,12 @@ class TerminalProgress:
     def on_event(self, event: Event) -> None:
         """Note the next event; draws nothing, unless it is the last, or a warning, which stays above the line."""
         with self._lock:
-            self._tally.take(event)
+            self._run_progress.update(event)
             self._noted_at = time.monotonic()
-            self._flood = isinstance(event, TrainingLog)
+            self._is_frequent = isinstance(event, TrainingLog)
             if isinstance(event, TrainingWarning):
-                self._leave(f"{self._tally.name}: warning: {event.message}")
-            if self._tally.ended:
+                self._print_above(f"{self._run_progress.name}: warning: {event.message}")
+            if self._run_progress.ended:
                 self._finish()
 
     def paused(self) -> AbstractContextManager[None]:
@@ -83,10 +83,10 @@ class TerminalProgress:
         """Leave the line as it stands and go to the next one."""
         with self._lock:
             self._finish()
-        self._ear.close()
+        self._stdout_hook.close()
         self._ticker.close()
 
-    def _hear(self, text: str) -> None:
+    def _on_other_output(self, text: str) -> None:
         """Somebody prints: make room."""
         if text:
             self._erase()
@@ -99,7 +99,7 @@ class TerminalProgress:
             self._write(ERASE)
             self._visible = False
 
-    def _leave(self, text: str) -> None:
+    def _print_above(self, text: str) -> None:
         """A line that stays, above the one that moves."""
         self._write(f"{self._begin()}{one_line(text)}\n")
         self._visible = self._unfinished = False
@@ -119,14 +119,14 @@ class TerminalProgress:
             return
         due = time.monotonic() - self._drawn_at >= _REDRAW_SECONDS
         if due:
-            self._line, self._drawn_at = self._composed(), time.monotonic()
+            self._line, self._drawn_at = self._compose(), time.monotonic()
         if due or not self._visible:
             self._write(ERASE + self._line)
             self._visible = True
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a terminal that is gone must not hurt the run
-            self._put(spelled(text, self._stream))
+            self._raw_write(replace_unencodable(text, self._stream))
             self._stream.flush()
 
     def _tick(self) -> float:
@@ -137,16 +137,16 @@ class TerminalProgress:
 
     # The line
 
-    def _composed(self) -> str:
+    def _compose(self) -> str:
         width = columns_of(self._stream) - 1
-        return trimmed(self._bar(width, self._waited()) if self._tally.training else self._status(), width)
+        return trimmed(self._bar(width, self._waited()) if self._run_progress.training else self._status(), width)
 
     def _last_line(self) -> str:
         """It stays, and may take two rows: why a run failed is not to be cut off."""
-        return self._status() if self._tally.ended else self._composed()
+        return self._status() if self._run_progress.ended else self._compose()
 
     def _status(self) -> str:
-        return self._tally.status(self._arrows, self._waited())
+        return self._run_progress.status(self._arrows, self._waited())
 
     def _waited(self) -> float:
         return time.monotonic() - self._noted_at
@@ -155,12 +155,12 @@ class TerminalProgress:
         from tqdm import tqdm  # noqa: PLC0415 - only where a line is drawn
         from tqdm.utils import disp_len  # noqa: PLC0415
 
-        tally = self._tally
-        name = trimmed(tally.name, min(_NAME_WIDTH, max(width // 4, 4)))
+        run_progress = self._run_progress
+        name = trimmed(run_progress.name, min(_NAME_WIDTH, max(width // 4, 4)))
         room = width - disp_len(name) - len(" 100%|| ") - _BAR_WIDTH
-        unit = next((text for text in self._facts(waited) if disp_len(text) <= room), tally.steps())
-        layout = "{desc} {percentage:3.0f}%|{bar}| {unit}" if tally.total else "{desc} {unit}"
-        done, total = min(tally.step, tally.total or tally.step), tally.total or 0
+        unit = next((text for text in self._facts(waited) if disp_len(text) <= room), run_progress.steps())
+        layout = "{desc} {percentage:3.0f}%|{bar}| {unit}" if run_progress.total else "{desc} {unit}"
+        done, total = min(run_progress.step, run_progress.total or run_progress.step), run_progress.total or 0
         return str(
             tqdm.format_meter(
                 done, total, elapsed=1, ncols=width, prefix=name, ascii=not self._unicode, bar_format=layout, unit=unit
@@ -169,13 +169,13 @@ class TerminalProgress:
 
     def _facts(self, waited: float) -> Iterator[str]:
         """What stands behind the bar: everything, then less and less of it, what matters least first."""
-        tally = self._tally
-        steps, loss = f"{tally.steps()} steps", tally.losses(self._arrows)
-        speed, left, saved = tally.speed(), tally.time_left(waited), tally.saved()
+        run_progress = self._run_progress
+        steps, loss = f"{run_progress.steps()} steps", run_progress.losses(self._arrows)
+        speed, left, saved = run_progress.speed(), run_progress.time_left(waited), run_progress.checkpoint_text()
         for facts in ((loss, speed, left, saved), (loss, speed, left), (loss, left), (loss,)):
             yield ", ".join(fact for fact in (steps, *facts) if fact)
         if loss:
-            yield f"{tally.steps()}, {tally.losses(NO_ARROWS)}"
+            yield f"{run_progress.steps()}, {run_progress.losses(NO_ARROWS)}"
 
 
 def _terminals() -> list[TextIO]:
@@ -194,7 +194,7 @@ class _Pause(AbstractContextManager[None]):
         progress = self._progress
         with progress._lock:
             progress._pauses += 1
-            if progress._ear.deaf or not progress._flood:
+            if progress._stdout_hook.failed or not progress._is_frequent:
                 progress._erase()
 
     def __exit__(self, *_: object) -> None:

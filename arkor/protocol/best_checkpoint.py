@@ -27,7 +27,7 @@ class BestCheckpoint:
 
 
 @define
-class Standings:
+class BestCheckpointTracker:
     """What is known of a run's checkpoints, by step.
 
     A checkpoint's `eval_loss` is the one that was measured at its very step; its `loss` is the mean of the losses that
@@ -52,12 +52,13 @@ class Standings:
         self.losses[step] = self._sum / self._count if self._count else math.nan
         self._sum, self._count = 0.0, 0
 
-    def best(self, metric: Metric, among: Iterable[int] | None = None) -> tuple[float, int] | None:
-        """The lowest value of the checkpoints (or of those at the steps `among`), and its step; the earliest of equals.
+    def best(self, metric: Metric, candidates: Iterable[int] | None = None) -> tuple[float, int] | None:
+        """The lowest value of the checkpoints (or of those at the steps `candidates`), and its step; the earliest of
+        equals.
 
         None when no value is known.
         """
         values = self.losses if metric == "loss" else self.eval_losses
-        steps = self.losses.keys() if among is None else self.losses.keys() & set(among)
+        steps = self.losses.keys() if candidates is None else self.losses.keys() & set(candidates)
         measured = [(values[step], step) for step in steps if math.isfinite(values.get(step, math.nan))]
         return min(measured, default=None)

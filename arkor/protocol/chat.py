@@ -14,12 +14,12 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import from_wire
-from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, shown, text
+from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, quote, text
 
-ROLES = ("system", "user", "assistant", "tool")
+CHAT_ROLES = ("system", "user", "assistant", "tool")
 
 #: How many stop strings a request may name, and how long one may be, in characters.
-MOST_STOPS, LONGEST_STOP = 4, 200
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 4, 200
 
 
 @frozen
@@ -72,10 +72,10 @@ class InferenceRequest:
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
         _check_stop(self.stop)
         if self.seed is not None and not _is_seed(self.seed):
-            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {shown(self.seed)}")
+            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(self.seed)}")
         for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
             if not isinstance(value, bool) and not (name != "stream" and value is None):
-                raise InvalidConfig(name, f"must be true or false, not {shown(value)}")
+                raise InvalidConfig(name, f"must be true or false, not {quote(value)}")
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -99,8 +99,8 @@ def _is_list(value: Any) -> bool:
 def _check_message(name: str, message: Any) -> None:
     if not isinstance(message, Mapping):
         raise InvalidConfig(name, 'must be an object like {"role": "user", "content": "Hello"}')
-    if message.get("role") not in ROLES:
-        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(ROLES)}, not {shown(message.get('role'))}")
+    if message.get("role") not in CHAT_ROLES:
+        raise InvalidConfig(f"{name}.role", f"must be one of {', '.join(CHAT_ROLES)}, not {quote(message.get('role'))}")
     if message.get("tool_calls") is not None:
         _check_tool_calls(f"{name}.tool_calls", message)
     elif message.get("content") is None:
@@ -177,11 +177,11 @@ def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
 
 def _check_stop(stop: Any) -> None:
     strings = [stop] if isinstance(stop, str) else () if stop is None else stop
-    if not _is_list(strings) or len(strings) > MOST_STOPS:
-        raise InvalidConfig("stop", f"must be a string, or a list of at most {MOST_STOPS}")
+    if not _is_list(strings) or len(strings) > MAX_STOP_STRINGS:
+        raise InvalidConfig("stop", f"must be a string, or a list of at most {MAX_STOP_STRINGS}")
     for string in strings:
-        if not _is_text(string) or not 0 < len(string) <= LONGEST_STOP:
-            raise InvalidConfig("stop", f"must be of strings of 1 to {LONGEST_STOP} characters, not {shown(string)}")
+        if not _is_text(string) or not 0 < len(string) <= MAX_STOP_LENGTH:
+            raise InvalidConfig("stop", f"must be of strings of 1 to {MAX_STOP_LENGTH} characters, not {quote(string)}")
 
 
 def _is_seed(value: Any) -> bool:

@@ -140,10 +140,10 @@ class Check:
         return check_report.repr_line(self)
 
     def __str__(self) -> str:
-        return check_report.text(self)
+        return check_report.render_text(self)
 
     def _repr_html_(self) -> str:
-        return check_report.html(self)
+        return check_report.render_html(self)
 
     @property
     def ok(self) -> bool:
@@ -157,7 +157,7 @@ class Check:
         return self
 
 
-def merged(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_reports(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What was found bit by bit, as one: lists of sentences grow, anything else is replaced."""
     whole: dict[str, Any] = {}
     for part in found:

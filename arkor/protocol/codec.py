@@ -17,11 +17,11 @@ import attrs
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+_JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 @cache
-def camel(name: str) -> str:
+def camel_case(name: str) -> str:
     """`"load_in_4bit"` → `"loadIn4bit"`."""
     head, *rest = name.split("_")
     return head + "".join(part[:1].upper() + part[1:] for part in rest)
@@ -30,16 +30,16 @@ def camel(name: str) -> str:
 @cache
 def _names(cls: Any) -> dict[str, str]:
     """Wire name → attribute name of every field that the constructor takes, `extra` aside."""
-    return {camel(f.name): f.name for f in attrs.fields(cls) if f.init and f.name != "extra"}
+    return {camel_case(f.name): f.name for f in attrs.fields(cls) if f.init and f.name != "extra"}
 
 
 def to_wire(value: Any) -> Any:
     """An attrs instance, an enum, or plain JSON → plain JSON."""
-    if type(value) in _PLAIN:
+    if type(value) in _JSON_SCALARS:
         return value
     if attrs.has(type(value)):
         pairs = ((f.name, getattr(value, f.name)) for f in attrs.fields(type(value)))
-        known = {camel(name): to_wire(item) for name, item in pairs if name != "extra" and item is not None}
+        known = {camel_case(name): to_wire(item) for name, item in pairs if name != "extra" and item is not None}
         return {**getattr(value, "extra", {}), **known}
     if isinstance(value, Enum):
         return value.value

@@ -75,7 +75,7 @@ def check_slug(slug: Any) -> None:
 
 
 def check_auth_mode(mode: Any) -> None:
-    _check_word("auth_mode", mode, AUTH_MODES)
+    _check_choice("auth_mode", mode, AUTH_MODES)
 
 
 def check_target(target: Any) -> None:
@@ -104,7 +104,7 @@ def _check_adapter(adapter: Any) -> None:
 def check_retention(mode: Any, days: Any) -> None:
     """How long a deployment keeps what it was asked and answered; None leaves it to the backend."""
     if mode is not None:
-        _check_word("run_retention_mode", mode, RETENTION_MODES)
+        _check_choice("run_retention_mode", mode, RETENTION_MODES)
     if days is None:
         return
     if type(days) is not int or not 0 < days < 2**31:
@@ -121,7 +121,7 @@ def clean_label(label: Any) -> str:
     return label.strip()
 
 
-def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, words: tuple[str, ...]) -> None:
     if value not in words:
         raise InvalidConfig(name, f"must be {' or '.join(map(repr, words))}, not {_shown(value)}")
 

@@ -8,7 +8,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 @frozen
-class Finding:
+class Diagnostic:
     """One thing that was looked at: how it stands, in a sentence, and what to do where something is amiss."""
 
     subject: str

@@ -10,11 +10,11 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.formatting import clock
+from arkor.formatting import format_duration
 from arkor.protocol.codec import from_wire
 
 #: Seconds, or bytes, beyond which a number means nothing.
-_LARGEST = 1e15
+_MAX_SECONDS = 1e15
 
 
 @frozen
@@ -39,7 +39,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """`"60 steps of 1.3 s, 1:42 in all, with 1.4 GB of memory"`."""
-        words = f"{self.steps} steps of {duration(self.step_seconds)}, {clock(self.seconds)} in all"
+        words = f"{self.steps} steps of {duration(self.step_seconds)}, {format_duration(self.seconds)} in all"
         memory = [f"{size(self.memory_bytes)} of memory"] if self.memory_bytes else []
         memory += [f"{size(self.device_memory_bytes)} of the GPU's"] if self.device_memory_bytes else []
         return f"{words}, with {' and '.join(memory)}" if memory else words
@@ -67,9 +67,9 @@ class Outcome:
 
     def __str__(self) -> str:
         """`"estimated 1:42, took 1:37: 5 % too high; memory estimated 1.4 GB, took 1.4 GB"`."""
-        words = f"estimated {clock(self.estimate.seconds)}"
+        words = f"estimated {format_duration(self.estimate.seconds)}"
         if self.seconds and self.error is not None:
-            words += f", took {clock(self.seconds)}: {_judged(self.error)}"
+            words += f", took {format_duration(self.seconds)}: {_judged(self.error)}"
         if self.memory_bytes and self.memory_error is not None:
             words += f"; memory estimated {size(self.estimate.memory_bytes)}, took {size(self.memory_bytes)}"
         return words + (" (estimated while the machine was busy)" if self.estimate.busy else "")
@@ -88,7 +88,7 @@ def parse_estimate(value: Any) -> Estimate | None:
 
 def _is_number(value: Any) -> bool:
     """Whether it is one that can be meant: no person waits a million years."""
-    return type(value) in (int, float) and 0 <= value < _LARGEST
+    return type(value) in (int, float) and 0 <= value < _MAX_SECONDS
 
 
 def outcome_of(estimate: Estimate | None, metrics: Mapping[str, Any] | None) -> Outcome | None:

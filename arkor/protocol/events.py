@@ -94,7 +94,7 @@ class TrainingCompleted:
 
 
 @frozen
-class TrainingFailed:
+class TrainingFailedEvent:
     """The run ended with `error`, a sentence."""
 
     job_id: str
@@ -122,7 +122,7 @@ Event = (
     | TrainingLog
     | CheckpointSaved
     | TrainingCompleted
-    | TrainingFailed
+    | TrainingFailedEvent
     | TrainingCancelled
 )
 
@@ -134,17 +134,17 @@ TYPES: dict[str, type[Any]] = {
     "training.log": TrainingLog,
     "checkpoint.saved": CheckpointSaved,
     "training.completed": TrainingCompleted,
-    "training.failed": TrainingFailed,
+    "training.failed": TrainingFailedEvent,
 }
 TYPE_OF = {**{cls: name for name, cls in TYPES.items()}, TrainingCancelled: "training.failed"}
 #: `training.cancelled` is written no more, and read where a log still has it.
 TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
 
 #: The `error` of a run that was stopped on request, as the protocol's other clients and backends know it.
-CANCELLED = "Job cancelled"
+CANCELLED_ERROR = "Job cancelled"
 
 #: Field → wire name of the numbers that a log may carry.
-NUMBERS = {
+METRIC_FIELDS = {
     "loss": "loss",
     "eval_loss": "evalLoss",
     "learning_rate": "learningRate",
@@ -159,10 +159,10 @@ class MalformedEvent(ValueError):
 
 def now() -> str:
     """The time stamp of an event that happens now."""
-    return stamp(datetime.now(timezone.utc))
+    return format_timestamp(datetime.now(timezone.utc))
 
 
-def stamp(moment: datetime) -> str:
+def format_timestamp(moment: datetime) -> str:
     """A moment, of UTC, as events have it: ISO 8601, milliseconds."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -171,12 +171,14 @@ def encode_event(event: Event) -> dict[str, Any]:
     """An event → its JSON object, `type` first; numbers that are not finite move into `nonFinite`."""
     data: dict[str, Any] = {"type": TYPE_OF[type(event)], **to_wire(event)}
     if isinstance(event, TrainingCancelled):
-        data["error"] = CANCELLED
+        data["error"] = CANCELLED_ERROR
     if isinstance(event, TrainingLog):
-        odd = {key: value for key in NUMBERS.values() if (value := data.get(key)) is not None and value - value != 0}
-        if odd:
-            data.update(dict.fromkeys(odd))
-            data["nonFinite"] = {key: "nan" if value != value else str(value) for key, value in odd.items()}
+        non_finite = {
+            key: value for key in METRIC_FIELDS.values() if (value := data.get(key)) is not None and value - value != 0
+        }
+        if non_finite:
+            data.update(dict.fromkeys(non_finite))
+            data["nonFinite"] = {key: "nan" if value != value else str(value) for key, value in non_finite.items()}
     return data
 
 
@@ -220,8 +222,8 @@ def _number(data: dict[str, Any], key: str) -> float | None:
         except OverflowError:
             return float("inf") if value > 0 else float("-inf")
     if value is None and "nonFinite" in data:
-        odd = data["nonFinite"]
-        word = odd.get(key) if isinstance(odd, dict) else None
+        non_finite = data["nonFinite"]
+        word = non_finite.get(key) if isinstance(non_finite, dict) else None
         return float(word) if word in ("nan", "inf", "-inf") else None
     return None
 
@@ -268,13 +270,13 @@ def _decode_completed(data: dict[str, Any]) -> TrainingCompleted:
     )
 
 
-def _decode_failed(data: dict[str, Any]) -> TrainingFailed | TrainingCancelled:
+def _decode_failed(data: dict[str, Any]) -> TrainingFailedEvent | TrainingCancelled:
     job, timestamp, step = _text(data, "jobId"), _text(data, "timestamp"), _optional_step(data)
     artifacts = parse_artifacts(data.get("artifacts"))
     error = _text(data, "error") or "the backend gave no reason"
-    if error == CANCELLED or data["type"] == "training.cancelled":
+    if error == CANCELLED_ERROR or data["type"] == "training.cancelled":
         return TrainingCancelled(job, timestamp, step, artifacts)
-    return TrainingFailed(job, timestamp, error, step, artifacts)
+    return TrainingFailedEvent(job, timestamp, error, step, artifacts)
 
 
 def _decode_preparing(data: dict[str, Any]) -> TrainingPreparing:

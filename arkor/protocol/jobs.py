@@ -18,7 +18,19 @@ from arkor.errors import InvalidConfig, TrainingFailed
 from arkor.protocol.best_checkpoint import BestCheckpoint
 from arkor.protocol.codec import from_wire
 from arkor.protocol.estimates import Outcome
-from arkor.protocol.validation import BOOLEAN, FORMAT, SPLIT, TEXT, WARMUP, Check, Integer, Number, boolean, shown, text
+from arkor.protocol.validation import (
+    BOOLEAN,
+    FORMAT,
+    SPLIT,
+    TEXT,
+    WARMUP,
+    Integer,
+    Number,
+    Validator,
+    boolean,
+    quote,
+    text,
+)
 from arkor.results.evaluation import Evaluation
 from arkor.results.history import History
 from arkor.results.html_cards import job_card, job_line, result_card, result_line
@@ -106,7 +118,7 @@ def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
     if isinstance(value, Mapping):
         value = _dataset_from_dict(value, tolerant)
     if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
-        raise InvalidConfig("dataset", _instead_of(value))
+        raise InvalidConfig("dataset", _dataset_hint(value))
     required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
     for name in _names(type(value)):
         item = getattr(value, name)
@@ -117,13 +129,13 @@ def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
     return value
 
 
-def _instead_of(value: Any) -> str:
+def _dataset_hint(value: Any) -> str:
     """What to write instead of a plain string, or of anything else."""
     if isinstance(value, (list, tuple)):
         return 'cannot be a list of rows; write them into a file, one JSON object a line: {"type": "file", "path": …}'
     value = _path(value)
     if not isinstance(value, str):
-        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {shown(value)}'
+        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {quote(value)}'
     if value.startswith(("http://", "https://")):
         return f'write {{"type": "blob", "url": {value!r}}}'
     return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
@@ -136,7 +148,7 @@ def _names(cls: Any) -> list[str]:
 def _dataset_from_dict(value: Mapping[str, Any], tolerant: bool) -> Any:
     cls = _SOURCES.get(str(value.get("type")))
     if cls is None:
-        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {shown(value.get("type"))}')
+        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {quote(value.get("type"))}')
     rest = {key: item for key, item in value.items() if key != "type"}
     known = _names(cls)
     extra = {key: item for key, item in rest.items() if key not in known}
@@ -153,8 +165,8 @@ def _dataset_from_dict(value: Mapping[str, Any], tolerant: bool) -> Any:
 # What to train
 
 
-def _setting(check: Check) -> Any:
-    return field(default=None, metadata={"check": check})
+def _setting(validator: Validator) -> Any:
+    return field(default=None, metadata={"check": validator})
 
 
 @frozen

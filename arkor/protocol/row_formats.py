@@ -14,7 +14,7 @@ from typing import Any
 Row = dict[str, Any]
 
 
-class BadRow(ValueError):
+class InvalidRow(ValueError):
     """A record that cannot be trained on: `field` and what to write there instead."""
 
     def __init__(self, field: str, problem: str) -> None:
@@ -22,7 +22,7 @@ class BadRow(ValueError):
 
 
 #: What the message of each role may be called in the wild.
-ROLES = {
+ROLE_ALIASES = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -38,7 +38,7 @@ ROLES = {
     "function_call": "assistant",
 }
 
-_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+_OPTIONAL_MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
 def _shown(value: Any) -> str:
@@ -48,14 +48,14 @@ def _shown(value: Any) -> str:
 
 def _text(field: str, value: Any, *, empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise BadRow(field, f'must be a string like "Hello", not {_shown(value)}')
+        raise InvalidRow(field, f'must be a string like "Hello", not {_shown(value)}')
     if not empty and not value.strip():
-        raise BadRow(field, "is empty; write a text there or leave the row out")
+        raise InvalidRow(field, "is empty; write a text there or leave the row out")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         broken = value[error.start]
-        raise BadRow(field, f"holds half a character (\\u{ord(broken):04x}); write the whole one") from None
+        raise InvalidRow(field, f"holds half a character (\\u{ord(broken):04x}); write the whole one") from None
     return value
 
 
@@ -65,32 +65,34 @@ def _list(field: str, value: Any) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise BadRow(field, "looks like a JSON list but cannot be read as one") from None
+            raise InvalidRow(field, "looks like a JSON list but cannot be read as one") from None
     if not isinstance(value, (list, tuple)):
-        raise BadRow(field, f"must be a list of messages, not {_shown(value)}")
+        raise InvalidRow(field, f"must be a list of messages, not {_shown(value)}")
     if not value:
-        raise BadRow(field, "is an empty list; a row needs at least one message of the user and one of the assistant")
+        raise InvalidRow(
+            field, "is an empty list; a row needs at least one message of the user and one of the assistant"
+        )
     return list(value)
 
 
 def _role(field: str, value: Any) -> str:
-    role = ROLES.get(value) if isinstance(value, str) else None
+    role = ROLE_ALIASES.get(value) if isinstance(value, str) else None
     if role is None:
-        raise BadRow(field, f'must be "system", "user", "assistant" or "tool", not {_shown(value)}')
+        raise InvalidRow(field, f'must be "system", "user", "assistant" or "tool", not {_shown(value)}')
     return role
 
 
 def _message(field: str, value: Any, role_key: str, content_key: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise BadRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {_shown(value)}')
+        raise InvalidRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {_shown(value)}')
     for key in (role_key, content_key):
         if key not in value and not (key == content_key and value.get("tool_calls")):
-            raise BadRow(f"{field}.{key}", f"is missing; the message has {_names(value)}")
+            raise InvalidRow(f"{field}.{key}", f"is missing; the message has {_names(value)}")
     role = _role(f"{field}.{role_key}", value[role_key])
     content = value.get(content_key)
     if content is None and value.get("tool_calls"):
         content = ""
-    kept = {key: value[key] for key in _KEPT if value.get(key) is not None}
+    kept = {key: value[key] for key in _OPTIONAL_MESSAGE_FIELDS if value.get(key) is not None}
     answered = role == "assistant" and not value.get("tool_calls")
     return {"role": role, "content": _text(f"{field}.{content_key}", content, empty=not answered), **kept}
 
@@ -99,7 +101,7 @@ def _chat(field: str, value: Any, role_key: str, content_key: str) -> list[dict[
     items = enumerate(_list(field, value))
     messages = [_message(f"{field}[{index}]", item, role_key, content_key) for index, item in items]
     if not any(message["role"] == "assistant" for message in messages):
-        raise BadRow(field, "has no message of the assistant, so there is nothing to learn; add the answer")
+        raise InvalidRow(field, "has no message of the assistant, so there is nothing to learn; add the answer")
     return messages
 
 
@@ -109,7 +111,7 @@ def _names(record: Mapping[str, Any]) -> str:
 
 def _field(record: Mapping[str, Any], name: str) -> Any:
     if name not in record or record[name] is None:
-        raise BadRow(name, f"is missing; the row has {_names(record)}")
+        raise InvalidRow(name, f"is missing; the row has {_names(record)}")
     return record[name]
 
 
@@ -163,7 +165,7 @@ def _plain(record: Mapping[str, Any]) -> Row:
 
 
 #: Format → the fields that tell it, and how a record of it is read. The first that fits is taken.
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
+ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "chatml": (("messages",), _chatml),
     "sharegpt": (("conversations",), _sharegpt),
     "alpaca": (("instruction", "output"), _alpaca),
@@ -174,24 +176,24 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] =
 _ALSO_READ = {"system", "tools", "input"}
 
 
-def recognise(record: Any) -> str:
-    """The name of the format that the fields of `record` tell; raises `BadRow`."""
+def detect_format(record: Any) -> str:
+    """The name of the format that the fields of `record` tell; raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise BadRow("", f'a row must be an object like {{"messages": […]}}, not {_shown(record)}')
-    for name, (fields, _) in FORMATS.items():
+        raise InvalidRow("", f'a row must be an object like {{"messages": […]}}, not {_shown(record)}')
+    for name, (fields, _) in ROW_FORMATS.items():
         if all(field in record for field in fields):
             return name
-    expected = "; ".join(" and ".join(fields) for fields, _ in FORMATS.values())
-    raise BadRow("", f"the row has {_names(record)}, but a row must have one of: {expected}")
+    expected = "; ".join(" and ".join(fields) for fields, _ in ROW_FORMATS.values())
+    raise InvalidRow("", f"the row has {_names(record)}, but a row must have one of: {expected}")
 
 
 def read_row(record: Any, format_name: str) -> Row:
-    """A record → the row, as `format_name` reads it; raises `BadRow`."""
+    """A record → the row, as `format_name` reads it; raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise BadRow("", f"a row must be an object, not {_shown(record)}")
-    return FORMATS[format_name][1](record)
+        raise InvalidRow("", f"a row must be an object, not {_shown(record)}")
+    return ROW_FORMATS[format_name][1](record)
 
 
 def ignored_fields(record: Mapping[str, Any], format_name: str) -> list[str]:
     """The fields of a record that training will not look at."""
-    return [str(key) for key in record if key not in FORMATS[format_name][0] and key not in _ALSO_READ]
+    return [str(key) for key in record if key not in ROW_FORMATS[format_name][0] and key not in _ALSO_READ]

@@ -18,16 +18,16 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 from arkor.errors import InvalidConfig
 
 #: What of a run's folder travels.
-FILES = ("job.json", "events.jsonl", "worker.log")
-FOLDERS = ("checkpoints", "final")
+ARCHIVED_FILES = ("job.json", "events.jsonl", "worker.log")
+ARCHIVED_FOLDERS = ("checkpoints", "final")
 
 #: What is worth compressing; weights are as good as random.
-_TEXTS = frozenset({".json", ".jsonl", ".log", ".txt", ".md", ".jinja"})
-_PIECE = 1024 * 1024
+_COMPRESSED_SUFFIXES = frozenset({".json", ".jsonl", ".log", ".txt", ".md", ".jinja"})
+_CHUNK_BYTES = 1024 * 1024
 
 
 @contextmanager
-def zipped(path: Path) -> Iterator[Path]:
+def as_zip(path: Path) -> Iterator[Path]:
     """`path` itself, or a zip of the folder that it is, for as long as the block lasts.
 
     Raises `InvalidConfig` for what cannot be a run, OSError for what cannot be read or written.
@@ -35,26 +35,26 @@ def zipped(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    files = contents(path)
+    files = archived_files(path)
     with tempfile.TemporaryDirectory(prefix="arkor-import-") as folder:
         file = Path(folder, "run.zip")
         with file.open("wb") as target:
-            for piece in pack(path, files, path.resolve().name):
-                target.write(piece)
+            for chunk in pack(path, files, path.resolve().name):
+                target.write(chunk)
         yield file
 
 
-def contents(folder: Path) -> list[Path]:
+def archived_files(folder: Path) -> list[Path]:
     """The files that travel. Raises `InvalidConfig` for a folder that is no run's, or has links in it."""
     if not all((folder / name).is_file() for name in ("job.json", "events.jsonl")):
         raise InvalidConfig("path", f"{folder} is not the folder of a run: those have a job.json and an events.jsonl")
-    tops = [folder / name for name in (*FILES, *FOLDERS)]
-    below = [path for name in FOLDERS for path in sorted((folder / name).rglob("*"))]
-    whole = [path for path in (*tops, *below) if not _is_hidden(path.relative_to(folder))]
-    for path in whole:
+    top_level = [folder / name for name in (*ARCHIVED_FILES, *ARCHIVED_FOLDERS)]
+    nested = [path for name in ARCHIVED_FOLDERS for path in sorted((folder / name).rglob("*"))]
+    everything = [path for path in (*top_level, *nested) if not _is_hidden(path.relative_to(folder))]
+    for path in everything:
         if path.is_symlink():
             raise InvalidConfig("path", f"{path} is a link; put what it leads to in its place")
-    return [path for path in whole if path.is_file()]
+    return [path for path in everything if path.is_file()]
 
 
 def _is_hidden(path: Path) -> bool:
@@ -63,25 +63,25 @@ def _is_hidden(path: Path) -> bool:
 
 def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
     """The zip, piece by piece, in which those files of the folder lie below `name`. Raises OSError."""
-    outlet = _Outlet()
-    with ZipFile(outlet, "w") as archive:
+    sink = _StreamingSink()
+    with ZipFile(sink, "w") as archive:
         for file in files:
-            place = f"{name}/{file.relative_to(folder).as_posix()}"
+            member_name = f"{name}/{file.relative_to(folder).as_posix()}"
             try:
-                entry = ZipInfo.from_file(file, place, strict_timestamps=False)
+                entry = ZipInfo.from_file(file, member_name, strict_timestamps=False)
                 source = file.open("rb")
             except FileNotFoundError:  # a worker that has just ended tidies up behind itself
                 continue
-            entry.compress_type = ZIP_DEFLATED if file.suffix in _TEXTS else ZIP_STORED
+            entry.compress_type = ZIP_DEFLATED if file.suffix in _COMPRESSED_SUFFIXES else ZIP_STORED
             with source, archive.open(entry, "w") as target:
-                while piece := source.read(_PIECE):
-                    target.write(piece)
-                    yield outlet.taken()
-    yield outlet.taken()
+                while chunk := source.read(_CHUNK_BYTES):
+                    target.write(chunk)
+                    yield sink.drain()
+    yield sink.drain()
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[IO[bytes]]:
+def atomic_writer(file: Path) -> Iterator[IO[bytes]]:
     """A file beside `file`, which takes its place unless the block raises. Raises OSError."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -93,7 +93,7 @@ def whole_file(file: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-class _Outlet(io.RawIOBase):
+class _StreamingSink(io.RawIOBase):
     """A file that cannot be sought in, and hands on what is written to it."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class _Outlet(io.RawIOBase):
         self._pending += data
         return len(data)
 
-    def taken(self) -> bytes:
+    def drain(self) -> bytes:
         """What was written since the last time."""
         data = bytes(self._pending)
         self._pending.clear()

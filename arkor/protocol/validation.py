@@ -12,13 +12,13 @@ from attrs import frozen
 from arkor.errors import InvalidConfig
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as an error quotes it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-class Check(Protocol):
+class Validator(Protocol):
     """Raises `InvalidConfig` for a value that is no good; `schema` is the same as JSON Schema, as far as that goes."""
 
     @property
@@ -39,7 +39,7 @@ class Integer:
 
     def __call__(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
-            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {shown(value)}")
+            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {quote(value)}")
 
 
 @frozen
@@ -57,7 +57,7 @@ class Number:
     def __call__(self, name: str, value: Any) -> None:
         bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
         if not is_finite(value) or not self._within(value):
-            raise InvalidConfig(name, f"must be a number {bound}, not {shown(value)}")
+            raise InvalidConfig(name, f"must be a number {bound}, not {quote(value)}")
 
     def _within(self, value: float) -> bool:
         return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
@@ -73,7 +73,7 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def misfit(function: Callable[..., Any], arguments: int) -> str | None:
+def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | None:
     """The signature of a function that cannot be called with so many arguments; None of one that can, or says none."""
     try:
         signature = inspect.signature(function)
@@ -87,7 +87,7 @@ def misfit(function: Callable[..., Any], arguments: int) -> str | None:
 
 
 @frozen
-class _Rule:
+class _SchemaValidator:
     """A check that has its schema beside it."""
 
     check: Callable[[str, Any], None]
@@ -100,13 +100,13 @@ class _Rule:
 def boolean(name: str, value: Any) -> None:
     """Raises `InvalidConfig` for anything but True and False."""
     if not isinstance(value, bool):
-        raise InvalidConfig(name, f"must be True or False, not {shown(value)}")
+        raise InvalidConfig(name, f"must be True or False, not {quote(value)}")
 
 
 def text(name: str, value: Any) -> None:
     """Raises `InvalidConfig` for what is no string, is blank, or cannot be sent."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise InvalidConfig(name, f"must be a non-empty string, not {shown(value)}")
+        raise InvalidConfig(name, f"must be a non-empty string, not {quote(value)}")
     encodable(name, value)
 
 
@@ -125,26 +125,26 @@ def is_encodable(value: str) -> bool:
     return True
 
 
-BOOLEAN = _Rule(boolean, {"type": "boolean"})
-TEXT = _Rule(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+BOOLEAN = _SchemaValidator(boolean, {"type": "boolean"})
+TEXT = _SchemaValidator(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
 
 
 def _warmup(name: str, value: Any) -> None:
     """Whole steps, or below 1 the share of the run, as in transformers."""
     Number(minimum=0)(name, value)
     if isinstance(value, float) and value >= 1 and not value.is_integer():
-        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {shown(value)}")
+        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {quote(value)}")
 
 
-FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
+DATASET_FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
 
 
 def _format(name: str, value: Any) -> None:
-    if isinstance(value, str) and value in FORMATS:
+    if isinstance(value, str) and value in DATASET_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
-    if not isinstance(value, Mapping) or value.get("type") not in FORMATS:
+    if not isinstance(value, Mapping) or value.get("type") not in DATASET_FORMATS:
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
-        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, FORMATS))}, not {shown(kind)}")
+        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, DATASET_FORMATS))}, not {quote(kind)}")
     if unknown := next((key for key in value if key != "type"), None):
         raise InvalidConfig(f"{name}.{unknown}", f'is no field of a format; write {{"type": "{value["type"]}"}} alone')
 
@@ -153,7 +153,7 @@ def _split(name: str, value: Any) -> None:
     """`"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
     if isinstance(value, Mapping):
         if not value or set(value) - {"train", "eval"}:
-            raise InvalidConfig(name, f'takes the keys "train" and "eval", not {shown(dict(value))}')
+            raise InvalidConfig(name, f'takes the keys "train" and "eval", not {quote(dict(value))}')
         if "train" in value:
             text(f"{name}.train", value["train"])
         if "eval" in value and not isinstance(value["eval"], str):
@@ -166,16 +166,21 @@ def _split(name: str, value: Any) -> None:
 
 def _share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        problem = f"must name a split, or be the share to hold out (between 0 and 1), not {shown(value)}"
+        problem = f"must name a split, or be the share to hold out (between 0 and 1), not {quote(value)}"
         raise InvalidConfig(name, problem)
 
 
-FORMAT = _Rule(
+FORMAT = _SchemaValidator(
     _format,
-    {"type": "object", "properties": {"type": {"enum": FORMATS}}, "required": ["type"], "additionalProperties": False},
+    {
+        "type": "object",
+        "properties": {"type": {"enum": DATASET_FORMATS}},
+        "required": ["type"],
+        "additionalProperties": False,
+    },
 )
 _A_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-SPLIT = _Rule(
+SPLIT = _SchemaValidator(
     _split,
     {
         "anyOf": [
@@ -190,4 +195,4 @@ SPLIT = _Rule(
         ]
     },
 )
-WARMUP = _Rule(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})
+WARMUP = _SchemaValidator(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
-from arkor.formatting import one_line, printable
-from arkor.results.html_cards import line
+from arkor.formatting import is_printable, one_line
+from arkor.results.html_cards import format_repr
 
 #: How what counts for the loss is marked in plain text.
-OPEN, CLOSE = "⟦", "⟧"
+OPEN_MARK, CLOSE_MARK = "⟦", "⟧"
 
 #: How many rows are shown, how many pairs of the same rows are named, how wide a bar is.
-_MOST_ROWS, _MOST_PAIRS, _BAR = 3, 5, 32
+_MAX_ROWS, _MAX_PAIRS, _BAR_WIDTH = 3, 5, 32
 
 _PRE = "white-space:pre-wrap;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;overflow-wrap:anywhere"
 _COUNTS = "text-decoration:underline;background:rgba(22,163,74,.18)"
@@ -30,7 +30,7 @@ Style = Callable[[str, str], str]
 
 def plain_mark(text: str, counts: bool) -> str:
     """The text, in brackets if it counts."""
-    return f"{OPEN}{text}{CLOSE}" if counts else text
+    return f"{OPEN_MARK}{text}{CLOSE_MARK}" if counts else text
 
 
 def plain_style(text: str, kind: str) -> str:
@@ -42,10 +42,10 @@ def repr_line(check: Any) -> str:
     """`"Check(ok=True, train_rows=407, estimate='60 steps of …')"`."""
     estimate = None if check.estimate is None else str(check.estimate)
     facts = {"train_rows": check.train_rows, "eval_rows": check.eval_rows, "estimate": estimate}
-    return line("Check", ok=check.ok, problems=check.problem_count or None, **facts)
+    return format_repr("Check", ok=check.ok, problems=check.problem_count or None, **facts)
 
 
-def text(check: Any, mark: Mark = plain_mark, style: Style = plain_style) -> str:
+def render_text(check: Any, mark: Mark = plain_mark, style: Style = plain_style) -> str:
     """The whole report."""
     return "\n".join(_lines(check, mark, style))
 
@@ -53,7 +53,7 @@ def text(check: Any, mark: Mark = plain_mark, style: Style = plain_style) -> str
 def _lines(check: Any, mark: Mark, style: Style) -> Iterator[str]:
     yield style(_verdict(check), "good" if check.ok else "heading")
     for problem in check.problems:
-        yield style(safe(problem), "problem")
+        yield style(printable_text(problem), "problem")
     if (rest := check.problem_count - len(check.problems)) > 0:
         yield f"… and {rest} more"
     sections = (_rows(check, mark), _lengths(check), _duplicates(check), _estimate(check))
@@ -66,15 +66,15 @@ def _lines(check: Any, mark: Mark, style: Style) -> Iterator[str]:
             yield from lines
     if check.notes:
         yield ""
-        yield from (f"Note: {safe(note)}" for note in check.notes)
+        yield from (f"Note: {printable_text(note)}" for note in check.notes)
 
 
 def _verdict(check: Any) -> str:
     rows = [f"{check.train_rows} rows to train on"] if check.train_rows is not None else []
     rows += [f"{check.eval_rows} to evaluate on"] if check.eval_rows else []
-    told = f": {', '.join(rows)}, read as {check.format}" if rows else ""
+    row_note = f": {', '.join(rows)}, read as {check.format}" if rows else ""
     if check.ok:
-        return f"Nothing keeps this run from being trained{told}"
+        return f"Nothing keeps this run from being trained{row_note}"
     count = max(check.problem_count, len(check.problems))
     return f"This run cannot be trained: {count} {'problem' if count == 1 else 'problems'}"
 
@@ -83,10 +83,10 @@ def _rows(check: Any, mark: Mark) -> list[str]:
     if not check.preview:
         return []
     lines = [f"{mark('This', True)} is what counts for the loss, the rest is what comes before it."]
-    for row in check.preview[:_MOST_ROWS]:
+    for row in check.preview[:_MAX_ROWS]:
         counted = sum(row.counted)
         lines.append(f"row {row.row}: {len(row.tokens)} tokens, {counted} of them count")
-        shown = "".join(_marked(safe(text), counts, mark) for text, counts in row.parts())
+        shown = "".join(_marked(printable_text(text), counts, mark) for text, counts in row.parts())
         lines += [f"  │ {part}" for part in shown.removesuffix("\n").split("\n")]
         lines += [f"  … and {row.more} tokens more"] if row.more else []
     return lines
@@ -113,10 +113,10 @@ def _distribution(lengths: Any, what: str) -> list[str]:
         f"{lengths.rows} {what} rows of {lengths.shortest} to {lengths.longest} tokens, {lengths.mean:.0f} on average; "
         f"half have at most {lengths.median}, 95 % at most {lengths.p95}; the longest is row {lengths.longest_row}"
     )
-    most = max((count for _, count in lengths.bins), default=0)
+    largest = max((count for _, count in lengths.bins), default=0)
     width = len(str(lengths.longest))
     bars = [
-        f"  ≤ {upper:>{width}}  {'█' * max(1, round(_BAR * count / most)) if count else ''} {count}"
+        f"  ≤ {upper:>{width}}  {'█' * max(1, round(_BAR_WIDTH * count / largest)) if count else ''} {count}"
         for upper, count in lengths.bins
     ]
     return [words, *(bars if len(bars) > 1 else [])]
@@ -145,8 +145,8 @@ def _duplicates(check: Any) -> list[str]:
 
 
 def _pairs(pairs: Sequence[tuple[int, int]], sign: str) -> str:
-    named = ", ".join(f"{again} {sign} {first}" for again, first in pairs[:_MOST_PAIRS])
-    return f" (rows {named}{', …' if len(pairs) > _MOST_PAIRS else ''})" if named else ""
+    named = ", ".join(f"{again} {sign} {first}" for again, first in pairs[:_MAX_PAIRS])
+    return f" (rows {named}{', …' if len(pairs) > _MAX_PAIRS else ''})" if named else ""
 
 
 def _estimate(check: Any) -> list[str]:
@@ -163,12 +163,12 @@ def _estimate(check: Any) -> list[str]:
     return words
 
 
-def safe(text: str) -> str:
+def printable_text(text: str) -> str:
     """What a terminal cannot be steered with; line breaks stay."""
-    return "".join(c if printable(c) or c == "\n" else ("\\t" if c == "\t" else "�") for c in text)
+    return "".join(c if is_printable(c) or c == "\n" else ("\\t" if c == "\t" else "�") for c in text)
 
 
-def html(check: Any) -> str:
+def render_html(check: Any) -> str:
     """The report for a notebook's cell."""
 
     def mark(part: str, counts: bool) -> str:
@@ -177,7 +177,7 @@ def html(check: Any) -> str:
     def style(part: str, kind: str) -> str:
         return f"\3{one_line(part)}\4" if kind != "plain" else part
 
-    page = escape(text(check, mark, style))
+    page = escape(render_text(check, mark, style))
     for sign, tag in (("\1", f'<span style="{_COUNTS}">'), ("\2", "</span>"), ("\3", "<b>"), ("\4", "</b>")):
-        page = page.replace(sign, tag)  # `safe` has left none of them in what strangers wrote
+        page = page.replace(sign, tag)  # `printable_text` has left none of them in what strangers wrote
     return f'<div style="{_PRE}">{page}</div>'

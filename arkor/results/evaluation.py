@@ -65,12 +65,12 @@ def _lines(answer: Answer) -> str:
     if answer.expected is not None:
         lines.append(f"    expected  {_short(answer.expected)}")
     if answer.base_text is not None or answer.base_error is not None:
-        lines.append(f"    base      {_said(answer.base_text, answer.base_error)}")
-    lines.append(f"    tuned     {_said(answer.text, answer.error)}")
+        lines.append(f"    base      {_answer_text(answer.base_text, answer.base_error)}")
+    lines.append(f"    tuned     {_answer_text(answer.text, answer.error)}")
     return "\n".join(lines)
 
 
-def _said(text: str | None, error: str | None) -> str:
+def _answer_text(text: str | None, error: str | None) -> str:
     return _short(text) if text is not None else f"({error})"
 
 

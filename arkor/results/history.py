@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, overload
 
-from arkor.charts.series import LARGEST_STEP, Curve
+from arkor.charts.series import MAX_STEP, Curve
 from arkor.charts.svg import loss_image
 from arkor.errors import ArkorError
 
@@ -36,7 +36,7 @@ class History:
     def __init__(self) -> None:
         self._steps = array("q")
         self._numbers = tuple(array("d") for _ in COLUMNS[1:])
-        self._said = bytearray()  # a bit for each number of a log that is not None
+        self._present = bytearray()  # a bit for each number of a log that is not None
 
     def add(  # noqa: PLR0917 - the columns in their order; keywords would cost half as much again
         self,
@@ -54,9 +54,9 @@ class History:
         columns[2].append(0.0 if learning_rate is None else learning_rate)
         columns[3].append(0.0 if epoch is None else epoch)
         columns[4].append(0.0 if samples_per_second is None else samples_per_second)
-        said = (loss is not None) | (eval_loss is not None) << 1 | (learning_rate is not None) << 2
-        self._said.append(said | (epoch is not None) << 3 | (samples_per_second is not None) << 4)
-        self._steps.append(step if step < LARGEST_STEP else LARGEST_STEP)
+        present = (loss is not None) | (eval_loss is not None) << 1 | (learning_rate is not None) << 2
+        self._present.append(present | (epoch is not None) << 3 | (samples_per_second is not None) << 4)
+        self._steps.append(step if step < MAX_STEP else MAX_STEP)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -80,8 +80,8 @@ class History:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, History):
             return NotImplemented
-        mine, its = (self._steps, self._said, self._bits()), (other._steps, other._said, other._bits())
-        return mine == its
+        mine, theirs = (self._steps, self._present, self._bits()), (other._steps, other._present, other._bits())
+        return mine == theirs
 
     __hash__ = None  # type: ignore[assignment] # it grows
 
@@ -158,8 +158,8 @@ class History:
         loss, eval_loss = Curve(), Curve()
         for curve, column in ((loss, 0), (eval_loss, 1)):
             bit, values = 1 << column, self._numbers[column]
-            for index, said in enumerate(self._said):
-                if said & bit:
+            for index, present in enumerate(self._present):
+                if present & bit:
                     curve.add(self._steps[index], values[index])
         return loss, eval_loss
 
@@ -173,14 +173,14 @@ class History:
         return loss_image(*self.curves()) if self else "no logs"
 
     def _row(self, index: int) -> Logged:
-        said = self._said[index]
-        numbers = (column[index] if said >> bit & 1 else None for bit, column in enumerate(self._numbers))
+        present = self._present[index]
+        numbers = (column[index] if present >> bit & 1 else None for bit, column in enumerate(self._numbers))
         return Logged(self._steps[index], *numbers)
 
     def _column(self, number: int) -> list[float | None]:
         bit = 1 << number
-        pairs = zip(self._numbers[number], self._said, strict=True)
-        return [value if said & bit else None for value, said in pairs]
+        pairs = zip(self._numbers[number], self._present, strict=True)
+        return [value if present & bit else None for value, present in pairs]
 
     def _bits(self) -> list[bytes]:
         """To the bit, so that a NaN is equal to itself."""

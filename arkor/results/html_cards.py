@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 from urllib.parse import urlsplit
 
-from arkor.formatting import clock, number, seconds_between
+from arkor.formatting import format_duration, format_loss, seconds_between
 
 # Stated wherever a notebook has rules of its own for tables: classic ones centre them, those of VS Code shade rows.
 _CARD = "border-left:3px solid {colour};padding:2px 12px;margin:4px 0;max-width:640px;overflow-wrap:anywhere"
@@ -23,27 +23,27 @@ _VALUE = f"{_CELL};white-space:pre-wrap;overflow-wrap:anywhere"
 _GREY = "#878787"
 _COLOURS = {"completed": "#16a34a", "failed": "#ef4444", "cancelled": "#ab62f7", "running": "#3b82f6"}
 
-_MOST_ARTIFACTS = 8
-_LINE_LETTERS, _CARD_LETTERS = 200, 2000  # of one value, at most
+_MAX_ARTIFACTS = 8
+_MAX_LINE_CHARS, _MAX_CARD_CHARS = 200, 2000  # of one value, at most
 _SETTINGS = ("max_steps", "num_train_epochs", "learning_rate", "batch_size", "lora_r", "dry_run")
 
 Rows = Iterable[tuple[str, Any]]
 
 
-def line(cls: str, /, **facts: Any) -> str:
+def format_repr(cls: str, /, **facts: Any) -> str:
     """`"TrainingJob(id='3f9a', status='completed')"`; what is None is left out, and the end of a long text."""
-    told = (f"{key}={_short(value, _LINE_LETTERS)!r}" for key, value in facts.items() if value is not None)
-    return f"{cls}({', '.join(told)})"
+    parts = (f"{key}={_truncate(value, _MAX_LINE_CHARS)!r}" for key, value in facts.items() if value is not None)
+    return f"{cls}({', '.join(parts)})"
 
 
 def job_line(job: Any) -> str:
     facts = {"id": job.id, "name": job.name, "status": str(job.status), "model": _model(job), "error": job.error}
-    return line("TrainingJob", **facts)
+    return format_repr("TrainingJob", **facts)
 
 
 def result_line(result: Any) -> str:
     job = result.job
-    return line(
+    return format_repr(
         "TrainingResult",
         id=job.id,
         name=job.name,
@@ -66,30 +66,31 @@ def result_card(result: Any) -> str:
 
 def text_card(text: str, note: str) -> str:
     """A text as it is, line breaks included, and a note below it."""
-    words = f'<div dir="auto" style="white-space:pre-wrap">{escape(text)}</div>'
-    below = f'<div style="opacity:.75;font-size:90%">{escape(note)}</div>'
-    return f'<div style="{_CARD.format(colour=_GREY)}">{words}{below}</div>'
+    content = f'<div dir="auto" style="white-space:pre-wrap">{escape(text)}</div>'
+    footer = f'<div style="opacity:.75;font-size:90%">{escape(note)}</div>'
+    return f'<div style="{_CARD.format(colour=_GREY)}">{content}{footer}</div>'
 
 
 def _card(title: str, status: str, rows: Rows) -> str:
     colour = _COLOURS.get(status, _GREY)
-    words = f'<b>{_isolated(title)}</b> <span style="color:{colour}">●</span> {_isolated(status)}'
+    title_html = f'<b>{_bidi_isolated(title)}</b> <span style="color:{colour}">●</span> {_bidi_isolated(status)}'
     cells = "".join(
         f'<tr style="background:transparent"><td style="{_NAME}">{escape(name)}</td>'
-        f'<td style="{_VALUE}">{_isolated(value)}</td></tr>'
+        f'<td style="{_VALUE}">{_bidi_isolated(value)}</td></tr>'
         for name, value in rows
         if value
     )
-    return f'<div style="{_CARD.format(colour=colour)}"><div>{words}</div><table style="{_TABLE}">{cells}</table></div>'
+    style = _CARD.format(colour=colour)
+    return f'<div style="{style}"><div>{title_html}</div><table style="{_TABLE}">{cells}</table></div>'
 
 
-def _isolated(text: Any) -> str:
+def _bidi_isolated(text: Any) -> str:
     """What a stranger wrote, from the right to the left if that is its way, without turning round what is beside it."""
-    return f"<bdi>{escape(_short(str(text), _CARD_LETTERS))}</bdi>"
+    return f"<bdi>{escape(_truncate(str(text), _MAX_CARD_CHARS))}</bdi>"
 
 
-def _short(value: Any, letters: int) -> Any:
-    return f"{value[:letters]}…" if isinstance(value, str) and len(value) > letters else value
+def _truncate(value: Any, max_chars: int) -> Any:
+    return f"{value[:max_chars]}…" if isinstance(value, str) and len(value) > max_chars else value
 
 
 def _job_rows(job: Any) -> Rows:
@@ -101,18 +102,18 @@ def _job_rows(job: Any) -> Rows:
     yield "settings", ", ".join(f"{name} {value}" for name, value in settings if value is not None)
     yield "submitted", job.created_at
     seconds = seconds_between(job.started_at, job.completed_at)
-    yield "took", "" if seconds is None else clock(seconds)
+    yield "took", "" if seconds is None else format_duration(seconds)
 
 
 def _result_rows(result: Any) -> Rows:
     losses = [row.loss for row in result.history[-64:] if row.loss is not None]
-    yield "last loss", number(losses[-1]) if losses else ""
+    yield "last loss", format_loss(losses[-1]) if losses else ""
     if result.best is not None:
-        yield "best checkpoint", f"step {result.best.step}, {result.best.metric} {number(result.best.value)}"
+        yield "best checkpoint", f"step {result.best.step}, {result.best.metric} {format_loss(result.best.value)}"
     for evaluation in result.evaluations[-1:]:
         yield "evaluation", str(evaluation).partition("\n")[0]
     yield "time", str(result.estimate or "")
-    shown = [_artifact(artifact) for artifact in result.artifacts[:_MOST_ARTIFACTS]]
+    shown = [_artifact(artifact) for artifact in result.artifacts[:_MAX_ARTIFACTS]]
     rest = len(result.artifacts) - len(shown)
     yield "artifacts", ", ".join([*shown, *([f"and {rest} more"] if rest > 0 else [])])
     if result.history:

@@ -11,33 +11,33 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from arkor.errors import ArkorError
-from arkor.studio.backend_client import Link
-from arkor.studio.listener import Address
+from arkor.studio.backend_client import BackendClient
+from arkor.studio.listener import ListenAddress
 from arkor.studio.pages import endpoints, overview, playground, run, runs
-from arkor.studio.rendering import breakdown, fault, page, shell
-from arkor.studio.run_index import Listing
-from arkor.studio.run_processes import Launches
-from arkor.studio.security import Guard
+from arkor.studio.rendering import error_page, fault, page, shell
+from arkor.studio.run_index import RunIndex
+from arkor.studio.run_processes import RunProcesses
+from arkor.studio.security import SecurityMiddleware
 
 _STATIC = Path(__file__).parent / "static"
 
 #: The rooms of the pages, each with its `routes`.
-_ROOMS = (overview, runs, run, playground, endpoints)
+_PAGE_MODULES = (overview, runs, run, playground, endpoints)
 
 
-def make_app(folder: Path, address: Address, token: str) -> Guard:
+def make_app(folder: Path, address: ListenAddress, token: str) -> SecurityMiddleware:
     """Studio for the project in `folder`, for those who know the token."""
-    routes = [route for room in _ROOMS for route in room.routes]
+    routes = [route for module in _PAGE_MODULES for route in module.routes]
     app = Starlette(
         routes=[*routes, Mount("/static", _Static(directory=_STATIC))],
-        exception_handlers={ArkorError: fault, 404: _no_such_page, Exception: breakdown},
+        exception_handlers={ArkorError: fault, 404: _no_such_page, Exception: error_page},
     )
     app.state.folder = folder
-    app.state.link = Link(folder)
-    app.state.listing = Listing(app.state.link)
-    app.state.launches = Launches(folder)
-    app.state.link.warm_up()
-    return Guard(app, address, token, shell())
+    app.state.backend = BackendClient(folder)
+    app.state.run_index = RunIndex(app.state.backend)
+    app.state.run_processes = RunProcesses(folder)
+    app.state.backend.connect_in_background()
+    return SecurityMiddleware(app, address, token, shell())
 
 
 class _Static(StaticFiles):

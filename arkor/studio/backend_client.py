@@ -13,27 +13,27 @@ from arkor.client.connect import connect
 
 
 @define(eq=False)
-class Link:
+class BackendClient:
     """The backend that the project in `folder` talks to. From any thread."""
 
     folder: Path
     _client: CloudApiClient | None = None
-    _finding: threading.Lock = field(factory=threading.Lock)
+    _lock: threading.Lock = field(factory=threading.Lock)
 
     def client(self) -> CloudApiClient:
         """The client, with its scope set; starts the backend of this machine if that is the one.
 
         Raises what `connect` raises.
         """
-        with self._finding:
+        with self._lock:
             if self._client is None:
                 self._client = connect(project_dir=self.folder)
             return self._client
 
-    def warm_up(self) -> None:
+    def connect_in_background(self) -> None:
         """Begin to look for the backend, so that the first page need not wait for all of it."""
-        threading.Thread(target=self._try, name="arkor-studio-link", daemon=True).start()
+        threading.Thread(target=self._try_connect, name="arkor-studio-link", daemon=True).start()
 
-    def _try(self) -> None:
+    def _try_connect(self) -> None:
         with suppress(Exception):  # the first page that needs it asks again, and says why not
             self.client()

@@ -6,7 +6,7 @@ from arkor.client.api import CloudApiClient
 from arkor.errors import CloudApiError
 from arkor.protocol.deployments import Deployment
 from arkor.settings import MANAGED_CLOUD_API_URL
-from arkor.studio.model_selection import Weights, weights_of_target
+from arkor.studio.model_selection import ModelRef, model_ref_of_target
 
 
 def address_of(client: CloudApiClient, endpoint: Deployment) -> str | None:
@@ -19,15 +19,15 @@ def address_of(client: CloudApiClient, endpoint: Deployment) -> str | None:
     return None if client.base_url == MANAGED_CLOUD_API_URL else f"{client.base_url}/e/{endpoint.slug}/v1"
 
 
-def endpoint_with(client: CloudApiClient, weights: Weights) -> Deployment | None:
+def find_endpoint(client: CloudApiClient, weights: ModelRef) -> Deployment | None:
     """One that is enabled and answers with these weights; None on a backend that has no endpoints."""
     try:
         found = client.list_deployments()
     except CloudApiError:
         return None
-    return next((one for one in found if one.enabled and weights_of_target(one.target) == weights), None)
+    return next((one for one in found if one.enabled and model_ref_of_target(one.target) == weights), None)
 
 
-def is_unknown(error: CloudApiError) -> bool:
+def is_unsupported_route(error: CloudApiError) -> bool:
     """Whether a backend has no such route at all, instead of no such thing."""
     return error.status in (405, 501) or (error.status == 404 and error.code is None)

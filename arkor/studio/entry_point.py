@@ -19,7 +19,7 @@ SECONDS = 30.0
 
 
 @frozen
-class Entry:
+class EntryPoint:
     """What was found: its file, and either the trainer or what is wrong. Both are as `entry_probe.py` writes them."""
 
     file: str | None
@@ -27,7 +27,7 @@ class Entry:
     fault: Mapping[str, Any] | None = None
 
 
-def look_at_entry(folder: Path, seconds: float = SECONDS) -> Entry:
+def probe_entry(folder: Path, seconds: float = SECONDS) -> EntryPoint:
     """Examine the project in `folder`; never raises for what the project does."""
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "arkor.studio.entry_probe", str(folder)],
@@ -40,7 +40,7 @@ def look_at_entry(folder: Path, seconds: float = SECONDS) -> Entry:
     try:
         answer, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        return _broken(
+        return _broken_entry(
             f"The entry point was not done after {seconds:g} s, and was ended. Is there work outside of `main`?"
         )
     finally:
@@ -50,9 +50,9 @@ def look_at_entry(folder: Path, seconds: float = SECONDS) -> Entry:
     try:
         found = json.loads(answer)
     except ValueError:
-        return _broken(f"The entry point ended Python itself (exit status {process.returncode}).")
-    return Entry(found["file"], found.get("trainer"), found.get("fault"))
+        return _broken_entry(f"The entry point ended Python itself (exit status {process.returncode}).")
+    return EntryPoint(found["file"], found.get("trainer"), found.get("fault"))
 
 
-def _broken(sentence: str) -> Entry:
-    return Entry(None, fault={"sentence": sentence, "line": None, "place": None, "source": []})
+def _broken_entry(sentence: str) -> EntryPoint:
+    return EntryPoint(None, fault={"sentence": sentence, "line": None, "place": None, "source": []})

@@ -15,36 +15,36 @@ from pathlib import Path
 from typing import IO, Any
 
 from arkor.errors import ArkorError
-from arkor.project import find_entry, look_at_entry
+from arkor.project import find_entry, inspect_entry
 from arkor.protocol.codec import to_wire
 from arkor.protocol.jobs import FileDataset
 from arkor.trainer.trainer import Trainer
 
-_LONGEST_SENTENCE = 2000
+_MAX_MESSAGE_LENGTH = 2000
 
 
-def examine(folder: Path) -> dict[str, Any]:
+def probe(folder: Path) -> dict[str, Any]:
     """The trainer of the project in `folder` (`trainer`), or what is wrong with it (`fault`); never raises."""
     try:
         file = find_entry(folder)
     except ArkorError as error:
-        return {"file": None, "fault": _fault(error, None)}
+        return {"file": None, "fault": _describe_fault(error, None)}
     try:
-        trainer = look_at_entry(file)
+        trainer = inspect_entry(file)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like are the entry's, too
-        return {"file": str(file), "fault": _fault(error, file)}
-    return {"file": str(file), "trainer": _described(trainer, file.parent)}
+        return {"file": str(file), "fault": _describe_fault(error, file)}
+    return {"file": str(file), "trainer": _describe_trainer(trainer, file.parent)}
 
 
-def _described(trainer: Trainer, folder: Path) -> dict[str, Any]:
+def _describe_trainer(trainer: Trainer, folder: Path) -> dict[str, Any]:
     config = trainer._config
     if config is None:
         return {"name": trainer.name, "watches": trainer.job_id}
     source = config.dataset_source
-    return {"name": trainer.name, "config": to_wire(config), "data": _data(source, folder)}
+    return {"name": trainer.name, "config": to_wire(config), "data": _describe_data(source, folder)}
 
 
-def _data(source: Any, folder: Path) -> dict[str, Any]:
+def _describe_data(source: Any, folder: Path) -> dict[str, Any]:
     """Where the rows come from, for a person; of a file, whether it is there."""
     if not isinstance(source, FileDataset):
         return {"name": getattr(source, "name", None) or getattr(source, "url", ""), "kind": source.type}
@@ -54,17 +54,17 @@ def _data(source: Any, folder: Path) -> dict[str, Any]:
     return {"name": name, "kind": "file", "there": there, "bytes": path.stat().st_size if there else None}
 
 
-def _fault(error: BaseException, file: Path | None) -> dict[str, Any]:
+def _describe_fault(error: BaseException, file: Path | None) -> dict[str, Any]:
     """A sentence; the line of the project's own code that it came from, and the text around it."""
-    line_file, line = _place(error, file)
+    line_file, line = _source_location(error, file)
     sentence = str(error) if isinstance(error, ArkorError) else f"{type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, SyntaxError):
         sentence = f"{type(error).__name__}: {error.msg}"
-    fault = {"sentence": sentence[:_LONGEST_SENTENCE], "line": line, "place": line_file and Path(line_file).name}
-    return {**fault, "source": _around(line_file, line)}
+    fault = {"sentence": sentence[:_MAX_MESSAGE_LENGTH], "line": line, "place": line_file and Path(line_file).name}
+    return {**fault, "source": _source_excerpt(line_file, line)}
 
 
-def _place(error: BaseException, file: Path | None) -> tuple[str | None, int | None]:
+def _source_location(error: BaseException, file: Path | None) -> tuple[str | None, int | None]:
     """The innermost line that lies in the project's folder."""
     if file is None:
         return None, None
@@ -74,7 +74,7 @@ def _place(error: BaseException, file: Path | None) -> tuple[str | None, int | N
     return (frames[-1].filename, frames[-1].lineno) if frames else (str(file), None)
 
 
-def _around(file: str | None, line: int | None) -> list[tuple[int, str]]:
+def _source_excerpt(file: str | None, line: int | None) -> list[tuple[int, str]]:
     """A few lines of source, numbered."""
     if file is None or line is None:
         return []
@@ -98,7 +98,7 @@ def _keep_stdout() -> IO[str]:
 def main() -> None:
     """Print what is found, and leave at once, whatever threads the entry has left behind."""
     answer = _keep_stdout()
-    json.dump(examine(Path(sys.argv[1])), answer)
+    json.dump(probe(Path(sys.argv[1])), answer)
     answer.flush()
     os._exit(0)
 

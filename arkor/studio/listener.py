@@ -14,7 +14,7 @@ FIRST_PORT, PORTS = 4000, 10
 
 
 @frozen
-class Address:
+class ListenAddress:
     """The socket that is listened on, and its port."""
 
     socket: socket.socket = field(repr=False)
@@ -36,22 +36,22 @@ class Address:
         return f"http://{HOST}:{self.port}/"
 
 
-def listen(port: int | None = None) -> Address:
+def listen(port: int | None = None) -> ListenAddress:
     """Listen on `port`, or, where none is asked for by name, on the first free one from 4000 to 4009.
 
     Raises `ArkorError` when there is none.
     """
     for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
-        found = _try(candidate)
+        found = _try_listen(candidate)
         if found is not None:
-            return Address(found, found.getsockname()[1])
+            return ListenAddress(found, found.getsockname()[1])
     if port is not None:
         raise ArkorError(f"port {port} is taken; name another one, or none and Studio takes a free one")
     last = FIRST_PORT + PORTS - 1
     raise ArkorError(f"the ports {FIRST_PORT} to {last} are taken; name a free one: arkor dev --port 5000")
 
 
-def _try(port: int) -> socket.socket | None:
+def _try_listen(port: int) -> socket.socket | None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
     try:

@@ -17,7 +17,7 @@ BASE = "base"
 
 
 @frozen
-class Weights:
+class ModelRef:
     """The final adapter of the run `job_id`, with a `step` that of a checkpoint; without a run the `model` as it is."""
 
     job_id: str | None = None
@@ -47,20 +47,20 @@ class Weights:
         return "final adapter" if self.step is None else f"step {self.step}"
 
 
-def weights_of_target(target: Mapping[str, Any]) -> Weights:
+def model_ref_of_target(target: Mapping[str, Any]) -> ModelRef:
     """What a deployment answers with; of a kind that is not known, as much as can be read."""
     adapter = target.get("adapter")
     if not isinstance(adapter, Mapping):
-        return Weights(model=str(target.get("baseModel") or "an unknown kind of model"))
+        return ModelRef(model=str(target.get("baseModel") or "an unknown kind of model"))
     step = adapter.get("step")
-    return Weights(job_id=str(adapter.get("jobId", "")), step=step if isinstance(step, int) else None)
+    return ModelRef(job_id=str(adapter.get("jobId", "")), step=step if isinstance(step, int) else None)
 
 
 @frozen
-class Choice:
+class ModelOption:
     """What is chosen in a picker: a run, if it is one of this project, and of which the weights are."""
 
-    weights: Weights
+    weights: ModelRef
     job: TrainingJob | None = None
 
     @property
@@ -83,28 +83,28 @@ class Choice:
         return "" if self.weights.step is None else str(self.weights.step)
 
 
-def chosen(client: CloudApiClient, values: Mapping[str, Any], suffix: str = "") -> Choice | None:
+def parse_option(client: CloudApiClient, values: Mapping[str, Any], suffix: str = "") -> ModelOption | None:
     """What the fields `run`, `step` and `model` of an address or a form choose; None for nothing.
 
     Raises `InvalidConfig` for what is no step, and what asking for the run raises.
     """
     run, step, model = (str(values.get(name + suffix) or "").strip() for name in ("run", "step", "model"))
     if not run:
-        return Choice(Weights(model=model)) if model else None
+        return ModelOption(ModelRef(model=model)) if model else None
     job = client.get_job(run)
     if step == BASE:
-        return Choice(Weights(model=job.config.model), job)
+        return ModelOption(ModelRef(model=job.config.model), job)
     if step and not (step.isascii() and step.isdigit() and len(step) < 10):
         raise InvalidConfig("step", f"must be the step of a checkpoint, not {step[:40]!r}")
-    return Choice(Weights(job.id, int(step) if step else None), job)
+    return ModelOption(ModelRef(job.id, int(step) if step else None), job)
 
 
-def choice_of_target(client: CloudApiClient, target: Mapping[str, Any]) -> Choice:
+def option_of(client: CloudApiClient, target: Mapping[str, Any]) -> ModelOption:
     """What a deployment answers with, and the run that it is from, if that is still there."""
-    weights = weights_of_target(target)
+    weights = model_ref_of_target(target)
     if weights.job_id is None:
-        return Choice(weights)
+        return ModelOption(weights)
     try:
-        return Choice(weights, client.get_job(weights.job_id))
+        return ModelOption(weights, client.get_job(weights.job_id))
     except (CloudApiError, InvalidConfig):
-        return Choice(weights)
+        return ModelOption(weights)

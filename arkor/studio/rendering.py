@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError
-from arkor.formatting import clock, instant, number
+from arkor.formatting import format_duration, format_loss, parse_timestamp
 from arkor.protocol.jobs import TrainingJob
 from arkor.settings import VERSION
 
@@ -39,7 +39,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(loss=loss, sentence=sentence, size=size, took=took, when=when)
+    environment.filters.update(loss=loss, sentence=sentence, size=size, took=format_elapsed, when=format_time)
     environment.globals.update(version=VERSION)
     return environment
 
@@ -49,7 +49,7 @@ def shell() -> str:
     return _ENVIRONMENT.get_template("shell.html").render(pages=PAGES)
 
 
-def teach(**filters: Callable[[Any], Any]) -> None:
+def register_filters(**filters: Callable[[Any], Any]) -> None:
     """Give templates further words for what rooms above this one know."""
     _ENVIRONMENT.filters.update(filters)
 
@@ -66,7 +66,7 @@ def toast(message: str, *, kind: str = "fault", status: int = 200) -> Response:
     return HTMLResponse(html, status, headers)
 
 
-def gone_to(address: str) -> Response:
+def redirect(address: str) -> Response:
     """Lead the browser to another page once an action is done."""
     return Response(status_code=204, headers={"HX-Redirect": address})
 
@@ -87,7 +87,7 @@ def fault(request: Request, error: Exception) -> Response:
     return page("parts/fault.html", status, kind=kind, sentence=message, again=request.url.path)
 
 
-def breakdown(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the signature of a handler
+def error_page(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the signature of a handler
     """What nobody has foreseen: a word for the person; the traceback goes to the terminal of Studio."""
     message = "Studio itself has made a mistake. What exactly is in the terminal that it was started in."
     if request.url.path.startswith("/actions/"):
@@ -114,7 +114,7 @@ def loss(value: Any) -> str:
     """A loss in few characters; a dash for none, `NaN` for one that diverged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "–"
-    return number(float(value)) if math.isfinite(value) else "NaN" if value != value else "∞"
+    return format_loss(float(value)) if math.isfinite(value) else "NaN" if value != value else "∞"
 
 
 def size(count: int | None) -> str:
@@ -129,24 +129,24 @@ def size(count: int | None) -> str:
     return f"{amount:.3g} {unit}"
 
 
-def when(timestamp: str | None) -> str:
+def format_time(timestamp: str | None) -> str:
     """`"1 Mar, 14:05"`, local time."""
-    moment = instant(timestamp)
+    moment = parse_timestamp(timestamp)
     return f"{moment.day} {moment:%b, %H:%M}" if moment else "–"
 
 
 def seconds_of(job: TrainingJob) -> float | None:
     """How long the run took, or has been taking; None before it began."""
-    began, ended = instant(job.started_at), instant(job.completed_at)
+    began, ended = parse_timestamp(job.started_at), parse_timestamp(job.completed_at)
     if began is None:
         return None
     return max(0.0, ((ended or datetime.now(timezone.utc)) - began).total_seconds())
 
 
-def took(job: TrainingJob) -> str:
+def format_elapsed(job: TrainingJob) -> str:
     """The same in words: `"1:42"`."""
     seconds = seconds_of(job)
-    return "–" if seconds is None else clock(seconds)
+    return "–" if seconds is None else format_duration(seconds)
 
 
 _ENVIRONMENT = _environment()

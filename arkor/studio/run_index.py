@@ -15,44 +15,44 @@ from attrs import define, field, frozen
 
 from arkor.client.api import CloudApiClient
 from arkor.protocol.jobs import JobStatus, TrainingJob
-from arkor.studio.backend_client import Link
-from arkor.studio.rendering import seconds_of, teach
+from arkor.studio.backend_client import BackendClient
+from arkor.studio.rendering import register_filters, seconds_of
 
 STATUSES = tuple(status.value for status in JobStatus)
 PER_PAGE = 50
 
-_AT_ONCE = 100
+_PAGE_SIZE = 100
 _FRESH_SECONDS = 0.9  # what was asked for so recently serves other tabs, too
 
 
 @define(eq=False)
-class Listing:
+class RunIndex:
     """The runs behind a link. From any thread."""
 
-    link: Link
+    backend: BackendClient
     _known: dict[str, TrainingJob] = field(factory=dict)  # newest first
-    _asked_at: float = -1e9
-    _asking: threading.Lock = field(factory=threading.Lock)
+    _fetched_at: float = -1e9
+    _lock: threading.Lock = field(factory=threading.Lock)
 
     def runs(self) -> list[TrainingJob]:
         """All of them, newest first. Raises what the calls to the backend raise."""
-        with self._asking:
-            if time.monotonic() - self._asked_at > _FRESH_SECONDS:
-                self._known = _updated(self.link.client(), self._known)
-                self._asked_at = time.monotonic()
+        with self._lock:
+            if time.monotonic() - self._fetched_at > _FRESH_SECONDS:
+                self._known = _update(self.backend.client(), self._known)
+                self._fetched_at = time.monotonic()
             return list(self._known.values())
 
     def latest(self, count: int) -> list[TrainingJob]:
         return self.runs()[:count]
 
 
-def _updated(client: CloudApiClient, known: Mapping[str, TrainingJob]) -> dict[str, TrainingJob]:
+def _update(client: CloudApiClient, known: Mapping[str, TrainingJob]) -> dict[str, TrainingJob]:
     """The newest page, and older ones until one ends with a run that was known; behind it, what may have changed."""
     found: dict[str, TrainingJob] = {}
     older: list[TrainingJob] = []
-    for job in client.iter_jobs(page=_AT_ONCE):
+    for job in client.iter_jobs(page=_PAGE_SIZE):
         found[job.id] = job
-        if len(found) >= _AT_ONCE and job.id in known:
+        if len(found) >= _PAGE_SIZE and job.id in known:
             order = list(known)
             older = [known[id_] for id_ in order[order.index(job.id) + 1 :]]
             break
@@ -92,13 +92,13 @@ def model_of(job: TrainingJob) -> str:
     return str(getattr(job.config, "model", "") or "–")
 
 
-teach(step=step_of, total=total_of, last_loss=loss_of, model=model_of)
+register_filters(step=step_of, total=total_of, last_loss=loss_of, model=model_of)
 
 
 # Looking for some of them
 
 
-def _known(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     """None for what is no number, too."""
     return None if value != value else value
 
@@ -110,7 +110,7 @@ SORTS: Mapping[str, Callable[[TrainingJob], Any]] = {
     "model": lambda job: model_of(job).casefold(),
     "status": lambda job: STATUSES.index(job.status) if job.status in STATUSES else len(STATUSES),
     "step": step_of,
-    "loss": lambda job: _known(loss_of(job)),
+    "loss": lambda job: _finite(loss_of(job)),
     "duration": seconds_of,
 }
 
@@ -172,13 +172,13 @@ class Query:
         """Whether some runs are left out."""
         return bool(self.text or self.statuses)
 
-    def pick(self, runs: list[TrainingJob]) -> list[TrainingJob]:
+    def apply(self, runs: list[TrainingJob]) -> list[TrainingJob]:
         """Those that are looked for, sorted; runs that are equal stay newest first, those without a value are last."""
         words = self.text.casefold().split()
         found = [
             job
             for job in runs
-            if (not self.statuses or job.status in self.statuses) and all(word in _searched(job) for word in words)
+            if (not self.statuses or job.status in self.statuses) and all(word in _search_text(job) for word in words)
         ]
         if self.sort == "created":
             return found if self.descending else found[::-1]
@@ -188,12 +188,12 @@ class Query:
         return sorted(there, key=lambda job: values[job.id], reverse=self.descending) + lacking
 
 
-def _searched(job: TrainingJob) -> str:
+def _search_text(job: TrainingJob) -> str:
     return f"{job.name} {model_of(job)} {job.id}".casefold()
 
 
 @frozen
-class Shown:
+class RunPage:
     """One page of what a query found: `first` to `last` of `total`, counted from 1."""
 
     runs: list[TrainingJob]
@@ -210,8 +210,8 @@ class Shown:
         return min(self.page * PER_PAGE, self.total)
 
 
-def paged(found: list[TrainingJob], page: int) -> Shown:
+def paginate(found: list[TrainingJob], page: int) -> RunPage:
     """That page of them; the last one where there are not so many."""
     pages = max(1, -(-len(found) // PER_PAGE))
     page = min(max(page, 1), pages)
-    return Shown(found[(page - 1) * PER_PAGE : page * PER_PAGE], len(found), page, pages)
+    return RunPage(found[(page - 1) * PER_PAGE : page * PER_PAGE], len(found), page, pages)

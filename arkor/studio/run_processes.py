@@ -25,12 +25,12 @@ from arkor.errors import ArkorError
 
 _RUN = re.compile(rb"^.*: run ([0-9A-Za-z_-]{6,64})$", re.M)
 _HEAD_BYTES = 64 * 1024
-_KEPT = 20
+_MAX_KEPT = 20
 _RECENT_SECONDS = 3600.0
 
 
 @frozen
-class Launch:
+class RunProcess:
     """One click: its id, where the output goes, whether it is a dry run, when it was (unix seconds)."""
 
     id: str
@@ -65,38 +65,38 @@ class Launch:
 
 
 @define(eq=False)
-class Launches:
+class RunProcesses:
     """Those of the project in `folder`. From any thread."""
 
     folder: Path
-    _changing: threading.Lock = field(factory=threading.Lock)
+    _lock: threading.Lock = field(factory=threading.Lock)
     _started: list[subprocess.Popen[bytes]] = field(factory=list)
 
     @property
     def _home(self) -> Path:
         return self.folder / ".arkor" / "studio"
 
-    def start(self, click: str, *, dry_run: bool) -> Launch:
+    def start(self, click: str, *, dry_run: bool) -> RunProcess:
         """Run the trainer. `click` is the name of the click: the same one again is the same process.
 
         Raises `ArkorError` when the project's folder cannot be written.
         """
-        with self._changing:
-            self._collect()
+        with self._lock:
+            self._reap()
             known = self.find(click)
             if known is not None:
                 return known
             try:
                 self._home.mkdir(parents=True, exist_ok=True)
-                launch = Launch(click, self._home / f"{click}.log", dry_run, time.time())
+                launch = RunProcess(click, self._home / f"{click}.log", dry_run, time.time())
                 self._started.append(_spawn(launch, self.folder))
                 (self._home / f"{click}.json").write_text(json.dumps({"dryRun": dry_run, "beganAt": launch.began_at}))
             except OSError as error:
                 raise ArkorError(f"{error.filename} cannot be written ({error.strerror})") from None
-            self._forget()
+            self._prune()
             return launch
 
-    def find(self, id_: str) -> Launch | None:
+    def find(self, id_: str) -> RunProcess | None:
         """The launch of that id, of this Studio or of an earlier one."""
         if not re.fullmatch(r"[0-9a-f]{32}", id_):
             return None
@@ -104,32 +104,32 @@ class Launches:
             noted: Mapping[str, Any] = json.loads((self._home / f"{id_}.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return Launch(id_, self._home / f"{id_}.log", bool(noted.get("dryRun")), float(noted.get("beganAt", 0)))
+        return RunProcess(id_, self._home / f"{id_}.log", bool(noted.get("dryRun")), float(noted.get("beganAt", 0)))
 
-    def latest(self) -> Launch | None:
+    def latest(self) -> RunProcess | None:
         """The one that was started last, unless it ended and is long past."""
-        self._collect()
+        self._reap()
         found = max(self._all(), key=lambda launch: launch.began_at, default=None)
         return found if found and (time.time() - found.began_at < _RECENT_SECONDS or found.alive) else None
 
-    def _all(self) -> list[Launch]:
+    def _all(self) -> list[RunProcess]:
         found = (self.find(file.stem) for file in self._home.glob("*.json"))
         return [launch for launch in found if launch is not None]
 
-    def _collect(self) -> None:
+    def _reap(self) -> None:
         """Those that have ended, so that no zombie is left of them."""
         self._started = [process for process in self._started if process.poll() is None]
 
-    def _forget(self) -> None:
+    def _prune(self) -> None:
         """The oldest of those that have ended, when there are many."""
-        for launch in sorted(self._all(), key=lambda launch: -launch.began_at)[_KEPT:]:
+        for launch in sorted(self._all(), key=lambda launch: -launch.began_at)[_MAX_KEPT:]:
             if not launch.alive:
                 for file in (launch.output, launch.output.with_suffix(".json")):
                     with suppress(OSError):
                         file.unlink()
 
 
-def _spawn(launch: Launch, folder: Path) -> subprocess.Popen[bytes]:
+def _spawn(launch: RunProcess, folder: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "arkor", "start", *(["--dry-run"] if launch.dry_run else [])]
     with launch.output.open("wb") as output:

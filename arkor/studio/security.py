@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arkor.studio.listener import Address
+from arkor.studio.listener import ListenAddress
 
 TOKEN_HEADER = "x-arkor-studio-token"  # noqa: S105 - its name, not its value
 TOKEN_PARAMETER = "studioToken"  # noqa: S105 - likewise
@@ -61,41 +61,43 @@ def new_token() -> str:
 
 
 @frozen
-class Guard:
+class SecurityMiddleware:
     """The application, behind the rules. `shell` is the page without anything in it."""
 
     app: ASGIApp
-    address: Address
+    address: ListenAddress
     token: str = field(repr=False)
     shell: str = field(repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        answer = self.refusal(Request(scope)) or self.app
+        answer = self.rejection(Request(scope)) or self.app
         return await answer(scope, receive, _with_headers(send))
 
-    def refusal(self, request: Request) -> Response | None:
+    def rejection(self, request: Request) -> Response | None:
         """What is answered instead, if the application is not to see this request."""
         if request.headers.get("host", "").lower() not in self.address.hosts:
-            return _no(403, f"Studio answers to {self.address.url} alone.")
+            return _error_response(403, f"Studio answers to {self.address.url} alone.")
         if request.headers.get("origin", self.address.url.rstrip("/")) not in self.address.origins:
-            return _no(403, "Studio takes no calls from other pages.")
+            return _error_response(403, "Studio takes no calls from other pages.")
         path = request.url.path
-        if path.startswith(STATIC) or self._knows(path, request.headers, request.query_params):
+        if path.startswith(STATIC) or self._is_authorized(path, request.headers, request.query_params):
             return None
         if request.method in _READING and not path.startswith(NO_PAGES) and TOKEN_HEADER not in request.headers:
             return Response(self.shell, media_type="text/html", headers={"Cache-Control": "no-store"})
-        return _no(401, "This needs the token of this launch; open the address that `arkor dev` has printed.")
+        return _error_response(
+            401, "This needs the token of this launch; open the address that `arkor dev` has printed."
+        )
 
-    def _knows(self, path: str, headers: Headers, query: QueryParams) -> bool:
+    def _is_authorized(self, path: str, headers: Headers, query: QueryParams) -> bool:
         given = headers.get(TOKEN_HEADER)
         if given is None and path.startswith(STREAMS):
             given = query.get(TOKEN_PARAMETER)
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
 
-def _no(status: int, sentence: str) -> Response:
+def _error_response(status: int, sentence: str) -> Response:
     return JSONResponse({"error": sentence}, status)
 
 

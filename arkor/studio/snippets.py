@@ -35,7 +35,7 @@ class Snippet:
 # Of the backend itself
 
 
-def of_backend(client: CloudApiClient, request: InferenceRequest) -> list[Snippet]:
+def backend_snippets(client: CloudApiClient, request: InferenceRequest) -> list[Snippet]:
     """The request as a script of arkor, and as a command."""
     return [Snippet("Python", _arkor(request)), Snippet("curl", _curl_of_backend(client, request))]
 
@@ -76,7 +76,7 @@ def _curl_of_backend(client: CloudApiClient, request: InferenceRequest) -> str:
 
 def _token(client: CloudApiClient) -> str:
     """How a shell comes by the token, without anybody seeing it."""
-    if client.http.access.why != "embedded":
+    if client.http.auth.source != "embedded":
         return "TOKEN=$ARKOR_TOKEN    # the token of your sign-in"
     listing = shlex.quote(str(arkor_home() / "backend.json"))
     return f"""TOKEN=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["token"])' {listing})"""
@@ -85,16 +85,16 @@ def _token(client: CloudApiClient) -> str:
 # Of an endpoint
 
 
-def of_endpoint(
+def endpoint_snippets(
     address: str, slug: str, request: InferenceRequest | None = None, *, key: str | None = KEY
 ) -> list[Snippet]:
     """The request (or a first one) to the endpoint at `address`, which asks for `key`, or for none."""
-    asked = request or InferenceRequest([{"role": "user", "content": "Hello!"}], base_model=slug)
-    settings = _as_openai(asked)
-    body = {"model": slug, "messages": to_wire(asked.messages), **settings}
+    example = request or InferenceRequest([{"role": "user", "content": "Hello!"}], base_model=slug)
+    settings = _as_openai(example)
+    body = {"model": slug, "messages": to_wire(example.messages), **settings}
     header = None if key is None else shlex.quote(f"Authorization: Bearer {key}")
     return [
-        Snippet("Python", _openai(address, slug, asked, settings, key)),
+        Snippet("Python", _openai(address, slug, example, settings, key)),
         Snippet("curl", _curl(f"{address}/chat/completions", header, body)),
         Snippet("JavaScript", _javascript(f"{address}/chat/completions", key, body)),
     ]
@@ -194,7 +194,7 @@ def _python(value: Any, indent: int = 0) -> str:
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):
-        return _visible(json.dumps(value, ensure_ascii=False))  # whose escapes are Python's, too
+        return _escape_invisible(json.dumps(value, ensure_ascii=False))  # whose escapes are Python's, too
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -202,6 +202,6 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-def _visible(text: str) -> str:
+def _escape_invisible(text: str) -> str:
     """Without what a reader would not see: it is written as an escape of Python's."""
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

@@ -21,13 +21,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
-from arkor.client.http.cancellation import Plug
+from arkor.client.http.cancellation import CancelScope
 
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_AHEAD = 16  # a browser that is slow to take them lets the backend wait
 
 #: A glance at a stream ends after so much silence, and after so long; in seconds.
-_SILENCE_SECONDS, _GLANCE_SECONDS = 0.5, 3.0
+_SILENCE_SECONDS, _SNAPSHOT_SECONDS = 0.5, 3.0
 
 #: Set when Studio stops: nothing is streamed any more.
 stopping = threading.Event()
@@ -41,16 +41,16 @@ def end_streams() -> None:
         reader.finish()
 
 
-class RelayedStream(StreamingResponse):
+class ProxiedStream(StreamingResponse):
     """An answer of the backend, handed on.
 
     `glance` is for what need not be followed: it ends when nothing has come for half a second, and after three.
     """
 
-    def __init__(self, upstream: requests.Response, plug: Plug, *, glance: bool = False) -> None:
+    def __init__(self, upstream: requests.Response, scope: CancelScope, *, snapshot: bool = False) -> None:
         kind = upstream.headers.get("Content-Type") or "application/octet-stream"
-        self._upstream, self._plug = upstream, plug
-        self._source = _relayed(upstream, plug, glance)
+        self._upstream, self._scope = upstream, scope
+        self._source = _proxy_chunks(upstream, scope, snapshot)
         super().__init__(self._source, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def stream_response(self, send: Send) -> None:
@@ -58,43 +58,43 @@ class RelayedStream(StreamingResponse):
             async with aclosing(self._source):
                 await super().stream_response(send)
         finally:
-            self._plug.pull()
+            self._scope.cancel()
             self._upstream.close()
 
 
-def open_relay(call: Callable[[], requests.Response], *, glance: bool = False) -> RelayedStream:
+def open_proxy(call: Callable[[], requests.Response], *, snapshot: bool = False) -> ProxiedStream:
     """Make the call, on a thread that may wait, and hand its answer on. Raises what the call raises."""
-    plug = Plug()
-    with plug:
+    scope = CancelScope()
+    with scope:
         upstream = call()
-    return RelayedStream(upstream, plug, glance=glance)
+    return ProxiedStream(upstream, scope, snapshot=snapshot)
 
 
-async def _relayed(upstream: requests.Response, plug: Plug, glance: bool) -> AsyncGenerator[bytes, None]:
-    until = time.monotonic() + _GLANCE_SECONDS if glance else math.inf
-    reader = _Reader(upstream, plug)
+async def _proxy_chunks(upstream: requests.Response, scope: CancelScope, snapshot: bool) -> AsyncGenerator[bytes, None]:
+    deadline = time.monotonic() + _SNAPSHOT_SECONDS if snapshot else math.inf
+    reader = _Reader(upstream, scope)
     reader.start()
     _readers.add(reader)
     try:
-        while chunk := await asyncio.wait_for(reader.next(), _SILENCE_SECONDS if glance else None):
+        while chunk := await asyncio.wait_for(reader.next(), _SILENCE_SECONDS if snapshot else None):
             yield chunk
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return
     except asyncio.TimeoutError:
         pass
     finally:
-        reader.leave()
+        reader.close()
 
 
 class _Reader:
     """Reads an answer on a thread of its own, a few chunks ahead of whoever takes them; b"" is the end."""
 
-    def __init__(self, upstream: requests.Response, plug: Plug) -> None:
-        self._upstream, self._plug = upstream, plug
+    def __init__(self, upstream: requests.Response, scope: CancelScope) -> None:
+        self._upstream, self._scope = upstream, scope
         self._loop = asyncio.get_running_loop()
         self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self._room = threading.Semaphore(_CHUNKS_AHEAD)
-        self._left = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="arkor-studio-relay", daemon=True)
 
     def start(self) -> None:
@@ -109,22 +109,22 @@ class _Reader:
         """No more than what was read already."""
         self._chunks.put_nowait(b"")
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The thread ends by itself: its connection is shut down, and it need not wait for room."""
-        self._left = True
+        self._closed = True
         self._room.release()
 
     def _run(self) -> None:
         # A stream that breaks ends; the browser goes on behind its last event.
         with self._upstream, suppress(Exception):
-            while not self._left and (chunk := _read(self._upstream.raw)):
+            while not self._closed and (chunk := _read(self._upstream.raw)):
                 self._room.acquire()
-                self._hand_on(chunk)
-            if not self._left:
-                self._plug.release()  # read to its end, the connection is somebody else's from now on
-        self._hand_on(b"")
+                self._put(chunk)
+            if not self._closed:
+                self._scope.release()  # read to its end, the connection is somebody else's from now on
+        self._put(b"")
 
-    def _hand_on(self, chunk: bytes) -> None:
+    def _put(self, chunk: bytes) -> None:
         with suppress(RuntimeError):  # the loop is closed: Studio has stopped
             self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
@@ -135,35 +135,35 @@ def _read(raw: Any) -> bytes:
 
 
 #: What is logged for a browser that has gone; nobody reads it.
-_GONE = 499
+_CLIENT_CLOSED = 499
 
 
-async def open_answer(request: Request, call: Callable[[], requests.Response]) -> Response:
+async def proxy_answer(request: Request, call: Callable[[], requests.Response]) -> Response:
     """Make the call on a thread, and hand its answer on; raises what the call raises.
 
     The body of the request must have been read. A model may need long before its first word: whoever presses stop
     meanwhile is not made to wait, and neither is the backend.
     """
-    plug = Plug()
-    calling = asyncio.ensure_future(run_in_threadpool(_plugged, plug, call))
-    leaving = asyncio.ensure_future(_left(request))
+    scope = CancelScope()
+    request_task = asyncio.ensure_future(run_in_threadpool(_in_scope, scope, call))
+    disconnect_task = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({calling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if calling.done():
-            return RelayedStream(calling.result(), plug)
-        plug.pull()
+        await asyncio.wait({request_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
+        if request_task.done():
+            return ProxiedStream(request_task.result(), scope)
+        scope.cancel()
         with suppress(Exception):  # whatever came of it, nobody hears it
-            (await calling).close()
-        return Response(status_code=_GONE)
+            (await request_task).close()
+        return Response(status_code=_CLIENT_CLOSED)
     finally:
-        leaving.cancel()
+        disconnect_task.cancel()
 
 
-def _plugged(plug: Plug, call: Callable[[], requests.Response]) -> requests.Response:
-    with plug:
+def _in_scope(scope: CancelScope, call: Callable[[], requests.Response]) -> requests.Response:
+    with scope:
         return call()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

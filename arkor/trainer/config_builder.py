@@ -21,7 +21,7 @@ from arkor.protocol.jobs import DatasetSource, FileDataset, JobConfig, LoraConfi
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 #: What other libraries call our keywords.
-_ELSEWHERE = {
+_SYNONYMS = {
     "base_model": "model",
     "model_name": "model",
     "train_dataset": "dataset",
@@ -37,7 +37,7 @@ _ELSEWHERE = {
     "signal": "abort_signal",
 }
 #: The fields of the adapter, under their own names and under those of other libraries.
-_OF_LORA = {
+_LORA_FIELDS = {
     **{name: name for name in attrs.fields_dict(LoraConfig)},
     "rank": "r",
     "lora_r": "r",
@@ -47,29 +47,29 @@ _OF_LORA = {
 }
 
 
-def described(
+def build_config(
     model: Any,
     dataset: DatasetSource | Mapping[str, Any],
     lora: LoraConfig | Mapping[str, Any] | None,
     settings: Mapping[str, Any],
-    here: Path,
+    base_folder: Path,
 ) -> JobConfig:
-    """A checked configuration, with paths that are relative to the folder `here`. Raises `InvalidConfig`."""
+    """A checked configuration, with paths that are relative to the folder `base_folder`. Raises `InvalidConfig`."""
     settings = dict(settings)
     if isinstance(settings.get("dataset_format"), str):
         settings["dataset_format"] = {"type": settings["dataset_format"]}
-    source = _absolute_if_file(parse_dataset(dataset), here)
-    config = JobConfig(_absolute_if_folder(model, here), source, **settings, **_adapter(lora))
+    source = _absolute_if_file(parse_dataset(dataset), base_folder)
+    config = JobConfig(_absolute_if_folder(model, base_folder), source, **settings, **_adapter(lora))
     config.check()
     return config
 
 
-def suggesting(call: Call) -> Call:
+def did_you_mean(call: Call) -> Call:
     """`call`, which answers a keyword that it does not know with a `TypeError` that says which one was meant."""
     known = [name for name in inspect.signature(call).parameters if name not in ("self", "cls")]
 
     @functools.wraps(call)
-    def told(*values: Any, **keywords: Any) -> Any:
+    def wrapped(*values: Any, **keywords: Any) -> Any:
         for name in keywords:
             if name not in known:
                 raise TypeError(
@@ -77,15 +77,15 @@ def suggesting(call: Call) -> Call:
                 )
         return call(*values, **keywords)
 
-    return cast("Call", told)
+    return cast("Call", wrapped)
 
 
 def _hint(name: str, known: list[str]) -> str:
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    if "lora" in known and (field := _OF_LORA.get(snake)):
-        rest = "" if field in ("r", "alpha") else f", {field}=…"
-        return f"; it is a field of the adapter: lora=LoraConfig(r=…, alpha=…{rest})"
-    meant = [_ELSEWHERE.get(snake), *difflib.get_close_matches(snake, known, n=1)]
+    snake = "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
+    if "lora" in known and (field := _LORA_FIELDS.get(snake)):
+        extra_hint = "" if field in ("r", "alpha") else f", {field}=…"
+        return f"; it is a field of the adapter: lora=LoraConfig(r=…, alpha=…{extra_hint})"
+    meant = [_SYNONYMS.get(snake), *difflib.get_close_matches(snake, known, n=1)]
     return next((f"; did you mean {known_name!r}?" for known_name in meant if known_name in known), "")
 
 
@@ -116,23 +116,27 @@ def _lora_from_dict(lora: Mapping[str, Any]) -> LoraConfig:
     return LoraConfig(**lora)
 
 
-def _absolute_if_folder(model: Any, here: Path) -> Any:
+def _absolute_if_folder(model: Any, base_folder: Path) -> Any:
     """`./my-model` means a folder here; the backend, which runs elsewhere, gets its absolute path."""
     if isinstance(model, str) and model.startswith((".", "~", "/")):
-        return os.path.realpath(absolute("model", model, here))
+        return os.path.realpath(absolute_path("model", model, base_folder))
     return model
 
 
-def _absolute_if_file(source: DatasetSource, here: Path) -> DatasetSource:
+def _absolute_if_file(source: DatasetSource, base_folder: Path) -> DatasetSource:
     """A file is where it was named, even if the script goes elsewhere before the run is submitted."""
-    return FileDataset(absolute("dataset.path", source.path, here)) if isinstance(source, FileDataset) else source
+    return (
+        FileDataset(absolute_path("dataset.path", source.path, base_folder))
+        if isinstance(source, FileDataset)
+        else source
+    )
 
 
-def absolute(field: str, path: str, here: Path) -> str:
+def absolute_path(field: str, path: str, base_folder: Path) -> str:
     """A path as it is from everywhere, with `~` replaced. Raises `InvalidConfig` for what is none."""
     if "\0" in path:
         raise InvalidConfig(field, "holds a NUL character, which no path has")
     try:
-        return str(here / Path(path).expanduser())
+        return str(base_folder / Path(path).expanduser())
     except RuntimeError:
         raise InvalidConfig(field, f"{path} begins with the home of a user who has none here") from None

@@ -21,8 +21,8 @@ from arkor.callbacks.contexts import (
     StartedContext,
     TrainingLogContext,
 )
-from arkor.callbacks.registry import Listeners
-from arkor.callbacks.run_control import Steering
+from arkor.callbacks.registry import CallbackRegistry
+from arkor.callbacks.run_control import RunControl
 from arkor.client.api import CloudApiClient
 from arkor.client.streaming.connection import StreamFault
 from arkor.protocol.chat import Adapter
@@ -32,7 +32,7 @@ from arkor.protocol.events import (
     Event,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingStarted,
 )
@@ -48,13 +48,13 @@ class Dispatcher:
     """Keeps the `job` up to date with its events; `result` is None until the run has ended.
 
     The result is there before the callbacks of the terminal event are called, so that no exception can cost it.
-    `leaving` is why a callback wants `wait()` to end, None as long as none does.
+    `stop_reason` is why a callback wants `wait()` to end, None as long as none does.
     """
 
     def __init__(
         self,
         job: TrainingJob,
-        listeners: Listeners,
+        registry: CallbackRegistry,
         callback_errors: CallbackErrors,
         client: Callable[[], CloudApiClient],
         abort_signal: threading.Event | None = None,
@@ -62,13 +62,13 @@ class Dispatcher:
         self.job = job
         self.result: TrainingResult | None = None
         self.history = History()
-        self.leaving: str | None = None
+        self.stop_reason: str | None = None
         self._estimate: Estimate | None = None
-        self._listeners = listeners
+        self._registry = registry
         self._callback_errors = callback_errors
         self._client = client
         self._abort_signal = abort_signal
-        self._steering = Steering(cancel=lambda: client().cancel_job(self.job.id), leave=self._leave)
+        self._control = RunControl(cancel=lambda: client().cancel_job(self.job.id), stop_waiting=self._stop_waiting)
 
     def dispatch(self, event: Event) -> StreamFault | None:
         """Hand one event to its callbacks; a fault asks for a reconnect behind it."""
@@ -83,37 +83,37 @@ class Dispatcher:
     def conclude(self, error: BaseException | None = None) -> None:
         """`wait()` is about to return, or to raise `error`. What callbacks found out is added to the result."""
         try:
-            self._listeners.each("on_finished", lambda function: self._add(function, error))
+            self._registry.each("on_finished", lambda function: self._add(function, error))
         except Exception as raised:
             if self._callback_errors == "raise" and error is None:
                 raise
-            _tell("on_finished", raised)
+            _log_callback_error("on_finished", raised)
 
     def _add(self, on_finished: Callable[[FinishedContext], Any], error: BaseException | None) -> None:
         added = on_finished(FinishedContext(self.job, self.result, error))
         if isinstance(added, TrainingResult):
             self.result = added
 
-    def _leave(self, reason: str) -> None:
-        self.leaving = reason
+    def _stop_waiting(self, reason: str) -> None:
+        self.stop_reason = reason
 
     def _on_started(self, event: TrainingStarted) -> StreamFault | None:
         self._advance(JobStatus.RUNNING, started_at=event.timestamp)
         self._estimate = event.estimate
-        return self._call("on_started", StartedContext(self.job, steering=self._steering))
+        return self._call("on_started", StartedContext(self.job, control=self._control))
 
     def _on_log(self, event: TrainingLog) -> StreamFault | None:
         numbers = event.step, event.loss, event.eval_loss, event.learning_rate, event.epoch, event.samples_per_second
         self.history.add(*numbers)
-        if not self._listeners.wants("on_log"):
+        if not self._registry.has("on_log"):
             return None
-        return self._call("on_log", TrainingLogContext(*numbers, self.job, steering=self._steering))
+        return self._call("on_log", TrainingLogContext(*numbers, self.job, control=self._control))
 
     def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)
         infer = self._infer(adapter)
-        steering = self._steering
-        context = CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, steering=steering)
+        control = self._control
+        context = CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, control=control)
         return self._call("on_checkpoint", context)
 
     def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
@@ -123,7 +123,7 @@ class Dispatcher:
         infer = self._infer(Adapter("final", self.job.id))
         return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
 
-    def _on_failed(self, event: TrainingFailed) -> StreamFault | None:
+    def _on_failed(self, event: TrainingFailedEvent) -> StreamFault | None:
         self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
         return self._call("on_failed", FailedContext(self.job, event.error))
@@ -133,30 +133,30 @@ class Dispatcher:
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
 
     def _infer(self, adapter: Adapter) -> Infer:
-        return Infer(self._client(), adapter, leaving=self._abort_signal)
+        return Infer(self._client(), adapter, abort_signal=self._abort_signal)
 
     def _advance(self, status: JobStatus, **changes: Any) -> None:
         self.job = attrs.evolve(self.job, status=status, **changes)
 
-    def _call(self, moment: str, context: Any) -> StreamFault | None:
+    def _call(self, name: str, context: Any) -> StreamFault | None:
         try:
-            self._listeners.call(moment, context)
+            self._registry.call(name, context)
         except Exception as error:
             if self._callback_errors == "raise":
                 raise
-            _tell(moment, error)
+            _log_callback_error(name, error)
             if self._callback_errors == "reconnect":
-                return StreamFault(f"the callback {moment} raised {type(error).__name__}")
+                return StreamFault(f"the callback {name} raised {type(error).__name__}")
         return None
 
 
-def _tell(moment: str, error: Exception) -> None:
+def _log_callback_error(name: str, error: Exception) -> None:
     """Log it from the callback on: how we came to call it says nothing to its author."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, Listeners.__module__):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, CallbackRegistry.__module__):
         trace = trace.tb_next
     sentence = "the callback %s raised; the run itself is not touched by it"
-    logger.error(sentence, moment, exc_info=(type(error), error, trace or error.__traceback__))
+    logger.error(sentence, name, exc_info=(type(error), error, trace or error.__traceback__))
 
 
 _HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {
@@ -164,6 +164,6 @@ _HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {
     TrainingLog: Dispatcher._on_log,
     CheckpointSaved: Dispatcher._on_checkpoint,
     TrainingCompleted: Dispatcher._on_completed,
-    TrainingFailed: Dispatcher._on_failed,
+    TrainingFailedEvent: Dispatcher._on_failed,
     TrainingCancelled: Dispatcher._on_cancelled,
 }

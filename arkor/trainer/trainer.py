@@ -20,26 +20,26 @@ import requests
 from attrs import frozen
 
 from arkor.callbacks.contexts import Infer
-from arkor.callbacks.registry import Listeners
+from arkor.callbacks.registry import CallbackRegistry
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import Credentials
 from arkor.client.chat_response import ChatResponse
 from arkor.client.connect import connect
-from arkor.client.http.deadline import Patience
+from arkor.client.http.deadline import Deadline
 from arkor.client.http.urls import checked_url
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd
 from arkor.client.streaming.event_stream import EventStream
-from arkor.display import progress_for, tally_of
-from arkor.display.run_progress import Tally
+from arkor.display import progress_for, run_progress_of
+from arkor.display.run_progress import RunProgress
 from arkor.display.status_line import status_for
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.chat import Adapter
 from arkor.protocol.checks import Check
 from arkor.protocol.jobs import DatasetSource, FileDataset, JobConfig, LoraConfig, TrainingJob, TrainingResult
-from arkor.protocol.validation import is_finite, shown, text
-from arkor.settings import dry_run_wanted
-from arkor.trainer.config_builder import absolute, described, suggesting
+from arkor.protocol.validation import is_finite, quote, text
+from arkor.settings import dry_run_from_env
+from arkor.trainer.config_builder import absolute_path, build_config, did_you_mean
 from arkor.trainer.dispatcher import CallbackErrors, Dispatcher
 
 
@@ -73,7 +73,7 @@ class Trainer:
     nothing is sent before `start()`.
     """
 
-    @suggesting
+    @did_you_mean
     def __init__(
         self,
         name: str,
@@ -108,13 +108,13 @@ class Trainer:
         given = locals()
         text("name", name)
         self.name = name
-        self._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
-        here = self._connect_to(base_url, credentials, project_dir)
+        self._configure_watch(callbacks, callback_errors, abort_signal, progress, reconnect)
+        base_folder = self._connect_to(base_url, credentials, project_dir)
         settings = {name: given[name] for name in _SETTINGS}
-        self._config: JobConfig | None = described(model, dataset, lora, settings, here)
+        self._config: JobConfig | None = build_config(model, dataset, lora, settings, base_folder)
 
     @classmethod
-    @suggesting
+    @did_you_mean
     def attach(
         cls,
         job_id: str,
@@ -139,14 +139,14 @@ class Trainer:
         trainer = cls.__new__(cls)
         trainer.name = job_id
         trainer._config = None
-        trainer._watch_with(callbacks, callback_errors, abort_signal, progress, reconnect)
+        trainer._configure_watch(callbacks, callback_errors, abort_signal, progress, reconnect)
         trainer._connect_to(base_url, credentials, project_dir)
         trainer._attached_to = job_id
         trainer._from_now = since == "now"
         trainer._stream.cursor = None if since in ("start", "now", None) else since
         return trainer
 
-    def _watch_with(
+    def _configure_watch(
         self,
         callbacks: Any,
         callback_errors: CallbackErrors,
@@ -157,12 +157,12 @@ class Trainer:
         if callback_errors not in ("reconnect", "raise", "log"):
             raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
         if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
-            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {shown(abort_signal)}")
+            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {quote(abort_signal)}")
         if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
             raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
         if progress not in ("auto", True, False):
             raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
-        self._listeners = Listeners(callbacks)
+        self._registry = CallbackRegistry(callbacks)
         self._callback_errors = callback_errors
         self._abort_signal = abort_signal
         self._progress = progress
@@ -175,7 +175,7 @@ class Trainer:
         self._from_now = False
         self._job: TrainingJob | None = None
         self._dispatcher: Dispatcher | None = None
-        self._tally: Tally | None = None
+        self._run_progress: RunProgress | None = None
 
     def _connect_to(
         self, base_url: str | None, credentials: Credentials | None, project_dir: str | Path | None
@@ -187,9 +187,9 @@ class Trainer:
             kind = type(credentials).__name__  # it may well be a token, which is not to be shown
             raise InvalidConfig("credentials", f'must be TokenCredentials("…", "https://…") or its like, not {kind}')
         if not isinstance(project_dir, (str, Path, type(None))):
-            raise InvalidConfig("project_dir", f"must be a folder's path, not {shown(project_dir)}")
+            raise InvalidConfig("project_dir", f"must be a folder's path, not {quote(project_dir)}")
         self._connect_with = (base_url, credentials, project_dir)
-        return Path(absolute("project_dir", str(project_dir or "."), Path.cwd()))
+        return Path(absolute_path("project_dir", str(project_dir or "."), Path.cwd()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Trainer cannot be pickled or copied; hand on its job_id and use Trainer.attach(job_id)")
@@ -227,17 +227,17 @@ class Trainer:
         goes on, and a further `wait()` goes on behind the last event that was dispatched.
         """
         if timeout is not None and timeout != math.inf and not is_finite(timeout):
-            raise InvalidConfig("timeout", f"must be seconds, or None, not {shown(timeout)}")
+            raise InvalidConfig("timeout", f"must be seconds, or None, not {quote(timeout)}")
         if not self._waiting.acquire(blocking=False):
             raise ArkorError("wait() of this trainer is already running; one wait() at a time")
         try:
             if self._dispatcher is not None and self._dispatcher.result is not None:
                 return self._dispatcher.result
-            patience = Patience.until(self._abort_signal, timeout)
+            deadline = Deadline.after(self._abort_signal, timeout)
             if self._job is None:
-                self._start_within(patience)
-            patience.check()
-            return self._watch(patience)
+                self._start_within(deadline)
+            deadline.raise_if_expired()
+            return self._watch(deadline)
         finally:
             if self._client is not None:
                 self._client.close()
@@ -265,7 +265,7 @@ class Trainer:
         """
         if adapter not in ("final", "base") and type(adapter) is not int:
             raise InvalidConfig(
-                "adapter", f'must be "final", "base", or the step of a checkpoint, not {shown(adapter)}'
+                "adapter", f'must be "final", "base", or the step of a checkpoint, not {quote(adapter)}'
             )
         job = self._known_job()
         if adapter == "base":
@@ -282,8 +282,8 @@ class Trainer:
         if self._config is None:
             raise ArkorError("check() is for a run that is described here; this trainer watches one that was submitted")
         client = self._connected()
-        with status_for(self._progress) as say:
-            return client.check(self._sendable(client), say=say, abort_signal=self._abort_signal)
+        with status_for(self._progress) as report:
+            return client.check(self._uploadable_config(client), say=report, abort_signal=self._abort_signal)
 
     # Submitting it
 
@@ -299,25 +299,25 @@ class Trainer:
         assert self._job is not None  # noqa: S101 - start() has set it
         return self._job
 
-    def _start_within(self, patience: Patience) -> None:
+    def _start_within(self, deadline: Deadline) -> None:
         """`start()`, unless the caller is not willing to wait so long."""
         if self._attached_to is None:
-            meanwhile = "the run may not have been submitted yet; a further wait() sees to that, once"
-            patience = attrs.evolve(patience, meanwhile=meanwhile)
-        patience.check()
-        patience.call(self.start)
+            timeout_note = "the run may not have been submitted yet; a further wait() sees to that, once"
+            deadline = attrs.evolve(deadline, timeout_note=timeout_note)
+        deadline.raise_if_expired()
+        deadline.call(self.start)
 
     def _submit(self) -> TrainingJob:
         client = self._connected()
         if self._attached_to is not None:
             return client.get_job(self._attached_to)
-        return client.create_job(self.name, self._sendable(client), idempotency_key=self._idempotency_key)
+        return client.create_job(self.name, self._uploadable_config(client), idempotency_key=self._idempotency_key)
 
-    def _sendable(self, client: CloudApiClient) -> JobConfig:
+    def _uploadable_config(self, client: CloudApiClient) -> JobConfig:
         """The configuration as the backend takes it; a file of rows goes there first."""
         config = self._config
         assert config is not None  # noqa: S101 - only attach() leaves it None
-        if dry_run_wanted():
+        if dry_run_from_env():
             config = attrs.evolve(config, dry_run=True)
         if isinstance(config.dataset_source, FileDataset):
             config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
@@ -329,44 +329,44 @@ class Trainer:
         from_now = self._from_now and cursor is None
         return self._connected().open_event_stream(self._known_job().id, last_event_id=cursor, from_now=from_now)
 
-    def _watch(self, patience: Patience) -> TrainingResult:
+    def _watch(self, deadline: Deadline) -> TrainingResult:
         if self._dispatcher is None:
             self._dispatcher = Dispatcher(
-                self._known_job(), self._listeners, self._callback_errors, self._connected, self._abort_signal
+                self._known_job(), self._registry, self._callback_errors, self._connected, self._abort_signal
             )
-            self._tally = tally_of(self._dispatcher.job)
+            self._run_progress = run_progress_of(self._dispatcher.job)
         dispatcher = self._dispatcher
         try:
-            result = self._follow(dispatcher, patience)
+            result = self._follow(dispatcher, deadline)
         except BaseException as error:
             dispatcher.conclude(error)
             raise
         dispatcher.conclude()
         return dispatcher.result or result
 
-    def _follow(self, dispatcher: Dispatcher, patience: Patience) -> TrainingResult:
+    def _follow(self, dispatcher: Dispatcher, deadline: Deadline) -> TrainingResult:
         """Hand event after event to the callbacks, until the run has ended or one of them wants to leave."""
-        dispatcher.leaving = None
-        events = self._stream.events(patience)
-        display = progress_for(self._progress, dispatcher.job, self._tally, dispatcher.history)
+        dispatcher.stop_reason = None
+        events = self._stream.events(deadline)
+        display = progress_for(self._progress, dispatcher.job, self._run_progress, dispatcher.history)
         with closing(events), display as progress:
             fault: ArkorError | None = None
             while dispatcher.result is None:
                 event = next(events) if fault is None else events.throw(fault)
                 if isinstance(event, StreamEnd):
-                    fault = self._finish(dispatcher, patience)
+                    fault = self._finish(dispatcher, deadline)
                 else:
                     progress.on_event(event)
                     with progress.paused():
                         fault = dispatcher.dispatch(event)
-                if dispatcher.leaving is not None and dispatcher.result is None:
-                    raise TrainerAborted(f"{dispatcher.leaving}; {patience.meanwhile}")
+                if dispatcher.stop_reason is not None and dispatcher.result is None:
+                    raise TrainerAborted(f"{dispatcher.stop_reason}; {deadline.timeout_note}")
         return dispatcher.result
 
-    def _finish(self, dispatcher: Dispatcher, patience: Patience) -> ArkorError | None:
+    def _finish(self, dispatcher: Dispatcher, deadline: Deadline) -> ArkorError | None:
         """The stream is over without a terminal event: only the backend knows how the run stands."""
         try:
-            dispatcher.finish(patience.call(lambda: self._connected().get_job(dispatcher.job.id)))
+            dispatcher.finish(deadline.call(lambda: self._connected().get_job(dispatcher.job.id)))
         except (BackendUnavailable, CloudApiError) as error:
             return error
         return None

@@ -8,23 +8,23 @@ import pytest
 
 from tests.backend.caller import Caller, owner
 from tests.conftest import Backend
-from tests.fakes.nursery import Nursery
+from tests.fakes.process_tree import ProcessTree
 
 
 @pytest.fixture(scope="module")
-def shared_backend(lasting_backend: Backend) -> Backend:
+def backend_env(module_backend: Backend) -> Backend:
     """The one of a whole file of tests; `ARKOR_HOME` is another's, for these tests ask it by its address."""
-    return lasting_backend
+    return module_backend
 
 
 @pytest.fixture
-def caller(shared_backend: Backend) -> Caller:
+def caller(backend_env: Backend) -> Caller:
     """The owner of the shared backend's home."""
-    return owner(shared_backend)
+    return owner(backend_env)
 
 
 @pytest.fixture(scope="session")
-def trainers() -> Iterator[Nursery]:
+def trainers() -> Iterator[ProcessTree]:
     """Workers that train, without the seconds that each takes to import what it needs."""
-    with Nursery("trl") as nursery:
-        yield nursery
+    with ProcessTree("trl") as process_tree:
+        yield process_tree

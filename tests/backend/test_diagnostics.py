@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.diagnostics import Finding, look_at_database, look_at_starter, look_at_store
+from arkor.backend.diagnostics import Diagnostic, check_database, check_starter, check_store
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare, run_folder
 from arkor.backend.store.schema import SCHEMA_VERSION
@@ -32,7 +32,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def told(home: Path, *, serving: bool = False) -> list[tuple[str, str]]:
-    return [(finding.level, finding.sentence) for finding in look_at_store(home, serving)]
+    return [(finding.level, finding.sentence) for finding in check_store(home, serving)]
 
 
 def everything(home: Path) -> dict[str, tuple[int, int]]:
@@ -50,9 +50,9 @@ def test_a_home_that_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
-def database(home: Path) -> Finding:
+def database(home: Path) -> Diagnostic:
     before = everything(home)
-    finding = look_at_database(home)[0]
+    finding = check_database(home)[0]
     assert everything(home) == before
     return finding
 
@@ -90,7 +90,7 @@ def test_databases_of_others(home: Path) -> None:
         connection.execute("CREATE TABLE recipes (name)")
     assert "not one of arkor's" in database(home).sentence
     path.write_bytes(b"")
-    assert database(home) == Finding("database", "ok", "empty; the backend fills it when it starts")
+    assert database(home) == Diagnostic("database", "ok", "empty; the backend fills it when it starts")
     path.unlink()
     path.mkdir()
     assert database(home).level == "problem"
@@ -129,14 +129,14 @@ def test_leftovers(home: Path) -> None:
     (folder.path / "checkpoints" / ".5.partial").mkdir(parents=True)
     (home / "datasets" / ".abc.part").write_bytes(b"x" * 2_000_000)
     (home / "arkor.db.aside-1").write_bytes(b"x")
-    found = [finding for finding in look_at_store(home, False) if finding.subject == "leftovers"]
+    found = [finding for finding in check_store(home, False) if finding.subject == "leftovers"]
     assert [finding.level for finding in found] == ["warning", "ok"]
     assert found[0].sentence.startswith("3 leftovers of something that was killed (2.0 MB)")
     assert "1 older database kept" in found[1].sentence
-    assert not [finding for finding in look_at_store(home, True) if finding.subject == "leftovers"]
+    assert not [finding for finding in check_store(home, True) if finding.subject == "leftovers"]
     (home / "datasets" / ".abc.part").unlink()
     with LogWriter(folder.events):  # its worker lives
-        assert not [f for f in look_at_store(home, False) if f.subject == "leftovers" and f.level == "warning"]
+        assert not [f for f in check_store(home, False) if f.subject == "leftovers" and f.level == "warning"]
 
 
 def test_the_starter_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_the_starter_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = home / "models" / "smollm2-135m-instruct"
     folder.mkdir()
     (folder / "model.safetensors").touch()
-    (found,) = look_at_starter(home)
+    (found,) = check_starter(home)
     assert (found.level, "is there, converted" in found.sentence) == ("ok", True)
 
 

@@ -57,7 +57,7 @@ class Bare:
         device = choose_device()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=device.dtype).to(device.kind).eval()
-        self.words = device.words
+        self.words = device.description
 
     def ask(self, question: str) -> Timing:
         messages = [{"role": "user", "content": question}]

@@ -32,17 +32,17 @@ from attrs import frozen
 from arkor import Trainer, TrainerAborted
 from arkor.backend.compute.models import quiet_libraries
 from arkor.backend.runs.event_log import LogWriter, last_id, read_events
-from arkor.backend.runs.log_notifier import ring
-from arkor.backend.runs.paths import RunFolder, address_file, bell_file, models_folder, run_folder
+from arkor.backend.runs.log_notifier import notify
+from arkor.backend.runs.paths import RunFolder, address_file, models_folder, notifier_file, run_folder
 from arkor.protocol.events import TrainingLog, now
 from arkor.settings import STARTER_MODEL, arkor_home
 from tests.backend.caller import owner
-from tests.backend.dying import a_run, lines, mourn, told
-from tests.benchmarks import deaths, stream
-from tests.benchmarks.deaths import until
+from tests.backend.crashing_worker import events_of_type, finalize, lines, make_run
+from tests.benchmarks import kills, stream
+from tests.benchmarks.kills import until
 from tests.benchmarks.processes import Child, child
 from tests.conftest import PROJECT, start_backend, stop_backend
-from tests.fakes.nursery import Nursery
+from tests.fakes.process_tree import ProcessTree
 from tests.fakes.tiny_model import make_tiny_model
 
 #: Of the log that somebody attaches to, in events.
@@ -87,7 +87,7 @@ def tiny_model(home: Path) -> str:
 
 
 def over_kills(home: Path, options: Options) -> Iterator[str]:
-    found = deaths.play(home, options.kills)
+    found = kills.run_scenario(home, options.kills)
     for count in (found.lost, found.doubled):
         yield f"{count} of {found.events:,}, over {found.kills} kills"
 
@@ -97,13 +97,13 @@ def over_kills(home: Path, options: Options) -> Iterator[str]:
 
 def resumed_exactly(home: Path, options: Options) -> Iterator[str]:
     config = {"model": tiny_model(home), "maxSteps": TRAINED_STEPS, "saveSteps": 10, **TRAINING}
-    whole, killed = (a_run(home, name, ROWS, **config) for name in ("whole", "killed"))
-    with Nursery("trl") as nursery:
-        assert nursery.work(whole.path).code == 0, whole.worker_log.read_text()
-        died = die_on_the_way(nursery, killed, *seconds_of_steps(whole))
+    whole, killed = (make_run(home, name, ROWS, **config) for name in ("whole", "killed"))
+    with ProcessTree("trl") as process_tree:
+        assert process_tree.run(whole.path).code == 0, whole.worker_log.read_text()
+        died = die_on_the_way(process_tree, killed, *seconds_of_steps(whole))
         assert died
-        assert nursery.work(killed.path).code == 0, killed.worker_log.read_text()
-    pairs = list(zip(told(whole, "training.log"), told(killed, "training.log"), strict=True))
+        assert process_tree.run(killed.path).code == 0, killed.worker_log.read_text()
+    pairs = list(zip(events_of_type(whole, "training.log"), events_of_type(killed, "training.log"), strict=True))
     assert len(pairs) == TRAINED_STEPS
     yield f"{max(abs(one['loss'] - other['loss']) for one, other in pairs):g} in {len(pairs)} steps, {died} deaths"
     weights = [(folder.final / "adapter_model.safetensors").read_bytes() for folder in (whole, killed)]
@@ -118,13 +118,13 @@ def seconds_of_steps(folder: RunFolder) -> tuple[float, float]:
     return (steps[0] - began).total_seconds(), (steps[-1] - began).total_seconds()
 
 
-def die_on_the_way(nursery: Nursery, folder: RunFolder, first: float, last: float) -> int:
+def die_on_the_way(process_tree: ProcessTree, folder: RunFolder, first: float, last: float) -> int:
     """Workers that live for some steps each; how many died."""
     chance = random.Random(0)
     share = (last - first) / DEATHS
     died = 0
-    while died < DEATHS and nursery.work(folder.path, seconds=first + chance.uniform(0.2, 1.2) * share).code:
-        mourn(folder)
+    while died < DEATHS and process_tree.run(folder.path, seconds=first + chance.uniform(0.2, 1.2) * share).code:
+        finalize(folder)
         died += 1
     return died
 
@@ -167,7 +167,7 @@ def seconds_to_next_step(folder: RunFolder) -> float:
 
 def next_callbacks(home: Path, options: Options) -> Iterator[str]:
     """The watcher's own SDK starts the next server; the worker goes on meanwhile."""
-    os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = deaths.STEP_SECONDS
+    os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = kills.STEP_SECONDS
     try:
         job = owner(start_backend(home, "--engine", "scripted", anew=True)).submit(maxSteps=100_000, saveSteps=1000)
         with child("tests.benchmarks.watcher", job) as watcher:
@@ -232,7 +232,7 @@ def ticking(log: Path) -> Iterator[None]:
         with LogWriter(log) as writer:
             while not over.wait(TICK_SECONDS):
                 writer.append(TrainingLog(log.parent.name, now(), 1, 1.5))
-                ring(bell_file(arkor_home()))
+                notify(notifier_file(arkor_home()))
 
     ticker = threading.Thread(target=tick)
     ticker.start()
@@ -249,7 +249,7 @@ def ticking(log: Path) -> Iterator[None]:
 def logging_events(home: Path, options: Options) -> Iterator[str]:
     with stream.embedded(home) as backend:
         _, log = stream.waiting_run(backend)
-        for bell in (bell_file(home), home / "no-bell"):
+        for bell in (notifier_file(home), home / "no-bell"):
             yield f"{1e6 * median(seconds_per_event(log, bell) for _ in range(options.rounds)):.1f} µs"
 
 
@@ -258,13 +258,13 @@ def seconds_per_event(log: Path, bell: Path) -> float:
         began = time.perf_counter()
         for step in range(LOGGED):
             writer.append(TrainingLog(log.parent.name, now(), step, 1.234567, None, 0.0001, 0.5))
-            ring(bell)
+            notify(bell)
         return (time.perf_counter() - began) / LOGGED
 
 
 def timed(home: Path, name: str, **config: Any) -> tuple[float, float, float]:
     """A run in a process of its own: seconds of a checkpoint, of a step with the machinery and of one without."""
-    folder = a_run(home, name, ROWS, **config)
+    folder = make_run(home, name, ROWS, **config)
     command = [sys.executable, "-m", "tests.benchmarks.timed", str(folder.path)]
     output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
     checkpoint, told_of, untold = json.loads(output.splitlines()[-1])

@@ -28,8 +28,8 @@ from sseclient import SSEClient
 
 from arkor import AnonymousCredentials, Trainer
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_notifier import ring
-from arkor.backend.runs.paths import bell_file, run_folder
+from arkor.backend.runs.log_notifier import notify
+from arkor.backend.runs.paths import notifier_file, run_folder
 from arkor.protocol.events import TrainingCompleted, TrainingLog, now
 from tests.backend.caller import LOCAL, owner
 from tests.benchmarks import plain_stream
@@ -207,9 +207,9 @@ def worker_lags(backend: Backend, events: int = 200) -> list[float]:
             for _ in range(events):
                 time.sleep(0.005)
                 writer.append(TrainingLog(source.job, now(), time.monotonic_ns(), 1.5))
-                ring(bell_file(backend.home))
+                notify(notifier_file(backend.home))
         close_history(log)
-        ring(bell_file(backend.home))
+        notify(notifier_file(backend.home))
 
     worker = threading.Timer(0.3, work)  # once the watcher is there
     worker.start()
@@ -227,7 +227,7 @@ def crowd_lags(backend: Backend) -> list[float]:
         for _ in range(LIVE_EVENTS):
             time.sleep(0.1)
             writer.append(TrainingLog(source.job, now(), time.monotonic_ns(), 1.5))
-            ring(bell_file(backend.home))
+            notify(notifier_file(backend.home))
         return [1000 * seconds for seconds in crowd.read()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.deaths import STEPS, Scene, losses
+from tests.benchmarks.kills import STEPS, Scenario, losses
 from tests.benchmarks.lifecycle import MEASURES
 from tests.conftest import PROJECT
 
@@ -21,13 +21,13 @@ def test_the_page_has_every_row() -> None:
 
 @pytest.mark.slow
 def test_what_is_lost_or_doubled_is_seen(tmp_path: Path) -> None:
-    scene = Scene(tmp_path / "arkor-home", random.Random(0))
+    scene = Scenario(tmp_path / "arkor-home", random.Random(0))
     try:
         scene.watched_run()
-        scene.see_it_through(30)
+        scene.wait_until_finished(30)
         scene.threads[0].join(10)
     finally:
-        scene.clear_away()
+        scene.clean_up()
     (steps,) = scene.callbacks.values()
     frames = scene.watchers[0].frames
     log = scene.folders()[0].events

@@ -18,11 +18,11 @@ from typing import Any
 
 from arkor.backend.engine.interface import Run
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_queries import Past
-from arkor.backend.runs.paths import RunFolder, bell_file
-from arkor.backend.workers.heartbeat import beating
+from arkor.backend.runs.log_queries import ResumePoint
+from arkor.backend.runs.paths import RunFolder, notifier_file
+from arkor.backend.workers.heartbeat import heartbeat
 from arkor.backend.workers.recorder import LogRecorder
-from arkor.backend.workers.stop_signal import StopSign
+from arkor.backend.workers.stop_signal import StopSignal
 from arkor.backend.workers.worker import load_engine
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import JobConfig
@@ -56,8 +56,8 @@ class Timed(LogRecorder):
 def train(folder: RunFolder) -> None:
     """A worker's work, and what it took."""
     run = Run(folder.id, from_wire(JobConfig, folder.read_job()["config"]), folder.path, arkor_home())
-    with LogWriter(folder.events) as log, beating(folder.pid):
-        recorder = Timed(log, folder, bell_file(arkor_home()), StopSign(), Past())
+    with LogWriter(folder.events) as log, heartbeat(folder.pid):
+        recorder = Timed(log, folder, notifier_file(arkor_home()), StopSignal(), ResumePoint())
         load_engine("trl").train(run, recorder)
     print(json.dumps([median(recorder.checkpoints), *recorder.steps()]))
 

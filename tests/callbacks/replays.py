@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from arkor.callbacks.registry import Listeners
+from arkor.callbacks.registry import CallbackRegistry
 from arkor.protocol.codec import from_wire
 from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.protocol.jobs import Artifact, TrainingJob, TrainingResult
@@ -42,7 +42,7 @@ def replay(callbacks: Any, events: Iterable[Event], client: Any = None) -> Dispa
     """Tell them the events between the first and the last; both are added."""
     job: TrainingJob = from_wire(TrainingJob, JOB)
     client = client or Client()
-    dispatcher = Dispatcher(job, Listeners(callbacks), "raise", lambda: client)
+    dispatcher = Dispatcher(job, CallbackRegistry(callbacks), "raise", lambda: client)
     for event in (TrainingStarted("j", "t"), *events):
         dispatcher.dispatch(event)
     return dispatcher

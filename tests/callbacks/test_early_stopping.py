@@ -14,7 +14,7 @@ import pytest
 from arkor import CloudApiError, InvalidConfig, Trainer, TrainerAborted, callbacks
 from arkor.callbacks import EarlyStopping, StartedContext, TrainingLogContext
 from arkor.errors import ArkorError, BackendUnavailable
-from arkor.protocol.best_checkpoint import Standings
+from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from tests.callbacks.replays import Client, checkpoint, completed, log, logs, replay
 from tests.conftest import Backend
 
@@ -99,12 +99,12 @@ def test_on_eval_loss_the_training_loss_may_do_what_it_likes_but_diverge() -> No
 
 
 def test_the_same_log_gives_the_same_decision_whoever_watches() -> None:
-    dice = random.Random(7)
+    rng = random.Random(7)
     for _ in range(200):
-        losses = [dice.choice([None, dice.gauss(2, 1), math.nan if dice.random() < 0.02 else 1.0]) for _ in range(60)]
+        losses = [rng.choice([None, rng.gauss(2, 1), math.nan if rng.random() < 0.02 else 1.0]) for _ in range(60)]
         events = [log(step, loss) if step % 10 else checkpoint(step) for step, loss in enumerate(losses, 1)]
         settings: dict[str, Any] = {
-            "ceiling": dice.choice([None, 3.0]), "window": dice.randint(1, 5), "patience": dice.choice([None, 4])
+            "ceiling": rng.choice([None, 3.0]), "window": rng.randint(1, 5), "patience": rng.choice([None, 4])
         }  # fmt: skip
         first, reused = EarlyStopping(**settings), EarlyStopping(**settings)
         replay(first, events)
@@ -239,11 +239,11 @@ def test_a_run_without_checkpoints_has_no_best() -> None:
 
 
 def test_values_that_are_not_finite_do_not_stand() -> None:
-    standings = Standings()
+    tracker = BestCheckpointTracker()
     for step, loss in ((1, math.inf), (2, 3.0), (3, math.nan)):
-        standings.log(step, loss, None)
-        standings.checkpoint(step)
-    assert standings.best("loss") == (3.0, 2)
+        tracker.log(step, loss, None)
+        tracker.checkpoint(step)
+    assert tracker.best("loss") == (3.0, 2)
 
 
 # Wrong values, contexts made by hand

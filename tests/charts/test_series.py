@@ -38,9 +38,9 @@ def test_a_long_curve_stays_short_and_forgets_neither_count_nor_sum_nor_bounds(l
 def test_a_value_that_is_not_finite_is_marked_and_drawn_nowhere() -> None:
     curve = curve_of([1.0, math.nan, math.inf, 2.0])
     assert [point.step for point in curve.points] == [1, 4]
-    assert (curve.odd, curve.odd_count) == ([2, 3], 2)
+    assert (curve.non_finite, curve.non_finite_count) == ([2, 3], 2)
     flooded = curve_of([math.nan] * 2000)
-    assert (len(flooded.odd), flooded.odd_count, flooded.odd[0]) == (512, 2000, 1)
+    assert (len(flooded.non_finite), flooded.non_finite_count, flooded.non_finite[0]) == (512, 2000, 1)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def test_ticks_are_round(low: float, high: float, ticks: list[str]) -> None:
 
 
 def test_an_axis_of_very_different_sizes_is_logarithmic() -> None:
-    scale = Scale.around(0.001, 100, may_bend=True)
+    scale = Scale.around(0.001, 100, may_be_logarithmic=True)
     assert scale.logarithmic
     assert [tick_text(tick) for tick in scale.ticks(6)] == ["0.001", "0.01", "0.1", "1", "10", "100"]
     assert scale.position(0.1) == pytest.approx(0.4)
-    assert not Scale.around(0.0, 100, may_bend=True).logarithmic
-    assert not Scale.around(0.1, 50, may_bend=True).logarithmic
+    assert not Scale.around(0.0, 100, may_be_logarithmic=True).logarithmic
+    assert not Scale.around(0.1, 50, may_be_logarithmic=True).logarithmic
 
 
 @given(*[st.floats(min_value=-1e300, max_value=1e300)] * 3, st.integers(2, 9), st.booleans())
 def test_any_numbers_have_an_axis(a: float, b: float, value: float, most: int, may_bend: bool) -> None:
-    scale = Scale.around(min(a, b), max(a, b), may_bend=may_bend)
+    scale = Scale.around(min(a, b), max(a, b), may_be_logarithmic=may_bend)
     assert 0 <= scale.position(value) <= 1
     ticks = scale.ticks(most)
     assert len(ticks) <= most

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Backend
-from tests.fakes.switchboard import Switchboard
+from tests.fakes.cli_forkserver import CliForkserver
 
 ARKOR = [sys.executable, "-m", "arkor"]
 
@@ -30,18 +30,18 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def switchboard() -> Iterator[Switchboard]:
+def cli_forkserver() -> Iterator[CliForkserver]:
     """Commands without the time that each takes to import what it needs."""
-    with Switchboard() as switchboard:
+    with CliForkserver() as switchboard:
         yield switchboard
 
 
 @pytest.fixture
-def run(project: Path, switchboard: Switchboard) -> Run:
+def run(project: Path, cli_forkserver: CliForkserver) -> Run:
     """`run("start", …)` in the project's folder."""
 
     def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-        return switchboard.call(arguments, project, typed)
+        return cli_forkserver.run(arguments, project, typed)
 
     return call
 
@@ -75,38 +75,38 @@ def write_in(
 
 
 @pytest.fixture
-def write_entry(project: Path) -> WriteEntry:
+def write_entry_point(project: Path) -> WriteEntry:
     """Write a `train.py` with a trainer of so many steps; `before` and `arguments` go into it verbatim."""
     return partial(write_in, project)
 
 
-def started_in(project: Path, switchboard: Switchboard) -> str:
+def started_in(project: Path, switchboard: CliForkserver) -> str:
     """The id of a run of five steps that was watched to its end."""
     write_in(project)
-    started = switchboard.call(("start",), project)
+    started = switchboard.run(("start",), project)
     assert started.returncode == 0, started.stderr
     return started.stdout.split()[2]
 
 
 @pytest.fixture(scope="module")
-def lasting_run(lasting_backend: Backend, switchboard: Switchboard, tmp_path_factory: pytest.TempPathFactory) -> str:
+def module_run(module_backend: Backend, cli_forkserver: CliForkserver, tmp_path_factory: pytest.TempPathFactory) -> str:
     project = tmp_path_factory.mktemp("lasting") / "project"
     project.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARKOR_HOME", str(lasting_backend.home))
-        return started_in(project, switchboard)
+        patch.setenv("ARKOR_HOME", str(module_backend.home))
+        return started_in(project, cli_forkserver)
 
 
 @pytest.fixture
-def finished(shared_backend: Backend, lasting_run: str) -> str:
+def finished(backend_env: Backend, module_run: str) -> str:
     """The id of a run of five steps that has completed, once for all tests of a file; it is to stay as it is."""
-    return lasting_run
+    return module_run
 
 
 @pytest.fixture
-def finished_alone(backend: Backend, project: Path, switchboard: Switchboard) -> str:
+def finished_run(backend: Backend, project: Path, cli_forkserver: CliForkserver) -> str:
     """The same at a backend of the test's own."""
-    return started_in(project, switchboard)
+    return started_in(project, cli_forkserver)
 
 
 #: As much of torch as it takes to say what one trains on.
@@ -120,7 +120,7 @@ get_num_threads = lambda: 2
 
 
 @pytest.fixture
-def quick_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fast_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with libraries that are quick to import: what they can do is not what a test of ours is about."""
     folder = tmp_path / "quick"
     for name in ("torch", "transformers", "peft", "trl"):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Backend]]:
+def other_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Backend]]:
     """Go to another machine: a backend on a home of its own, where commands go from then on."""
     started: list[Backend] = []
 
@@ -42,14 +42,14 @@ def events_of(run: Run, job_id: str) -> list[dict[str, object]]:
 
 
 def test_there_and_back(
-    run: Run, run_anew: Run, finished: str, project: Path, elsewhere: Callable[[], Backend]
+    run: Run, run_anew: Run, finished: str, project: Path, other_home: Callable[[], Backend]
 ) -> None:
     before, logged = run("jobs", "--json").stdout, events_of(run, finished)
     answer = run("chat", finished, "-m", "hello").stdout
     written = run_anew("export-run", finished[:8])
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith(f"demo is in {finished}.zip (")
-    other = elsewhere()
+    other = other_home()
     assert json.loads(run("jobs", "--json").stdout) == []
     for importing in (run, run_anew):  # the second time, it is here already
         taken = importing("import", f"{finished}.zip")
@@ -72,9 +72,9 @@ def test_there_and_back(
 
 
 def test_the_zip_holds_what_travels_and_nothing_else(
-    run: Run, finished_alone: str, project: Path, backend: Backend
+    run: Run, finished_run: str, project: Path, backend: Backend
 ) -> None:
-    finished = finished_alone
+    finished = finished_run
     folder = backend.home / "runs" / finished
     (folder / "secret.json").write_text('{"blobToken": "hush"}')
     (folder / "worker.pid").write_text("1")
@@ -92,14 +92,14 @@ def test_the_zip_holds_what_travels_and_nothing_else(
 
 
 def test_a_folder_that_was_copied_while_the_run_went_on(
-    write_entry: WriteEntry,
+    write_entry_point: WriteEntry,
     project: Path,
     run: Run,
     slow_backend: Backend,
-    elsewhere: Callable[[], Backend],
+    other_home: Callable[[], Backend],
     tmp_path: Path,
 ) -> None:
-    write_entry(steps=300)
+    write_entry_point(steps=300)
     trainer = Trainer(
         "long", "scripted/model", {"type": "file", "path": str(project / "rows.jsonl")}, max_steps=300, save_steps=1
     )
@@ -116,7 +116,7 @@ def test_a_folder_that_was_copied_while_the_run_went_on(
     shutil.copytree(checkpoints.parent, copy, ignore=shutil.ignore_patterns(".*"))
     lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "events.jsonl").write_bytes(b"".join(line for line in lines if b'"training.failed"' not in line)[:-1])
-    elsewhere()
+    other_home()
     taken = run("import", str(copy))
     assert taken.returncode == 0, taken.stderr
     assert "failed" in taken.stdout.splitlines()[0]

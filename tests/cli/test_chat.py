@@ -62,17 +62,17 @@ def test_a_conversation(finished: str) -> None:
 
 
 def test_the_system_prompt_is_set_shown_and_taken_away(finished: str) -> None:
-    told = talk(
+    output = talk(
         ("/system", "System prompt: none"),
         ("/system Be brief.", "System prompt: Be brief."),
         ("/system", "System prompt: Be brief."),
         ("/system -", "System prompt: none"),
     )
-    assert told == 0
+    assert output == 0
 
 
 def test_the_model_can_be_changed_and_a_wrong_one_is_said(finished: str) -> None:
-    told = talk(
+    output = talk(
         ("Hello", "scripted: Hello"),
         ("/model scripted/fail", "Talking to scripted/fail."),
         ("Hello", "as it was asked to. (POST /v1/inference/chat, status 503)"),
@@ -81,7 +81,7 @@ def test_the_model_can_be_changed_and_a_wrong_one_is_said(finished: str) -> None
         ("/modle x", "put a blank before it."),
         (" /etc is a folder", "scripted: /etc is a folder"),
     )
-    assert told == 0
+    assert output == 0
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.05")
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished_alone: str) -> None:
+def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished_run: str) -> None:
     with Terminal(sys.executable, "-m", "arkor", "chat") as terminal:
         terminal.expect("> ")
         terminal.type(f"{'word ' * 300}\n")

@@ -23,8 +23,8 @@ def ask(backend: Backend, slug: str, key: str | None = None) -> int:
     return requests.post(url, json=QUESTION, headers=headers, timeout=60).status_code
 
 
-def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Run, finished_alone: str) -> None:
-    finished = finished_alone
+def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Run, finished_run: str) -> None:
+    finished = finished_run
     assert "There are no endpoints yet" in run("endpoints", "list").stdout
     made = run_anew("endpoints", "create", "triage", "--run", finished[:12])
     assert made.returncode == 0, made.stderr
@@ -51,8 +51,8 @@ def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Ru
     assert ask(backend, "triage", plaintext) == 404
 
 
-def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_alone: str) -> None:
-    finished = finished_alone
+def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_run: str) -> None:
+    finished = finished_run
     made = run(
         "endpoints", "create", "open-one", "--run", f"{finished}@5", "--auth", "none", "--keep", "disabled", "--json"
     )
@@ -91,14 +91,14 @@ def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_alo
         (["keys", "create", "nobody"], "Missing option '--label'"),
     ],
 )
-def test_what_makes_no_sense(shared_backend: Backend, run: Run, arguments: list[str], says: str) -> None:
+def test_what_makes_no_sense(backend_env: Backend, run: Run, arguments: list[str], says: str) -> None:
     done = run("endpoints", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_the_backend_refuses(shared_backend: Backend, run: Run, finished: str) -> None:
+def test_what_the_backend_refuses(backend_env: Backend, run: Run, finished: str) -> None:
     assert run("endpoints", "create", "twice", "--run", finished).returncode == 0
     taken = run("endpoints", "create", "twice", "--run", finished)
     assert taken.returncode == 1
@@ -115,12 +115,12 @@ def test_what_the_backend_refuses(shared_backend: Backend, run: Run, finished: s
 
 
 def test_a_key_goes_into_a_variable_of_the_shell(
-    shared_backend: Backend, run: Run, finished: str, project: object
+    backend_env: Backend, run: Run, finished: str, project: object
 ) -> None:
     run("endpoints", "create", "shell", "--run", finished)
     command = f'KEY=$({" ".join(ARKOR)} endpoints keys create shell --label ci 2>/dev/null); printf "%s" "$KEY"'
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
-    assert ask(shared_backend, "shell", done.stdout) == 200
+    assert ask(backend_env, "shell", done.stdout) == 200
 
 
 def test_what_a_backend_of_tomorrow_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,8 @@ def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: 
 
 def test_from_then_on_it_is_used(auth: AuthorizationServer, server: HttpServer, page: Path, run: Run) -> None:
     run("login", "--oauth", "--url", server.url)
-    told = run("whoami")
-    assert told.stdout.splitlines() == [
+    output = run("whoami")
+    assert output.stdout.splitlines() == [
         "ada@example",
         "Organisations: org-1",
         f"Backend: {server.url}, because of the sign-in in {credentials_path()}",
@@ -150,8 +150,8 @@ def test_from_then_on_it_is_used(auth: AuthorizationServer, server: HttpServer, 
         "backend": {"url": server.url, "why": "credentials file"},
     }
     auth.expire_all()
-    assert run("whoami").stdout == told.stdout
-    unshown(told, auth)
+    assert run("whoami").stdout == output.stdout
+    unshown(output, auth)
 
 
 def test_without_a_browser_the_address_is_printed(
@@ -244,10 +244,10 @@ def test_anonymously_at_a_real_backend(backend: Backend, run: Run, auth: Authori
     found = read_credentials()
     assert isinstance(found, AnonymousCredentials)
     assert done.stdout == f"Signed in to {backend.url} anonymously; the organisation is {found.org_slug}.\n"
-    told = run("whoami")
-    assert told.stdout.splitlines()[0].startswith("An anonymous identity, ")
-    assert f"Organisations: {found.org_slug}" in told.stdout
-    assert found.token not in done.stdout + done.stderr + told.stdout + run("whoami", "--json").stdout
+    output = run("whoami")
+    assert output.stdout.splitlines()[0].startswith("An anonymous identity, ")
+    assert f"Organisations: {found.org_slug}" in output.stdout
+    assert found.token not in done.stdout + done.stderr + output.stdout + run("whoami", "--json").stdout
     refused = run("login", "--oauth", "--url", backend.url)
     assert "knows no persons" in refused.stderr
     assert read_credentials() == found
@@ -380,8 +380,8 @@ def test_a_terminal_is_asked_before(at_terminal: Typing, auth: AuthorizationServ
     assert at_terminal("logout", typed="y\n").returncode == 0
     assert read_credentials() is None
     write_credentials(auth.sign_in(server.url))
-    asked = at_terminal("logout", typed="n\n")
-    assert f"This removes the sign-in of ada@example at {server.url}." in unshown(asked, auth)
+    payload = at_terminal("logout", typed="n\n")
+    assert f"This removes the sign-in of ada@example at {server.url}." in unshown(payload, auth)
     assert at_terminal("logout", "-f").returncode == 0
     assert read_credentials() is None
 
@@ -409,14 +409,14 @@ def test_this_machine_where_no_backend_runs(run: Run, run_anew: Run, tmp_path: P
 
 
 def test_this_machine_where_one_runs(backend: Backend, run: Run) -> None:
-    told = run("whoami").stdout
-    assert "Organisations: local" in told
-    assert f"Backend: the one of this machine ({backend.url})" in told
+    output = run("whoami").stdout
+    assert "Organisations: local" in output
+    assert f"Backend: the one of this machine ({backend.url})" in output
     report = json.loads(run("whoami", "--json").stdout)
     assert report["mode"] == "embedded"
     assert report["backend"] == {"url": backend.url, "why": "embedded", "running": True}
     assert [org["slug"] for org in report["orgs"]] == ["local"]
-    assert backend.token not in told + json.dumps(report)
+    assert backend.token not in output + json.dumps(report)
 
 
 def test_nobody_is_signed_in_by_asking(server: HttpServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from tests.conftest import Backend
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
-def test_start_for_a_program(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
-    write_entry(before="print('imported')\n", arguments=", callbacks={'on_log': lambda log: print('a step')}")
+def test_start_for_a_program(backend_env: Backend, run: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point(before="print('imported')\n", arguments=", callbacks={'on_log': lambda log: print('a step')}")
     done = run("start", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -27,8 +27,8 @@ def test_start_for_a_program(shared_backend: Backend, run: Run, write_entry: Wri
     assert "a step" in done.stderr
 
 
-def test_a_failed_run_for_a_program(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
-    write_entry(model="scripted/fail")
+def test_a_failed_run_for_a_program(backend_env: Backend, run: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point(model="scripted/fail")
     done = run("start", "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["job"]["status"]) == (1, "failed")
@@ -99,16 +99,16 @@ def test_json_is_the_same_on_a_terminal_that_knows_ascii_alone(
     ],
 )
 def test_whatever_is_typed_there_is_no_traceback(
-    shared_backend: Backend, project: Path, command: list[str | bytes]
+    backend_env: Backend, project: Path, command: list[str | bytes]
 ) -> None:
     done = subprocess.run([*ARKOR, *command], cwd=project, capture_output=True, timeout=60, check=False)
-    said = done.stderr.decode("utf-8", "replace")
-    assert (done.returncode, "Traceback" in said) == (2, False), said
-    assert said.strip()
+    output = done.stderr.decode("utf-8", "replace")
+    assert (done.returncode, "Traceback" in output) == (2, False), output
+    assert output.strip()
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "</dev/null", "<&-"])
-def test_streams_that_are_closed(shared_backend: Backend, project: Path, redirection: str) -> None:
+def test_streams_that_are_closed(backend_env: Backend, project: Path, redirection: str) -> None:
     command = f"{' '.join(ARKOR)} whoami {redirection}"
     done = subprocess.run(["/bin/sh", "-c", command], cwd=project, capture_output=True, timeout=60, check=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr

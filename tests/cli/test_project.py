@@ -66,8 +66,8 @@ def test_init_says_why_it_cannot_write(run: Run, project: Path) -> None:
 # start
 
 
-def test_start_watches_a_run_to_its_end(shared_backend: Backend, run_anew: Run, write_entry: WriteEntry) -> None:
-    write_entry('print("hello from the entry")\n')
+def test_start_watches_a_run_to_its_end(backend_env: Backend, run_anew: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point('print("hello from the entry")\n')
     done = run_anew("start")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -75,7 +75,7 @@ def test_start_watches_a_run_to_its_end(shared_backend: Backend, run_anew: Run, 
     assert lines == [
         "hello from the entry",
         f"demo: run {job_id}",
-        f"The adapter is in {shared_backend.home}/runs/{job_id}/final",
+        f"The adapter is in {backend_env.home}/runs/{job_id}/final",
         f"Talk to it: arkor chat {job_id}   (with --system and the system prompt of its rows, if they have one)",
     ]
     assert "demo: training, 5 steps" in done.stderr
@@ -84,15 +84,15 @@ def test_start_watches_a_run_to_its_end(shared_backend: Backend, run_anew: Run, 
 
 
 def test_start_takes_a_file_or_a_folder(
-    shared_backend: Backend, run: Run, write_entry: WriteEntry, project: Path
+    backend_env: Backend, run: Run, write_entry_point: WriteEntry, project: Path
 ) -> None:
-    file = write_entry()
+    file = write_entry_point()
     assert run("start", str(file)).returncode == 0
     assert run("start", str(project)).returncode == 0
 
 
-def test_a_failed_run_ends_with_1(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
-    write_entry(model="scripted/fail")
+def test_a_failed_run_ends_with_1(backend_env: Backend, run: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point(model="scripted/fail")
     done = run("start")
     assert done.returncode == 1
     assert "failed: This model fails by design; name another one." in done.stderr
@@ -108,9 +108,9 @@ def test_a_folder_without_an_entry_ends_with_2(run: Run, project: Path) -> None:
 
 @pytest.mark.parametrize("before", ["import numppy\n", "answer = 1 / 0\n", "def f():\n    raise KeyError('x')\nf()\n"])
 def test_a_mistake_in_the_entry_is_shown_as_its_author_needs_it(
-    run_anew: Run, write_entry: WriteEntry, before: str
+    run_anew: Run, write_entry_point: WriteEntry, before: str
 ) -> None:
-    file = write_entry(before)
+    file = write_entry_point(before)
     done = run_anew("start")
     assert done.returncode == 2
     shown = done.stderr.splitlines()
@@ -129,8 +129,8 @@ def test_a_syntax_error_in_the_entry_shows_the_line(run: Run, project: Path) -> 
     assert "SyntaxError" in done.stderr
 
 
-def test_a_wrong_value_in_the_entry_names_the_line_and_the_field(run: Run, write_entry: WriteEntry) -> None:
-    write_entry(steps=0)
+def test_a_wrong_value_in_the_entry_names_the_line_and_the_field(run: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point(steps=0)
     done = run("start")
     assert done.returncode == 2
     assert "train.py, line 3: max_steps: must be a whole number of at least 1, not 0" in done.stderr
@@ -144,16 +144,16 @@ def test_an_entry_without_a_trainer(run: Run, project: Path) -> None:
     assert "create_arkor" in done.stderr
 
 
-def test_a_backend_that_nobody_serves(run: Run, write_entry: WriteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_nobody_serves(run: Run, write_entry_point: WriteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "not a url")
-    write_entry()
+    write_entry_point()
     done = run("start")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_callback_that_raises_in_raise_mode(shared_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
-    file = write_entry(
+def test_a_callback_that_raises_in_raise_mode(backend_env: Backend, run: Run, write_entry_point: WriteEntry) -> None:
+    file = write_entry_point(
         """
         def on_log(log):
             raise RuntimeError("as asked")
@@ -174,8 +174,8 @@ def how_to_go_on(job_id: str) -> list[str]:
     ]
 
 
-def test_a_callback_that_stops_waiting(slow_backend: Backend, run: Run, write_entry: WriteEntry) -> None:
-    write_entry(
+def test_a_callback_that_stops_waiting(slow_backend: Backend, run: Run, write_entry_point: WriteEntry) -> None:
+    write_entry_point(
         """
         def on_log(log):
             log.stop_waiting("enough seen")
@@ -200,18 +200,20 @@ def slow_backend(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     return request.getfixturevalue("backend")  # type: ignore[no-any-return]
 
 
-def test_ctrl_c_leaves_the_run_going(slow_backend: Backend, run: Run, write_entry: WriteEntry, project: Path) -> None:
-    write_entry(steps=40)
+def test_ctrl_c_leaves_the_run_going(
+    slow_backend: Backend, run: Run, write_entry_point: WriteEntry, project: Path
+) -> None:
+    write_entry_point(steps=40)
     command = [*ARKOR, "start"]
     watching = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     job_id = watching.stdout.readline().split()[-1]
     time.sleep(1)
     watching.send_signal(signal.SIGINT)
-    _, said = watching.communicate(timeout=20)
+    _, output = watching.communicate(timeout=20)
     assert watching.returncode == 130
-    assert said.splitlines()[-2:] == how_to_go_on(job_id)
-    assert "Traceback" not in said
+    assert output.splitlines()[-2:] == how_to_go_on(job_id)
+    assert "Traceback" not in output
     followed = run("logs", job_id[:12], "--follow").stdout.splitlines()
     assert followed[-1].endswith("completed")
 
@@ -220,5 +222,5 @@ def test_the_command_is_installed_beside_python() -> None:
     installed = Path(sys.executable).with_name("arkor")
     if not installed.exists():
         pytest.skip("arkor runs from its folder here, without being installed")
-    said = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
-    assert said.stdout == f"arkor {VERSION}\n"
+    output = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert output.stdout == f"arkor {VERSION}\n"

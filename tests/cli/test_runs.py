@@ -36,11 +36,11 @@ def test_jobs_in_a_table_and_as_json(run: Run, run_anew: Run, finished: str) -> 
 def test_the_log_of_a_run_that_has_ended(run: Run, run_anew: Run, finished: str) -> None:
     lines = run_anew("logs", finished).stdout.splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)
-    told = [line[10:] for line in lines]
-    assert "training, 5 steps" in told
-    assert any(re.match(r"step 1 +loss 1\.8000  learning rate ", line) for line in told)
-    assert "checkpoint 5 saved" in told
-    assert told[-1] == "completed"
+    output = [line[10:] for line in lines]
+    assert "training, 5 steps" in output
+    assert any(re.match(r"step 1 +loss 1\.8000  learning rate ", line) for line in output)
+    assert "checkpoint 5 saved" in output
+    assert output[-1] == "completed"
     assert run("logs", finished, "--follow").stdout.splitlines() == lines
 
 
@@ -83,7 +83,7 @@ def test_a_job_may_be_named_by_the_beginning_of_its_id(run: Run, finished: str) 
     assert "there is no run 'nothing-like-it'; `arkor jobs` lists them" in unknown.stderr
 
 
-def test_two_runs_of_the_same_beginning(run: Run, finished_alone: str) -> None:
+def test_two_runs_of_the_same_beginning(run: Run, finished_run: str) -> None:
     run("start")
     ambiguous = run("cancel", "")
     assert ambiguous.returncode == 2
@@ -143,20 +143,20 @@ def test_a_reader_that_is_gone_before_the_first_word(finished: str, project: Pat
 
 @pytest.fixture
 def running(
-    project: Path, write_entry: WriteEntry, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    project: Path, write_entry_point: WriteEntry, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> str:
     """The id of a run that takes its time, submitted and left alone."""
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
     request.getfixturevalue("backend")
-    file = write_entry(steps=200)
+    file = write_entry_point(steps=200)
     code = f"import runpy; print(runpy.run_path({str(file)!r})['trainer'].start().job_id)"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def until_it_logs(run: Run, job_id: str) -> list[str]:
     for _ in range(50):
-        if "step" in (said := run("logs", job_id).stdout):
-            return said.splitlines()
+        if "step" in (output := run("logs", job_id).stdout):
+            return output.splitlines()
         time.sleep(0.1)
     raise AssertionError("the run has logged nothing")
 

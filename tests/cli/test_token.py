@@ -62,9 +62,9 @@ def test_a_token_is_piped(service: HttpServer, run: Run) -> None:
         "arkorCloudApiUrl": service.url,
     }
     assert credentials_path().stat().st_mode & 0o777 == 0o600
-    told = run("whoami")
-    assert told.stdout.splitlines()[0] == f"owner, by the token in {credentials_path()}"
-    assert TOKEN not in told.stdout + told.stderr + run("whoami", "--json").stdout
+    output = run("whoami")
+    assert output.stdout.splitlines()[0] == f"owner, by the token in {credentials_path()}"
+    assert TOKEN not in output.stdout + output.stderr + run("whoami", "--json").stdout
     assert run("jobs", "--json").stdout == "[]\n"
     assert run("logout").stdout == f"Signed out of {service.url}.\n"
 
@@ -75,7 +75,7 @@ def test_a_token_is_typed_unseen(service: HttpServer, project: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=project, stdin=terminal, start_new_session=True, **pipes) as process:
         assert process.stderr is not None
-        asked = process.stderr.read(len("Token: "))  # what is typed before that is thrown away
+        payload = process.stderr.read(len("Token: "))  # what is typed before that is thrown away
         os.write(keyboard, f"{TOKEN}\n".encode())
         output, said = process.communicate(timeout=20)
     os.close(terminal)
@@ -83,7 +83,7 @@ def test_a_token_is_typed_unseen(service: HttpServer, project: Path) -> None:
     with suppress(OSError):  # all that a person saw of their typing
         assert TOKEN not in os.read(keyboard, 1000).decode()
     os.close(keyboard)
-    assert (process.returncode, asked) == (0, b"Token: "), said
+    assert (process.returncode, payload) == (0, b"Token: "), said
     assert TOKEN.encode() not in output + said
     assert read_credentials() == TokenCredentials(TOKEN, service.url)
 
@@ -176,9 +176,9 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
     assert isinstance(found, AnonymousCredentials)
     assert json.loads(run("whoami", "--json").stdout)["mode"] == "anon"
     monkeypatch.delenv("ARKOR_CLOUD_API_URL")
-    told = run("whoami").stdout
-    assert told.startswith("The owner of this machine's backend")
-    assert f"is for {backend.url} where a script names that one" in told
+    output = run("whoami").stdout
+    assert output.startswith("The owner of this machine's backend")
+    assert f"is for {backend.url} where a script names that one" in output
     asked_for = run("login", "--anonymous", "--url", backend.url)
     assert asked_for.stdout == f"Signed in to {backend.url} anonymously; the organisation is {found.org_slug}.\n"
     kept = read_credentials()
@@ -187,14 +187,14 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
     assert json.loads(run("whoami", "--json").stdout)["backend"] == {"url": backend.url, "why": "credentials file"}
 
 
-@pytest.mark.usefixtures("quick_libraries")
+@pytest.mark.usefixtures("fast_imports")
 def test_the_doctor_looks_at_the_token(service: HttpServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
     assert "ARKOR_TOKEN is set, and goes nowhere" in run("doctor").stdout
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", service.url)
     assert "refuses the token" not in run("doctor").stdout
     monkeypatch.setenv("ARKOR_TOKEN", "one-that-was-changed")
-    told = run("doctor").stdout
-    assert "it refuses the token" in told
-    assert f"arkor login --token --url {service.url}" in told
-    assert "one-that-was-changed" not in told
+    output = run("doctor").stdout
+    assert "it refuses the token" in output
+    assert f"arkor login --token --url {service.url}" in output
+    assert "one-that-was-changed" not in output

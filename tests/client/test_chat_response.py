@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from arkor.client.chat_response import ChatResponse
-from arkor.client.http.client import Access, Http
-from arkor.client.http.deadline import Patience
+from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.deadline import Deadline
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 from tests.fakes.sse_server import STREAM_HEAD, Step, answer, send, send_and_hold, serving
 
@@ -28,7 +28,7 @@ def chunk(text: str | None = None, **choice: Any) -> bytes:
 
 def ask(url: str, abort_signal: threading.Event | None = None) -> ChatResponse:
     """A question without a body: the scripted server would not read it, and reset the connection for that."""
-    return ChatResponse(Http(Access(url)).open("GET", "/", timeout=(5.0, 5.0)), abort_signal)
+    return ChatResponse(HttpClient(Auth(url)).open("GET", "/", timeout=(5.0, 5.0)), abort_signal)
 
 
 # Streamed
@@ -220,7 +220,7 @@ def test_it_ends_an_answer_that_does_not_begin() -> None:
         release.wait(20)
 
     with serving(silent) as server:
-        assert timed(lambda: Patience(abort_after(0.2)).call(lambda: ask(server.url))) < 5
+        assert timed(lambda: Deadline(abort_after(0.2)).call(lambda: ask(server.url))) < 5
         release.set()
 
 
@@ -246,7 +246,7 @@ def test_what_comes_too_late_is_discarded() -> None:
     go, discarded, signal = threading.Event(), threading.Event(), threading.Event()
     signal.set()
     with pytest.raises(TrainerAborted):
-        Patience(signal).call(lambda: go.wait(5), lambda _: discarded.set())
+        Deadline(signal).call(lambda: go.wait(5), lambda _: discarded.set())
     go.set()
     assert discarded.wait(30)
 
@@ -256,7 +256,7 @@ def test_an_exception_of_the_call_comes_through() -> None:
         raise queue.Empty
 
     with pytest.raises(queue.Empty):
-        Patience().call(fail)
+        Deadline().call(fail)
 
 
 def test_looking_at_an_answer_reads_nothing_of_it() -> None:

@@ -44,18 +44,18 @@ def person(url: str) -> OAuthCredentials:
 def test_the_default_is_this_machine(backend: Backend, project: Path) -> None:
     client = connect()
     assert (client.base_url, client.scope) == (backend.url, Scope("local", "default"))
-    assert client.http.access.why == "embedded"
+    assert client.http.auth.source == "embedded"
     assert client.list_jobs() == []
     assert list(project.iterdir()) == []
     assert read_credentials() is None
 
 
 def test_an_explicit_address_goes_before_all(
-    lasting_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
+    module_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:1")
-    client = connect(lasting_backend.url + "/")
-    assert (client.base_url, client.http.access.why) == (lasting_backend.url, "base_url")
+    client = connect(module_backend.url + "/")
+    assert (client.base_url, client.http.auth.source) == (module_backend.url, "base_url")
     found = read_credentials()
     assert isinstance(found, AnonymousCredentials)
     assert client.scope == Scope(found.org_slug, "bot")
@@ -63,31 +63,31 @@ def test_an_explicit_address_goes_before_all(
     state = read_state(project)
     assert state is not None
     assert state.scope == client.scope
-    assert connect(lasting_backend.url).scope == client.scope
+    assert connect(module_backend.url).scope == client.scope
 
 
 def test_the_environment_goes_before_the_file(
-    lasting_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
+    module_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ARKOR_CLOUD_API_URL", f" {lasting_backend.url}/ ")
+    monkeypatch.setenv("ARKOR_CLOUD_API_URL", f" {module_backend.url}/ ")
     client = connect()
-    assert (client.base_url, client.http.access.why) == (lasting_backend.url, "ARKOR_CLOUD_API_URL")
+    assert (client.base_url, client.http.auth.source) == (module_backend.url, "ARKOR_CLOUD_API_URL")
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:1")
-    with pytest.raises(CredentialsError, match=lasting_backend.url):
+    with pytest.raises(CredentialsError, match=module_backend.url):
         connect()
 
 
-def test_the_file_goes_before_this_machine(lasting_backend: Backend, project: Path) -> None:
-    write_credentials(request_anonymous_token(lasting_backend.url))
+def test_the_file_goes_before_this_machine(module_backend: Backend, project: Path) -> None:
+    write_credentials(request_anonymous_token(module_backend.url))
     client = connect()
-    assert (client.base_url, client.http.access.why) == (lasting_backend.url, "credentials file")
+    assert (client.base_url, client.http.auth.source) == (module_backend.url, "credentials file")
     assert client.list_jobs() == []
 
 
-def test_credentials_that_are_given_are_used_and_not_kept(lasting_backend: Backend, project: Path) -> None:
-    given = request_anonymous_token(lasting_backend.url)
+def test_credentials_that_are_given_are_used_and_not_kept(module_backend: Backend, project: Path) -> None:
+    given = request_anonymous_token(module_backend.url)
     client = connect(credentials=given)
-    assert (client.base_url, client.http.access.why) == (lasting_backend.url, "credentials")
+    assert (client.base_url, client.http.auth.source) == (module_backend.url, "credentials")
     assert client.scope == Scope(given.org_slug, "bot")
     assert not credentials_path().exists()
 
@@ -133,4 +133,4 @@ def test_a_person_with_several_works_where_the_project_is(project: Path) -> None
 
 def test_a_sign_in_that_makes_no_sense_is_none(backend: Backend, project: Path) -> None:
     credentials_path().write_text(json.dumps({"mode": "anon"}))
-    assert connect().http.access.why == "embedded"
+    assert connect().http.auth.source == "embedded"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from arkor.client.api import CloudApiClient
-from arkor.client.local_backend import EmbeddedAccess, find_or_start
+from arkor.client.local_backend import LocalBackendAuth, find_or_start
 from arkor.errors import BackendUnavailable
 from arkor.protocol.jobs import Scope
 from arkor.settings import PROTOCOL, VERSION, arkor_home
@@ -160,7 +160,7 @@ def test_the_port_of_another_homes_backend_is_not_ours(backend: Backend, tmp_pat
 
 
 def test_one_that_was_killed_is_followed_by_another(backend: Backend) -> None:
-    access = EmbeddedAccess(backend.home)
+    access = LocalBackendAuth(backend.home)
     caller = CloudApiClient(backend.url, access.credentials, scope=Scope("local", "default"), access=access)
     assert caller.list_jobs() == []
     backend.process.kill()
@@ -169,7 +169,7 @@ def test_one_that_was_killed_is_followed_by_another(backend: Backend) -> None:
         CloudApiClient(backend.url, access.credentials, scope=Scope("local", "default")).open_event_stream("j")
     assert caller.list_jobs() == []
     assert caller.base_url == listing()["url"]
-    assert access.why == "embedded"
+    assert access.source == "embedded"
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_a_forked_copy_of_the_lock_does_not_block() -> None:
 import os, time
 from pathlib import Path
 from arkor.client import local_backend as embedded
-with embedded._only_starter(Path(os.environ["ARKOR_HOME"])):
+with embedded._start_lock(Path(os.environ["ARKOR_HOME"])):
     child = os.fork()
     if child == 0:
         time.sleep(5)
@@ -264,7 +264,7 @@ def test_one_whose_token_is_another_is_not_ours() -> None:
 
 @pytest.mark.slow
 def test_one_that_does_not_leave_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arkor.client.local_backend.LEAVE_SECONDS", 1.0)
+    monkeypatch.setattr("arkor.client.local_backend.SHUTDOWN_SECONDS", 1.0)
     with bystander(deaf=True) as process, answering(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL)
         with pytest.raises(BackendUnavailable, match=f"kill -9 {process.pid}"):

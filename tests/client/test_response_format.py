@@ -12,7 +12,7 @@ import jsonschema
 import pydantic
 import pytest
 
-from arkor.client.response_format import instance_of, response_format_of
+from arkor.client.response_format import build_response_format, parse_instance
 from arkor.errors import ArkorError, InvalidConfig
 
 
@@ -68,7 +68,7 @@ class Loose:
 
 
 def schema_of(form: Any) -> dict[str, Any]:
-    wanted = response_format_of(form)
+    wanted = build_response_format(form)
     assert wanted["type"] == "json_schema"
     schema: dict[str, Any] = wanted["json_schema"]["schema"]
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -83,7 +83,7 @@ def objects_in(value: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("form", [Ticket, Address, Branch, Line, Person])
 def test_every_object_is_closed_and_complete(form: Any) -> None:
-    assert response_format_of(form)["json_schema"]["strict"] is True
+    assert build_response_format(form)["json_schema"]["strict"] is True
     schema = schema_of(form)
     assert schema["type"] == "object"  # not a reference: other backends want it so
     assert objects_in(schema)
@@ -100,8 +100,8 @@ def test_a_default_is_left_to_the_class_and_a_field_of_that_name_stays() -> None
 
 
 def test_a_place_for_unknown_keys_is_no_strict_form() -> None:
-    assert "strict" not in response_format_of(Loose)["json_schema"]
-    assert instance_of(Loose, '{"scores": {"a": 1}}') == Loose({"a": 1})
+    assert "strict" not in build_response_format(Loose)["json_schema"]
+    assert parse_instance(Loose, '{"scores": {"a": 1}}') == Loose({"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_place_for_unknown_keys_is_no_strict_form() -> None:
 def test_what_fits_the_schema_becomes_an_instance(form: Any, value: Any) -> None:
     text = value.model_dump_json() if isinstance(value, Person) else json.dumps(value, default=plain)
     jsonschema.validate(json.loads(text), schema_of(form))
-    assert instance_of(form, text) == value
+    assert parse_instance(form, text) == value
 
 
 def plain(value: Any) -> Any:
@@ -132,10 +132,10 @@ def plain(value: Any) -> Any:
 )
 def test_what_does_not_fit_is_said_in_a_line(text: str) -> None:
     with pytest.raises(ArkorError, match=r"the answer does not fit Address: .+") as caught:
-        instance_of(Address, text)
+        parse_instance(Address, text)
     assert "\n" not in str(caught.value)
     with pytest.raises(ArkorError, match=r"the answer does not fit Person: .+") as caught:
-        instance_of(Person, text)
+        parse_instance(Person, text)
     assert "\n" not in str(caught.value)
 
 
@@ -153,4 +153,4 @@ class Either:
 @pytest.mark.parametrize("form", [Plain, Either, 3, "json", complex])
 def test_what_no_json_can_stand_for_is_refused_before_anything_is_sent(form: Any) -> None:
     with pytest.raises(InvalidConfig, match="response_format: must be an attrs class"):
-        response_format_of(form)
+        build_response_format(form)

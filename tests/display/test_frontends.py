@@ -14,15 +14,15 @@ from playwright.sync_api import sync_playwright
 
 from arkor.charts.svg import loss_image
 from arkor.display.notebook import NotebookProgress
-from arkor.display.run_progress import Tally
+from arkor.display.run_progress import RunProgress
 from arkor.protocol.checks import Check
 from arkor.protocol.codec import from_wire
-from arkor.protocol.events import TrainingFailed, TrainingWarning
+from arkor.protocol.events import TrainingFailedEvent, TrainingWarning
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.history import History
 from arkor.results.html_cards import job_card, text_card
 from tests import browsers
-from tests.fakes.story import at, story
+from tests.fakes.scripted_run import at, scripted_run
 from tests.results.test_html_cards import JOB
 
 pytestmark = pytest.mark.slow  # a browser
@@ -96,11 +96,11 @@ def cells() -> list[str]:
         def _publish(self, line: str, page: str) -> None:
             self.page = page
 
-    with Cell(Tally(RIGHT_TO_LEFT + "x" * 200, 60), History(), "j-1") as cell:
-        for event in story(20, 60):
+    with Cell(RunProgress(RIGHT_TO_LEFT + "x" * 200, 60), History(), "j-1") as cell:
+        for event in scripted_run(20, 60):
             cell.on_event(event)
         cell.on_event(TrainingWarning("j", at(21), HOSTILE))
-        cell.on_event(TrainingFailed("j", at(22), "y" * 400))
+        cell.on_event(TrainingFailedEvent("j", at(22), "y" * 400))
     jobs = [
         {},
         {"name": HOSTILE, "error": f"{HOSTILE}\nits second line " + "long " * 300, "status": "failed"},

@@ -15,12 +15,12 @@ import pytest
 from nbclient import NotebookClient
 
 from arkor.display.notebook import NotebookProgress
-from arkor.display.run_progress import Tally
-from arkor.protocol.events import TrainingFailed, TrainingLog, TrainingWarning
+from arkor.display.run_progress import RunProgress
+from arkor.protocol.events import TrainingFailedEvent, TrainingLog, TrainingWarning
 from arkor.results.history import History
 from tests.fakes.run_server import RunServer, running
+from tests.fakes.scripted_run import at, frames, scripted_run
 from tests.fakes.sse_server import send, send_and_hold
-from tests.fakes.story import at, frames, story
 
 SLOW = pytest.mark.slow  # a kernel
 
@@ -59,7 +59,7 @@ def printed(cell: Any) -> str:
 
 @SLOW
 def test_a_cell_keeps_the_line_and_the_chart(tmp_path: Path) -> None:
-    with running(send(*frames(*story(60)))) as server:
+    with running(send(*frames(*scripted_run(60)))) as server:
         notebook = execute(server, tmp_path, "result = trainer.wait()", "result.history.step == list(range(1, 61))")
     (picture,) = shown(notebook.cells[1])
     assert picture["text/plain"] == "a run: completed, step 60/60, loss 0.0670 ↘, in 2:00"
@@ -76,7 +76,7 @@ def test_what_callbacks_print_stays_below(tmp_path: Path) -> None:
     trainer = Trainer.attach("j", **settings, callbacks={"on_checkpoint": lambda ctx: print("saved", ctx.step)})
     trainer.wait()
     """
-    with running(send(*frames(*story(60)))) as server:
+    with running(send(*frames(*scripted_run(60)))) as server:
         notebook = execute(server, tmp_path, cell)
     assert printed(notebook.cells[1]) == "saved 20\nsaved 40\nsaved 60\n"
     assert len(shown(notebook.cells[1])) == 1
@@ -84,7 +84,7 @@ def test_what_callbacks_print_stays_below(tmp_path: Path) -> None:
 
 @SLOW
 def test_an_interrupted_cell_says_how_to_go_on_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    held, events = threading.Event(), frames(*story(60))
+    held, events = threading.Event(), frames(*scripted_run(60))
     with running(send_and_hold(*events[:30], until=held), send(*events[30:])) as server:
         try:
             notebook = execute(server, tmp_path, "trainer.wait()", "trainer.wait()", interrupt_after=3)
@@ -124,7 +124,7 @@ def test_a_restarted_kernel_draws_the_whole_chart_again_without_drawing_every_ev
     began = time.monotonic()
     result = trainer.wait()
     """
-    with running(send(b"".join(frames(*story(100_000, save_every=50_000))))) as server:
+    with running(send(b"".join(frames(*scripted_run(100_000, save_every=50_000))))) as server:
         notebook = execute(
             server, tmp_path, count, "len(drawings) <= 4 + 2 * (time.monotonic() - began), len(result.history)"
         )
@@ -137,7 +137,7 @@ def test_a_restarted_kernel_draws_the_whole_chart_again_without_drawing_every_ev
 @SLOW
 @pytest.mark.parametrize("setting", ["progress=False", 'progress="auto"'])
 def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
-    with running(send(*frames(*story(20)))) as server:
+    with running(send(*frames(*scripted_run(20)))) as server:
         notebook = execute(server, tmp_path, f'Trainer.attach("j", **settings, {setting}).wait();')
     assert len(shown(notebook.cells[1])) == (0 if "False" in setting else 1)
 
@@ -162,27 +162,27 @@ def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: P
 class Cell(NotebookProgress):
     """Keeps what it would publish."""
 
-    def __init__(self, tally: Tally, history: History | None = None) -> None:
+    def __init__(self, run_progress: RunProgress, history: History | None = None) -> None:
         self.published: list[dict[str, str]] = []
-        super().__init__(tally, history or History(), "j-1")
+        super().__init__(run_progress, history or History(), "j-1")
 
     def _publish(self, line: str, page: str) -> None:
         self.published.append({"text/plain": line, "text/html": page})
 
 
 def test_a_name_or_an_error_cannot_break_out_of_the_page() -> None:
-    with Cell(Tally("<img src=x onerror=alert(1)>")) as cell:
+    with Cell(RunProgress("<img src=x onerror=alert(1)>")) as cell:
         cell.on_event(TrainingWarning("j", at(1), "<b>full</b>"))
-        cell.on_event(TrainingFailed("j", at(1), "</div><script>alert(2)</script>"))
+        cell.on_event(TrainingFailedEvent("j", at(1), "</div><script>alert(2)</script>"))
     page = cell.published[-1]["text/html"]
     assert not re.search("<(img|b|script)[ >]", page)
     assert "warning: &lt;b&gt;full" in page
 
 
 def test_a_cell_draws_a_few_times_a_second_and_not_at_all_when_nothing_changes() -> None:
-    with Cell(Tally("triage", 100_000)) as cell:
+    with Cell(RunProgress("triage", 100_000)) as cell:
         began = time.monotonic()
-        for event in story(100_000):
+        for event in scripted_run(100_000):
             cell.on_event(event)
         assert len(cell.published) <= 2 + 2 * (time.monotonic() - began)
         cell._draw()
@@ -192,18 +192,18 @@ def test_a_cell_draws_a_few_times_a_second_and_not_at_all_when_nothing_changes()
 
 
 def test_only_a_wait_that_was_cut_short_is_told_how_to_go_on() -> None:
-    for error, told in ((KeyboardInterrupt, True), (TimeoutError, True), (ValueError, False)):
-        cell = Cell(Tally())
+    for error, output in ((KeyboardInterrupt, True), (TimeoutError, True), (ValueError, False)):
+        cell = Cell(RunProgress())
         with pytest.raises(error):
             with cell:
                 raise error
-        assert ("the run goes on" in cell.published[-1]["text/html"]) is told
+        assert ("the run goes on" in cell.published[-1]["text/html"]) is output
 
 
 def test_a_later_wait_shows_what_an_earlier_one_saw() -> None:
     history = History()
     history.add(1, 2.0)
-    with Cell(Tally("triage", 10), history) as cell:
+    with Cell(RunProgress("triage", 10), history) as cell:
         cell.on_event(TrainingLog("j", at(1), 2, 1.0))
     assert "loss 2" in chart_of(cell.published[0]["text/html"])
     assert "loss 1" in chart_of(cell.published[-1]["text/html"])

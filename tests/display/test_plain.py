@@ -10,16 +10,16 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from arkor.display import Silence, progress_for
+from arkor.display import NullProgress, progress_for
 from arkor.display.plain import PlainProgress
-from arkor.display.run_progress import Tally
+from arkor.display.run_progress import RunProgress
 from arkor.errors import InvalidConfig
-from arkor.formatting import clock, number, one_line
+from arkor.formatting import format_duration, format_loss, one_line
 from arkor.protocol.events import (
     CheckpointSaved,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingResumed,
@@ -38,19 +38,19 @@ def logged(step: int, loss: float | None = None, seconds: float | None = None) -
     return TrainingLog("j", at(step if seconds is None else seconds), step, loss=loss)
 
 
-def tally_of(*losses: float, total: int = 10, pace: float = 2.0) -> Tally:
-    tally = Tally("triage")
-    tally.take(TrainingStarted("j", at(0), total))
+def tally_of(*losses: float, total: int = 10, pace: float = 2.0) -> RunProgress:
+    run_progress = RunProgress("triage")
+    run_progress.update(TrainingStarted("j", at(0), total))
     for step, loss in enumerate(losses, start=1):
-        tally.take(logged(step, loss, pace * step))
-    return tally
+        run_progress.update(logged(step, loss, pace * step))
+    return run_progress
 
 
 def test_speed_and_time_left_come_from_the_time_stamps() -> None:
-    tally = tally_of(3.0, 2.0, 1.0)
-    assert tally.seconds_per_step == 2.0
-    assert (tally.speed(), tally.time_left(), tally.steps()) == ("2.0 s/step", "0:14 left", "3/10")
-    assert tally.time_left(since_last_step=4) == "0:10 left"
+    run_progress = tally_of(3.0, 2.0, 1.0)
+    assert run_progress.seconds_per_step == 2.0
+    assert (run_progress.speed(), run_progress.time_left(), run_progress.steps()) == ("2.0 s/step", "0:14 left", "3/10")
+    assert run_progress.time_left(since_last_step=4) == "0:10 left"
     assert tally_of(3.0, 2.0, pace=0.01).speed() == "100 steps/s"
 
 
@@ -76,22 +76,22 @@ def test_the_trend_of_the_loss(losses: tuple[float, ...], trend: int) -> None:
 
 
 def test_a_foreign_time_stamp_only_costs_the_speed() -> None:
-    tally = Tally()
-    tally.take(TrainingStarted("j", "", 10))
-    tally.take(TrainingLog("j", "yesterday", 1, loss=1.0))
-    assert (tally.speed(), tally.time_left(), tally.duration()) == ("", "", "")
+    run_progress = RunProgress()
+    run_progress.update(TrainingStarted("j", "", 10))
+    run_progress.update(TrainingLog("j", "yesterday", 1, loss=1.0))
+    assert (run_progress.speed(), run_progress.time_left(), run_progress.duration()) == ("", "", "")
 
 
 def test_numbers_and_clocks() -> None:
-    assert [number(x) for x in (0.5, 0.00002, 12345.6, float("nan"))] == ["0.5000", "2e-05", "1.23e+04", "nan"]
-    assert [clock(x) for x in (7, 102, 7511)] == ["0:07", "1:42", "2:05:11"]
+    assert [format_loss(x) for x in (0.5, 0.00002, 12345.6, float("nan"))] == ["0.5000", "2e-05", "1.23e+04", "nan"]
+    assert [format_duration(x) for x in (7, 102, 7511)] == ["0:07", "1:42", "2:05:11"]
 
 
 def test_what_a_backend_says_cannot_tear_the_line() -> None:
-    tally = Tally("a\x1b[2Jname")
-    tally.take(TrainingFailed("j", at(1), "first line\nsecond\r\x1b[31mline"))
-    assert tally.name == "a [2Jname"
-    assert tally.phase == "failed: first line second [31mline"
+    run_progress = RunProgress("a\x1b[2Jname")
+    run_progress.update(TrainingFailedEvent("j", at(1), "first line\nsecond\r\x1b[31mline"))
+    assert run_progress.name == "a [2Jname"
+    assert run_progress.phase == "failed: first line second [31mline"
 
 
 def test_what_a_language_is_written_with_stays() -> None:
@@ -100,7 +100,7 @@ def test_what_a_language_is_written_with_stays() -> None:
 
 def lines_of(*events: object, every: float = 0.0) -> list[str]:
     stream = io.StringIO()
-    with PlainProgress(stream, Tally("triage"), every=every) as progress:
+    with PlainProgress(stream, RunProgress("triage"), every=every) as progress:
         for event in events:
             progress.on_event(event)  # type: ignore[arg-type]
             with progress.paused():
@@ -168,11 +168,11 @@ def test_a_closed_stream_does_not_hurt() -> None:
 @pytest.mark.parametrize("stderr", ["None", "open('/dev/null', 'w'); sys.stderr.close()"])
 def test_without_a_stderr_there_is_silence(stderr: str) -> None:
     code = f"import sys; sys.stderr = {stderr}; from arkor.display import progress_for; print(progress_for('auto'))"
-    assert "Silence" in subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "NullProgress" in subprocess.check_output([sys.executable, "-c", code], text=True)
 
 
 def test_which_display_for_which_setting() -> None:
-    assert isinstance(progress_for(False), Silence)
+    assert isinstance(progress_for(False), NullProgress)
     assert isinstance(progress_for("auto"), PlainProgress)
     with pytest.raises(InvalidConfig, match='progress: must be "auto", True or False'):
         progress_for("loud")  # type: ignore[arg-type]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from arkor.display.notebook import NotebookProgress
 from arkor.display.plain import PlainProgress
-from arkor.display.run_progress import Tally
+from arkor.display.run_progress import RunProgress
 from arkor.display.terminal import TerminalProgress
 from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingResumed,
@@ -35,7 +35,7 @@ EVENTS = st.lists(
     | st.builds(TrainingWarning, st.just("j"), TIMES, st.text())
     | st.builds(TrainingResumed, st.just("j"), TIMES, STEPS, st.text())
     | st.builds(CheckpointSaved, st.just("j"), TIMES, STEPS)
-    | st.builds(TrainingFailed, st.just("j"), TIMES, st.text())
+    | st.builds(TrainingFailedEvent, st.just("j"), TIMES, st.text())
     | st.builds(TrainingCompleted, st.just("j"), TIMES),
     max_size=8,
 )
@@ -62,19 +62,21 @@ class Cell(NotebookProgress):
         assert line
 
 
-DISPLAYS: list[Callable[[Tally], PlainProgress | TerminalProgress | NotebookProgress]] = [
-    lambda tally: PlainProgress(io.StringIO(), tally, every=0),
-    lambda tally: Drawn(io.StringIO(), tally),
-    lambda tally: Cell(tally, History(), "j"),
+DISPLAYS: list[Callable[[RunProgress], PlainProgress | TerminalProgress | NotebookProgress]] = [
+    lambda run_progress: PlainProgress(io.StringIO(), run_progress, every=0),
+    lambda run_progress: Drawn(io.StringIO(), run_progress),
+    lambda run_progress: Cell(run_progress, History(), "j"),
 ]
 
 
 @settings(deadline=None)
 @given(EVENTS, st.text(), st.sampled_from(DISPLAYS))
 def test_whatever_a_backend_says_can_be_shown(
-    events: list[Event], name: str, display: Callable[[Tally], PlainProgress | TerminalProgress | NotebookProgress]
+    events: list[Event],
+    name: str,
+    display: Callable[[RunProgress], PlainProgress | TerminalProgress | NotebookProgress],
 ) -> None:
-    with display(Tally(name)) as progress:
+    with display(RunProgress(name)) as progress:
         for event in events:
             progress.on_event(event)
             with progress.paused():

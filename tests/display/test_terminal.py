@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # real processes, terminals or clocks
 SCRIPT = """
 import logging, sys, time
 from arkor.display import progress_for
-from arkor.display.run_progress import Tally
+from arkor.display.run_progress import RunProgress
 from arkor.display.terminal import TerminalProgress
 from arkor.protocol.events import *
 
@@ -28,7 +28,7 @@ def at(seconds):
     return f"2026-01-01T00:{int(seconds) // 60:02}:{seconds % 60:06.3f}Z"
 
 assert isinstance(progress_for("auto"), TerminalProgress)
-with TerminalProgress(sys.stderr, Tally("triage")) as progress:
+with TerminalProgress(sys.stderr, RunProgress("triage")) as progress:
 """
 
 
@@ -114,9 +114,9 @@ def test_why_a_run_failed_is_told_to_the_end() -> None:
         """,
         columns=40,
     )
-    told = "triage: failed: out of memory; a smaller batch_size needs less, step 3/30, loss 1.0000 →, in 0:02"
-    assert screen.written.endswith(f"\r\x1b[K{told}\r\n")
-    assert screen.lines() == [told[:40], told[40:80].rstrip(), told[80:]]
+    output = "triage: failed: out of memory; a smaller batch_size needs less, step 3/30, loss 1.0000 →, in 0:02"
+    assert screen.written.endswith(f"\r\x1b[K{output}\r\n")
+    assert screen.lines() == [output[:40], output[40:80].rstrip(), output[80:]]
 
 
 @pytest.mark.parametrize(

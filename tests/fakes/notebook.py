@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Notebook:
+class MemoryRecorder:
     """`stop_at` is the step after which the run is to stop."""
 
     def __init__(self, folder: Path, stop_at: int | None = None) -> None:

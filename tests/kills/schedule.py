@@ -53,36 +53,36 @@ class Watcher:
 
 
 @define
-class Disaster:
+class FaultSchedule:
     """One home, its server if there is one just now, and a die whose throws the seed has fixed."""
 
     home: Path
-    dice: random.Random
+    rng: random.Random
     server: Backend | None = None
     jobs: list[str] = field(factory=list)
     watchers: list[Watcher] = field(factory=list)
     cancelled: set[str] = field(factory=set)
-    told: list[str] = field(factory=list)
+    log_lines: list[str] = field(factory=list)
     copies: list[Path] = field(factory=list)
 
-    def tell(self, what: str) -> None:
-        self.told.append(f"{time.time():.3f} {what}")
+    def log(self, what: str) -> None:
+        self.log_lines.append(f"{time.time():.3f} {what}")
 
     def serve(self) -> Caller:
         """The owner's view of a server that is there; one is started if there is none."""
         if self.server is None or self.server.process.poll() is not None:
             self.server = start_backend(self.home, "--engine", "scripted", anew=True)
-            self.tell(f"server {self.server.process.pid} started")
+            self.log(f"server {self.server.process.pid} started")
         return owner(self.server)
 
-    def open(self) -> None:
+    def start_or_rebuild(self) -> None:
         """Start a server on a copy of a home, whose database may be torn, as it was written to while it was copied."""
         try:
             self.serve()
         except AssertionError as refusal:
             if "--rebuild" not in str(refusal):
                 raise
-            self.tell("rebuilt")
+            self.log("rebuilt")
             command = [sys.executable, "-m", "arkor.backend", "--home", str(self.home), "--rebuild"]
             subprocess.run(command, check=True, capture_output=True)
             self.serve()
@@ -98,14 +98,14 @@ class Disaster:
 
     def step(self) -> None:
         """Wait a moment, then let one thing happen."""
-        time.sleep(self.dice.uniform(0, 0.4))
+        time.sleep(self.rng.uniform(0, 0.4))
         happenings: list[Callable[[], None]] = [
             self.kill_server,
             self.kill_worker,
             self.kill_worker,
             self.kill_both,
             self.kill_in_a_checkpoint,
-            self.kill_an_adopter,
+            self.kill_recovering_server,
             self.kill_in_a_submission,
             self.stop_worker_for_a_while,
             self.cancel_and_kill,
@@ -113,24 +113,24 @@ class Disaster:
             self.start_a_second_server,
             self.copy_home,
         ]
-        self.dice.choice(happenings)()
+        self.rng.choice(happenings)()
 
     # What can happen
 
     def kill_server(self) -> None:
         if self.server is not None:
-            self.tell(f"server {self.server.process.pid} killed")
+            self.log(f"server {self.server.process.pid} killed")
             self.server.process.kill()
             self.server.process.wait()
             self.server = None
 
     def kill_worker(self) -> None:
         for pid in self.workers():
-            self.tell(f"worker {pid} killed")
+            self.log(f"worker {pid} killed")
             kill(pid)
 
     def kill_both(self) -> None:
-        first, second = self.dice.sample([self.kill_server, self.kill_worker], 2)
+        first, second = self.rng.sample([self.kill_server, self.kill_worker], 2)
         first()
         second()
 
@@ -139,18 +139,18 @@ class Disaster:
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
             if any(self.home.glob("runs/*/checkpoints/.*")):
-                self.tell("in a checkpoint:")
+                self.log("in a checkpoint:")
                 return self.kill_worker()
         return None
 
-    def kill_an_adopter(self) -> None:
+    def kill_recovering_server(self) -> None:
         """A server that is killed while it takes over from the one before."""
         self.kill_server()
         command = [sys.executable, "-m", "arkor.backend", "--home", str(self.home), "--engine", "scripted"]
         with (self.home / "adopter.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.tell(f"server {process.pid} started to be killed")
-        time.sleep(self.dice.uniform(0.3, 1.6))
+        self.log(f"server {process.pid} started to be killed")
+        time.sleep(self.rng.uniform(0.3, 1.6))
         process.kill()
         process.wait()
 
@@ -159,8 +159,8 @@ class Disaster:
         server = self.serve()
         assert self.server is not None
         victim = self.server.process
-        assassin = threading.Timer(self.dice.uniform(0, 0.04), victim.kill)
-        self.tell(f"server of {server.url} is killed in a submission")
+        assassin = threading.Timer(self.rng.uniform(0, 0.04), victim.kill)
+        self.log(f"server of {server.url} is killed in a submission")
         assassin.start()
         victim = self.server.process
         self.submit(20, 5)
@@ -171,25 +171,25 @@ class Disaster:
     def stop_worker_for_a_while(self) -> None:
         for pid in self.workers():
             with suppress(ProcessLookupError):
-                self.tell(f"worker {pid} stopped")
+                self.log(f"worker {pid} stopped")
                 os.kill(pid, signal.SIGSTOP)
-                time.sleep(self.dice.uniform(0, 0.5))
-                os.kill(pid, self.dice.choice([signal.SIGCONT, signal.SIGKILL]))
+                time.sleep(self.rng.uniform(0, 0.5))
+                os.kill(pid, self.rng.choice([signal.SIGCONT, signal.SIGKILL]))
 
     def cancel_and_kill(self) -> None:
         """What was answered holds, whoever dies then."""
-        job = self.dice.choice(self.jobs)
+        job = self.rng.choice(self.jobs)
         answer = self.serve().cancel(job)
-        self.tell(f"run {job} cancelled: {answer.status_code}")
+        self.log(f"run {job} cancelled: {answer.status_code}")
         assert answer.status_code in (202, 409), answer.text
         if answer.status_code == 202:
             self.cancelled.add(job)
-        time.sleep(self.dice.choice([0, 0.01, 0.1]))
-        self.dice.choice([self.kill_server, self.kill_worker, self.kill_both])()
+        time.sleep(self.rng.choice([0, 0.01, 0.1]))
+        self.rng.choice([self.kill_server, self.kill_worker, self.kill_both])()
 
     def ask_server_to_leave(self) -> None:
         if self.server is not None and self.server.process.poll() is None:
-            self.tell(f"server {self.server.process.pid} asked to leave")
+            self.log(f"server {self.server.process.pid} asked to leave")
             self.server.process.send_signal(signal.SIGTERM)
             assert self.server.process.wait(20) == 0
             self.server = None
@@ -204,7 +204,7 @@ class Disaster:
         """As `cp -r` would, while everything goes on."""
         copy = self.home.with_name(f"copy-{len(self.copies)}")
         if not self.copies:
-            self.tell("copied")
+            self.log("copied")
             command = ["cp", "-r", str(self.home), str(copy)]
             subprocess.run(command, check=False, capture_output=True)  # a file may go away under it
             for stale in ("bell", "backend.json"):
@@ -227,7 +227,7 @@ class Disaster:
     def folders(self) -> list[RunFolder]:
         return [run_folder(self.home, job) for job in self.jobs]
 
-    def see_it_through(self, seconds: float) -> None:
+    def wait_until_finished(self, seconds: float) -> None:
         """Let everything come to its end."""
         caller = self.serve()
         for job in self.jobs:
@@ -240,7 +240,7 @@ class Disaster:
             watcher.thread.join(20)
             assert not watcher.thread.is_alive(), f"the watcher of {watcher.job} has not seen its end"
 
-    def clear_away(self) -> None:
+    def clean_up(self) -> None:
         for watcher in self.watchers:
             watcher.over.set()
         if self.server is not None:
@@ -255,7 +255,7 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def forget(home: Path) -> None:
+def forget_fork(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 

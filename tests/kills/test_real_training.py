@@ -13,22 +13,22 @@ from attrs import define, field
 
 from arkor.backend.runs.event_log import is_finished
 from tests.backend.caller import LOCAL, Caller, owner
-from tests.backend.dying import assert_same
+from tests.backend.crashing_worker import assert_same
 from tests.conftest import start_backend
-from tests.fakes.nursery import ALONE
+from tests.fakes.process_tree import ENVIRONMENT
 from tests.fakes.tiny_model import make_tiny_model
-from tests.kills.schedule import Disaster, Watcher
+from tests.kills.schedule import FaultSchedule, Watcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Some fifty steps a second.
 STEPS, SAVE_STEPS = 100, 20
-DEATHS = 2
+KILL_POINTS = 2
 FEW = 1
 
 
 @define
-class Training(Disaster):
+class Training(FaultSchedule):
     """A home whose runs are trained by the real engine."""
 
     model: Path = field(kw_only=True)
@@ -58,8 +58,8 @@ class Training(Disaster):
         while self.logged == before and not is_finished(self.folders()[-1].events):
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        time.sleep(self.dice.uniform(0, 0.5))
-        self.dice.choice([self.kill_server, self.kill_worker, self.kill_both, self.kill_in_a_checkpoint])()
+        time.sleep(self.rng.uniform(0, 0.5))
+        self.rng.choice([self.kill_server, self.kill_worker, self.kill_both, self.kill_in_a_checkpoint])()
 
 
 @pytest.fixture(scope="module")
@@ -68,37 +68,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def peace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     """The same run undisturbed."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ALONE.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         here = Training(tmp_path_factory.mktemp("peace") / "home", random.Random(0), model=model)
         try:
             here.train()
-            here.see_it_through(120)
+            here.wait_until_finished(120)
             yield here
         finally:
-            here.clear_away()
+            here.clean_up()
 
 
 def test_the_adapter_is_the_same_to_the_last_bit(
-    seed: int, model: Path, peace: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, model: Path, undisturbed: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in ALONE.items():
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     here = Training(tmp_path / "home", random.Random(seed), model=model)
     try:
         here.train()
-        for _ in range(DEATHS):
+        for _ in range(KILL_POINTS):
             here.die()
-        here.see_it_through(120)
-        assert_same(here.folders()[0], peace.folders()[0])
-        assert any("killed" in line for line in here.told)
+        here.wait_until_finished(120)
+        assert_same(here.folders()[0], undisturbed.folders()[0])
+        assert any("killed" in line for line in here.log_lines)
         ids = [int(frame.id or 0) for frame in here.watchers[0].frames]
         assert ids == sorted(set(ids))
     except BaseException:
-        print(f"seed {seed}", *here.told, sep="\n")
+        print(f"seed {seed}", *here.log_lines, sep="\n")
         raise
     finally:
-        here.clear_away()
+        here.clean_up()

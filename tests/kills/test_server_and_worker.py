@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.runs.event_log import read_standing
-from arkor.backend.runs.log_queries import read_progress
+from arkor.backend.runs.event_log import read_status
+from arkor.backend.runs.log_queries import read_log_progress
 from arkor.backend.runs.paths import RunFolder, database_file
 from arkor.protocol.jobs import JobStatus
 from tests.conftest import Backend
-from tests.kills.schedule import Disaster, forget, run_count
+from tests.kills.schedule import FaultSchedule, forget_fork, run_count
 
 pytestmark = pytest.mark.slow
 
@@ -33,38 +33,38 @@ PASSING = ("timestamp", "jobId", "samplesPerSecond")
 
 
 @pytest.fixture
-def disaster(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disaster]:
+def schedule(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultSchedule]:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")
-    here = Disaster(tmp_path / "arkor-home", random.Random(seed))
+    here = FaultSchedule(tmp_path / "arkor-home", random.Random(seed))
     yield here
-    here.clear_away()
+    here.clean_up()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     """The same run in peace."""
-    here = Disaster(tmp_path_factory.mktemp("peace") / "home", random.Random(0))
+    here = FaultSchedule(tmp_path_factory.mktemp("peace") / "home", random.Random(0))
     here.submit(STEPS, SAVE_STEPS)
-    here.see_it_through(60)
+    here.wait_until_finished(60)
     yield here.folders()[0]
-    here.clear_away()
+    here.clean_up()
 
 
-def test_nothing_is_lost_and_nothing_is_doubled(disaster: Disaster, undisturbed: RunFolder, seed: int) -> None:
+def test_nothing_is_lost_and_nothing_is_doubled(schedule: FaultSchedule, undisturbed: RunFolder, seed: int) -> None:
     for _ in range(2):
-        disaster.submit(STEPS, SAVE_STEPS)
+        schedule.submit(STEPS, SAVE_STEPS)
     try:
-        for _ in range(disaster.dice.randint(2, 6)):
-            disaster.step()
-        disaster.see_it_through(60)
-        for folder in disaster.folders():
-            check_whatever_came_of_it(disaster, folder, undisturbed)
-        check_store(disaster)
-        check_watchers(disaster)
-        for copy in disaster.copies:
-            check_copy(disaster, copy, undisturbed)
+        for _ in range(schedule.rng.randint(2, 6)):
+            schedule.step()
+        schedule.wait_until_finished(60)
+        for folder in schedule.folders():
+            check_whatever_came_of_it(schedule, folder, undisturbed)
+        check_store(schedule)
+        check_watchers(schedule)
+        for copy in schedule.copies:
+            check_copy(schedule, copy, undisturbed)
     except BaseException:
-        print(f"seed {seed}", *disaster.told, sep="\n")
+        print(f"seed {seed}", *schedule.log_lines, sep="\n")
         raise
 
 
@@ -79,13 +79,13 @@ def told(lines: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in PASSING} for line in lines if line["type"] in kinds]
 
 
-def check_whatever_came_of_it(disaster: Disaster, folder: RunFolder, undisturbed: RunFolder) -> None:
-    standing = read_standing(folder.events)
+def check_whatever_came_of_it(disaster: FaultSchedule, folder: RunFolder, undisturbed: RunFolder) -> None:
+    standing = read_status(folder.events)
     if standing.status == JobStatus.CANCELLED:
         assert folder.id in disaster.cancelled
         return check_cut_short(folder)
     if standing.status == JobStatus.FAILED:  # the seed has killed three workers before one came any further
-        assert read_progress(folder).fruitless == 2
+        assert read_log_progress(folder).stalled_resumptions == 2
         assert "3 times in a row" in (standing.error or "")
         return check_cut_short(folder)
     if folder.read_job()["config"]["maxSteps"] == STEPS:
@@ -107,7 +107,7 @@ def check_cut_short(folder: RunFolder) -> None:
     assert not folder.cancelled.exists()
 
 
-def check_watchers(disaster: Disaster) -> None:
+def check_watchers(disaster: FaultSchedule) -> None:
     """Each has seen each event once, in order, by an id that rises."""
     for watcher, folder in zip(disaster.watchers, disaster.folders(), strict=True):
         ids = [int(frame.id or 0) for frame in watcher.frames]
@@ -133,14 +133,14 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def check_store(disaster: Disaster) -> None:
+def check_store(disaster: FaultSchedule) -> None:
     """What the database says of each run is what the log of the run says; there are no other runs."""
     caller = disaster.serve()
     listed = {job["id"]: job for job in caller.call("GET", "/v1/jobs").json()["jobs"]}
     assert set(listed) == set(disaster.jobs)
     assert run_count(disaster.home) == len(disaster.jobs)
     for folder in disaster.folders():
-        standing = read_standing(folder.events)
+        standing = read_status(folder.events)
         job = listed[folder.id]
         assert (job["status"], job.get("startedAt"), job["completedAt"]) == (
             standing.status.value,
@@ -151,30 +151,30 @@ def check_store(disaster: Disaster) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def check_copy(disaster: Disaster, copy: Path, undisturbed: RunFolder) -> None:
+def check_copy(disaster: FaultSchedule, copy: Path, undisturbed: RunFolder) -> None:
     """It opens, its logs are the beginning of the true ones, and its runs come to their end."""
     logs = {job: copy / "runs" / job / "events.jsonl" for job in disaster.jobs}
     for job, events in logs.items():
         if events.exists():
             assert (disaster.home / "runs" / job / "events.jsonl").read_bytes().startswith(events.read_bytes())
     begun = [job for job in logs if (copy / "runs" / job / "job.json").exists()]
-    elsewhere = Disaster(copy, disaster.dice, jobs=begun)
+    elsewhere = FaultSchedule(copy, disaster.rng, jobs=begun)
     elsewhere.cancelled = disaster.cancelled & set(begun)  # if the copy was made after that
     try:
-        elsewhere.open()
-        elsewhere.see_it_through(60)
+        elsewhere.start_or_rebuild()
+        elsewhere.wait_until_finished(60)
         for folder in elsewhere.folders():
             check_whatever_came_of_it(elsewhere, folder, undisturbed)
     finally:
-        elsewhere.clear_away()
-        forget(copy)
+        elsewhere.clean_up()
+        forget_fork(copy)
 
 
 def test_the_harness_sees_what_it_is_to_see(backend: Backend) -> None:
     """A line that is missing, doubled or torn does not pass."""
-    here = Disaster(backend.home, random.Random(0), server=backend)
+    here = FaultSchedule(backend.home, random.Random(0), server=backend)
     here.submit(STEPS, SAVE_STEPS)
-    here.see_it_through(60)
+    here.wait_until_finished(60)
     (folder,) = here.folders()
     peace = RunFolder(shutil.copytree(folder.path, backend.home / "peace"))
     check_run(folder, peace)

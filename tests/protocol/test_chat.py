@@ -135,8 +135,8 @@ def test_whatever_comes_passes_or_is_refused(body: dict[str, Any]) -> None:
 
 
 def test_a_request_survives_the_wire() -> None:
-    asked = request(adapter=Adapter("checkpoint", "job-1", 20), top_p=0.5, max_tokens=9)
-    assert from_wire(InferenceRequest, to_wire(asked)) == asked
+    payload = request(adapter=Adapter("checkpoint", "job-1", 20), top_p=0.5, max_tokens=9)
+    assert from_wire(InferenceRequest, to_wire(payload)) == payload
 
 
 def test_the_text_of_a_message_is_its_parts_put_together() -> None:

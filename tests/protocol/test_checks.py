@@ -7,7 +7,7 @@ import json
 import pytest
 
 from arkor.errors import InvalidConfig
-from arkor.protocol.checks import Check, merged
+from arkor.protocol.checks import Check, merge_reports
 from arkor.protocol.codec import from_wire, to_wire
 from arkor.protocol.estimates import Estimate, Outcome, outcome_of, parse_estimate
 
@@ -70,7 +70,7 @@ def test_rows_of_strangers_steer_no_terminal_and_become_no_tag() -> None:
 
 def test_what_is_found_bit_by_bit_becomes_one() -> None:
     parts = [{"notes": ["a"], "trainRows": 1}, {"notes": ["b"]}, {"trainRows": 2, "problems": ["c"]}]
-    assert merged(parts) == {"notes": ["a", "b"], "trainRows": 2, "problems": ["c"]}
+    assert merge_reports(parts) == {"notes": ["a", "b"], "trainRows": 2, "problems": ["c"]}
 
 
 @pytest.mark.parametrize(

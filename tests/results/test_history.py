@@ -63,7 +63,7 @@ def test_a_million_logs_take_the_room_that_is_promised() -> None:
     history = History()
     for step in range(10_000):
         history.add(step, 1.0, 2.0, 3.0, 4.0, 5.0)
-    columns = [history._steps, history._said, *history._numbers]
+    columns = [history._steps, history._present, *history._numbers]
     assert sum(map(sys.getsizeof, columns)) < 10_000 * 49 * 1.2
 
 
@@ -97,8 +97,8 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    said = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert said.startswith(f"ArkorError {call}() needs {module}; install it: pip install {module}")
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.startswith(f"ArkorError {call}() needs {module}; install it: pip install {module}")
 
 
 def test_the_result_has_every_log(tmp_path: Path) -> None:

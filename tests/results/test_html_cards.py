@@ -74,15 +74,15 @@ def test_a_result_says_how_it_ended() -> None:
 
 
 def test_of_a_file_that_was_uploaded_the_name_is_shown() -> None:
-    told = job(config={"model": "m", "datasetSource": {"type": "blob", "url": "/v1/datasets/0123abcd/tickets.jsonl"}})
-    assert "tickets.jsonl" in Page(told._repr_html_()).texts
+    output = job(config={"model": "m", "datasetSource": {"type": "blob", "url": "/v1/datasets/0123abcd/tickets.jsonl"}})
+    assert "tickets.jsonl" in Page(output._repr_html_()).texts
 
 
 def test_of_a_long_text_a_line_shows_the_beginning_and_a_card_more() -> None:
-    told = job(error="out of memory " * 1000)
-    assert len(repr(told)) < 400
-    assert repr(told).endswith("…')")
-    assert 2000 < len("".join(Page(told._repr_html_()).texts)) < 2500
+    output = job(error="out of memory " * 1000)
+    assert len(repr(output)) < 400
+    assert repr(output).endswith("…')")
+    assert 2000 < len("".join(Page(output._repr_html_()).texts)) < 2500
     assert "short" in repr(job(error="short"))
 
 
@@ -94,9 +94,9 @@ def test_many_artifacts_are_counted() -> None:
 def test_what_strangers_wrote_stays_text() -> None:
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     config = {"model": hostile, "datasetSource": {"type": "huggingface", "name": hostile}, "optim": hostile}
-    told = job(id=hostile, name=hostile, status=hostile, error=hostile, createdAt=hostile, config=config)
-    result = TrainingResult(told, (Artifact(path=hostile), hostile))
-    for page in (told._repr_html_(), result._repr_html_()):
+    output = job(id=hostile, name=hostile, status=hostile, error=hostile, createdAt=hostile, config=config)
+    result = TrainingResult(output, (Artifact(path=hostile), hostile))
+    for page in (output._repr_html_(), result._repr_html_()):
         assert Page(page).tags == {"div", "b", "bdi", "span", "table", "tr", "td"}
 
 
@@ -110,11 +110,11 @@ def test_what_strangers_wrote_stays_text() -> None:
 )
 def test_a_secret_is_shown_nowhere(url: str) -> None:
     source = {"type": "blob", "url": url, "token": "s3cret"}
-    told = job(config={"model": "m", "datasetSource": source}, apiKey="s3cret")
-    result = TrainingResult(told)
-    for shown in (repr(told), told._repr_html_(), repr(result), result._repr_html_()):
+    output = job(config={"model": "m", "datasetSource": source}, apiKey="s3cret")
+    result = TrainingResult(output)
+    for shown in (repr(output), output._repr_html_(), repr(result), result._repr_html_()):
         assert "s3cret" not in shown
-    assert "https://example.com/rows.jsonl" in told._repr_html_()
+    assert "https://example.com/rows.jsonl" in output._repr_html_()
 
 
 JSON = st.recursive(
@@ -125,8 +125,8 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(JOB, JSON)), st.lists(JSON, max_size=3))
-def test_whatever_a_backend_says_can_be_shown(said: dict[str, Any], artifacts: list[Any]) -> None:
-    told = from_wire(TrainingJob, said)
+def test_whatever_a_backend_says_can_be_shown(output: dict[str, Any], artifacts: list[Any]) -> None:
+    told = from_wire(TrainingJob, output)
     result = TrainingResult(told, tuple(artifacts))
     for page in (told._repr_html_(), result._repr_html_()):
         assert Page(page).tags <= {"div", "b", "bdi", "span", "table", "tr", "td"}

@@ -76,8 +76,8 @@ def start_studio(folder: Path, *arguments: str, home: Path | None = None) -> Stu
     )
     log.close()
     assert process.stdout is not None
-    with process.stdout as said:
-        line = said.readline()
+    with process.stdout as output:
+        line = output.readline()
     if "#token=" not in line:
         process.wait(10)
         raise AssertionError((folder / "studio.log").read_text())
@@ -99,7 +99,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lasting_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Backend]]:
+def module_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Backend]]:
     """Studio and its backend, once for the tests of a module that leave nothing behind."""
     folder = tmp_path_factory.mktemp("studio")
     backend = start_backend(folder / "arkor-home", "--engine", "scripted")
@@ -112,9 +112,9 @@ def lasting_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S
 
 
 @pytest.fixture
-def shared_studio(lasting_studio: tuple[Studio, Backend], monkeypatch: pytest.MonkeyPatch) -> Studio:
+def studio_env(module_studio: tuple[Studio, Backend], monkeypatch: pytest.MonkeyPatch) -> Studio:
     """The same, with its home as that of the test."""
-    started, backend = lasting_studio
+    started, backend = module_studio
     monkeypatch.setenv("ARKOR_HOME", str(backend.home))
     return started
 
@@ -185,7 +185,8 @@ class Tab:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
+            "console",
+            lambda output: self.complaints.append(output.text) if output.type in ("error", "warning") else None,
         )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arkor.studio.entry_point import look_at_entry
+from arkor.studio.entry_point import probe_entry
 from tests.studio.conftest import ENTRY
 
 TRAINER = 'Trainer("a", "org/model", {"type": "file", "path": "tickets.jsonl"})'
@@ -20,7 +20,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_what_it_would_train(project: Path) -> None:
-    entry = look_at_entry(project)
+    entry = probe_entry(project)
     assert entry.fault is None
     assert entry.file == str(project / "train.py")
     assert entry.trainer is not None
@@ -32,16 +32,16 @@ def test_what_it_would_train(project: Path) -> None:
 
 
 def test_an_edit_is_seen_at_the_next_look(project: Path) -> None:
-    look_at_entry(project)
+    probe_entry(project)
     write(project, ENTRY.replace("max_steps=12", "max_steps=13"))
-    entry = look_at_entry(project)
+    entry = probe_entry(project)
     assert entry.trainer
     assert entry.trainer["config"]["maxSteps"] == 13
 
 
 def test_data_that_is_not_there(project: Path) -> None:
     (project / "tickets.jsonl").unlink()
-    entry = look_at_entry(project)
+    entry = probe_entry(project)
     assert entry.trainer
     assert entry.trainer["data"]["there"] is False
 
@@ -60,7 +60,7 @@ def test_data_that_is_not_there(project: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_and_where(project: Path, text: str, line: int | None, sentence: str | None) -> None:
-    entry = look_at_entry(write(project, text))
+    entry = probe_entry(write(project, text))
     assert entry.trainer is None
     assert entry.fault
     assert (entry.fault["place"], entry.fault["line"]) == ("train.py", line)
@@ -72,7 +72,7 @@ def test_what_is_wrong_and_where(project: Path, text: str, line: int | None, sen
 
 
 def test_no_entry_at_all(tmp_path: Path) -> None:
-    entry = look_at_entry(tmp_path)
+    entry = probe_entry(tmp_path)
     assert entry.file is None
     assert entry.fault
     assert "arkor init" in entry.fault["sentence"]
@@ -83,7 +83,7 @@ def test_no_entry_at_all(tmp_path: Path) -> None:
     ["trainer.wait()", "trainer.start()", "with __import__('contextlib').suppress(Exception):\n    trainer.wait()"],
 )
 def test_looking_starts_nothing(project: Path, call: str) -> None:
-    entry = look_at_entry(write(project, f"from arkor import Trainer\ntrainer = {TRAINER}\n{call}\nopen('ran', 'w')\n"))
+    entry = probe_entry(write(project, f"from arkor import Trainer\ntrainer = {TRAINER}\n{call}\nopen('ran', 'w')\n"))
     assert entry.trainer
     assert entry.trainer["name"] == "a"
     assert not (project / "ran").exists()
@@ -92,7 +92,7 @@ def test_looking_starts_nothing(project: Path, call: str) -> None:
 
 def test_what_it_prints_is_in_nobodys_way(project: Path) -> None:
     text = f"import os\nfrom arkor import Trainer\nprint('{{')\nos.write(1, b'x' * 200_000)\ntrainer = {TRAINER}\n"
-    assert look_at_entry(write(project, text)).trainer
+    assert probe_entry(write(project, text)).trainer
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> None:
@@ -103,7 +103,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> 
         "time.sleep(600)\n"
     )
     began = time.monotonic()
-    entry = look_at_entry(write(project, text), seconds=3)
+    entry = probe_entry(write(project, text), seconds=3)
     assert time.monotonic() - began < 30
     assert entry.fault
     assert entry.fault["sentence"].startswith("The entry point was not done after 3 s, and was ended.")
@@ -112,7 +112,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> 
 
 
 def test_one_that_ends_python(project: Path) -> None:
-    entry = look_at_entry(write(project, "import os\nos._exit(7)\n"))
+    entry = probe_entry(write(project, "import os\nos._exit(7)\n"))
     assert entry.fault
     assert entry.fault["sentence"] == "The entry point ended Python itself (exit status 7)."
 
@@ -120,5 +120,5 @@ def test_one_that_ends_python(project: Path) -> None:
 def test_threads_that_are_left_do_not_hold_it_up(project: Path) -> None:
     text = f"import threading, time\nfrom arkor import Trainer\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntrainer = {TRAINER}\n"
     began = time.monotonic()
-    assert look_at_entry(write(project, text)).trainer
+    assert probe_entry(write(project, text)).trainer
     assert time.monotonic() - began < 30

@@ -10,7 +10,7 @@ import pytest
 
 from arkor.errors import ArkorError
 from arkor.studio import listener
-from arkor.studio.listener import Address, listen
+from arkor.studio.listener import ListenAddress, listen
 
 
 @pytest.fixture
@@ -58,5 +58,5 @@ def test_it_is_loopback() -> None:
 
 def test_the_port_of_the_web_stands_in_no_name() -> None:
     with listen(0).socket as sock:
-        assert Address(sock, 80).hosts == {"127.0.0.1", "localhost"}
-        assert Address(sock, 4000).origins == {"http://127.0.0.1:4000", "http://localhost:4000"}
+        assert ListenAddress(sock, 80).hosts == {"127.0.0.1", "localhost"}
+        assert ListenAddress(sock, 4000).origins == {"http://127.0.0.1:4000", "http://localhost:4000"}

@@ -24,28 +24,26 @@ NAME = "<img src=x onerror=alert(1)>"
 # Who gets in
 
 
-def test_the_token_leaves_the_address_and_stays_in_the_browser(
-    shared_studio: Studio, new_tab: Callable[..., Tab]
-) -> None:
-    tab = new_tab(shared_studio)
+def test_the_token_leaves_the_address_and_stays_in_the_browser(studio_env: Studio, new_tab: Callable[..., Tab]) -> None:
+    tab = new_tab(studio_env)
     page = tab.open("/runs?q=x")
-    assert page.url == f"{shared_studio.url}/runs?q=x"
+    assert page.url == f"{studio_env.url}/runs?q=x"
     expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible()
     other = page.context.new_page()
-    other.goto(f"{shared_studio.url}/")
+    other.goto(f"{studio_env.url}/")
     expect(other.get_by_role("heading", name="my-project")).to_be_visible()
-    assert not [url for url in tab.requests if shared_studio.token in url.split("#")[0]]
+    assert not [url for url in tab.requests if studio_env.token in url.split("#")[0]]
 
 
-def test_without_it_studio_is_locked_until_it_is_pasted(shared_studio: Studio, chromium: Any) -> None:
+def test_without_it_studio_is_locked_until_it_is_pasted(studio_env: Studio, chromium: Any) -> None:
     context = chromium.new_context()
     page = context.new_page()
-    page.goto(f"{shared_studio.url}/runs")
+    page.goto(f"{studio_env.url}/runs")
     expect(page.get_by_role("heading", name="This Studio is locked")).to_be_visible()
     page.get_by_label("Or paste the address").fill("x" * 43)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_text("That is not the token of this launch.")).to_be_visible()
-    page.get_by_label("Or paste the address").fill(f"{shared_studio.url}/#token={shared_studio.token}")
+    page.get_by_label("Or paste the address").fill(f"{studio_env.url}/#token={studio_env.token}")
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible()
     context.close()
@@ -221,11 +219,11 @@ def test_few_evaluations_are_read_at_a_glance(
 
 
 def test_a_run_that_failed_says_why_and_one_that_diverged_what_to_do(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
     failed, diverged = submit(client, model="scripted/fail"), submit(client, learning_rate=1e6, max_steps=5)
     until(client, diverged, "completed")
-    tab = new_tab(shared_studio)
+    tab = new_tab(studio_env)
     page = tab.open(f"/runs/{failed}")
     expect(page.get_by_role("alert").first).to_contain_text("This model fails by design; name another one.")
     expect(page.get_by_role("alert").first).to_contain_text(f"arkor logs {failed[:8]}")
@@ -235,11 +233,11 @@ def test_a_run_that_failed_says_why_and_one_that_diverged_what_to_do(
 
 
 def test_the_numbers_and_the_charts_can_be_taken_away(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], tmp_path: Path
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], tmp_path: Path
 ) -> None:
     job = submit(client, "a run / of mine", max_steps=50, eval_steps=25)
     until(client, job, "completed")
-    page = new_tab(shared_studio).open(f"/runs/{job}")
+    page = new_tab(studio_env).open(f"/runs/{job}")
     expect(page.locator("[data-fact=step]")).to_have_text("50 / 50")
     with page.expect_download() as csv:
         page.get_by_role("button", name="CSV").click()
@@ -254,11 +252,11 @@ def test_the_numbers_and_the_charts_can_be_taken_away(
 
 
 def test_charts_are_zoomed_read_and_smoothed_by_keyboard(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
     job = submit(client, max_steps=60)
     until(client, job, "completed")
-    page = new_tab(shared_studio).open(f"/runs/{job}")
+    page = new_tab(studio_env).open(f"/runs/{job}")
     chart = page.locator(".chart").first
     plot = chart.locator(".plot")
     expect(plot).to_have_attribute("aria-label", re.compile(r"Loss\. loss: 1\.8000 at step 1, .* at step 60"))
@@ -370,7 +368,7 @@ PLACES = ["/", "/runs", "/runs/{job}", "/runs/{failed}", "/compare?run={job}&run
 
 
 @pytest.fixture
-def places(shared_studio: Studio, client: CloudApiClient) -> list[str]:
+def places(studio_env: Studio, client: CloudApiClient) -> list[str]:
     """Pages with something on them."""
     job = submit(
         client, "a name that is longer than a column of a table has room for, by far", max_steps=60, eval_steps=5
@@ -382,10 +380,10 @@ def places(shared_studio: Studio, client: CloudApiClient) -> list[str]:
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 380)])
 def test_axe_finds_no_fault(
-    shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab], theme: str, width: int
+    studio_env: Studio, places: list[str], new_tab: Callable[..., Tab], theme: str, width: int
 ) -> None:
     axe = Axe()
-    tab = new_tab(shared_studio, width=width, theme=theme)
+    tab = new_tab(studio_env, width=width, theme=theme)
     for place in places:
         page = tab.open(place)
         page.wait_for_timeout(700)
@@ -393,8 +391,8 @@ def test_axe_finds_no_fault(
         assert not [(item["id"], [node["html"] for node in item["nodes"]]) for item in found], place
 
 
-def test_nothing_is_wider_than_a_phone(shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
-    tab = new_tab(shared_studio, width=380)
+def test_nothing_is_wider_than_a_phone(studio_env: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
+    tab = new_tab(studio_env, width=380)
     for place in places:
         page = tab.open(place)
         page.wait_for_timeout(500)
@@ -402,10 +400,10 @@ def test_nothing_is_wider_than_a_phone(shared_studio: Studio, places: list[str],
 
 
 def test_a_page_weighs_little_and_is_there_at_once(
-    shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]
+    studio_env: Studio, places: list[str], new_tab: Callable[..., Tab]
 ) -> None:
     for place in places:
-        tab = new_tab(shared_studio)
+        tab = new_tab(studio_env)
         sizes: list[int] = []
 
         def weigh(answer: Any, sizes: list[int] = sizes) -> None:
@@ -431,8 +429,8 @@ def test_studio_paints_as_soon_as_it_is_ready(backend: object, project: Path, ne
     studio.stop()
 
 
-def test_all_of_it_by_keyboard(shared_studio: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
-    page = new_tab(shared_studio).open("/runs")
+def test_all_of_it_by_keyboard(studio_env: Studio, places: list[str], new_tab: Callable[..., Tab]) -> None:
+    page = new_tab(studio_env).open("/runs")
     expect(page.locator("tbody tr").first).to_be_visible()
     reached = set()
     for _ in range(40):

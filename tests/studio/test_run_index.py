@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.protocol.jobs import JobConfig, TrainingJob
-from arkor.studio.run_index import ORDERS, PER_PAGE, SORTS, Listing, Query, loss_of, paged, step_of, total_of
+from arkor.studio.run_index import ORDERS, PER_PAGE, SORTS, Query, RunIndex, loss_of, paginate, step_of, total_of
 from tests.backend.http.routes.test_job_list import fill
 from tests.conftest import Backend, start_backend
 from tests.studio.conftest import Studio, start_studio, submit, until
@@ -45,7 +45,7 @@ RUNS = [
 
 
 def names(address: str) -> list[str]:
-    return [found.name.split()[0].lower() for found in Query.of(QueryParams(address)).pick(RUNS)]
+    return [found.name.split()[0].lower() for found in Query.of(QueryParams(address)).apply(RUNS)]
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_every_order_of_a_phone_is_one_of_the_table() -> None:
 )
 def test_pages(page: str, shown: int) -> None:
     many = [job(number % 60) for number in range(2 * PER_PAGE + 1)]
-    found = paged(many, Query.of(QueryParams({"page": page})).page)
+    found = paginate(many, Query.of(QueryParams({"page": page})).page)
     assert found.page == shown
     assert (found.first, found.last) == ((shown - 1) * PER_PAGE + 1, min(shown * PER_PAGE, len(many)))
     assert len(found.runs) == found.last - found.first + 1
 
 
 def test_an_empty_page() -> None:
-    found = paged([], 5)
+    found = paginate([], 5)
     assert (found.first, found.last, found.page, found.pages) == (0, 0, 1, 1)
 
 
@@ -143,16 +143,16 @@ def many(tmp_path: Path) -> Iterator[Backend]:
 def test_it_is_kept_up_to_date_at_the_price_of_a_page(many: Backend) -> None:
     client = connect()
     link = Counting(client)
-    listing = Listing(link)  # type: ignore[arg-type]
-    everything = [run.id for run in listing.runs()]
+    info = RunIndex(link)  # type: ignore[arg-type]
+    everything = [run.id for run in info.runs()]
     assert len(everything) == 4000
     assert link.calls == 40
-    listing.runs()
+    info.runs()
     assert link.calls == 40  # other tabs, in the same second
     time.sleep(1)
     later = submit(client, "later", max_steps=1)
     before = link.calls
-    assert [run.id for run in listing.runs()] == [later, *everything]
+    assert [run.id for run in info.runs()] == [later, *everything]
     assert link.calls == before + 1
     client.close()
 
@@ -172,25 +172,25 @@ def test_a_list_of_thousands_is_quick(many: Backend, project: Path) -> None:
         studio.stop()
 
 
-def test_the_part_says_what_it_shows(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_the_part_says_what_it_shows(studio_env: Studio, client: CloudApiClient) -> None:
     done = submit(client, "the first", max_steps=3)
     until(client, done, "completed")
     submit(client, "the second", model="scripted/fail")
-    answer = shared_studio.get("/parts/runs?q=first")
+    answer = studio_env.get("/parts/runs?q=first")
     assert "the first" in answer.text
     assert "the second" not in answer.text
     assert "3<span" in answer.text  # step
     assert answer.headers["HX-Replace-Url"] == "/runs?q=first"
-    assert "None of" in shared_studio.get("/parts/runs?q=nothing-like-that").text
+    assert "None of" in studio_env.get("/parts/runs?q=nothing-like-that").text
 
 
-def test_two_beside_each_other(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_two_beside_each_other(studio_env: Studio, client: CloudApiClient) -> None:
     one, other = submit(client, "one", max_steps=3), submit(client, "other", max_steps=4)
-    text = shared_studio.get(f"/compare?run={one}&run={other}&run={one}").text
+    text = studio_env.get(f"/compare?run={one}&run={other}&run={one}").text
     rows = {row.split("</th>")[0] for row in text.split('<th scope="row">')[1:]}
     assert {"max_steps", "model"} <= rows
     differing = text.split('class="same"')[0]
     assert 'scope="row">max_steps' in differing
     assert 'scope="row">model' not in differing
-    assert "Pick two runs or more" in shared_studio.get(f"/compare?run={one}").text
-    assert shared_studio.get(f"/compare?run={one}&run=nothing").status_code == 404
+    assert "Pick two runs or more" in studio_env.get(f"/compare?run={one}").text
+    assert studio_env.get(f"/compare?run={one}&run=nothing").status_code == 404

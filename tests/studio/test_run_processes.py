@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from arkor.client.api import CloudApiClient
-from arkor.studio.run_processes import Launches
+from arkor.studio.run_processes import RunProcesses
 from arkor.studio.security import TOKEN_HEADER
 from tests.studio.conftest import Studio, start_studio, until
 
@@ -30,33 +30,33 @@ def click(studio: Studio, name: str = "", **form: str) -> str:
     return name
 
 
-def test_a_click_runs_the_trainer_and_shows_what_it_prints(shared_studio: Studio, client: CloudApiClient) -> None:
-    name = click(shared_studio)
-    printed = shared_studio.get(f"/streams/launches/{name}").text  # to the end of the process
+def test_a_click_runs_the_trainer_and_shows_what_it_prints(studio_env: Studio, client: CloudApiClient) -> None:
+    name = click(studio_env)
+    printed = studio_env.get(f"/streams/launches/{name}").text  # to the end of the process
     job = client.list_jobs()[0]
     assert f"support-bot: run {job.id}" in printed
     assert "support-bot: completed" in printed
-    state = shared_studio.get(f"/parts/launches/{name}").text
+    state = studio_env.get(f"/parts/launches/{name}").text
     assert "its process has ended" in state
     assert f"/runs/{job.id}" in state
 
 
-def test_a_double_click_is_one(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_a_double_click_is_one(studio_env: Studio, client: CloudApiClient) -> None:
     before, name = len(client.list_jobs()), uuid.uuid4().hex
     for _ in range(3):
-        click(shared_studio, name)
-    shared_studio.get(f"/streams/launches/{name}")
+        click(studio_env, name)
+    studio_env.get(f"/streams/launches/{name}")
     assert len(client.list_jobs()) == before + 1
 
 
-def test_the_page_gives_each_button_a_click_of_its_own(shared_studio: Studio) -> None:
-    first, second = shared_studio.get("/parts/trainer").text, shared_studio.get("/parts/trainer").text
+def test_the_page_gives_each_button_a_click_of_its_own(studio_env: Studio) -> None:
+    first, second = studio_env.get("/parts/trainer").text, studio_env.get("/parts/trainer").text
     clicks = [line for text in (first, second) for line in text.splitlines() if 'name="click"' in line]
     assert len(clicks) == len(set(clicks)) == 4
 
 
-def test_a_dry_run(shared_studio: Studio, client: CloudApiClient) -> None:
-    shared_studio.get(f"/streams/launches/{click(shared_studio, dry_run='1')}")
+def test_a_dry_run(studio_env: Studio, client: CloudApiClient) -> None:
+    studio_env.get(f"/streams/launches/{click(studio_env, dry_run='1')}")
     assert client.list_jobs()[0].config.dry_run is True
 
 
@@ -68,12 +68,12 @@ def test_a_trainer_that_cannot_start_says_so(studio: Studio, client: CloudApiCli
     assert client.list_jobs() == []
 
 
-def test_the_output_goes_on_from_where_it_was(shared_studio: Studio) -> None:
-    name = click(shared_studio)
-    whole = shared_studio.get(f"/streams/launches/{name}").content
-    assert shared_studio.get(f"/streams/launches/{name}?from=10").content == whole[10:]
-    assert shared_studio.get(f"/streams/launches/{name}?from={len(whole)}").content == b""
-    assert shared_studio.get(f"/streams/launches/{name}?from=x").content == whole
+def test_the_output_goes_on_from_where_it_was(studio_env: Studio) -> None:
+    name = click(studio_env)
+    whole = studio_env.get(f"/streams/launches/{name}").content
+    assert studio_env.get(f"/streams/launches/{name}?from=10").content == whole[10:]
+    assert studio_env.get(f"/streams/launches/{name}?from={len(whole)}").content == b""
+    assert studio_env.get(f"/streams/launches/{name}?from=x").content == whole
 
 
 def test_stopping_studio_stops_nothing_and_the_next_one_finds_it(slow_studio: Studio, client: CloudApiClient) -> None:
@@ -83,7 +83,7 @@ def test_stopping_studio_stops_nothing_and_the_next_one_finds_it(slow_studio: St
     name = click(slow_studio)
     eventually(lambda: [job for job in client.list_jobs() if job.status == "running"])
     slow_studio.stop()
-    launch = Launches(slow_studio.folder).find(name)
+    launch = RunProcesses(slow_studio.folder).find(name)
     assert launch
     assert launch.alive
     again = start_studio(slow_studio.folder)
@@ -117,4 +117,4 @@ def test_a_project_that_cannot_be_written(studio: Studio) -> None:
 
 @pytest.mark.parametrize("id_", ["", "..", "x" * 32, "../launch", "0" * 32])
 def test_what_is_no_launch(project: Path, id_: str) -> None:
-    assert Launches(project).find(id_) is None
+    assert RunProcesses(project).find(id_) is None

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from tests.fakes.starter import put_in
+from tests.fakes.starter_model import install_starter
 from tests.studio.conftest import Studio, Tab, start_studio
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -43,11 +43,12 @@ TRAINING_MS = 120_000  # the longest that a step, a model or an answer may take 
 @pytest.fixture
 def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
     """Studio beside the backend that it starts by itself; a backend that trains, and has never done so before."""
-    put_in(Path(os.environ["ARKOR_HOME"]), starter)
+    install_starter(Path(os.environ["ARKOR_HOME"]), starter)
     folder = tmp_path / "help-desk"
     folder.mkdir()
     rows = [
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in TICKETS.items()
+        [{"role": "user", "content": payload}, {"role": "assistant", "content": output}]
+        for payload, output in TICKETS.items()
     ]
     (folder / "tickets.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     write_entry(folder, "support-bot", LONG)
@@ -72,12 +73,12 @@ def test_from_a_script_to_an_endpoint(studio: Studio, new_tab: Callable[..., Tab
     write_entry(studio.folder, "hasty-bot", SHORT)
     hasty = start_a_run(tab, "hasty-bot")
     tab.page.locator(".status[data-status=completed]").wait_for(timeout=TRAINING_MS)
-    step, said = compare(tab, run, hasty)
+    step, output = compare(tab, run, hasty)
     address, key = publish(tab, step)
     with openai.OpenAI(base_url=address, api_key=key, max_retries=0) as client:
         message: Any = {"role": "user", "content": TICKET}
         answer = client.chat.completions.create(model="help-desk", messages=[message])
-    assert answer.choices[0].message.content == said
+    assert answer.choices[0].message.content == output
     tab.page.get_by_role("button", name="I have it").click()
     expect(tab.page.get_by_role("region", name="Keys", exact=True)).not_to_contain_text("never")
     assert key not in tab.page.content()
@@ -96,9 +97,9 @@ def start_a_run(tab: Tab, name: str) -> str:
 def watch_the_loss_fall(page: Any) -> None:
     """As the chart says it to those who do not see it, and as the arrow keys read it."""
     chart = page.get_by_role("group", name=re.compile("^Loss"))
-    told = re.compile(r"loss: ([\d.]+) at step 1, ([\d.]+) at step (\d+)\.")
+    output = re.compile(r"loss: ([\d.]+) at step 1, ([\d.]+) at step (\d+)\.")
     expect(chart).to_have_attribute("aria-label", re.compile(r"at step ([4-9]|\d\d+)\."), timeout=TRAINING_MS)
-    found = told.search(chart.get_attribute("aria-label"))
+    found = output.search(chart.get_attribute("aria-label"))
     assert found
     first, last = float(found[1]), float(found[2])
     assert last < first - 0.5

@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from arkor.client.api import CloudApiClient
 from arkor.studio.security import TOKEN_HEADER
-from arkor.studio.stream_proxy import open_relay
+from arkor.studio.stream_proxy import open_proxy
 from tests.conftest import Backend, start_backend
 from tests.studio.conftest import Studio, submit, until
 
@@ -30,21 +30,21 @@ def connections(backend: Backend) -> int:
     return sum(item.status == "ESTABLISHED" for item in psutil.Process(backend.process.pid).net_connections("tcp"))
 
 
-def test_the_whole_history_as_the_backend_has_it(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_the_whole_history_as_the_backend_has_it(studio_env: Studio, client: CloudApiClient) -> None:
     job = submit(client, max_steps=5)
     until(client, job, "completed")
-    answer = shared_studio.get(f"/streams/runs/{job}")
+    answer = studio_env.get(f"/streams/runs/{job}")
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     with client.open_event_stream(job) as direct:
         assert answer.content == direct.content
     assert answer.text.endswith("event: end\ndata: {}\n\n")
 
 
-def test_it_goes_on_behind_the_last_event_id(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_it_goes_on_behind_the_last_event_id(studio_env: Studio, client: CloudApiClient) -> None:
     job = submit(client, max_steps=5)
     until(client, job, "completed")
-    every = ids(shared_studio.get(f"/streams/runs/{job}").text)
-    rest = shared_studio.get(f"/streams/runs/{job}", headers={"Last-Event-ID": every[3]}).text
+    every = ids(studio_env.get(f"/streams/runs/{job}").text)
+    rest = studio_env.get(f"/streams/runs/{job}", headers={"Last-Event-ID": every[3]}).text
     assert ids(rest) == every[4:]
 
 
@@ -101,8 +101,8 @@ def test_leaving_ends_the_connection_to_the_backend(
 
 
 @pytest.mark.parametrize("path", ["/streams/runs/nothing", "/streams/runs/..", "/streams/runs/%00"])
-def test_what_is_no_run(shared_studio: Studio, path: str) -> None:
-    answer = shared_studio.get(path)
+def test_what_is_no_run(studio_env: Studio, path: str) -> None:
+    answer = studio_env.get(path)
     assert answer.status_code in (400, 404)
     assert "Traceback" not in answer.text
 
@@ -134,7 +134,7 @@ def test_a_browser_that_leaves_ends_no_connection_but_its_own(slow_backend: Back
     until(client, job, "completed")
     going = submit(client, max_steps=1000)
     until(client, going, "running")
-    relay = open_relay(lambda: client.open_event_stream(job))
+    relay = open_proxy(lambda: client.open_event_stream(job))
     others: list[requests.Response] = []
 
     async def leave(message: Message) -> None:

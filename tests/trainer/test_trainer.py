@@ -37,9 +37,9 @@ from tests.conftest import Backend
 
 
 @pytest.fixture
-def backend(shared_backend: Backend) -> Backend:
+def backend(backend_env: Backend) -> Backend:
     """One for all tests of this file, which leave it as it was."""
-    return shared_backend
+    return backend_env
 
 
 HUB = {"type": "huggingface", "name": "some/rows"}

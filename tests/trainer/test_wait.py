@@ -19,7 +19,7 @@ import pytest
 
 from arkor import AnonymousCredentials, ReconnectPolicy, Trainer, TrainerAborted
 from arkor.client.streaming.sse import FrameTooLarge
-from tests.fakes.leftovers import nothing_left, sockets, threads
+from tests.fakes.leak_check import live_threads, no_leaks, open_sockets
 from tests.fakes.run_server import RunServer, completed, running, send_chunked
 from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, answer, log_frame, send, send_and_hold
 
@@ -72,7 +72,7 @@ def test_an_abort_is_heard_in_every_state(state: str, tmp_path: Path) -> None:
         "asking at the end": send(END_FRAME),
     }[state]  # fmt: skip
     slow = {"on_log": lambda ctx: time.sleep(0.001)} if state == "full queue" else None
-    with running(step) as server, nothing_left(port_of(server)):  # type: ignore[arg-type]
+    with running(step) as server, no_leaks(port_of(server)):  # type: ignore[arg-type]
         trainer = server.watch(tmp_path, abort_signal=abort, reconnect=ReconnectPolicy(60), callbacks=slow)
         if state == "submitting":
             server.special["GET /v1/jobs/j"] = silent(held)
@@ -80,7 +80,7 @@ def test_an_abort_is_heard_in_every_state(state: str, tmp_path: Path) -> None:
             trainer.start()
             server.special["GET /v1/jobs/j"] = silent(held)
         assert leave(trainer, abort) < SLACK
-        assert threads() == []
+        assert live_threads() == []
         held.set()
 
 
@@ -109,16 +109,16 @@ def attached(url: str, folder: Path, **settings: Any) -> Trainer:
 def test_an_abort_is_heard_while_connecting(tmp_path: Path) -> None:
     abort = threading.Event()
     with full_listener() as port:
-        before = len(sockets(port))
+        before = len(open_sockets(port))
         assert leave(attached(f"http://127.0.0.1:{port}", tmp_path, abort_signal=abort), abort) < SLACK
         time.sleep(0.1)
-        assert len(sockets(port)) == before
-    assert threads() == []
+        assert len(open_sockets(port)) == before
+    assert live_threads() == []
 
 
 def test_an_abort_is_heard_while_shaking_hands(tmp_path: Path) -> None:
     held, abort = threading.Event(), threading.Event()
-    with running() as server, nothing_left(port_of(server)):
+    with running() as server, no_leaks(port_of(server)):
         server.special[" "] = silent(held)
         url = server.url.replace("http://", "https://")
         assert leave(attached(url, tmp_path, abort_signal=abort), abort) < SLACK
@@ -139,7 +139,7 @@ def test_an_abort_is_heard_while_a_name_is_resolved(tmp_path: Path, monkeypatch:
     with running(send(END_FRAME)) as server:
         url = server.url.replace("127.0.0.1", "slow.example")
         assert leave(attached(url, tmp_path, abort_signal=abort), abort) < SLACK
-        with nothing_left(port_of(server)):
+        with no_leaks(port_of(server)):
             answered.set()
         assert server.calls == []
 
@@ -152,7 +152,7 @@ def test_an_abort_is_heard_between_two_callbacks(tmp_path: Path) -> None:
         if ctx.step == 2:
             abort.set()
 
-    with running(send(*map(log_frame, (1, 2, 3)), END_FRAME)) as server, nothing_left(port_of(server)):
+    with running(send(*map(log_frame, (1, 2, 3)), END_FRAME)) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, abort_signal=abort, callbacks={"on_log": on_log})
         with pytest.raises(TrainerAborted):
             trainer.wait()
@@ -166,7 +166,7 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     seen: list[int] = []
     held = threading.Event()
     steps = [send_and_hold(log_frame(1), until=held), send(log_frame(2), completed(3), END_FRAME)]
-    with running(*steps) as server, nothing_left(port_of(server)):
+    with running(*steps) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)})
         with pytest.raises(TimeoutError, match="the run itself goes on"):
             trainer.wait(timeout=0.2)
@@ -205,7 +205,7 @@ def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
         held.set()
 
     script: list[Any] = [None]
-    with running(step) as server, nothing_left(port_of(server), 2.0):
+    with running(step) as server, no_leaks(port_of(server), 2.0):
         counts = []
         for number in range(1000):
             once(number % 5)
@@ -270,13 +270,13 @@ def test_silence_after_pings_is_noticed_and_the_stream_resumed(
             connection.sendall(PING_FRAME)
         held.wait(30)
 
-    with running(fall_silent, send(completed(2), END_FRAME)) as server, nothing_left(port_of(server)):
+    with running(fall_silent, send(completed(2), END_FRAME)) as server, no_leaks(port_of(server)):
         assert server.watch(tmp_path, reconnect=QUICK).wait(timeout=10).job.status == "completed"
         held.set()
         assert server.requests[1]["last-event-id"] == "1"
-    told = [record.getMessage() for record in caplog.records if record.name == "arkor"]
-    assert len(told) == 1
-    assert told[0].startswith("nothing was heard from the event stream for 0.8 s; reconnecting in 0.0")
+    output = [record.getMessage() for record in caplog.records if record.name == "arkor"]
+    assert len(output) == 1
+    assert output[0].startswith("nothing was heard from the event stream for 0.8 s; reconnecting in 0.0")
 
 
 def test_a_slow_callback_loses_nothing_even_if_the_server_drops_its_reader(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_slow_callback_loses_nothing_even_if_the_server_drops_its_reader(tmp_p
         if ctx.step in (10, 20_000):
             time.sleep(1)
 
-    with running(impatient) as server, nothing_left(port_of(server)):
+    with running(impatient) as server, no_leaks(port_of(server)):
         result = server.watch(tmp_path, callbacks={"on_log": on_log}, reconnect=QUICK).wait(timeout=60)
         assert result.job.status == "completed"
         assert seen == list(range(1, 50_001))
@@ -321,7 +321,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
             sent.append(n)
 
     abort = threading.Event()
-    with running(flood) as server, nothing_left(port_of(server)):
+    with running(flood) as server, no_leaks(port_of(server)):
         callbacks = {"on_log": lambda ctx: release.wait(30)}
         trainer = server.watch(tmp_path, callbacks=callbacks, abort_signal=abort)
         watcher = threading.Thread(target=give_up, args=(trainer,))
@@ -382,6 +382,6 @@ def test_a_redirect_to_another_origin_gets_no_token(tmp_path: Path) -> None:
 
 
 def test_a_frame_too_large_is_a_clear_error(tmp_path: Path) -> None:
-    with running(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, nothing_left(port_of(server)):
+    with running(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, no_leaks(port_of(server)):
         with pytest.raises(FrameTooLarge, match=r"the event stream sent one frame of 1.,...,... bytes"):
             server.watch(tmp_path).wait(timeout=20)

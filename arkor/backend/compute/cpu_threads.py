@@ -20,22 +20,22 @@ WINDOW_SECONDS = 0.2
 CROWDED_RATE, CROWDED_SHARE = 25.0, 0.85
 
 #: How long it must have been quiet before more threads are tried, in seconds: at first, and after many failures.
-FIRST_PATIENCE, LAST_PATIENCE = 0.4, 5.0
+MIN_QUIET_SECONDS, MAX_QUIET_SECONDS = 0.4, 5.0
 
 
-class Threads:
+class CpuThreads:
     """Sets, through `use`, between 1 and `most` threads for the computations in `measured()`."""
 
-    def __init__(self, most: int, use: Callable[[int], None]) -> None:
+    def __init__(self, max_threads: int, set_threads: Callable[[int], None]) -> None:
         self.count = 1
-        self._most = most
-        self._use = use
+        self._max_threads = max_threads
+        self._set_threads = set_threads
         self._seconds = 0.0
         self._busy = 0.0
         self._preemptions = 0
         self._quiet = 0.0
-        self._patience = FIRST_PATIENCE
-        use(1)
+        self._required_quiet = MIN_QUIET_SECONDS
+        set_threads(1)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -56,16 +56,16 @@ class Threads:
         self._quiet = 0.0 if crowded else self._quiet + self._seconds
         self._seconds, self._busy, self._preemptions = 0.0, 0.0, 0
         if crowded and self.count > 1:
-            self._patience = min(self._patience * 2, LAST_PATIENCE)
+            self._required_quiet = min(self._required_quiet * 2, MAX_QUIET_SECONDS)
             self._set(self.count // 2)
-        elif self.count < self._most and self._quiet >= self._patience:
-            self._set(min(self.count * 2, self._most))
-        elif self._quiet >= LAST_PATIENCE:
-            self._patience = FIRST_PATIENCE
+        elif self.count < self._max_threads and self._quiet >= self._required_quiet:
+            self._set(min(self.count * 2, self._max_threads))
+        elif self._quiet >= MAX_QUIET_SECONDS:
+            self._required_quiet = MIN_QUIET_SECONDS
 
     def _set(self, count: int) -> None:
         self.count, self._quiet = count, 0.0
-        self._use(count)
+        self._set_threads(count)
 
 
 def is_crowded(wanted: float, busy: float, preemptions: int) -> bool:

@@ -10,11 +10,11 @@ from attrs import frozen
 
 @frozen
 class Device:
-    """`kind` is "cuda", "mps" or "cpu"; `precision` is "bfloat16" or "float32"; `words` name it for a person."""
+    """`kind` is "cuda", "mps" or "cpu"; `precision` is "bfloat16" or "float32"; `description` name it for a person."""
 
     kind: str
     precision: str
-    words: str
+    description: str
 
     @property
     def dtype(self) -> Any:
@@ -29,23 +29,23 @@ def choose_device(precision: str | None = None) -> Device:
     import torch  # noqa: PLC0415 - as above
 
     if torch.cuda.is_available():
-        best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        return _device("cuda", precision or best, torch.cuda.get_device_name(0))
+        fastest = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return _device("cuda", precision or fastest, torch.cuda.get_device_name(0))
     if torch.backends.mps.is_available():
         return _device("mps", precision or "float32", "the GPU of this Mac")
     threads = torch.get_num_threads()
-    best = "bfloat16" if _cpu_multiplies_bf16() else "float32"
-    return _device("cpu", precision or best, f"the CPU, {threads} {'thread' if threads == 1 else 'threads'}")
+    fastest = "bfloat16" if _cpu_supports_bf16() else "float32"
+    return _device("cpu", precision or fastest, f"the CPU, {threads} {'thread' if threads == 1 else 'threads'}")
 
 
 def _device(kind: str, precision: str, name: str) -> Device:
     return Device(kind, precision, f"{name}, {precision}")
 
 
-def _cpu_multiplies_bf16() -> bool:
+def _cpu_supports_bf16() -> bool:
     """Whether the CPU has instructions for it; emulating them would be slower than fp32. Linux alone says so."""
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
-    return bool(words & {"avx512_bf16", "amx_bf16"})
+    return bool(flags & {"avx512_bf16", "amx_bf16"})

@@ -44,8 +44,8 @@ PLAIN_TEMPLATE = (
 def submission_problem(model: str, home: Path) -> str | None:
     """A sentence if it is known now that a run of `model` cannot work, else None. Fast; loads nothing."""
     if model == STARTER_MODEL:
-        return None if _is_converted(_starter_folder(home)) or _starter_gguf() else _no_starter_package()
-    if _names_folder(model):
+        return None if _is_converted(_starter_folder(home)) or _starter_gguf() else _starter_package_missing()
+    if _is_folder_name(model):
         return _folder_problem(Path(model).expanduser())
     if not _HUB_ID.fullmatch(model):
         return (
@@ -60,23 +60,23 @@ def submission_problem(model: str, home: Path) -> str | None:
     return None
 
 
-def local_folder(model: str, home: Path, say: Callable[[str], None]) -> str:
+def local_folder(model: str, home: Path, report: Callable[[str], None]) -> str:
     """What `from_pretrained` takes: the converted starter model, a folder, or a hub id as it is.
 
-    Converts the starter model the first time, which takes about 20 s; `say` is told so. Raises `RunError`.
+    Converts the starter model the first time, which takes about 20 s; `report` is told so. Raises `RunError`.
     """
     if model == STARTER_MODEL:
-        return str(_converted_starter(home, say))
+        return str(_converted_starter(home, report))
     problem = submission_problem(model, home)
     if problem:
         raise RunError(problem.removeprefix("model: "))
-    return str(Path(model).expanduser()) if _names_folder(model) else model
+    return str(Path(model).expanduser()) if _is_folder_name(model) else model
 
 
 # A folder
 
 
-def _names_folder(model: str) -> bool:
+def _is_folder_name(model: str) -> bool:
     return model.startswith(("/", "~", "./", "../")) or model in (".", "..")
 
 
@@ -117,31 +117,31 @@ def _starter_gguf() -> Path | None:
     return next(iter(sorted(Path(places[0]).glob("*.gguf"))), None) if places else None
 
 
-def _no_starter_package() -> str:
+def _starter_package_missing() -> str:
     return f"model: the weights of {STARTER_MODEL!r} are not installed. Run: {INSTALL_STARTER}"
 
 
-def _converted_starter(home: Path, say: Callable[[str], None]) -> Path:
+def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
     """The folder of the starter model, converted by this process or by another one that was faster."""
     folder = _starter_folder(home)
     if _is_converted(folder):
         return folder
     gguf = _starter_gguf()
     if gguf is None:
-        raise RunError(_no_starter_package().removeprefix("model: "))
-    with _space_in(folder.parent), _alone(folder.parent / f".{STARTER_MODEL}.lock", say):
+        raise RunError(_starter_package_missing().removeprefix("model: "))
+    with _disk_errors_as_sentences(folder.parent), _conversion_lock(folder.parent / f".{STARTER_MODEL}.lock", report):
         if not _is_converted(folder):
-            say("Converting the starter model (once, about 20 s)")
-            _convert_beside(gguf, folder)
+            report("Converting the starter model (once, about 20 s)")
+            _convert_atomically(gguf, folder)
     return folder
 
 
 @contextmanager
-def _space_in(folder: Path) -> Iterator[None]:
+def _disk_errors_as_sentences(folder: Path) -> Iterator[None]:
     """What the file system refuses becomes a sentence with the path."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _demand_space(folder)
+        _require_space(folder)
         yield
     except OSError as error:
         reason = error.strerror or str(error)
@@ -151,34 +151,34 @@ def _space_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _demand_space(folder: Path) -> None:
+def _require_space(folder: Path) -> None:
     if shutil.disk_usage(folder).free < STARTER_BYTES:
         raise OSError(errno.ENOSPC, "less than 400 MiB are free")
 
 
 @contextmanager
-def _alone(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _conversion_lock(lock: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Among all processes that convert, one at a time. The lock goes with the process that holds it."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Waiting for another run to convert the starter model")
+            report("Waiting for another run to convert the starter model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _convert_beside(gguf: Path, folder: Path) -> None:
+def _convert_atomically(gguf: Path, folder: Path) -> None:
     """Into a folder beside, which is renamed when it is whole."""
     for old in folder.parent.glob(f".{STARTER_MODEL}.new-*"):
         shutil.rmtree(old, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{STARTER_MODEL}.new-"))
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{STARTER_MODEL}.new-"))
     try:
-        _convert(gguf, beside)
+        _convert(gguf, scratch)
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        scratch.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -215,13 +215,13 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a model, with a padding token, and a plain chat template if it has none. Raises `RunError`."""
     import transformers  # noqa: PLC0415 - only who loads a model waits for it
 
-    with _sentences(folder):
+    with _load_errors_as_sentences(folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.chat_template is None:
-        opening = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = ("{{ bos_token }}" if opening else "") + PLAIN_TEMPLATE
+        adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     return tokenizer
 
 
@@ -229,14 +229,14 @@ def load_model(folder: str, **options: Any) -> Any:
     """The causal language model in `folder`, or of that hub id; `options` go to transformers. Raises `RunError`."""
     import transformers  # noqa: PLC0415 - only who loads a model waits for it
 
-    with _sentences(folder):
+    with _load_errors_as_sentences(folder):
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, **options
         )
 
 
 #: Words of the libraries' errors → what the person can do. The first that is found is taken.
-_ADVICE = {
+_LOAD_ADVICE = {
     "trust_remote_code": "needs code of its own to be loaded, which arkor never runs; use a model without",
     "gated": "is gated: accept its licence on huggingface.co and set HF_TOKEN in the environment of the backend",
     "401": "is private or does not exist: check the name, or set HF_TOKEN in the environment of the backend",
@@ -252,10 +252,10 @@ _ADVICE = {
 
 
 @contextmanager
-def _sentences(folder: str) -> Iterator[None]:
+def _load_errors_as_sentences(folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a dozen libraries read a model, each with errors of its own
         text = " ".join(str(error).split())
-        advice = next((advice for words, advice in _ADVICE.items() if words.lower() in text.lower()), None)
+        advice = next((advice for marker, advice in _LOAD_ADVICE.items() if marker.lower() in text.lower()), None)
         raise RunError(f"The model {folder} {advice or f'cannot be loaded: {text[:300]}'}.") from error

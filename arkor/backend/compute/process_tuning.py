@@ -1,6 +1,6 @@
 """How a process that computes treats the machine: what it does with freed memory, how its threads wait, who goes first.
 
-`prepare_to_compute` and `keep_few_shapes` are to be called before torch is imported; afterwards they come too late.
+`prepare_to_compute` and `limit_onednn_cache` are to be called before torch is imported; afterwards they come too late.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 NICENESS = 5
 
 #: How many shapes oneDNN keeps its work for. With 1 a step of the starter model took twice as long, with 1,024 as long.
-SHAPES_KEPT = 32
+CACHED_SHAPES = 32
 
 #: glibc's names for what `mallopt` sets.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -30,8 +30,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 def prepare_to_compute() -> None:
     """Make training steps quick and their memory even."""
     keep_freed_memory()
-    wait_without_spinning()
-    keep_few_shapes()
+    set_passive_wait()
+    limit_onednn_cache()
 
 
 def keep_freed_memory() -> bool:
@@ -51,7 +51,7 @@ def keep_freed_memory() -> bool:
     return all(done)
 
 
-def wait_without_spinning() -> None:
+def set_passive_wait() -> None:
     """Let OpenMP's threads sleep while they wait for each other.
 
     On a machine that is busy with other things too, a thread that spins keeps the one it waits for from running: a
@@ -60,33 +60,33 @@ def wait_without_spinning() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def keep_few_shapes() -> None:
+def limit_onednn_cache() -> None:
     """Let oneDNN forget what it prepared for shapes that it has not seen lately.
 
     On a CPU it keeps kernels and packed weights for 1,024 shapes, and nearly every batch of text is a new one: a run of
     80 steps grew by a gigabyte. The two variables are PyTorch's and oneDNN's; the environment has the last word.
     """
     for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, str(SHAPES_KEPT))
+        os.environ.setdefault(variable, str(CACHED_SHAPES))
 
 
-def be_modest() -> None:
+def lower_priority() -> None:
     """Let runs go first, with the processor and, where the system can be told, with memory."""
     os.nice(NICENESS)
-    be_expendable()
+    prefer_oom_kill()
 
 
-def be_expendable() -> None:
+def prefer_oom_kill() -> None:
     """Be the first to go, where the system can be told, when there is no memory left."""
     with contextlib.suppress(OSError):  # Linux alone has it
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
-def take_stdout() -> BinaryIO:
+def claim_stdout() -> BinaryIO:
     """The stdout that is ours alone; what anything else prints goes to stderr from here on."""
-    own = os.fdopen(os.dup(1), "wb", buffering=0)
+    stdout = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    return own
+    return stdout
 
 
 def peak_memory_bytes() -> int:
@@ -94,13 +94,15 @@ def peak_memory_bytes() -> int:
     with contextlib.suppress(OSError):
         if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux it may be the parent's
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux it may be the parent's
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def seconds_of_others() -> float:
+def other_process_cpu_seconds() -> float:
     """The processor time of this machine, in seconds, that so far went to anything but this process."""
-    spent = psutil.cpu_times()
-    waited = spent.idle + getattr(spent, "iowait", 0.0)
-    twice = getattr(spent, "guest", 0.0) + getattr(spent, "guest_nice", 0.0)  # these are parts of user and nice
-    return float(sum(spent) - waited - twice - time.process_time())
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    double_counted = getattr(times, "guest", 0.0) + getattr(
+        times, "guest_nice", 0.0
+    )  # these are parts of user and nice
+    return float(sum(times) - idle - double_counted - time.process_time())

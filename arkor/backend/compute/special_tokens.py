@@ -21,67 +21,67 @@ _PROBE = [{"role": role, "content": "probe"} for role in ("user", "assistant", "
 Message = Mapping[str, Any]
 
 
-class Seams:
+class SpecialTokenEscaper:
     """The seams for one tokenizer, which is used by one thread at a time."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._seam = f"\ufdd0{secrets.token_hex(8)}\ufdd0"  # no message can foresee it
-        special, marks = _tokens(tokenizer)
-        self._anchor = next((text for text in special if len(self._read([text])[0]) == 1), "")
-        spelled = "|".join(map(re.escape, sorted({*special, *marks})))
-        firsts = "".join(map(re.escape, sorted({text[0] for text in (*special, *marks)})))
-        self._spelled = re.compile(f"[{firsts}](?<=(?=(?:{spelled})).)", re.DOTALL) if spelled else None
+        self._separator = f"\ufdd0{secrets.token_hex(8)}\ufdd0"  # no message can foresee it
+        special, markers = _special_tokens(tokenizer)
+        self._anchor = next((text for text in special if len(self._tokenize([text])[0]) == 1), "")
+        alternatives = "|".join(map(re.escape, sorted({*special, *markers})))
+        first_chars = "".join(map(re.escape, sorted({text[0] for text in (*special, *markers)})))
+        self._pattern = re.compile(f"[{first_chars}](?<=(?=(?:{alternatives})).)", re.DOTALL) if alternatives else None
 
-    def sewn(self, messages: Sequence[Message], trusted: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def escape(self, messages: Sequence[Message], trusted: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The messages with a seam in each token that they spell; those of the roles in `trusted` as they are."""
         return [
             dict(message)
             if message["role"] in trusted
-            else {name: value if name == "role" else self.sewn_in(value) for name, value in message.items()}
+            else {name: value if name == "role" else self.escape_in(value) for name, value in message.items()}
             for message in messages
         ]
 
-    def sewn_in(self, value: Any) -> Any:
+    def escape_in(self, value: Any) -> Any:
         """The same in whatever JSON holds text: tools, arguments."""
         if isinstance(value, str):
-            return self._spelled.sub(lambda letter: letter[0] + self._seam, value) if self._spelled else value
+            return self._pattern.sub(lambda match: match[0] + self._separator, value) if self._pattern else value
         if isinstance(value, Mapping):
-            return {self.sewn_in(name): self.sewn_in(inner) for name, inner in value.items()}
-        return [self.sewn_in(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+            return {self.escape_in(name): self.escape_in(inner) for name, inner in value.items()}
+        return [self.escape_in(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
-    def are_in(self, text: str) -> bool:
-        return self._seam in text
+    def contains(self, text: str) -> bool:
+        return self._separator in text
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Of rendered texts, each as the tokenizer has it where there is no seam in it."""
-        pieces = [text.split(self._seam) for text in texts]
-        firsts = self._read([first for first, *_ in pieces])
-        others = iter(self._behind([piece for _, *rest in pieces for piece in rest]))
+        pieces = [text.split(self._separator) for text in texts]
+        firsts = self._tokenize([first for first, *_ in pieces])
+        others = iter(self._tokens_after_separator([piece for _, *rest in pieces for piece in rest]))
         return [
             [*first, *(token for _ in rest for token in next(others))]
             for first, (_, *rest) in zip(firsts, pieces, strict=True)
         ]
 
-    def _behind(self, pieces: Sequence[str]) -> list[list[int]]:
+    def _tokens_after_separator(self, pieces: Sequence[str]) -> list[list[int]]:
         """Of what stands behind seams: in the middle of a text, where no tokenizer puts a blank of its own."""
-        begun = self._read([self._anchor + piece for piece in pieces])
+        begun = self._tokenize([self._anchor + piece for piece in pieces])
         return [tokens[1:] for tokens in begun] if self._anchor else begun
 
-    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
 
-def _tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
+def _special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
     """The special tokens, and others that the template puts around turns. One of a single letter has no middle."""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     try:
-        turns = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
+        rendered = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
     except Exception:  # noqa: BLE001 - a template is a program of the model's makers: it may raise anything
-        turns = ""
+        rendered = ""
     long_enough = {text: special for text, special in added.items() if len(text.strip()) > 1}
-    marks = [text for text, special in long_enough.items() if not special and text in turns]
-    return [text for text, special in long_enough.items() if special], marks
+    markers = [text for text, special in long_enough.items() if not special and text in rendered]
+    return [text for text, special in long_enough.items() if special], markers

@@ -22,10 +22,10 @@ from arkor.backend.data.file_readers import DataError, Record, read_records
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.protocol.jobs import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import BadRow, Row, ignored_fields, read_row, recognise
+from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
 
 #: So many faults are told one by one; the rest is counted.
-FAULTS_TOLD = 20
+MAX_FAULTS_REPORTED = 20
 
 #: Held-out rows are drawn by this seed, so that the same data is split the same way each time.
 SPLIT_SEED = 0
@@ -44,10 +44,10 @@ class Rows:
     def chat(self) -> bool:
         return self.format != "text"
 
-    def hold_out(self, share: float, most: int | None = None) -> Rows:
-        """A copy whose `eval` is a random `share` of `train`, at least one row and `most` at most."""
+    def hold_out(self, share: float, max_rows: int | None = None) -> Rows:
+        """A copy whose `eval` is a random `share` of `train`, at least one row and `max_rows` at most."""
         count = max(1, round(len(self.train) * share))
-        count = min(count, most or count)
+        count = min(count, max_rows or count)
         if count >= len(self.train):
             raise DataError("The data set has one row; to hold out a part for evaluation it needs at least two.")
         order = list(range(len(self.train)))
@@ -67,18 +67,18 @@ def load_rows(
     home: Path,
     token: str | None = None,
     allow_private: bool = False,
-    most_faults: int = FAULTS_TOLD,
+    max_faults: int = MAX_FAULTS_REPORTED,
 ) -> Rows:
     """The rows of `source`, checked to the last; `split` as `jobs.JobConfig.dataset_split` describes it.
 
-    Raises `DataError` with up to `most_faults` faults and the count of the rest.
+    Raises `DataError` with up to `max_faults` faults and the count of the rest.
     """
     plan = _SplitPlan.of(split)
     if isinstance(source, HuggingFaceDataset):
-        rows = _from_hub(source, plan, format, most_faults)
+        rows = _from_hub(source, plan, format, max_faults)
     elif isinstance(source, BlobDataset):
-        with _blob(source, home, token, allow_private) as (path, name):
-            rows = _cut(_check(read_records(path, name), name, format, most_faults), plan, name)
+        with _blob_file(source, home, token, allow_private) as (path, name):
+            rows = _apply_slices(_validate(read_records(path, name), name, format, max_faults), plan, name)
     else:
         raise DataError('The data source must be {"type": "huggingface", …} or {"type": "blob", …}.')
     return rows.hold_out(plan.share) if plan.share else rows
@@ -109,7 +109,7 @@ class _SplitPlan:
 _SLICE = re.compile(r"(?P<split>[\w.-]+)?(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
-def _cut(rows: Rows, plan: _SplitPlan, name: str) -> Rows:
+def _apply_slices(rows: Rows, plan: _SplitPlan, name: str) -> Rows:
     """The slices of a file that has one split, "train"."""
     evaluation = _slice(rows.train, plan.eval, name) if plan.eval else None
     train = _slice(rows.train, plan.train, name) if plan.train else rows.train
@@ -140,46 +140,46 @@ def _position(text: str | None, length: int) -> int | None:
 # Whether they are good
 
 
-def _check(records: Iterable[Record], name: str, format_name: str | None, most_faults: int) -> Rows:
+def _validate(records: Iterable[Record], name: str, format_name: str | None, max_faults: int) -> Rows:
     """Every record as a row; raises `DataError` when one is bad, after a look at all of them."""
     rows = PackedRows()
     notes: tuple[str, ...] = ()
     faults: list[str] = []
     count = 0
     for record in records:
-        format_name, row, fault = _read(record, format_name)
+        format_name, row, fault = _parse_record(record, format_name)
         if row is not None and not rows:
             notes = _notes(record.value, format_name or "")
         if row is not None:
             rows.append(row)
             continue
         count += 1
-        if len(faults) < most_faults:
+        if len(faults) < max_faults:
             faults.append(f"{record.place}: {fault}")
     if faults:
-        raise DataError(_told(name, faults, count), faults, count)
+        raise DataError(_fault_report(name, faults, count), faults, count)
     if not rows:
         raise DataError(f"{name} is empty. A data set needs at least one row.")
     return Rows(rows, format=format_name or "", notes=notes)
 
 
-def _read(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
+def _parse_record(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
     """The format from here on, and either the row or its fault."""
     if record.fault is not None:
         return format_name, None, record.fault
     try:
-        told = format_name or recognise(record.value)
-        return told, read_row(record.value, told), None
-    except BadRow as fault:
+        known_format = format_name or detect_format(record.value)
+        return known_format, read_row(record.value, known_format), None
+    except InvalidRow as fault:
         return format_name, None, str(fault)
     except RecursionError:
         return format_name, None, "is nested too deeply"
 
 
-def _told(name: str, faults: list[str], count: int) -> str:
-    rest = count - len(faults)
+def _fault_report(name: str, faults: list[str], count: int) -> str:
+    omitted = count - len(faults)
     heading = f"{name} has {count} bad {'row' if count == 1 else 'rows'}; nothing was trained:"
-    return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {rest} more"] if rest else [])])
+    return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {omitted} more"] if omitted else [])])
 
 
 def _notes(record: Any, format_name: str) -> tuple[str, ...]:
@@ -194,11 +194,11 @@ def _notes(record: Any, format_name: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _blob(source: BlobDataset, home: Path, token: str | None, allow_private: bool) -> Iterator[tuple[Path, str]]:
+def _blob_file(source: BlobDataset, home: Path, token: str | None, allow_private: bool) -> Iterator[tuple[Path, str]]:
     """A path at which the file lies for the moment, and what a person calls it."""
     name = unquote(urlsplit(source.url).path).rstrip("/").rpartition("/")[2] or "the data set"
     if source.url.startswith("/v1/datasets/"):
-        yield _uploaded(source.url, home, name), name
+        yield _uploaded_file(source.url, home, name), name
         return
     folder = datasets_folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def _blob(source: BlobDataset, home: Path, token: str | None, allow_private: boo
         yield Path(file.name), name
 
 
-def _uploaded(url: str, home: Path, name: str) -> Path:
+def _uploaded_file(url: str, home: Path, name: str) -> Path:
     found = re.match(r"/v1/datasets/([0-9a-f]{64})(/|$)", url)
     path = datasets_folder(home) / found[1] if found else None
     if path is None or not path.is_file():
@@ -221,13 +221,13 @@ def _uploaded(url: str, home: Path, name: str) -> Path:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, most_faults: int) -> Rows:
+def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, max_faults: int) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
         raise DataError(f"{source.name!r} is no name of a Hugging Face data set; it looks like owner/name.")
-    train = _check(_hub_records(source, plan.train or source.split), source.name, format_name, most_faults)
+    train = _validate(_hub_records(source, plan.train or source.split), source.name, format_name, max_faults)
     if plan.eval is None:
         return train
-    held_out = _check(_hub_records(source, plan.eval), source.name, train.format, most_faults)
+    held_out = _validate(_hub_records(source, plan.eval), source.name, train.format, max_faults)
     return evolve(train, eval=held_out.train)
 
 
@@ -257,10 +257,16 @@ def _hub_table(source: HuggingFaceDataset, split: str | None) -> Any:
 
 def _hub_problem(source: HuggingFaceDataset, split: str | None, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0][:300]
-    asked = " ".join(filter(None, [source.name, source.subset and f"({source.subset})", split and f"[{split}]"]))
-    kind = type(error).__name__
-    if kind in ("DatasetNotFoundError", "FileNotFoundError"):
-        return f"The data set {asked} is not on the Hugging Face hub, or is private (then set HF_TOKEN): {reason}"
-    if kind in ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ReadTimeout", "ConnectError"):
-        return f"The Hugging Face hub cannot be reached for {asked}; use a file instead, or try again: {reason}"
-    return f"The data set {asked} cannot be loaded ({kind}): {reason}"
+    requested = " ".join(filter(None, [source.name, source.subset and f"({source.subset})", split and f"[{split}]"]))
+    exception_name = type(error).__name__
+    if exception_name in ("DatasetNotFoundError", "FileNotFoundError"):
+        return f"The data set {requested} is not on the Hugging Face hub, or is private (then set HF_TOKEN): {reason}"
+    if exception_name in (
+        "ConnectionError",
+        "OfflineModeIsEnabled",
+        "LocalEntryNotFoundError",
+        "ReadTimeout",
+        "ConnectError",
+    ):
+        return f"The Hugging Face hub cannot be reached for {requested}; use a file instead, or try again: {reason}"
+    return f"The data set {requested} cannot be loaded ({exception_name}): {reason}"

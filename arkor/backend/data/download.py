@@ -24,12 +24,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from arkor.backend.data.file_readers import DataError
-from arkor.settings import VERSION, authorities_named
+from arkor.settings import VERSION, ca_bundle_from_env
 
 #: A file of more bytes than this is refused: 20 GiB.
-LARGEST_DOWNLOAD = 20 * 2**30
+MAX_DOWNLOAD_BYTES = 20 * 2**30
 
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 ATTEMPTS = 4
 
 #: Seconds to connect, and of silence while reading.
@@ -42,25 +42,25 @@ def private_urls_allowed() -> bool:
 
 
 def download(
-    url: str, target: IO[bytes], *, name: str, token: str | None, allow_private: bool, limit: int = LARGEST_DOWNLOAD
+    url: str, target: IO[bytes], *, name: str, token: str | None, allow_private: bool, limit: int = MAX_DOWNLOAD_BYTES
 ) -> None:
     """Stream `url` into `target`; `name` is what a person calls it. Faults that may pass are tried again.
 
     Raises `DataError`; OSError when `target` cannot be written.
     """
     retry = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_Passing),
+        retry=tenacity.retry_if_exception_type(_TransientError),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
         reraise=True,
     )
     try:
         retry(_attempt, url, target, name=name, token=token, allow_private=allow_private, limit=limit)
-    except _Passing as fault:
+    except _TransientError as fault:
         raise DataError(str(fault)) from None
 
 
-class _Passing(Exception):
+class _TransientError(Exception):
     """A fault that may be gone in a moment; its text is the sentence for when it is not."""
 
 
@@ -68,7 +68,7 @@ def _attempt(url: str, target: IO[bytes], *, name: str, token: str | None, allow
     target.seek(0)
     target.truncate()
     with _errors_as_sentences(url, name), requests.Session() as session:
-        session.verify = (authorities_named() or ("", True))[1]
+        session.verify = (ca_bundle_from_env() or ("", True))[1]
         if not allow_private:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _PublicAdapter())
@@ -89,21 +89,24 @@ def _errors_as_sentences(url: str, name: str) -> Iterator[None]:
     except requests.exceptions.SSLError as error:
         host = urlsplit(url).hostname
         raise DataError(
-            f"{name}: the connection to {host} is not trusted ({_brief(error)}). If your company has its own "
+            f"{name}: the connection to {host} "
+            f"is not trusted ({_innermost_reason(error)}). If your company has its own "
             "authority, let SSL_CERT_FILE name its certificates in the environment of the backend."
         ) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         host = urlsplit(url).hostname
-        raise _Passing(f"{name} could not be fetched from {host} ({_brief(error)}). Is the address right?") from None
+        raise _TransientError(
+            f"{name} could not be fetched from {host} ({_innermost_reason(error)}). Is the address right?"
+        ) from None
     except (requests.RequestException, ValueError) as error:
-        raise DataError(f"{name} could not be fetched ({_brief(error)}).") from None
+        raise DataError(f"{name} could not be fetched ({_innermost_reason(error)}).") from None
     except OSError as error:
         if "certificate bundle" not in str(error):  # what the disk has to say; requests has no error for the other
             raise
         raise DataError(f"{name} could not be fetched ({error}).") from None
 
 
-def _brief(error: Exception) -> str:
+def _innermost_reason(error: Exception) -> str:
     """The innermost reason, on one line; never the address, which may hold a secret."""
     while isinstance(error.__cause__ or error.__context__, Exception):
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # the line above says so
@@ -118,7 +121,7 @@ class PrivateAddress(Exception):
     """A connection led to this machine or into a private network; the text is the address."""
 
 
-def _refuse_private(connected: socket.socket) -> socket.socket:
+def _reject_private_peer(connected: socket.socket) -> socket.socket:
     peer = connected.getpeername()[0]
     address = ipaddress.ip_address(peer.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
@@ -130,12 +133,12 @@ def _refuse_private(connected: socket.socket) -> socket.socket:
 
 class _PublicHTTP(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        return _refuse_private(super()._new_conn())
+        return _reject_private_peer(super()._new_conn())
 
 
 class _PublicHTTPS(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
-        return _refuse_private(super()._new_conn())
+        return _reject_private_peer(super()._new_conn())
 
 
 class _PublicHTTPPool(HTTPConnectionPool):
@@ -157,7 +160,7 @@ class _PublicAdapter(HTTPAdapter):
 # What is asked, and what comes
 
 
-class _Token(AuthBase):
+class _BearerAuth(AuthBase):
     """An explicit auth object, without which requests would put a `.netrc` password in the token's place."""
 
     def __init__(self, token: str | None) -> None:
@@ -176,18 +179,20 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def _follow(session: requests.Session, url: str, name: str, token: str | None) -> requests.Response:
     """The first answer that is no redirect."""
-    here = url
-    for _ in range(MOST_REDIRECTS + 1):
-        auth = _Token(token if _origin(here) == _origin(url) else None)
+    location = url
+    for _ in range(MAX_REDIRECTS + 1):
+        auth = _BearerAuth(token if _origin(location) == _origin(url) else None)
         headers = {"User-Agent": f"arkor/{VERSION}"}
-        response = session.get(here, auth=auth, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
+        response = session.get(
+            location, auth=auth, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
+        )
         if not response.is_redirect:
             return response
         response.close()
-        here = urljoin(here, response.headers["Location"])
-        if urlsplit(here).scheme not in ("http", "https"):
+        location = urljoin(location, response.headers["Location"])
+        if urlsplit(location).scheme not in ("http", "https"):
             raise DataError(f"{name} redirects to something that is no web address.")
-    raise DataError(f"{name} redirects more than {MOST_REDIRECTS} times.")
+    raise DataError(f"{name} redirects more than {MAX_REDIRECTS} times.")
 
 
 def _check_status(response: requests.Response, name: str, token: str | None) -> None:
@@ -195,22 +200,22 @@ def _check_status(response: requests.Response, name: str, token: str | None) -> 
     if status == 200:
         return
     if status in (408, 425, 429) or status >= 500:
-        raise _Passing(f"{name} could not be fetched: its server answers {status}. Try again later.")
+        raise _TransientError(f"{name} could not be fetched: its server answers {status}. Try again later.")
     if status in (401, 403):
-        advice = "The token is not accepted there." if token else "Give the data set a token that may read it."
-        raise DataError(f"{name} could not be fetched: its server answers {status}. {advice}")
+        remedy = "The token is not accepted there." if token else "Give the data set a token that may read it."
+        raise DataError(f"{name} could not be fetched: its server answers {status}. {remedy}")
     raise DataError(f"{name} could not be fetched: its server answers {status}. Is the address right?")
 
 
 def _copy(response: requests.Response, target: IO[bytes], name: str, limit: int) -> None:
     too_large = DataError(f"{name} is larger than {limit / 2**30:.3g} GiB, the most that is fetched for a run.")
-    promised = response.headers.get("Content-Length", "")
-    if promised.isdigit() and int(promised) > limit:
+    content_length = response.headers.get("Content-Length", "")
+    if content_length.isdigit() and int(content_length) > limit:
         raise too_large
     received = 0
-    for block in response.iter_content(2**20):
-        received += len(block)
+    for chunk in response.iter_content(2**20):
+        received += len(chunk)
         if received > limit:
             raise too_large
-        target.write(block)
+        target.write(chunk)
     target.flush()

@@ -22,8 +22,8 @@ from attrs import frozen
 from arkor.backend.engine.interface import RunError
 
 #: No line, and no JSON document, is longer than this: 64 MiB and 2 GiB.
-LONGEST_LINE = 64 * 2**20
-LONGEST_DOCUMENT = 2 * 2**30
+MAX_LINE_BYTES = 64 * 2**20
+MAX_DOCUMENT_BYTES = 2 * 2**30
 
 _SPACE = re.compile(r"\s*")
 
@@ -61,8 +61,8 @@ def _read(path: Path, name: str) -> Iterator[Record]:
     with _open(path) as data:
         head = data.read(4096)
         data.seek(0)
-        _refuse_strangers(head, name)
-        kind = _kind(head, name)
+        _reject_unsupported(head, name)
+        kind = _detect_kind(head, name)
         if kind != "parquet" and head.startswith(b"\xef\xbb\xbf"):
             data.seek(3)
         yield from {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}[kind](data, name)
@@ -77,7 +77,7 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", unpacked)
 
 
-_STRANGERS = {
+_UNSUPPORTED_MAGIC = {
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as JSONL or CSV, or compress it with gzip",
     b"%PDF": "a PDF; a data set is JSONL, JSON, CSV or Parquet",
     b"\xff\xfe": "in UTF-16; save it as UTF-8",
@@ -89,10 +89,10 @@ _STRANGERS = {
 }
 
 
-def _refuse_strangers(head: bytes, name: str) -> None:
+def _reject_unsupported(head: bytes, name: str) -> None:
     if not head.strip(b"\xef\xbb\xbf \t\r\n"):
         raise DataError(f"{name} is empty. A data set needs at least one row.")
-    for magic, what in _STRANGERS.items():
+    for magic, what in _UNSUPPORTED_MAGIC.items():
         if head.startswith(magic):
             raise DataError(f"{name} is {what}.")
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
@@ -105,7 +105,7 @@ def _refuse_strangers(head: bytes, name: str) -> None:
 _KINDS = {"csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 
-def _kind(head: bytes, name: str) -> str:
+def _detect_kind(head: bytes, name: str) -> str:
     """What the first bytes say; where they leave it open, what the name says."""
     ending = name.lower().removesuffix(".gz").rpartition(".")[2]
     if head.startswith(b"PAR1"):
@@ -115,7 +115,7 @@ def _kind(head: bytes, name: str) -> str:
     if ending in _KINDS:
         return _KINDS[ending]
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first == b"{" and not _names_data(head) and _is_json(head.lstrip().split(b"\n")[0]):
+    if first == b"{" and not _looks_like_wrapped_array(head) and _is_json(head.lstrip().split(b"\n")[0]):
         return "jsonl"
     return "json" if first in (b"[", b"{") or ending == "json" else "csv"
 
@@ -128,15 +128,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _names_data(head: bytes) -> bool:
+def _looks_like_wrapped_array(head: bytes) -> bool:
     return re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"data"\s*:\s*\[', head) is not None
 
 
 def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     number = 0
-    while line := data.readline(LONGEST_LINE + 1):
+    while line := data.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if len(line) > LONGEST_LINE:
+        if len(line) > MAX_LINE_BYTES:
             raise DataError(f"{name}, line {number} is longer than 64 MiB. A row is one line; is this really JSONL?")
         yield number, line
 
@@ -174,8 +174,8 @@ def _json_problem(error: ValueError) -> str:
 
 def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     """An array of records, or `{"data": [record, …]}`, decoded one record at a time."""
-    raw = data.read(LONGEST_DOCUMENT + 1)
-    if len(raw) > LONGEST_DOCUMENT:
+    raw = data.read(MAX_DOCUMENT_BYTES + 1)
+    if len(raw) > MAX_DOCUMENT_BYTES:
         raise DataError(f"{name} is one JSON document of more than 2 GiB. Save it as JSONL, one row per line.")
     text = _decoded(raw, 1, name) if raw.isascii() else _decoded_document(raw, name)
     del raw
@@ -239,26 +239,26 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _csv(data: IO[bytes], name: str) -> Iterator[Record]:
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(MAX_LINE_BYTES)
     text = (_decoded(line, number, name) for number, line in _lines(data, name))
     delimiter = "\t" if name.lower().removesuffix(".gz").endswith(".tsv") else ","
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = _header(next(reader, []), name)
-        begin = reader.line_num + 1
+        start_line = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield _csv_record(header, cells, begin)
-            begin = reader.line_num + 1
+                yield _csv_record(header, cells, start_line)
+            start_line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num}: {error}. Is a quotation mark not closed?") from None
 
 
 def _header(names: list[str], name: str) -> list[str]:
     header = [column.strip() for column in names]
-    doubled = sorted({column for column in header if header.count(column) > 1})
-    if doubled:
-        raise DataError(f"{name}, line 1: the column {doubled[0]!r} is there twice; rename or drop one.")
+    duplicates = sorted({column for column in header if header.count(column) > 1})
+    if duplicates:
+        raise DataError(f"{name}, line 1: the column {duplicates[0]!r} is there twice; rename or drop one.")
     return header
 
 
@@ -273,7 +273,7 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
     import pyarrow as arrow  # noqa: PLC0415 - a quarter of a second that other files need not wait for
     from pyarrow import parquet  # noqa: PLC0415 - as above
 
-    source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(LONGEST_DOCUMENT))
+    source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
     try:
         row = 0
         for batch in parquet.ParquetFile(source).iter_batches(batch_size=1000):

@@ -37,13 +37,13 @@ DEFAULTS: dict[str, Any] = {
 EVAL_SHARE = 0.1
 EVAL_ROWS = 200
 
-CHECKPOINTS = 5
-LOGGED_STEPS = 1000
+DEFAULT_CHECKPOINTS = 5
+MAX_LOGGED_STEPS = 1000
 
 #: A dry run sees so many rows, of each kind, and takes so many steps.
-DRY_ROWS = 50
-DRY_EVAL_ROWS = 8
-DRY_STEPS = 10
+DRY_RUN_ROWS = 50
+DRY_RUN_EVAL_ROWS = 8
+DRY_RUN_STEPS = 10
 
 #: Optimizer → the package that it needs beside torch. Those that need settings of their own are left out.
 OPTIMIZERS: dict[str, str | None] = {
@@ -69,7 +69,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 @frozen
-class Plan:
+class Hyperparameters:
     """Every number of a run, none left open. `eval_steps` is None when nothing is evaluated."""
 
     total_steps: int
@@ -85,7 +85,7 @@ class Plan:
     schedule_settings: dict[str, Any]
 
 
-def setting(config: JobConfig, name: str) -> Any:
+def setting_or_default(config: JobConfig, name: str) -> Any:
     """A field of the configuration, or its default."""
     value = getattr(config, name)
     return DEFAULTS[name] if value is None else value
@@ -93,7 +93,7 @@ def setting(config: JobConfig, name: str) -> Any:
 
 def check_names(config: JobConfig) -> None:
     """Raise `InvalidConfig` for an optimizer or a schedule that does not exist here, with the list of those that do."""
-    optim, schedule = setting(config, "optim"), setting(config, "lr_scheduler_type")
+    optim, schedule = setting_or_default(config, "optim"), setting_or_default(config, "lr_scheduler_type")
     if optim not in OPTIMIZERS:
         raise InvalidConfig("optim", f"there is no {optim!r}; choose one of {', '.join(OPTIMIZERS)}")
     package = OPTIMIZERS[optim]
@@ -107,25 +107,25 @@ def check_names(config: JobConfig) -> None:
         raise InvalidConfig("lr_scheduler_type", f"there is no {schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
 
-def plan(config: JobConfig, rows: int, *, evaluates: bool) -> Plan:
+def resolve_hyperparameters(config: JobConfig, rows: int, *, evaluates: bool) -> Hyperparameters:
     """The numbers of a run over `rows` rows; `evaluates` says whether there are rows to evaluate on."""
-    batch = setting(config, "batch_size")
+    batch = setting_or_default(config, "batch_size")
     total = _total_steps(config, math.ceil(rows / batch))
-    schedule = setting(config, "lr_scheduler_type")
-    save = config.save_steps or math.ceil(total / CHECKPOINTS)
+    schedule = setting_or_default(config, "lr_scheduler_type")
+    save = config.save_steps or math.ceil(total / DEFAULT_CHECKPOINTS)
     evaluate = (config.eval_steps or save) if evaluates else None
     if config.dry_run:  # every stage is to be seen, however short the run
         save = min(save, math.ceil(total / 2))
         evaluate = min(evaluate, math.ceil(total / 2)) if evaluate else None
-    return Plan(
+    return Hyperparameters(
         total_steps=total,
         batch_size=batch,
-        learning_rate=setting(config, "learning_rate"),
-        optim=setting(config, "optim"),
+        learning_rate=setting_or_default(config, "learning_rate"),
+        optim=setting_or_default(config, "optim"),
         lr_scheduler_type=schedule,
-        weight_decay=setting(config, "weight_decay"),
-        warmup_steps=_steps(setting(config, "warmup_steps"), total),
-        logging_steps=config.logging_steps or math.ceil(total / LOGGED_STEPS),
+        weight_decay=setting_or_default(config, "weight_decay"),
+        warmup_steps=_steps(setting_or_default(config, "warmup_steps"), total),
+        logging_steps=config.logging_steps or math.ceil(total / MAX_LOGGED_STEPS),
         save_steps=save,
         eval_steps=evaluate,
         schedule_settings=_schedule_settings(schedule, total),
@@ -135,9 +135,9 @@ def plan(config: JobConfig, rows: int, *, evaluates: bool) -> Plan:
 def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
     limits = [config.max_steps] if config.max_steps else []
     if config.num_train_epochs or not config.max_steps:
-        limits.append(max(1, math.ceil(setting(config, "num_train_epochs") * steps_per_epoch)))
+        limits.append(max(1, math.ceil(setting_or_default(config, "num_train_epochs") * steps_per_epoch)))
     if config.dry_run:
-        limits.append(DRY_STEPS)
+        limits.append(DRY_RUN_STEPS)
     return min(limits)
 
 

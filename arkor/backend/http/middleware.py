@@ -15,53 +15,53 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arkor.backend.http.connection import HEAD_LIMIT
 from arkor.backend.http.peer import is_loopback
-from arkor.backend.http.requests import refused
+from arkor.backend.http.requests import api_error
 
 
-class Doorman:
+class ConcurrencyMiddleware:
     """Lets in, or says why not; knows how long it has been quiet."""
 
     def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
         self._app = app
         self._loopback_only = loopback_only
-        self._inside = 0
-        self._last_left = time.monotonic()
+        self._in_flight = 0
+        self._last_finished_at = time.monotonic()
 
-    def quiet_since(self) -> float | None:
+    def idle_since(self) -> float | None:
         """The `time.monotonic()` at which the last request or stream ended; None while there is one."""
-        return None if self._inside else self._last_left
+        return None if self._in_flight else self._last_finished_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        self._inside += 1
+        self._in_flight += 1
         try:
-            refusal = self._refusal(scope)
-            return await (refusal or self._app)(scope, receive, send)
+            rejection = self._rejection(scope)
+            return await (rejection or self._app)(scope, receive, send)
         finally:
-            self._inside -= 1
-            self._last_left = time.monotonic()
+            self._in_flight -= 1
+            self._last_finished_at = time.monotonic()
 
-    def _refusal(self, scope: Scope) -> ASGIApp | None:
+    def _rejection(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
-        if _weight(scope) > HEAD_LIMIT:
-            return refused(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
+        if _header_bytes(scope) > HEAD_LIMIT:
+            return api_error(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
         host = headers.get("host", "")
-        if self._loopback_only and not is_loopback(_name(host)):
-            return refused(403, "This backend answers to localhost alone; call it by that name.", "bad_host")
-        if not all(_leads_to(origin, host) for origin in headers.getlist("origin")):
-            return refused(403, "This backend takes no calls from pages of other sites.", "bad_origin")
+        if self._loopback_only and not is_loopback(_host_name(host)):
+            return api_error(403, "This backend answers to localhost alone; call it by that name.", "bad_host")
+        if not all(_is_same_origin(origin, host) for origin in headers.getlist("origin")):
+            return api_error(403, "This backend takes no calls from pages of other sites.", "bad_origin")
         return None
 
 
-def _weight(scope: Scope) -> int:
+def _header_bytes(scope: Scope) -> int:
     """How many bytes the head of a request has."""
     line = len(scope["raw_path"]) + len(scope["query_string"])
     return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The name in a `Host` header, without its port; empty when it is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
@@ -69,7 +69,7 @@ def _name(host: str) -> str:
         return ""
 
 
-def _leads_to(origin: str, host: str) -> bool:
+def _is_same_origin(origin: str, host: str) -> bool:
     """Whether the page's origin is the very host and port that it calls."""
-    scheme, _, rest = origin.partition("://")
-    return scheme in ("http", "https") and rest.lower() == host.lower()
+    scheme, _, netloc = origin.partition("://")
+    return scheme in ("http", "https") and netloc.lower() == host.lower()

@@ -17,10 +17,10 @@ what it takes, and every answer that it gives:
 A schema is JSON Schema in which an attrs class of the vocabulary may stand: it becomes the schema of its fields, by
 their names on the wire. What its annotations cannot say (a bound, a pattern) is in the field's `metadata`, under
 `"schema"`, or is the attribute `schema` of its `"check"`. The same schema tells `check_fields` which fields there are:
-`check_fields(body, *fields_of(NEW_PROJECT))`.
+`check_fields(body, *field_names(NEW_PROJECT))`.
 
 What comes by itself: the path's parameters; the token and the scope by `needs`, with their 400, 401, 403 and 404; the
-400, 413 and 415 of a body; what any request may meet (`EVERYWHERE`). All errors have the shape of `Problem`, unless
+400, 413 and 415 of a body; what any request may meet (`COMMON_ERRORS`). All errors have the shape of `Problem`, unless
 `errors_as` names another schema.
 """
 
@@ -37,7 +37,7 @@ import attrs
 from attrs import field, frozen
 from starlette.routing import BaseRoute, Route
 
-from arkor.protocol.codec import camel
+from arkor.protocol.codec import camel_case
 from arkor.settings import VERSION
 
 Schema = Any
@@ -56,17 +56,17 @@ class Problem:
 
 
 @frozen
-class Needs:
+class Requirements:
     """What a caller must bring: a token, and which part of the scope in the query."""
 
     token: bool = False
     query: tuple[str, ...] = ()
 
 
-NOTHING = Needs()
-TOKEN = Needs(token=True)
-ORG = Needs(token=True, query=("orgSlug",))
-PROJECT = Needs(token=True, query=("orgSlug", "projectSlug"))
+NOTHING = Requirements()
+TOKEN = Requirements(token=True)
+ORG = Requirements(token=True, query=("orgSlug",))
+PROJECT = Requirements(token=True, query=("orgSlug", "projectSlug"))
 
 
 @frozen
@@ -81,21 +81,21 @@ class Parameter:
 
 
 @frozen
-class Answer:
+class ResponseSpec:
     """An answer that is no error; without a schema it has no body. `links` are OpenAPI's.
 
-    `others` are the schemas of what it may be besides, by media type.
+    `alternatives` are the schemas of what it may be besides, by media type.
     """
 
     description: str
     schema: Schema = None
     media_type: str = "application/json"
     links: Mapping[str, Any] = field(factory=dict)
-    others: Mapping[str, Schema] = field(factory=dict)
+    alternatives: Mapping[str, Schema] = field(factory=dict)
 
 
 #: What any request may meet, whatever its route.
-EVERYWHERE: Mapping[int, str] = {
+COMMON_ERRORS: Mapping[int, str] = {
     400: "The request is no valid HTTP.",
     403: "The name that the request calls, or the page that it comes from, is not of this backend.",
     408: "The request came too slowly.",
@@ -103,11 +103,11 @@ EVERYWHERE: Mapping[int, str] = {
     503: "The backend is busy, or its database is in use by another program; `Retry-After` says when to come back.",
     507: "The disk is full.",
 }
-_NO_TOKEN = {401: "No token, or one that is not valid."}
-_OF_THE_QUERY = {400: "The query lacks something, or has it in a wrong form."}
-_NOT_A_MEMBER = {403: "Not a member of that organisation."}
-_NOT_THERE = {404: "There is no such thing in that scope."}
-_OF_A_BODY = {
+_UNAUTHORIZED = {401: "No token, or one that is not valid."}
+_BAD_QUERY = {400: "The query lacks something, or has it in a wrong form."}
+_FORBIDDEN = {403: "Not a member of that organisation."}
+_NOT_FOUND = {404: "There is no such thing in that scope."}
+_BAD_BODY = {
     400: "The body is no JSON object, or one of its fields is wrong; the sentence names it.",
     413: "The body is too large.",
     415: "The body is compressed.",
@@ -118,14 +118,14 @@ _OF_A_BODY = {
 class Operation:
     """One method of one path, as it is described."""
 
-    needs: Needs
+    requirements: Requirements
     summary: str
     body: Schema
     body_type: str
     parameters: Sequence[Parameter]
-    answers: Mapping[int, Answer]
+    responses: Mapping[int, ResponseSpec]
     errors: Mapping[int, str]
-    errors_as: Schema
+    error_schema: Schema
 
 
 class DescribedRoute(Route):
@@ -138,32 +138,34 @@ def route(
     method: str,
     path: str,
     endpoint: Callable[..., Any],
-    needs: Needs,
+    requirements: Requirements,
     summary: str,
     *,
     body: Schema = None,
     body_type: str = "application/json",
     parameters: Sequence[Parameter] = (),
-    answers: Mapping[int, Answer],
+    responses: Mapping[int, ResponseSpec],
     errors: Mapping[int, str] | None = None,
-    errors_as: Schema = Problem,
+    error_schema: Schema = Problem,
 ) -> DescribedRoute:
     """The route, with its description; see the head of this file."""
-    made = DescribedRoute(path, endpoint, methods=[method])
-    made.operation = Operation(needs, summary, body, body_type, parameters, answers, errors or {}, errors_as)
-    return made
+    described = DescribedRoute(path, endpoint, methods=[method])
+    described.operation = Operation(
+        requirements, summary, body, body_type, parameters, responses, errors or {}, error_schema
+    )
+    return described
 
 
 # Schemas
 
 
-def body_of(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
+def object_schema(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
     """An object of these fields and no others, by their names on the wire."""
     properties = {**required, **(optional or {})}
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
 
 
-def list_of(schema: Schema) -> Schema:
+def array_schema(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
@@ -171,8 +173,8 @@ def one_of(*schemas: Schema) -> Schema:
     return {"anyOf": [*schemas]}
 
 
-def fields_of(schema: Any) -> tuple[list[str], list[str]]:
-    """The required and the optional fields of a `body_of`."""
+def field_names(schema: Any) -> tuple[list[str], list[str]]:
+    """The required and the optional fields of a `object_schema`."""
     required = schema["required"]
     return required, [name for name in schema["properties"] if name not in required]
 
@@ -181,8 +183,8 @@ def class_schema(cls: Any) -> dict[str, Any]:
     """The schema of an attrs class; a field without a default is required, one that may be None may be null."""
     hints = typing.get_type_hints(cls)
     fields = [item for item in attrs.fields(cls) if item.name != "extra"]
-    properties = {camel(item.name): _field_schema(item, hints[item.name]) for item in fields}
-    required = [camel(item.name) for item in fields if item.default is attrs.NOTHING or not item.init]
+    properties = {camel_case(item.name): _field_schema(item, hints[item.name]) for item in fields}
+    required = [camel_case(item.name) for item in fields if item.default is attrs.NOTHING or not item.init]
     schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
     if "extra" not in attrs.fields_dict(cls):
         schema["additionalProperties"] = False
@@ -194,9 +196,9 @@ def class_schema(cls: Any) -> dict[str, Any]:
 def _field_schema(item: attrs.Attribute[Any], hint: Any) -> Schema:
     if not item.init:  # the word that tells a class from its siblings
         return {"const": item.default}
-    told = item.metadata.get("schema", getattr(item.metadata.get("check"), "schema", None))
-    schema = told if told is not None else type_schema(hint)
-    optional = item.default is None and told is not None
+    declared = item.metadata.get("schema", getattr(item.metadata.get("check"), "schema", None))
+    schema = declared if declared is not None else type_schema(hint)
+    optional = item.default is None and declared is not None
     return one_of(schema, {"type": "null"}) if optional else schema
 
 
@@ -217,7 +219,7 @@ def type_schema(hint: Any) -> Schema:
     if origin in (typing.Union, types.UnionType):
         return one_of(*map(type_schema, arguments))
     if isinstance(origin, type):
-        return {"type": "object"} if issubclass(origin, Mapping) else list_of(type_schema(arguments[0]))
+        return {"type": "object"} if issubclass(origin, Mapping) else array_schema(type_schema(arguments[0]))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {"enum": [member.value for member in hint]}
     return hint if isinstance(hint, type) and attrs.has(hint) else {}
@@ -230,12 +232,15 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     """The OpenAPI document of those of the routes that say what they take and answer."""
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for one in routes:
-        if isinstance(one, DescribedRoute):
-            methods = (one.methods or set()) - {"HEAD"}
-            entry = {method.lower(): _operation(one.path, one.operation, method) for method in methods}
-            paths.setdefault(one.path, {}).update(entry)
-    paths = _plain(paths, components)
+    for described_route in routes:
+        if isinstance(described_route, DescribedRoute):
+            methods = (described_route.methods or set()) - {"HEAD"}
+            entry = {
+                method.lower(): _operation(described_route.path, described_route.operation, method)
+                for method in methods
+            }
+            paths.setdefault(described_route.path, {}).update(entry)
+    paths = _resolve_schemas(paths, components)
     return {
         "openapi": "3.1.0",
         "info": {"title": "arkor", "version": VERSION, "summary": "Fine-tuning of open-weight language models."},
@@ -251,9 +256,12 @@ def _operation(path: str, operation: Operation, method: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": _operation_id(method, path),
         "summary": operation.summary,
-        "security": [{"token": []}] if operation.needs.token else [],
-        "parameters": [_parameter(one) for one in (*_of_the_path(path), *_scope(operation), *operation.parameters)],
-        "responses": {str(status): answer for status, answer in sorted(_responses(path, operation).items())},
+        "security": [{"token": []}] if operation.requirements.token else [],
+        "parameters": [
+            _parameter(parameter)
+            for parameter in (*_path_parameters(path), *_scope_parameters(operation), *operation.parameters)
+        ],
+        "responses": {str(status): response for status, response in sorted(_responses(path, operation).items())},
     }
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
@@ -261,74 +269,74 @@ def _operation(path: str, operation: Operation, method: str) -> dict[str, Any]:
 
 
 def _operation_id(method: str, path: str) -> str:
-    words = findall(r"[a-z0-9]+", path.replace("{", "").lower())
-    return "".join([method.lower(), *(word.capitalize() for word in words)])
+    parts = findall(r"[a-z0-9]+", path.replace("{", "").lower())
+    return "".join([method.lower(), *(word.capitalize() for word in parts)])
 
 
-def _of_the_path(path: str) -> list[Parameter]:
+def _path_parameters(path: str) -> list[Parameter]:
     return [Parameter(name, TEXT, f"The {name}.", required=True, where="path") for name in findall(r"{(\w+)}", path)]
 
 
-def _scope(operation: Operation) -> list[Parameter]:
-    words = {"orgSlug": "The organisation.", "projectSlug": "The project."}
-    return [Parameter(name, TEXT, words[name], required=True) for name in operation.needs.query]
+def _scope_parameters(operation: Operation) -> list[Parameter]:
+    descriptions = {"orgSlug": "The organisation.", "projectSlug": "The project."}
+    return [Parameter(name, TEXT, descriptions[name], required=True) for name in operation.requirements.query]
 
 
-def _parameter(one: Parameter) -> dict[str, Any]:
+def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "in": one.where,
-        "description": one.description,
-        "required": one.required,
-        "schema": one.schema,
+        "name": parameter.name,
+        "in": parameter.where,
+        "description": parameter.description,
+        "required": parameter.required,
+        "schema": parameter.schema,
     }
 
 
 def _responses(path: str, operation: Operation) -> dict[int, Any]:
-    answers = {status: _answer(answer) for status, answer in operation.answers.items()}
+    responses = {status: _response(response) for status, response in operation.responses.items()}
     reasons: dict[int, list[str]] = {}
-    for given in _reasons(path, operation):
-        for status, reason in given.items():
+    for grouped in _error_reasons(path, operation):
+        for status, reason in grouped.items():
             reasons.setdefault(status, []).append(reason)
-    content = {"application/json": {"schema": operation.errors_as}}
+    content = {"application/json": {"schema": operation.error_schema}}
     errors = {status: {"description": " ".join(why), "content": content} for status, why in reasons.items()}
-    return {**errors, **answers}
+    return {**errors, **responses}
 
 
-def _reasons(path: str, operation: Operation) -> Iterable[Mapping[int, str]]:
+def _error_reasons(path: str, operation: Operation) -> Iterable[Mapping[int, str]]:
     """Why the route may say no."""
     yield operation.errors
-    needs = operation.needs
-    if needs.token:
-        yield _NO_TOKEN
-    if needs.query:
-        yield from (_OF_THE_QUERY, _NOT_A_MEMBER)
-    if "projectSlug" in needs.query or "{" in path:
-        yield _NOT_THERE
+    requirements = operation.requirements
+    if requirements.token:
+        yield _UNAUTHORIZED
+    if requirements.query:
+        yield from (_BAD_QUERY, _FORBIDDEN)
+    if "projectSlug" in requirements.query or "{" in path:
+        yield _NOT_FOUND
     if operation.body is not None:
-        yield _OF_A_BODY
-    yield EVERYWHERE
+        yield _BAD_BODY
+    yield COMMON_ERRORS
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": answer.description}
-    if answer.schema is not None:
-        kinds = {answer.media_type: answer.schema, **answer.others}
+def _response(spec: ResponseSpec) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": spec.description}
+    if spec.schema is not None:
+        kinds = {spec.media_type: spec.schema, **spec.alternatives}
         described["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
-    if answer.links:
-        described["links"] = answer.links
+    if spec.links:
+        described["links"] = spec.links
     return described
 
 
-def _plain(value: Any, components: dict[str, Any]) -> Any:
+def _resolve_schemas(value: Any, components: dict[str, Any]) -> Any:
     """The value with a reference in the place of every class, whose schema goes into the components."""
     if isinstance(value, type):
         if value.__name__ not in components:
             components[value.__name__] = {}
-            components[value.__name__] = _plain(class_schema(value), components)
+            components[value.__name__] = _resolve_schemas(class_schema(value), components)
         return {"$ref": f"#/components/schemas/{value.__name__}"}
     if isinstance(value, Mapping):
-        return {key: _plain(item, components) for key, item in value.items()}
+        return {key: _resolve_schemas(item, components) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, components) for item in value]
+        return [_resolve_schemas(item, components) for item in value]
     return value

@@ -20,7 +20,7 @@ _TABLES = {4: Path("/proc/net/tcp"), 6: Path("/proc/net/tcp6")}
 
 
 @frozen
-class _Row:
+class _SocketEntry:
     """One socket of the system's table; `inode` is 0 for one that its process has closed already."""
 
     local: str
@@ -37,23 +37,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_own(client: Address, server: Address) -> bool:
+def is_own_process(client: Address, server: Address) -> bool:
     """Whether `client`, connected to us as `server`, is a socket of the user that we run as."""
     version = ipaddress.ip_address(client[0]).version
     table = _TABLES[version]
     if not table.exists():
         return is_loopback(client[0])
-    ends = (_as_in_table(client), _as_in_table(server))
-    rows = (_row(line) for line in table.read_text().splitlines()[1:])
-    return any((row.local, row.remote) == ends and row.inode and row.uid == os.getuid() for row in rows)
+    addresses = (_proc_net_address(client), _proc_net_address(server))
+    entries = (_parse_entry(line) for line in table.read_text().splitlines()[1:])
+    return any(
+        (entry.local, entry.remote) == addresses and entry.inode and entry.uid == os.getuid() for entry in entries
+    )
 
 
-def _row(line: str) -> _Row:
-    words = line.split()
-    return _Row(words[1], words[2], int(words[7]), int(words[9]))
+def _parse_entry(line: str) -> _SocketEntry:
+    fields = line.split()
+    return _SocketEntry(fields[1], fields[2], int(fields[7]), int(fields[9]))
 
 
-def _as_in_table(address: Address) -> str:
+def _proc_net_address(address: Address) -> str:
     """`("127.0.0.1", 80)` → `"0100007F:0050"`: words of four bytes in the machine's own order."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     packed = socket.inet_pton(family, address[0])

@@ -13,11 +13,11 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from arkor.backend.inference.grammar import allowed
-from arkor.backend.inference.messages import CannotAnswer, Reply
-from arkor.backend.inference.model_cache import Weights
-from arkor.backend.inference.sampling import choose, penalised
-from arkor.backend.inference.sequence import Answer
+from arkor.backend.inference.grammar import allowed_tokens
+from arkor.backend.inference.messages import GenerationError, Reply
+from arkor.backend.inference.model_cache import ServedModel
+from arkor.backend.inference.sampling import apply_repetition_penalty, sample
+from arkor.backend.inference.sequence import SequenceState
 
 #: A long prompt is read in pieces of so many tokens, between which the other answers get their next token.
 PREFILL_TOKENS = 512
@@ -29,89 +29,98 @@ class Batch:
     The cache is padded on the left, so that every answer's newest token is in the last column.
     """
 
-    def __init__(self, weights: Weights, adapter: str | None, answer: Answer) -> None:
+    def __init__(self, weights: ServedModel, adapter: str | None, sequence: SequenceState) -> None:
         self.weights = weights
         self.adapter = adapter
-        self.answers = [answer]
-        self._unread = answer.prompt
+        self.sequences = [sequence]
+        self._pending_prompt = sequence.prompt
         self._lengths = [0]  # tokens in the cache, per answer
         self._next: list[int] = []
         self._cache, self._mergeable = _new_cache(weights.model)
-        self._takes = inspect.signature(weights.model.forward).parameters
-        self._cache_argument = "cache" if "cache" in self._takes else "past_key_values"  # transformers before 5.24
+        self._accepted_inputs = inspect.signature(weights.model.forward).parameters
+        self._cache_argument = (
+            "cache" if "cache" in self._accepted_inputs else "past_key_values"
+        )  # transformers before 5.24
 
     @property
-    def reading(self) -> bool:
+    def is_prefilling(self) -> bool:
         """Whether the prompt is not read to its end yet."""
-        return bool(self._unread)
+        return bool(self._pending_prompt)
 
     @property
-    def alone(self) -> bool:
+    def must_run_alone(self) -> bool:
         """Whether the answer must come out the same in any company: then it keeps none, for the last bit's sake."""
-        return any(answer.completion.seed is not None for answer in self.answers)
+        return any(sequence.completion.seed is not None for sequence in self.sequences)
 
     def step(self) -> list[Reply]:
-        """Read a piece of the prompt, or give every answer its next token. Raises `CannotAnswer`."""
-        if self._unread:
-            piece, self._unread = self._unread[:PREFILL_TOKENS], self._unread[PREFILL_TOKENS:]
-            logits = self._forward([piece])
-            return [] if self._unread else self._push(logits)
+        """Read a piece of the prompt, or give every answer its next token. Raises `GenerationError`."""
+        if self._pending_prompt:
+            chunk, self._pending_prompt = self._pending_prompt[:PREFILL_TOKENS], self._pending_prompt[PREFILL_TOKENS:]
+            logits = self._forward([chunk])
+            return [] if self._pending_prompt else self._push(logits)
         return self._push(self._forward([[token] for token in self._next]))
 
-    def joins(self, other: Batch) -> bool:
+    def can_merge(self, other: Batch) -> bool:
         """Whether the two could go on as one."""
-        same = self.weights is other.weights and self.adapter == other.adapter
+        compatible = self.weights is other.weights and self.adapter == other.adapter
         return (
-            same and self._mergeable and not self.alone and not other.alone and not self.reading and not other.reading
+            compatible
+            and self._mergeable
+            and not self.must_run_alone
+            and not other.must_run_alone
+            and not self.is_prefilling
+            and not other.is_prefilling
         )
 
-    def absorb(self, other: Batch) -> None:
+    def merge(self, other: Batch) -> None:
         """Take over the answers of another batch."""
         width = max(*self._lengths, *other._lengths)
         pairs = zip(self._cache.layers, other._cache.layers, strict=True)
         self._cache = DynamicCache(
             [
                 (
-                    torch.cat([_widened(mine.keys, width), _widened(theirs.keys, width)]),
-                    torch.cat([_widened(mine.values, width), _widened(theirs.values, width)]),
+                    torch.cat([_pad_left(mine.keys, width), _pad_left(theirs.keys, width)]),
+                    torch.cat([_pad_left(mine.values, width), _pad_left(theirs.values, width)]),
                 )
                 for mine, theirs in pairs
             ]
         )
-        self.answers += other.answers
+        self.sequences += other.sequences
         self._lengths += other._lengths
         self._next += other._next
 
-    def drop(self, gone: Callable[[Answer], bool]) -> None:
+    def remove(self, is_dropped: Callable[[SequenceState], bool]) -> None:
         """Let go of some answers and of the room that they took in the cache."""
-        keep = [row for row, answer in enumerate(self.answers) if not gone(answer)]
-        if len(keep) == len(self.answers):
+        keep = [row for row, sequence in enumerate(self.sequences) if not is_dropped(sequence)]
+        if len(keep) == len(self.sequences):
             return
-        self.answers = [self.answers[row] for row in keep]
+        self.sequences = [self.sequences[row] for row in keep]
         self._next = [self._next[row] for row in keep] if self._next else []
         self._lengths = [self._lengths[row] for row in keep]
         if keep:  # else the batch is over, and its cache with it
             width = max(self._lengths)
             pairs = [(layer.keys, layer.values) for layer in self._cache.layers]
             self._cache = DynamicCache(
-                [(_kept(keys, keep, width), _kept(values, keep, width)) for keys, values in pairs]
+                [(_select_rows(keys, keep, width), _select_rows(values, keep, width)) for keys, values in pairs]
             )
 
     def _forward(self, columns: list[list[int]]) -> torch.Tensor:
         """Tokens (answers, new) → the logits behind the last ones (answers, vocabulary)."""
-        self.weights.switch(self.adapter)
+        self.weights.activate(self.adapter)
         model, new = self.weights.model, len(columns[0])
-        positions = [list(range(have, have + new)) for have in self._lengths]
+        positions = [list(range(length, length + new)) for length in self._lengths]
         inputs: dict[str, Any] = {
             "position_ids": torch.tensor(positions, device=model.device),
             "attention_mask": self._mask(new),
             "logits_to_keep": 1,
         }
-        taken = {name: value for name, value in inputs.items() if name in self._takes and value is not None}
+        accepted = {
+            name: value for name, value in inputs.items() if name in self._accepted_inputs and value is not None
+        }
         tokens = torch.tensor(columns, device=model.device)
         with torch.inference_mode():
-            out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **taken)
-        self._lengths = [have + new for have in self._lengths]
+            out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **accepted)
+        self._lengths = [length + new for length in self._lengths]
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
@@ -120,29 +129,31 @@ class Batch:
         width = max(self._lengths) + new
         if width == min(self._lengths) + new:
             return None
-        rows = [[0] * (width - have - new) + [1] * (have + new) for have in self._lengths]
+        rows = [[0] * (width - length - new) + [1] * (length + new) for length in self._lengths]
         return torch.tensor(rows, device=self.weights.model.device)
 
     def _push(self, logits: torch.Tensor) -> list[Reply]:
         if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
             sentence = "The model's output is not a number any more: this run has diverged. Try an earlier checkpoint."
-            raise CannotAnswer(409, "model_diverged", sentence)
-        self._next = choose(self._allowed(logits), [answer.taste for answer in self.answers])
+            raise GenerationError(409, "model_diverged", sentence)
+        self._next = sample(self._constrained(logits), [sequence.sampling for sequence in self.sequences])
         stop_tokens = self.weights.stop_tokens
-        pairs = zip(self.answers, self._next, strict=True)
-        replies = [reply for answer, token in pairs for reply in answer.push(token, stop_tokens)]
-        self.drop(lambda answer: answer.finished)
+        pairs = zip(self.sequences, self._next, strict=True)
+        replies = [reply for sequence, token in pairs for reply in sequence.push(token, stop_tokens)]
+        self.remove(lambda sequence: sequence.finished)
         return replies
 
-    def _allowed(self, logits: torch.Tensor) -> torch.Tensor:
+    def _constrained(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits after what the model's makers recommend, -inf where a constraint forbids."""
         penalty = self.weights.repetition_penalty
         if penalty != 1:
-            logits = penalised(logits, penalty, [answer.prompt + answer.tokens for answer in self.answers])
-        guides = [answer.guide for answer in self.answers]
-        if not any(guides):
+            logits = apply_repetition_penalty(
+                logits, penalty, [sequence.prompt + sequence.tokens for sequence in self.sequences]
+            )
+        matchers = [sequence.matcher for sequence in self.sequences]
+        if not any(matchers):
             return logits
-        return logits.masked_fill(~allowed(guides, logits.shape[-1]).to(logits.device), -torch.inf)
+        return logits.masked_fill(~allowed_tokens(matchers, logits.shape[-1]).to(logits.device), -torch.inf)
 
 
 def _new_cache(model: Any) -> tuple[Any, bool]:
@@ -153,10 +164,10 @@ def _new_cache(model: Any) -> tuple[Any, bool]:
     return cache, False
 
 
-def _widened(states: torch.Tensor, width: int) -> torch.Tensor:
+def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
     """(answers, heads, tokens, head size), padded on the left to `width` tokens."""
     return torch.nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
 
 
-def _kept(states: torch.Tensor, rows: Sequence[int], width: int) -> torch.Tensor:
+def _select_rows(states: torch.Tensor, rows: Sequence[int], width: int) -> torch.Tensor:
     return states[list(rows), :, states.shape[-2] - width :].contiguous()

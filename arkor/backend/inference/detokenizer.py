@@ -16,25 +16,25 @@ class TextStream:
         self._tokens: list[int] = []
         self._window = 0  # tokens before it are settled; those up to `_settled` are decoded again, for their spacing
         self._settled = 0
-        self._given = 0  # characters of the window's text
+        self._emitted = 0  # characters of the window's text
 
     def push(self, token: int) -> str:
         """The text that this token makes final; often empty in the middle of a character."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._window :])
-        whole = text.rstrip("\ufffd")  # what an unfinished character looks like
-        fresh = whole[self._given :]
-        self._given = max(self._given, len(whole))
-        if len(whole) == len(text):
+        complete = text.rstrip("\ufffd")  # what an unfinished character looks like
+        new_text = complete[self._emitted :]
+        self._emitted = max(self._emitted, len(complete))
+        if len(complete) == len(text):
             self._window, self._settled = self._settled, len(self._tokens)
-            self._given = len(self._decode(self._tokens[self._window :]))
-        return fresh
+            self._emitted = len(self._decode(self._tokens[self._window :]))
+        return new_text
 
     def flush(self) -> str:
         """What is left when no more tokens come: the replacement characters of what stayed unfinished."""
         text = self._decode(self._tokens[self._window :])
-        fresh, self._given = text[self._given :], len(text)
-        return fresh
+        new_text, self._emitted = text[self._emitted :], len(text)
+        return new_text
 
 
 class StopStrings:
@@ -42,32 +42,32 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
-        self._held = ""
+        self._buffer = ""
         self.hit = False
 
     def push(self, text: str) -> str:
         """The text that can be shown now; nothing any more once one of them has come (`hit`)."""
         if not self._strings:
             return text
-        self._held += text
-        places = [place for place in map(self._held.find, self._strings) if place >= 0]
-        if places:
+        self._buffer += text
+        positions = [position for position in map(self._buffer.find, self._strings) if position >= 0]
+        if positions:
             self.hit = True
-            shown, self._held = self._held[: min(places)], ""
-            return shown
-        return self._release(len(self._held) - self._promising())
+            visible, self._buffer = self._buffer[: min(positions)], ""
+            return visible
+        return self._release(len(self._buffer) - self._partial_match_length())
 
     def flush(self) -> str:
         """What was held back, when no more text comes."""
-        return self._release(len(self._held))
+        return self._release(len(self._buffer))
 
     def _release(self, count: int) -> str:
-        shown, self._held = self._held[:count], self._held[count:]
-        return shown
+        visible, self._buffer = self._buffer[:count], self._buffer[count:]
+        return visible
 
-    def _promising(self) -> int:
+    def _partial_match_length(self) -> int:
         """How many characters at the end may be the beginning of one of the strings."""
-        return max(overlap(self._held, string) for string in self._strings)
+        return max(overlap(self._buffer, string) for string in self._strings)
 
 
 def overlap(text: str, string: str) -> int:

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from arkor.backend.inference import grammar_sandbox
-from arkor.backend.inference.messages import CannotAnswer, Constraint
+from arkor.backend.inference.messages import Constraint, GenerationError
 
 #: When a trial is given up that gets no time on the processor, in seconds.
-PATIENCE_SECONDS = 20.0
+COMPILE_TIMEOUT_SECONDS = 20.0
 
 #: Compiled grammars that are kept for each base.
-MOST_KEPT = 64
+MAX_CACHED_GRAMMARS = 64
 
 _LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
@@ -35,7 +35,7 @@ _LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=Fals
 _EXECUTOR = llguidance.LLExecutor()
 
 
-class Guide:
+class GrammarMatcher:
     """Holds one answer to its constraint."""
 
     def __init__(self, matcher: Any, constraint: Constraint) -> None:
@@ -43,102 +43,102 @@ class Guide:
         self._constraint = constraint
 
     def consume(self, token: int, *, ends: bool = False) -> None:
-        """The answer goes on with that token, or ends with it. Raises `CannotAnswer` when there is no way on."""
+        """The answer goes on with that token, or ends with it. Raises `GenerationError` when there is no way on."""
         if not ends:
             self.matcher.consume_token(token)
-        self.check()
+        self.raise_on_error()
 
-    def check(self) -> None:
-        """Raise `CannotAnswer` when there is no way on."""
+    def raise_on_error(self) -> None:
+        """Raise `GenerationError` when there is no way on."""
         if self.matcher.is_error():
-            raise refusal(self._constraint, self.matcher.get_error())
+            raise grammar_error(self._constraint, self.matcher.get_error())
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether the constraint is met and nothing can follow."""
         return bool(self.matcher.is_stopped())
 
 
-class Grammars:
+class GrammarCompiler:
     """What was compiled for one base. From any thread."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, stop_tokens: Sequence[int]) -> None:
         self._build = (tokenizer, vocabulary, list(stop_tokens))
         self._tokens: Any = None
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._cache: OrderedDict[str, Any] = OrderedDict()
         self._lock = Lock()
 
     def prepare(self) -> None:
-        """Read the vocabulary, which takes some tenths of a second the first time. Raises `CannotAnswer`."""
+        """Read the vocabulary, which takes some tenths of a second the first time. Raises `GenerationError`."""
         with self._lock:
             if self._tokens is None:
                 self._tokens = _tokens(*self._build)
 
-    def guide(self, constraint: Constraint) -> Guide:
-        """Compile it, or find it compiled. Raises `CannotAnswer` (400) for what cannot be."""
+    def matcher(self, constraint: Constraint) -> GrammarMatcher:
+        """Compile it, or find it compiled. Raises `GenerationError` (400) for what cannot be."""
         self.prepare()
         key = json.dumps([constraint.kind, constraint.value, constraint.whitespace], sort_keys=False)
         with self._lock:
-            compiled = self._kept.get(key)
+            compiled = self._cache.get(key)
         if compiled is None:
             compiled = self._compile(constraint)
         with self._lock:
-            self._kept[key] = compiled
-            self._kept.move_to_end(key)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-            return Guide(compiled.deep_copy(), constraint)
+            self._cache[key] = compiled
+            self._cache.move_to_end(key)
+            while len(self._cache) > MAX_CACHED_GRAMMARS:
+                self._cache.popitem(last=False)
+            return GrammarMatcher(compiled.deep_copy(), constraint)
 
     def _compile(self, constraint: Constraint) -> Any:
-        matcher = llguidance.LLMatcher(self._tokens, tried(constraint), log_level=0, limits=_LIMITS)
+        matcher = llguidance.LLMatcher(self._tokens, validated_grammar(constraint), log_level=0, limits=_LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # what nothing can satisfy shows here
-        Guide(matcher, constraint).check()
+        GrammarMatcher(matcher, constraint).raise_on_error()
         return matcher
 
 
-def tried(constraint: Constraint) -> str:
-    """The grammar, after it was compiled once where that could do no harm. Raises `CannotAnswer` (400)."""
-    asked = {"kind": constraint.kind, "value": constraint.value, "whitespace": constraint.whitespace}
+def validated_grammar(constraint: Constraint) -> str:
+    """The grammar, after it was compiled once where that could do no harm. Raises `GenerationError` (400)."""
+    request = {"kind": constraint.kind, "value": constraint.value, "whitespace": constraint.whitespace}
     command = [sys.executable, "-I", str(Path(grammar_sandbox.__file__))]
-    pipes: dict[str, Any] = {"input": json.dumps(asked), "capture_output": True, "text": True}
+    pipes: dict[str, Any] = {"input": json.dumps(request), "capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, check=False, timeout=PATIENCE_SECONDS, **pipes)  # noqa: S603 - our own file
+        completed = subprocess.run(command, check=False, timeout=COMPILE_TIMEOUT_SECONDS, **pipes)  # noqa: S603 - our own file
     except subprocess.TimeoutExpired:
         raise _too_complex(constraint) from None
-    if done.returncode != 0:
+    if completed.returncode != 0:
         raise _too_complex(constraint)
-    said = json.loads(done.stdout)
-    if "error" in said:
-        raise refusal(constraint, said["error"])
-    return str(said["grammar"])
+    result = json.loads(completed.stdout)
+    if "error" in result:
+        raise grammar_error(constraint, result["error"])
+    return str(result["grammar"])
 
 
-def allowed(guides: Sequence[Guide | None], vocabulary: int) -> torch.Tensor:
+def allowed_tokens(matchers: Sequence[GrammarMatcher | None], vocabulary: int) -> torch.Tensor:
     """Which tokens each answer may go on with: (answers, vocabulary), all of them without a guide."""
-    words = (vocabulary + 31) // 32
-    masks = np.full((len(guides), words), -1, dtype=np.int32)
-    held = [(guide.matcher, row) for row, guide in enumerate(guides) if guide is not None]
-    _EXECUTOR.unsafe_compute_mask_ptr(held, masks.ctypes.data, words * 4, len(guides))
+    word_count = (vocabulary + 31) // 32
+    masks = np.full((len(matchers), word_count), -1, dtype=np.int32)
+    constrained = [(matcher.matcher, row) for row, matcher in enumerate(matchers) if matcher is not None]
+    _EXECUTOR.unsafe_compute_mask_ptr(constrained, masks.ctypes.data, word_count * 4, len(matchers))
     bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
     bits[~bits.any(axis=1)] = 1  # of a guide that is lost, which says so when it is led on
     return torch.from_numpy(bits).bool()
 
 
-def refusal(constraint: Constraint, error: str) -> CannotAnswer:
+def grammar_error(constraint: Constraint, error: str) -> GenerationError:
     """A 400 in the words of the library, as far as they are a sentence."""
-    words = " ".join(error.replace("<non-verbose/>", "").split())[:300].rstrip(".")
-    if "NoExtension" in words or "Unsatisfiable" in words:
-        words = "no answer can satisfy it" + (f" ({words})" if "Unsatisfiable" in words else "")
-    return CannotAnswer(400, _code(constraint), f"{constraint.field}: {words}.")
+    reason = " ".join(error.replace("<non-verbose/>", "").split())[:300].rstrip(".")
+    if "NoExtension" in reason or "Unsatisfiable" in reason:
+        reason = "no answer can satisfy it" + (f" ({reason})" if "Unsatisfiable" in reason else "")
+    return GenerationError(400, _error_code(constraint), f"{constraint.field}: {reason}.")
 
 
-def _too_complex(constraint: Constraint) -> CannotAnswer:
-    words = f"it is too complex: compiling it takes more than {grammar_sandbox.SECONDS:g} s. Make it smaller."
-    return CannotAnswer(400, _code(constraint), f"{constraint.field}: {words}")
+def _too_complex(constraint: Constraint) -> GenerationError:
+    reason = f"it is too complex: compiling it takes more than {grammar_sandbox.CPU_SECONDS:g} s. Make it smaller."
+    return GenerationError(400, _error_code(constraint), f"{constraint.field}: {reason}")
 
 
-def _code(constraint: Constraint) -> str:
+def _error_code(constraint: Constraint) -> str:
     return "invalid_schema" if constraint.kind in ("json", "lark") else "invalid_constraint"
 
 
@@ -147,4 +147,4 @@ def _tokens(tokenizer: Any, vocabulary: int, stop_tokens: list[int]) -> Any:
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_tokens or None)
     except Exception as error:  # whatever a tokenizer of another kind makes of it
         sentence = f"The tokenizer of this model is of a kind that no answer can be constrained with: {error}"
-        raise CannotAnswer(400, "constraints_not_configured", sentence) from error
+        raise GenerationError(400, "constraints_not_configured", sentence) from error

@@ -16,18 +16,18 @@ import sys
 from typing import Any
 
 #: What a trial may take: seconds of processor time, however busy the machine is; bytes of memory.
-SECONDS, BYTES = 0.5, 2 * 2**30
+CPU_SECONDS, MEMORY_BYTES = 0.5, 2 * 2**30
 
 
-def grammar_of(asked: dict[str, Any]) -> str:
+def to_grammar(request: dict[str, Any]) -> str:
     """The library's own text for it. Raises ValueError for what is none."""
     from llguidance import LLMatcher  # noqa: PLC0415 - after the limits are set
 
-    kind, value = asked["kind"], asked["value"]
+    kind, value = request["kind"], request["value"]
     if kind == "regex":
         return str(LLMatcher.grammar_from_regex(_ESCAPE.sub(_in_ascii, value)))
     if kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(value, overrides=_json_options(asked["whitespace"])))
+        return str(LLMatcher.grammar_from_json_schema(value, overrides=_json_options(request["whitespace"])))
     if kind == "choice":
         value = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
     if kind == "grammar" and "::=" in value:
@@ -51,12 +51,12 @@ def _json_options(whitespace: str) -> dict[str, Any]:
     return {**flexible, "lenient": False, "coerce_one_of": False}
 
 
-def tried(asked: dict[str, Any]) -> dict[str, str]:
+def compile_grammar(request: dict[str, Any]) -> dict[str, str]:
     """Its grammar if it can be compiled, else what is wrong with it."""
     from llguidance import LLMatcher, LLTokenizer  # noqa: PLC0415 - as above
 
     try:
-        grammar = grammar_of(asked)
+        grammar = to_grammar(request)
     except RecursionError:
         return {"error": "is nested too deep"}
     except Exception as error:  # noqa: BLE001 - a converter raises what it likes; it is all about the input
@@ -69,9 +69,9 @@ def tried(asked: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     """Read, try, write."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    json.dump(tried(json.load(sys.stdin)), sys.stdout)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    json.dump(compile_grammar(json.load(sys.stdin)), sys.stdout)
 
 
 if __name__ == "__main__":

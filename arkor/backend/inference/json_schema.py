@@ -12,13 +12,13 @@ from typing import Any
 from arkor.errors import InvalidConfig
 
 #: Schemas inside a schema: how many, and how deep.
-MOST_SCHEMAS, DEEPEST = 10_000, 48
+MAX_SCHEMAS, MAX_DEPTH = 10_000, 48
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "additionalItems")
+_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SUBSCHEMAS = ("items", "additionalProperties", "additionalItems")
 
-_VALUES = (
+_ASSERTIONS = (
     "type",
     "enum",
     "const",
@@ -40,7 +40,7 @@ _VALUES = (
 )
 
 #: Say nothing of what is valid.
-_NOTES = (
+_ANNOTATIONS = (
     "title",
     "description",
     "default",
@@ -63,7 +63,7 @@ _NOTES = (
 )
 
 #: Would be ignored by the library, so that what comes out might not be valid.
-_UNABLE = (
+_UNSUPPORTED = (
     "not",
     "if",
     "then",
@@ -89,7 +89,7 @@ _UNABLE = (
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 
-_KNOWN = (*_MAPS, *_LISTS, *_SINGLE, *_VALUES, *_NOTES)
+_KNOWN = (*_SCHEMA_MAPS, *_SCHEMA_LISTS, *_SUBSCHEMAS, *_ASSERTIONS, *_ANNOTATIONS)
 
 
 class InvalidSchema(InvalidConfig):
@@ -100,29 +100,29 @@ def check_schema(name: str, schema: Any, *, strict: bool) -> None:
     """Raise `InvalidSchema` for what cannot be honoured, or for what `strict` forbids; `name` is the field it is in."""
     if not isinstance(schema, Mapping):
         raise InvalidSchema(name, "must be a JSON schema, which is an object")
-    for count, (path, part) in enumerate(_walk(name, schema)):
-        if count >= MOST_SCHEMAS:
-            raise InvalidSchema(name, f"has more than {MOST_SCHEMAS} schemas in it")
-        _check_keywords(path, part, whole=schema)
+    for count, (path, part) in enumerate(_walk_schemas(name, schema)):
+        if count >= MAX_SCHEMAS:
+            raise InvalidSchema(name, f"has more than {MAX_SCHEMAS} schemas in it")
+        _check_keywords(path, part, root=schema)
         if strict:
             _check_strict(path, part)
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema with every object in it closed to further properties."""
-    return dict(_closed(schema))
+    return dict(_close(schema))
 
 
-def _closed(schema: Any) -> Any:
+def _close(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     inner = {
-        name: {key: _closed(part) for key, part in value.items()}
-        if name in _MAPS and isinstance(value, Mapping)
-        else [_closed(part) for part in value]
-        if isinstance(value, list) and (name in _LISTS or name in _SINGLE)
-        else _closed(value)
-        if name in _SINGLE
+        name: {key: _close(part) for key, part in value.items()}
+        if name in _SCHEMA_MAPS and isinstance(value, Mapping)
+        else [_close(part) for part in value]
+        if isinstance(value, list) and (name in _SCHEMA_LISTS or name in _SUBSCHEMAS)
+        else _close(value)
+        if name in _SUBSCHEMAS
         else value
         for name, value in schema.items()
     }
@@ -132,7 +132,7 @@ def _closed(schema: Any) -> Any:
 # What is in a schema
 
 
-def _walk(name: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _walk_schemas(name: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every schema in a schema, itself first, with the path to it."""
     waiting: list[tuple[str, Any, int]] = [(name, schema, 0)]
     while waiting:
@@ -141,39 +141,41 @@ def _walk(name: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
             continue
         if not isinstance(part, Mapping):
             raise InvalidSchema(path, "must be a schema: an object, true or false")
-        if depth > DEEPEST:
-            raise InvalidSchema(name, f"is nested more than {DEEPEST} schemas deep")
+        if depth > MAX_DEPTH:
+            raise InvalidSchema(name, f"is nested more than {MAX_DEPTH} schemas deep")
         yield path, part
         waiting += [(f"{path}.{inner}", one, depth + 1) for inner, one in _children(path, part)]
 
 
 def _children(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in schema.items():
-        if name in _MAPS:
+        if name in _SCHEMA_MAPS:
             if not isinstance(value, Mapping):
                 raise InvalidSchema(f"{path}.{name}", "must be an object of schemas")
             yield from ((f"{name}.{key[:60]}", part) for key, part in value.items())
-        elif name in _LISTS or (name == "items" and isinstance(value, list)):
+        elif name in _SCHEMA_LISTS or (name == "items" and isinstance(value, list)):
             if not isinstance(value, list):
                 raise InvalidSchema(f"{path}.{name}", "must be a list of schemas")
             yield from ((f"{name}[{index}]", part) for index, part in enumerate(value))
-        elif name in _SINGLE:
+        elif name in _SUBSCHEMAS:
             yield name, value
 
 
-def _check_keywords(path: str, schema: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+def _check_keywords(path: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
     for name, value in schema.items():
-        if name in _UNABLE and value not in (False, {}, []):
+        if name in _UNSUPPORTED and value not in (False, {}, []):
             raise InvalidSchema(f"{path}.{name}", "is a keyword that an answer cannot be held to here; leave it out")
-        if name not in _KNOWN and name not in _UNABLE and not name.startswith("x-"):
-            near = difflib.get_close_matches(name[:80], _KNOWN, n=1, cutoff=0.8)
-            if near:
-                raise InvalidSchema(f"{path}.{name[:80]}", f"is no keyword of JSON Schema; did you mean {near[0]}?")
+        if name not in _KNOWN and name not in _UNSUPPORTED and not name.startswith("x-"):
+            suggestions = difflib.get_close_matches(name[:80], _KNOWN, n=1, cutoff=0.8)
+            if suggestions:
+                raise InvalidSchema(
+                    f"{path}.{name[:80]}", f"is no keyword of JSON Schema; did you mean {suggestions[0]}?"
+                )
     if "type" in schema:
         _check_type(path, schema["type"])
     _check_count(path, schema)
     ref = schema.get("$ref")
-    if ref is not None and not (isinstance(ref, str) and (ref.startswith("#") or "$id" in whole)):
+    if ref is not None and not (isinstance(ref, str) and (ref.startswith("#") or "$id" in root)):
         raise InvalidSchema(f"{path}.$ref", 'must be a reference into the schema itself ("#/…"); nothing is fetched')
 
 
@@ -185,10 +187,10 @@ def _check_type(path: str, types: Any) -> None:
 
 def _check_count(path: str, schema: Mapping[str, Any]) -> None:
     """In an open object a name may come twice, which counts once."""
-    least, required = schema.get("minProperties"), schema.get("required")
-    surely = len(required) + 1 if isinstance(required, list) else 1
+    minimum, required = schema.get("minProperties"), schema.get("required")
+    guaranteed = len(required) + 1 if isinstance(required, list) else 1
     is_open = schema.get("additionalProperties") is not False or "patternProperties" in schema
-    if isinstance(least, (int, float)) and least > surely and is_open:
+    if isinstance(minimum, (int, float)) and minimum > guaranteed and is_open:
         raise InvalidSchema(f"{path}.minProperties", "cannot be held in an object that is open to further properties")
 
 

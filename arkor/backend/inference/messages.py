@@ -29,16 +29,16 @@ class Constraint:
 
 
 @frozen
-class Calling:
+class ToolChoice:
     """Tools that the answer may call, in OpenAI's shape; `forced`: must, the one of that `name` if it is not None.
 
-    `several` allows more than one call in an answer.
+    `parallel` allows more than one call in an answer.
     """
 
     tools: tuple[Mapping[str, Any], ...]
     forced: bool
     name: str | None
-    several: bool
+    parallel: bool
 
     @property
     def callable(self) -> tuple[Mapping[str, Any], ...]:
@@ -47,7 +47,7 @@ class Calling:
 
 
 @frozen
-class Completion:
+class CompletionRequest:
     """One answer to generate: by `model` (an id or a folder), with the adapter in the folder `adapter` if not None.
 
     `temperature` 0 is greedy; `max_tokens` None leaves the length of the answer to the generator. The answer ends
@@ -64,7 +64,7 @@ class Completion:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     constraint: Constraint | None = None
-    calling: Calling | None = None
+    tool_choice: ToolChoice | None = None
 
 
 @frozen
@@ -109,7 +109,7 @@ class Failed:
 Reply = Delta | CallDelta | Done | Failed
 
 
-class CannotAnswer(Exception):
+class GenerationError(Exception):
     """A completion that a generator refuses, with what `Failed` will say."""
 
     def __init__(self, status: int, code: str, sentence: str) -> None:
@@ -125,7 +125,7 @@ class CannotAnswer(Exception):
 class Generator(Protocol):
     """Answers several completions side by side."""
 
-    def submit(self, completion: Completion) -> None:
+    def submit(self, completion: CompletionRequest) -> None:
         """Take it on; whatever is wrong with it comes out of `step()`."""
 
     def cancel(self, completion_id: str) -> None:
@@ -141,32 +141,32 @@ class Generator(Protocol):
 
 # The lines between the two processes
 
-_KINDS: dict[str, type[Any]] = {"delta": Delta, "call": CallDelta, "done": Done, "error": Failed}
-_KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
+_REPLY_TYPES: dict[str, type[Any]] = {"delta": Delta, "call": CallDelta, "done": Done, "error": Failed}
+_TYPE_NAMES = {cls: kind for kind, cls in _REPLY_TYPES.items()}
 
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
     """`{"id": …, "delta" | "call" | "done" | "error": {…}}`."""
     fields = attrs.asdict(reply)
-    return {"id": fields.pop("id"), _KIND_OF[type(reply)]: fields}
+    return {"id": fields.pop("id"), _TYPE_NAMES[type(reply)]: fields}
 
 
 def reply_from_json(data: Mapping[str, Any]) -> Reply:
     """The inverse of `reply_to_json`; raises KeyError or TypeError on anything else."""
-    kind = next(kind for kind in _KINDS if kind in data)
-    reply: Reply = _KINDS[kind](data["id"], **data[kind])
+    kind = next(kind for kind in _REPLY_TYPES if kind in data)
+    reply: Reply = _REPLY_TYPES[kind](data["id"], **data[kind])
     return reply
 
 
-def completion_from_json(data: Mapping[str, Any]) -> Completion:
+def completion_from_json(data: Mapping[str, Any]) -> CompletionRequest:
     """What `attrs.asdict(completion)` became on its way through JSON."""
-    calling = data.get("calling")
-    return Completion(
+    tool_choice = data.get("tool_choice")
+    return CompletionRequest(
         **{
             **data,
             "messages": tuple(data["messages"]),
             "stop": tuple(data.get("stop", ())),
             "constraint": Constraint(**data["constraint"]) if data.get("constraint") else None,
-            "calling": Calling(**{**calling, "tools": tuple(calling["tools"])}) if calling else None,
+            "tool_choice": ToolChoice(**{**tool_choice, "tools": tuple(tool_choice["tools"])}) if tool_choice else None,
         }
     )

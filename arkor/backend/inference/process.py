@@ -21,9 +21,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from arkor.backend.compute.process_tuning import be_modest, keep_few_shapes, take_stdout
+from arkor.backend.compute.process_tuning import claim_stdout, limit_onednn_cache, lower_priority
 from arkor.backend.inference.messages import Generator, Reply, completion_from_json, reply_to_json
-from arkor.backend.inference.scripted_generator import EchoGenerator
+from arkor.backend.inference.scripted_generator import ScriptedGenerator
 from arkor.protocol.codec import dumps
 from arkor.settings import serving_memory_bytes
 
@@ -31,15 +31,15 @@ from arkor.settings import serving_memory_bytes
 def load_generator(engine: str, home: Path) -> Generator:
     """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
     if engine == "scripted":
-        return EchoGenerator()
-    keep_few_shapes()
+        return ScriptedGenerator()
+    limit_onednn_cache()
     generator: Generator = importlib.import_module("arkor.backend.inference.generator").TorchGenerator(
         home, serving_memory_bytes()
     )
     return generator
 
 
-class Desk:
+class RequestQueue:
     """Takes in what is asked, and lets the generator work while there is something to do."""
 
     def __init__(self, generator: Generator, send: Callable[[Reply], None]) -> None:
@@ -47,17 +47,17 @@ class Desk:
         self._send = send
         self._inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
-    def put(self, asked: dict[str, Any]) -> None:
+    def put(self, request: dict[str, Any]) -> None:
         """Hand in a line; from any thread."""
-        self._inbox.put(asked)
+        self._inbox.put(request)
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Take in everything that was asked, waiting for it if there is no work; then a token for everybody."""
-        while asked := self._next():
-            if "completion" in asked:
-                self._generator.submit(completion_from_json(asked["completion"]))
+        while request := self._next():
+            if "completion" in request:
+                self._generator.submit(completion_from_json(request["completion"]))
             else:
-                self._generator.cancel(asked["cancel"])
+                self._generator.cancel(request["cancel"])
         for reply in self._generator.step():
             self._send(reply)
 
@@ -68,10 +68,10 @@ class Desk:
             return None
 
 
-def read_lines(stream: BinaryIO, desk: Desk) -> None:
+def read_lines(stream: BinaryIO, requests: RequestQueue) -> None:
     """Hand every line to the desk; the end of the stream is the end of the process."""
     for line in stream:
-        desk.put(json.loads(line))
+        requests.put(json.loads(line))
     os._exit(0)
 
 
@@ -83,16 +83,16 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--engine", choices=["trl", "scripted"], required=True)
     options = parser.parse_args()
-    be_modest()
-    out = take_stdout()
+    lower_priority()
+    out = claim_stdout()
 
     def send(reply: Reply) -> None:
         out.write(dumps(reply_to_json(reply)).encode() + b"\n")
 
-    desk = Desk(load_generator(options.engine, options.home), send)
-    threading.Thread(target=read_lines, args=(sys.stdin.buffer, desk), daemon=True).start()
+    requests = RequestQueue(load_generator(options.engine, options.home), send)
+    threading.Thread(target=read_lines, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
-        desk.turn()
+        requests.step()
 
 
 if __name__ == "__main__":

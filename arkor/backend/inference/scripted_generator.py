@@ -12,43 +12,45 @@ from typing import Any
 from attrs import define
 
 from arkor.backend.inference.detokenizer import StopStrings
-from arkor.backend.inference.messages import CallDelta, CannotAnswer, Completion, Delta, Done, Reply
+from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, GenerationError, Reply
 from arkor.protocol.chat import message_text
 
 
 @define
-class _Echo:
-    completion: Completion
+class _ScriptedCompletion:
+    completion: CompletionRequest
     words: list[str]
-    stops: StopStrings
-    said: int = 0
+    stop_strings: StopStrings
+    emitted: int = 0
 
-    def word(self) -> list[Reply]:
+    def next_reply(self) -> list[Reply]:
         """The word that is next, as text or as arguments of a call."""
-        word, completion = self.words[self.said - 1], self.completion
-        if self._calls:
-            first = completion.calling.callable[0]["name"] if completion.calling and self.said == 1 else None
+        word, completion = self.words[self.emitted - 1], self.completion
+        if self._is_calling:
+            first = completion.tool_choice.callable[0]["name"] if completion.tool_choice and self.emitted == 1 else None
             return [CallDelta(completion.id, 0, word, f"call_{completion.id}" if first else None, first)]
-        text = self.stops.push(word)
-        text += self.stops.flush() if self.over and not self.stops.hit else ""
+        text = self.stop_strings.push(word)
+        text += self.stop_strings.flush() if self.finished and not self.stop_strings.hit else ""
         return [Delta(completion.id, text)] if text else []
 
     @property
-    def over(self) -> bool:
-        return self.stops.hit or self.said >= min(len(self.words), self.completion.max_tokens or len(self.words))
+    def finished(self) -> bool:
+        return self.stop_strings.hit or self.emitted >= min(
+            len(self.words), self.completion.max_tokens or len(self.words)
+        )
 
     @property
     def reason(self) -> str:
-        if not self.stops.hit and self.said < len(self.words):
+        if not self.stop_strings.hit and self.emitted < len(self.words):
             return "length"
-        return "tool_calls" if self._calls else "stop"
+        return "tool_calls" if self._is_calling else "stop"
 
     @property
-    def _calls(self) -> bool:
-        return self.completion.calling is not None and self.completion.calling.forced
+    def _is_calling(self) -> bool:
+        return self.completion.tool_choice is not None and self.completion.tool_choice.forced
 
 
-class EchoGenerator:
+class ScriptedGenerator:
     """Says `scripted: <last user message>`, a word a step.
 
     `ARKOR_SCRIPTED_TOKEN_SECONDS` is the time a step takes. The model `scripted/crash` ends the process;
@@ -58,89 +60,91 @@ class EchoGenerator:
     """
 
     def __init__(self) -> None:
-        self._echoes: dict[str, _Echo] = {}
-        self._refusals: list[Reply] = []
+        self._active: dict[str, _ScriptedCompletion] = {}
+        self._failures: list[Reply] = []
         self._seconds = float(os.environ.get("ARKOR_SCRIPTED_TOKEN_SECONDS") or 0)
 
-    def submit(self, completion: Completion) -> None:
+    def submit(self, completion: CompletionRequest) -> None:
         """See `Generator`."""
         if completion.model == "scripted/crash":
             os._exit(13)
         try:
-            words = re.findall(r"\S+\s*|\s+", _text(completion))
-        except CannotAnswer as refusal:
-            self._refusals.append(refusal.reply(completion.id))
+            words = re.findall(r"\S+\s*|\s+", _scripted_text(completion))
+        except GenerationError as failure:
+            self._failures.append(failure.reply(completion.id))
         else:
-            self._echoes[completion.id] = _Echo(completion, words, StopStrings(completion.stop))
+            self._active[completion.id] = _ScriptedCompletion(completion, words, StopStrings(completion.stop))
 
     def cancel(self, completion_id: str) -> None:
         """See `Generator`."""
-        self._echoes.pop(completion_id, None)
+        self._active.pop(completion_id, None)
 
     def step(self) -> list[Reply]:
         """See `Generator`."""
         time.sleep(self._seconds)
-        refusals, self._refusals = self._refusals, []
-        return refusals + [reply for echo in list(self._echoes.values()) for reply in self._say(echo)]
+        failures, self._failures = self._failures, []
+        return failures + [reply for active in list(self._active.values()) for reply in self._advance(active)]
 
     @property
     def busy(self) -> bool:
         """See `Generator`."""
-        return bool(self._echoes or self._refusals)
+        return bool(self._active or self._failures)
 
-    def _say(self, echo: _Echo) -> list[Reply]:
-        completion = echo.completion
-        if completion.model == "scripted/fail" or (completion.model == "scripted/break" and echo.said == 2):
+    def _advance(self, active: _ScriptedCompletion) -> list[Reply]:
+        completion = active.completion
+        if completion.model == "scripted/fail" or (completion.model == "scripted/break" and active.emitted == 2):
             self.cancel(completion.id)
             return [
-                CannotAnswer(503, "scripted", "The scripted generator fails, as it was asked to.").reply(completion.id)
+                GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.").reply(
+                    completion.id
+                )
             ]
-        echo.said += 1
-        replies = echo.word()
-        if echo.over:
+        active.emitted += 1
+        replies = active.next_reply()
+        if active.finished:
             self.cancel(completion.id)
             prompt = sum(len(message_text(message).split()) for message in completion.messages)
-            replies.append(Done(completion.id, echo.reason, prompt, echo.said))
+            replies.append(Done(completion.id, active.reason, prompt, active.emitted))
         return replies
 
 
-def _text(completion: Completion) -> str:
-    """What there is to say. Raises `CannotAnswer`."""
-    constraint, calling = completion.constraint, completion.calling
-    if calling is not None and calling.forced:
-        return _json("tools", calling.callable[0].get("parameters") or {})
+def _scripted_text(completion: CompletionRequest) -> str:
+    """What there is to say. Raises `GenerationError`."""
+    constraint, tool_choice = completion.constraint, completion.tool_choice
+    if tool_choice is not None and tool_choice.forced:
+        return _scripted_json("tools", tool_choice.callable[0].get("parameters") or {})
     if constraint is None:
         questions = [message_text(message) for message in completion.messages if message["role"] == "user"]
         return f"scripted: {questions[-1] if questions else ''}"
     if constraint.kind == "choice":
         return str(constraint.value[0])
     if constraint.kind == "json":
-        return _json(constraint.field, constraint.value)
+        return _scripted_json(constraint.field, constraint.value)
     sentence = f"{constraint.field}: the scripted engine cannot hold an answer to it; use choice or json"
-    raise CannotAnswer(400, "constraints_not_configured", sentence)
+    raise GenerationError(400, "constraints_not_configured", sentence)
 
 
-def _json(field: str, schema: Mapping[str, Any]) -> str:
+def _scripted_json(field: str, schema: Mapping[str, Any]) -> str:
     try:
         return json.dumps(_example(schema), ensure_ascii=False)
     except (LookupError, TypeError, AttributeError, RecursionError):
         sentence = f"{field}: the scripted engine finds no example of this schema; a plainer one it may know"
-        raise CannotAnswer(400, "invalid_schema", sentence) from None
+        raise GenerationError(400, "invalid_schema", sentence) from None
 
 
 _EXAMPLES = {"string": "", "integer": 0, "number": 0, "boolean": True, "null": None, "array": [], "object": {}}
 
 
-def _example(schema: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> Any:
+def _example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
     """What fits a plain schema: of types, properties, constants and references, without bounds."""
-    whole = schema if whole is None else whole
+    root = schema if root is None else root
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]
     if "$ref" in schema:
-        return _example(whole[schema["$ref"].split("/")[1]][schema["$ref"].split("/")[2]], whole)
+        return _example(root[schema["$ref"].split("/")[1]][schema["$ref"].split("/")[2]], root)
     if "anyOf" in schema:
-        return _example(schema["anyOf"][0], whole)
+        return _example(schema["anyOf"][0], root)
     if "properties" in schema:
-        return {name: _example(part, whole) for name, part in schema["properties"].items()}
+        return {name: _example(part, root) for name, part in schema["properties"].items()}
     kind = schema.get("type", "object")
     return _EXAMPLES[kind if isinstance(kind, str) else kind[0]]

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from arkor.backend.inference.json_schema import InvalidSchema, check_schema
-from arkor.backend.inference.messages import Calling
+from arkor.backend.inference.messages import ToolChoice
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest
 
-MOST_TOOLS = 128
+MAX_TOOLS = 128
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_CHOICES = 'must be "auto", "none", "required" or {"type": "function", "function": {"name": …}}'
+_CHOICE_PROBLEM = 'must be "auto", "none", "required" or {"type": "function", "function": {"name": …}}'
 
 
-def calling_of(wanted: InferenceRequest) -> Calling | None:
+def parse_tool_choice(request: InferenceRequest) -> ToolChoice | None:
     """None when nothing may be called. Raises `InvalidConfig`, for a schema `InvalidSchema`."""
-    tools = _tools(wanted.tools)
-    choice = wanted.tool_choice
+    tools = _parse_tools(request.tools)
+    choice = request.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
             raise InvalidConfig("tool_choice", "asks for a call, but there are no tools")
@@ -31,17 +31,17 @@ def calling_of(wanted: InferenceRequest) -> Calling | None:
     if choice == "none":
         return None
     if choice in (None, "auto", "required"):
-        several = wanted.parallel_tool_calls
+        parallel = request.parallel_tool_calls
         forced = choice == "required"
-        return Calling(tools, forced=forced, name=None, several=bool(several) if forced else several is not False)
-    return Calling(tools, forced=True, name=_chosen(choice, tools), several=False)
+        return ToolChoice(tools, forced=forced, name=None, parallel=bool(parallel) if forced else parallel is not False)
+    return ToolChoice(tools, forced=True, name=_chosen_name(choice, tools), parallel=False)
 
 
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def _parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if value is None:
         return ()
-    if not isinstance(value, (list, tuple)) or len(value) > MOST_TOOLS:
-        raise InvalidConfig("tools", f"must be a list of at most {MOST_TOOLS} tools")
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_TOOLS:
+        raise InvalidConfig("tools", f"must be a list of at most {MAX_TOOLS} tools")
     names: set[str] = set()
     for index, tool in enumerate(value):
         _check_tool(f"tools[{index}]", tool)
@@ -76,10 +76,10 @@ def _check_parameters(field: str, function: Mapping[str, Any]) -> None:
         raise InvalidSchema(f"{field}.type", "must be object: a function is called with an object of arguments")
 
 
-def _chosen(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
+def _chosen_name(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidConfig("tool_choice", _CHOICES)
+        raise InvalidConfig("tool_choice", _CHOICE_PROBLEM)
     names = [tool["function"]["name"] for tool in tools]
     if function["name"] not in names:
         raise InvalidConfig("tool_choice", f"{function['name'][:80]!r} is none of the tools: {', '.join(names)[:300]}")

@@ -8,34 +8,34 @@ from typing import Any
 
 from arkor.backend.data.datasets import Rows
 from arkor.backend.data.file_readers import DataError
-from arkor.backend.training.tokenization import IGNORED, Encoded
+from arkor.backend.training.tokenization import IGNORE_INDEX, EncodedDataset
 from arkor.protocol.checks import Duplicates, Lengths, PreviewRow
 from arkor.protocol.codec import to_wire
 
 #: Takes in what was found, as one line of JSON.
-Line = Callable[[dict[str, Any]], None]
+Emit = Callable[[dict[str, Any]], None]
 
 #: So many rows are shown, of each so many tokens at most; so many pairs of the same rows are named.
-SHOWN_ROWS, SHOWN_TOKENS, NAMED_PAIRS = 3, 512, 20
+PREVIEW_ROWS, PREVIEW_TOKENS, MAX_DUPLICATE_EXAMPLES = 3, 512, 20
 
 #: How many groups the lengths are sorted into.
-BINS = 8
+HISTOGRAM_BINS = 8
 
 
-def problems_of(error: DataError) -> dict[str, Any]:
+def data_problems(error: DataError) -> dict[str, Any]:
     """What is wrong with the data, in the fields of `checks.Check`."""
     problems = error.faults or (str(error),)
     return {"problems": problems, "problemCount": max(error.count, len(problems))}
 
 
-def counts_of(rows: Rows) -> dict[str, Any]:
+def row_counts(rows: Rows) -> dict[str, Any]:
     """What the rows themselves show, in the fields of `checks.Check`."""
     held_out = {"evalRows": len(rows.eval)} if rows.eval else {}
-    told = {"format": rows.format, "trainRows": len(rows.train), **held_out, "notes": rows.notes}
-    return {**told, "duplicates": to_wire(duplicates_of(rows))}
+    counts = {"format": rows.format, "trainRows": len(rows.train), **held_out, "notes": rows.notes}
+    return {**counts, "duplicates": to_wire(find_duplicates(rows))}
 
 
-def duplicates_of(rows: Rows) -> Duplicates:
+def find_duplicates(rows: Rows) -> Duplicates:
     """Which rows are there twice, within the training data and across both parts. Rows are counted from 1."""
     first: dict[bytes, int] = {}
     within, between = [], []
@@ -45,10 +45,12 @@ def duplicates_of(rows: Rows) -> Duplicates:
     for number, digest in enumerate(rows.eval.digests() if rows.eval else (), 1):
         if digest in first:
             between.append((number, first[digest]))
-    return Duplicates(len(within), len(between), tuple(within[:NAMED_PAIRS]), tuple(between[:NAMED_PAIRS]))
+    return Duplicates(
+        len(within), len(between), tuple(within[:MAX_DUPLICATE_EXAMPLES]), tuple(between[:MAX_DUPLICATE_EXAMPLES])
+    )
 
 
-def lengths_of(examples: Encoded, max_length: int) -> Lengths:
+def length_stats(examples: EncodedDataset, max_length: int) -> Lengths:
     """How long the rows of a part are, and what is cut off."""
     ordered = sorted(examples.lengths)
     longest = ordered[-1]
@@ -63,9 +65,9 @@ def lengths_of(examples: Encoded, max_length: int) -> Lengths:
         max_length=max_length,
         cut=examples.cut,
         left_out=examples.left_out,
-        counted=examples.counted,
-        lost=examples.lost,
-        bins=_bins(ordered),
+        counted=examples.labelled_tokens,
+        lost=examples.lost_tokens,
+        bins=_histogram(ordered),
     )
 
 
@@ -74,35 +76,37 @@ def _quantile(ordered: Sequence[int], share: float) -> int:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def _bins(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
     shortest, longest = ordered[0], ordered[-1]
-    width = max(1, math.ceil((longest - shortest + 1) / BINS))
+    width = max(1, math.ceil((longest - shortest + 1) / HISTOGRAM_BINS))
     counts = [0] * math.ceil((longest - shortest + 1) / width)
     for length in ordered:
         counts[(length - shortest) // width] += 1
-    return tuple((min(longest, shortest + width * (place + 1) - 1), count) for place, count in enumerate(counts))
+    return tuple(
+        (min(longest, shortest + width * (bin_index + 1) - 1), count) for bin_index, count in enumerate(counts)
+    )
 
 
-def preview_of(examples: Encoded, tokenizer: Any) -> tuple[PreviewRow, ...]:
+def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
     """The first rows that are trained on, token by token."""
-    return tuple(_preview(examples, place, tokenizer) for place in range(min(SHOWN_ROWS, len(examples))))
+    return tuple(_preview(examples, row_index, tokenizer) for row_index in range(min(PREVIEW_ROWS, len(examples))))
 
 
-def _preview(examples: Encoded, place: int, tokenizer: Any) -> PreviewRow:
-    ids = [int(token) for token in examples.input_ids[place][:SHOWN_TOKENS]]
-    labels = examples.labels[place][:SHOWN_TOKENS]
-    counted = [position > 0 and label != IGNORED for position, label in enumerate(labels)]
-    more = len(examples.input_ids[place]) - len(ids)
-    return PreviewRow(place + 1, _texts(ids, tokenizer), counted, more)
+def _preview(examples: EncodedDataset, row_index: int, tokenizer: Any) -> PreviewRow:
+    ids = [int(token) for token in examples.input_ids[row_index][:PREVIEW_TOKENS]]
+    labels = examples.labels[row_index][:PREVIEW_TOKENS]
+    counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels)]
+    more = len(examples.input_ids[row_index]) - len(ids)
+    return PreviewRow(row_index + 1, _token_texts(ids, tokenizer), counted, more)
 
 
-def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+def _token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """The text of each token; that of a character which several of them make up stands at the last one."""
     texts: list[str] = []
-    told = ""
+    decoded = ""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = text.startswith(told) and (count == len(ids) or not text.endswith("�"))
-        texts.append(text[len(told) :] if whole else "")
-        told = text if whole else told
+        whole = text.startswith(decoded) and (count == len(ids) or not text.endswith("�"))
+        texts.append(text[len(decoded) :] if whole else "")
+        decoded = text if whole else decoded
     return texts

@@ -24,12 +24,12 @@ from typing import Any
 
 from attrs import frozen
 
-from arkor.backend.compute.process_tuning import NICENESS, be_expendable, take_stdout
+from arkor.backend.compute.process_tuning import NICENESS, claim_stdout, prefer_oom_kill
 from arkor.backend.data.datasets import load_rows
 from arkor.backend.data.download import private_urls_allowed
 from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.interface import Run, RunError
-from arkor.backend.preflight.data_report import Line, counts_of, problems_of
+from arkor.backend.preflight.data_report import Emit, data_problems, row_counts
 from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import dumps, from_wire, to_wire
@@ -38,19 +38,19 @@ from arkor.protocol.jobs import BlobDataset, JobConfig
 
 
 @frozen
-class ScriptedRehearsal:
+class ScriptedDryRun:
     """Of a run of the scripted engine, which knows no tokens: the rows of an upload, and how long it will take."""
 
-    out: Line
+    emit: Emit
     busy: bool
 
-    def rehearse(self, run: Run) -> None:
-        """See `arkor.backend.preflight.dry_run.Rehearsal`."""
+    def dry_run(self, run: Run) -> None:
+        """See `arkor.backend.preflight.dry_run.DryRun`."""
         config = run.config
         if config.model == "scripted/fail":
             raise RunError("This model fails by design; name another one.")
-        self.out({"device": "cpu"})
-        self.out({"say": "Reading the data"})
+        self.emit({"device": "cpu"})
+        self.emit({"say": "Reading the data"})
         try:
             if isinstance(config.dataset_source, BlobDataset):
                 kind, private = (config.dataset_format or {}).get("type"), private_urls_allowed()
@@ -62,38 +62,38 @@ class ScriptedRehearsal:
                     token=run.blob_token,
                     allow_private=private,
                 )
-                self.out({"found": counts_of(rows)})
+                self.emit({"found": row_counts(rows)})
         except DataError as error:
-            self.out({"found": problems_of(error)})
+            self.emit({"found": data_problems(error)})
             return
         steps, seconds = config.max_steps or 10, ScriptedEngine().step_seconds
         estimate = Estimate(steps, round(steps * seconds, 3), seconds, device="paper", busy=self.busy)
-        self.out({"found": {"estimate": to_wire(estimate)}})
+        self.emit({"found": {"estimate": to_wire(estimate)}})
 
 
-def load_rehearsal(engine: str, out: Line, *, busy: bool) -> Any:
+def load_dry_run(engine: str, emit: Emit, *, busy: bool) -> Any:
     """`"trl"`, or `"scripted"`; torch and its kin are imported with the former alone."""
     if engine == "scripted":
-        return ScriptedRehearsal(out, busy)
-    return importlib.import_module("arkor.backend.preflight.dry_run").Rehearsal(out, busy)
+        return ScriptedDryRun(emit, busy)
+    return importlib.import_module("arkor.backend.preflight.dry_run").DryRun(emit, busy)
 
 
-def examine(asked: dict[str, Any], home: Path, engine: str, out: Line) -> None:
+def run_check(request: dict[str, Any], home: Path, engine: str, emit: Emit) -> None:
     """Everything, in lines; the last one says how it ended."""
     try:
-        config, folder = from_wire(JobConfig, asked["config"]), Path(asked["folder"])
-        run = Run("check", config, folder, home, asked.get("token"))
-        load_rehearsal(engine, out, busy=asked["busy"]).rehearse(run)
+        config, folder = from_wire(JobConfig, request["config"]), Path(request["folder"])
+        run = Run("check", config, folder, home, request.get("token"))
+        load_dry_run(engine, emit, busy=request["busy"]).dry_run(run)
     except (RunError, InvalidConfig) as error:
-        out({"refused": str(error)})
+        emit({"refused": str(error)})
     except MemoryError:
-        out({"found": {"problems": ["The memory was not enough. A smaller batch_size or max_length needs less."]}})
-        out({"done": True})
+        emit({"found": {"problems": ["The memory was not enough. A smaller batch_size or max_length needs less."]}})
+        emit({"done": True})
     else:
-        out({"done": True})
+        emit({"done": True})
 
 
-def leave_with(stream: Any) -> None:
+def exit_with(stream: Any) -> None:
     """The end of the stream is the end of the process."""
     stream.read()
     os._exit(0)
@@ -105,19 +105,19 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--engine", choices=["trl", "scripted"], required=True)
     options = parser.parse_args()
-    be_expendable()
-    stream = take_stdout()
-    asked = json.loads(sys.stdin.buffer.readline())
-    if asked["busy"]:  # else the steps are to be timed as those of a run
+    prefer_oom_kill()
+    stream = claim_stdout()
+    request = json.loads(sys.stdin.buffer.readline())
+    if request["busy"]:  # else the steps are to be timed as those of a run
         os.nice(NICENESS)
-    threading.Thread(target=leave_with, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=exit_with, args=(sys.stdin.buffer,), daemon=True).start()
 
-    def out(line: dict[str, Any]) -> None:
+    def emit(line: dict[str, Any]) -> None:
         stream.write(dumps(line).encode() + b"\n")
 
     code = 0
     try:
-        examine(asked, options.home, options.engine, out)
+        run_check(request, options.home, options.engine, emit)
     except Exception:  # noqa: BLE001 - it is told by the exit code; the log says more
         traceback.print_exc()
         code = 1

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from arkor.backend.runs.checkpoints import discharge
+from arkor.backend.runs.checkpoints import remove_expired
 from arkor.backend.runs.paths import RunFolder, run_folder
 from arkor.protocol.deployments import Deployment
 
@@ -24,34 +24,34 @@ Target = Mapping[str, Any]
 logger = logging.getLogger("arkor.backend")
 
 
-class Pins:
+class CheckpointPins:
     """What the deployments of a home keep. Methods may be called from any thread of the one server."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
 
     @contextmanager
-    def moved(
-        self, deployment_id: str, before: Callable[[], Deployment | None], after: Target | None
+    def pin_moved(
+        self, deployment_id: str, read: Callable[[], Deployment | None], target: Target | None
     ) -> Iterator[None]:
-        """Around the change of a deployment's target to `after` (None: it goes); if that fails, all is as it was.
+        """Around the change of a deployment's target to `target` (None: it goes); if that fails, all is as it was.
 
-        What it names `before` is read when nobody else can change it. Raises OSError.
+        What it names `read` is read when nobody else can change it. Raises OSError.
         """
-        with self._changing:
-            deployment = before()
+        with self._lock:
+            deployment = read()
             old = self._pin(deployment_id, deployment.target) if deployment else None
-            new = self._pin(deployment_id, after) if after else None
-            unwanted = new
+            new = self._pin(deployment_id, target) if target else None
+            to_remove = new
             try:
                 if new is not None:
-                    _put(new)
+                    _create(new)
                 yield
-                unwanted = old
+                to_remove = old
             finally:
-                if unwanted is not None and old != new:
-                    _take(unwanted)
+                if to_remove is not None and old != new:
+                    _remove(to_remove)
 
     def restore(self, deployments: Iterable[Deployment]) -> None:
         """Those that an arkor without pins left out, or that somebody removed."""
@@ -59,7 +59,7 @@ class Pins:
             pin = self._pin(deployment.id, deployment.target)
             if pin is not None and pin.parent.parent.is_dir() and not pin.exists():
                 try:
-                    _put(pin)
+                    _create(pin)
                 except OSError as error:
                     logger.warning("The checkpoint that %s answers with may not be kept: %s", deployment.slug, error)
 
@@ -70,13 +70,13 @@ class Pins:
         return run_folder(self._home, adapter["jobId"]).pins / f"{adapter['step']}.{deployment_id}"
 
 
-def _put(pin: Path) -> None:
+def _create(pin: Path) -> None:
     pin.parent.mkdir(mode=0o700, exist_ok=True)
     pin.touch(mode=0o600)
 
 
-def _take(pin: Path) -> None:
+def _remove(pin: Path) -> None:
     """One that stays behind, since the disk cannot be written, costs no more than the room of a checkpoint."""
     with suppress(OSError):
         pin.unlink()
-    discharge(RunFolder(pin.parent.parent))
+    remove_expired(RunFolder(pin.parent.parent))

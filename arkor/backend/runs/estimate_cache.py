@@ -17,26 +17,26 @@ from arkor.protocol.codec import dumps, to_wire
 from arkor.protocol.estimates import Estimate, parse_estimate
 
 #: So many of the latest are kept.
-KEPT = 200
+MAX_ESTIMATES = 200
 
 
-def remember(home: Path, config: Mapping[str, Any], estimate: Estimate) -> None:
+def store_estimate(home: Path, config: Mapping[str, Any], estimate: Estimate) -> None:
     """Keep it for a run of this configuration, as it is on the wire, without a token. Raises OSError."""
     folder = checks_folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(_file(home, config), dumps(to_wire(estimate)))
+    write_atomically(_estimate_file(home, config), dumps(to_wire(estimate)))
     files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for old in files[KEPT:]:
-        old.unlink(missing_ok=True)
+    for stale in files[MAX_ESTIMATES:]:
+        stale.unlink(missing_ok=True)
 
 
-def expected(home: Path, config: Mapping[str, Any]) -> Estimate | None:
+def load_estimate(home: Path, config: Mapping[str, Any]) -> Estimate | None:
     """What was found last that a run of this configuration will take; None where none was checked."""
     with contextlib.suppress(OSError, ValueError):
-        return parse_estimate(json.loads(_file(home, config).read_bytes()))
+        return parse_estimate(json.loads(_estimate_file(home, config).read_bytes()))
     return None
 
 
-def _file(home: Path, config: Mapping[str, Any]) -> Path:
+def _estimate_file(home: Path, config: Mapping[str, Any]) -> Path:
     text = json.dumps(config, sort_keys=True, ensure_ascii=False)
     return checks_folder(home) / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

@@ -19,19 +19,19 @@ from typing import Any
 from attrs import frozen
 
 from arkor.protocol.codec import dumps
-from arkor.protocol.events import CANCELLED, TERMINAL_TYPES, Event, encode_event
+from arkor.protocol.events import CANCELLED_ERROR, TERMINAL_TYPES, Event, encode_event
 from arkor.protocol.jobs import JobStatus
 
-_TYPE_STARTS = len(b'{"type":"')
-_BLOCK = 8192
-_TRIES = 5
+_TYPE_OFFSET = len(b'{"type":"')
+_BLOCK_BYTES = 8192
+_LOCK_ATTEMPTS = 5
 
 
-class LogHeld(Exception):
+class LogLocked(Exception):
     """Another process is writing this log."""
 
 
-class LogDamaged(Exception):
+class LogCorrupted(Exception):
     """Something else than arkor has written into this log."""
 
 
@@ -48,7 +48,7 @@ class Tail:
 
 
 @frozen
-class Standing:
+class LogStatus:
     """Where a run stands, as its log says. Times as in the events."""
 
     status: JobStatus
@@ -60,7 +60,7 @@ class Standing:
 class LogWriter:
     """The one writer of a log, from construction to `close()`; a torn last line is cut off on the way in.
 
-    Raises `LogHeld` when there is another one, unless told to `wait` until it is gone; OSError when the file cannot
+    Raises `LogLocked` when there is another one, unless told to `wait` until it is gone; OSError when the file cannot
     be opened.
     """
 
@@ -93,10 +93,10 @@ class LogWriter:
         """
         data = encode_event(event)
         line = (dumps(data) + "\n").encode("utf-8", "replace")
-        rest = line
+        remaining = line
         try:
-            while rest:  # once, unless the disk is nearly full
-                rest = rest[os.write(self._file, rest) :]
+            while remaining:  # once, unless the disk is nearly full
+                remaining = remaining[os.write(self._file, remaining) :]
         except OSError:
             os.ftruncate(self._file, self.tail.id)
             os.lseek(self._file, 0, os.SEEK_END)
@@ -107,7 +107,7 @@ class LogWriter:
         return self.tail.id
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a writer of this log lives."""
     try:
         file = os.open(path, os.O_RDONLY)
@@ -154,7 +154,7 @@ def is_finished(path: Path) -> bool:
 
 
 def read_last(path: Path) -> dict[str, Any] | None:
-    """The last event, as on the wire; None when there is none. Raises `LogDamaged`."""
+    """The last event, as on the wire; None when there is none. Raises `LogCorrupted`."""
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())
@@ -163,27 +163,27 @@ def read_last(path: Path) -> dict[str, Any] | None:
     return decode_line(line) if line else None
 
 
-def read_standing(path: Path) -> Standing:
+def read_status(path: Path) -> LogStatus:
     """Where the run stands: no event yet is queued, a terminal one says how it ended, else it is running.
 
-    Raises `LogDamaged`.
+    Raises `LogCorrupted`.
     """
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())
             if not line:
-                return Standing(JobStatus.QUEUED)
-            first = decode_line(_read_lines(file.fileno(), 0, _BLOCK)[0][2])
+                return LogStatus(JobStatus.QUEUED)
+            first = decode_line(_read_lines(file.fileno(), 0, _BLOCK_BYTES)[0][2])
     except FileNotFoundError:
-        return Standing(JobStatus.QUEUED)
+        return LogStatus(JobStatus.QUEUED)
     if _type(line) not in TERMINAL_TYPES:
-        return Standing(JobStatus.RUNNING, started_at=first["timestamp"])
+        return LogStatus(JobStatus.RUNNING, started_at=first["timestamp"])
     last = decode_line(line)
-    began = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
-    if last.get("error") == CANCELLED:
-        return Standing(JobStatus.CANCELLED, None, began, last["timestamp"])
+    started_at = None if first["type"] in TERMINAL_TYPES else first["timestamp"]
+    if last.get("error") == CANCELLED_ERROR:
+        return LogStatus(JobStatus.CANCELLED, None, started_at, last["timestamp"])
     status = JobStatus(last["type"].removeprefix("training."))
-    return Standing(status, last.get("error"), began, last["timestamp"])
+    return LogStatus(status, last.get("error"), started_at, last["timestamp"])
 
 
 def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, str, bytes]]:
@@ -205,7 +205,7 @@ def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, str, bytes
 def _line_start(file: int, offset: int) -> int:
     """The offset itself if a line starts there, else where the next one does, else the end of the file."""
     before = max(offset - 1, 0)
-    while offset and (chunk := os.pread(file, _BLOCK, before)):
+    while offset and (chunk := os.pread(file, _BLOCK_BYTES, before)):
         if b"\n" in chunk:
             return before + chunk.index(b"\n") + 1
         before += len(chunk)
@@ -213,22 +213,22 @@ def _line_start(file: int, offset: int) -> int:
 
 
 def _type(line: bytes) -> str:
-    return line[_TYPE_STARTS : line.find(b'"', _TYPE_STARTS)].decode("utf-8", "replace")
+    return line[_TYPE_OFFSET : line.find(b'"', _TYPE_OFFSET)].decode("utf-8", "replace")
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
-    """A line → its event's JSON object. Raises `LogDamaged`."""
+    """A line → its event's JSON object. Raises `LogCorrupted`."""
     try:
         data = json.loads(line)
         return {**data, "type": data["type"], "timestamp": data["timestamp"]}
     except (ValueError, TypeError, KeyError) as error:
-        raise LogDamaged(f"{error!r} in {line[:80]!r}") from error
+        raise LogCorrupted(f"{error!r} in {line[:80]!r}") from error
 
 
 def _last_line(file: int) -> tuple[int, bytes]:
     """The last complete line and the offset behind it; (0, b"") when there is none. What follows it is torn."""
     end = os.fstat(file).st_size
-    size = _BLOCK
+    size = _BLOCK_BYTES
     while True:
         start = max(end - size, 0)
         chunk = os.pread(file, end - start, start)
@@ -242,8 +242,8 @@ def _last_line(file: int) -> tuple[int, bytes]:
 def _lock(file: int, wait: bool) -> None:
     if wait:
         return fcntl.flock(file, fcntl.LOCK_EX)
-    for _ in range(_TRIES):
+    for _ in range(_LOCK_ATTEMPTS):
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.005)  # it may be somebody in `is_held`, for an instant
-    raise LogHeld
+        time.sleep(0.005)  # it may be somebody in `is_locked`, for an instant
+    raise LogLocked

@@ -16,25 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 #: How long to wait for a ring before looking anyway, in seconds: with a bell, and where pipes cannot be made.
-_PATIENCE, _PATIENCE_WITHOUT = 1.0, 0.05
+_POLL_SECONDS, _POLL_SECONDS_WITHOUT_PIPE = 1.0, 0.05
 #: Seconds that a ring is let linger before the next is heard; longer, if to act on it took longer.
-_REST = 0.002
+_MIN_INTERVAL = 0.002
 
 
-def ring(path: Path) -> None:
+def notify(path: Path) -> None:
     """Tell the server, if there is one that listens; never blocks, never fails."""
     with contextlib.suppress(OSError):
-        bell = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         try:
-            os.write(bell, b"!")
+            os.write(pipe, b"!")
         finally:
-            os.close(bell)
+            os.close(pipe)
 
 
-class Bell:
+class LogNotifier:
     """The listening side; belongs to one event loop.
 
-    Calls `on_ring` at the first ring at once, then at most half of the time: a run that logs thousands of lines a
+    Calls `on_notify` at the first ring at once, then at most half of the time: a run that logs thousands of lines a
     second must not keep the server from everything else. Also now and then without a ring, and a last time on closing.
     """
 
@@ -42,7 +42,7 @@ class Bell:
         self._path = path
         self._reading: int | None = None
         self._writing: int | None = None
-        self.on_ring: Callable[[], None] = lambda: None
+        self.on_notify: Callable[[], None] = lambda: None
         self.closed = False
 
     def open(self) -> None:
@@ -53,8 +53,8 @@ class Bell:
                 os.mkfifo(self._path, 0o600)
             self._reading = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
             self._writing = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)  # or the pipe would be at its end
-            self._listen()
-        self._look_anyway()
+            self._watch_pipe()
+        self._poll()
 
     def close(self) -> None:
         """Call for the last time, with `closed` true."""
@@ -64,25 +64,25 @@ class Bell:
                 asyncio.get_running_loop().remove_reader(end)
                 os.close(end)
         self._reading = self._writing = None
-        self.on_ring()
+        self.on_notify()
 
-    def _look_anyway(self) -> None:
+    def _poll(self) -> None:
         if not self.closed:
-            self.on_ring()
-            patience = _PATIENCE_WITHOUT if self._reading is None else _PATIENCE
-            asyncio.get_running_loop().call_later(patience, self._look_anyway)
+            self.on_notify()
+            interval = _POLL_SECONDS_WITHOUT_PIPE if self._reading is None else _POLL_SECONDS
+            asyncio.get_running_loop().call_later(interval, self._poll)
 
-    def _listen(self) -> None:
+    def _watch_pipe(self) -> None:
         if self._reading is not None:
-            asyncio.get_running_loop().add_reader(self._reading, self._hear, self._reading)
+            asyncio.get_running_loop().add_reader(self._reading, self._on_readable, self._reading)
 
-    def _hear(self, reading: int) -> None:
+    def _on_readable(self, reading: int) -> None:
         began = time.monotonic()
         os.read(reading, 65536)
         loop = asyncio.get_running_loop()
         loop.remove_reader(reading)
-        self.on_ring()
-        loop.call_soon(self._rest, began)  # those whom it woke come before
+        self.on_notify()
+        loop.call_soon(self._resume_later, began)  # those whom it woke come before
 
-    def _rest(self, began: float) -> None:
-        asyncio.get_running_loop().call_later(max(_REST, time.monotonic() - began), self._listen)
+    def _resume_later(self, began: float) -> None:
+        asyncio.get_running_loop().call_later(max(_MIN_INTERVAL, time.monotonic() - began), self._watch_pipe)

@@ -16,20 +16,20 @@ from pathlib import Path
 from attrs import frozen
 
 from arkor.backend.runs.event_log import is_finished, read_events
-from arkor.backend.runs.log_notifier import Bell
+from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.sse import END, PING, frame
 from arkor.protocol.events import TERMINAL_TYPES
 
 PING_SECONDS = 15.0
 
-_PIECE_BYTES = 65536
-_PART_BYTES = 2 * _PIECE_BYTES
-_KEPT_PIECES, _KEPT_BYTES = 16, 4 * 1024 * 1024
-_AT_ONCE = 4
+_CHUNK_BYTES = 65536
+_SEND_BYTES = 2 * _CHUNK_BYTES
+_CACHED_CHUNKS, _CACHED_BYTES = 16, 4 * 1024 * 1024
+_MAX_CONCURRENT = 4
 
 
 @frozen
-class Piece:
+class Chunk:
     """Some of a log as it goes out: its frames, the id to go on behind, whether the run's end is in it."""
 
     frames: bytes
@@ -38,7 +38,7 @@ class Piece:
 
 
 @frozen
-class Look:
+class Snapshot:
     """How a log is at one look: bytes (-1 when it is not there), when it was written, which file it is."""
 
     size: int
@@ -52,37 +52,37 @@ class WatchedLog:
     def __init__(self, path: Path) -> None:
         self.watchers = 0
         self._path = path
-        self._seen = _look_at(path)
+        self._snapshot = _snapshot(path)
         self._finished: bool | None = None
-        self._pieces: dict[int, Piece] = {}
+        self._chunks: dict[int, Chunk] = {}
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def piece(self, after: int) -> Piece | None:
+    def chunk(self, after: int) -> Chunk | None:
         """What comes next behind the id `after`; None when there was nothing at the last look.
 
         The latest pieces are kept: most watchers are at the end, or began at the same time.
         """
-        if after >= self._seen.size:
+        if after >= self._snapshot.size:
             return None
-        piece = self._pieces.pop(after, None) or self._read(after)
-        if piece is not None:
-            self._pieces[after] = piece
-            self._forget()
-        return piece
+        chunk = self._chunks.pop(after, None) or self._read(after)
+        if chunk is not None:
+            self._chunks[after] = chunk
+            self._evict()
+        return chunk
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         """All but the latest pieces: few, and not too large together."""
-        size = sum(len(piece.frames) for piece in self._pieces.values())
-        while len(self._pieces) > _KEPT_PIECES or (size > _KEPT_BYTES and len(self._pieces) > 1):
-            size -= len(self._pieces.pop(next(iter(self._pieces))).frames)
+        size = sum(len(chunk.frames) for chunk in self._chunks.values())
+        while len(self._chunks) > _CACHED_CHUNKS or (size > _CACHED_BYTES and len(self._chunks) > 1):
+            size -= len(self._chunks.pop(next(iter(self._chunks))).frames)
 
-    def _read(self, after: int) -> Piece | None:
-        events = read_events(self._path, after, _PIECE_BYTES)
+    def _read(self, after: int) -> Chunk | None:
+        events = read_events(self._path, after, _CHUNK_BYTES)
         if not events:
             return None
         framed = [whole for id_, _, line in events if (whole := frame(id_, line))]
         terminal = bool(framed) and framed[-1][0] in TERMINAL_TYPES
-        return Piece(b"".join([data for _, data in framed]), events[-1][0], terminal)
+        return Chunk(b"".join([data for _, data in framed]), events[-1][0], terminal)
 
     def finished(self) -> bool:
         """Whether nothing more will come, as of the last look."""
@@ -90,25 +90,25 @@ class WatchedLog:
             self._finished = is_finished(self._path)
         return self._finished
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Wake those who wait if the log is not as it was."""
-        seen = _look_at(self._path)
-        if seen != self._seen:
-            if seen.size < self._seen.size or seen.file != self._seen.file:
-                self._pieces.clear()  # not the log that it was
-            self._seen = seen
+        snapshot = _snapshot(self._path)
+        if snapshot != self._snapshot:
+            if snapshot.size < self._snapshot.size or snapshot.file != self._snapshot.file:
+                self._chunks.clear()  # not the log that it was
+            self._snapshot = snapshot
             self._finished = None
             self.wake()
 
     def wake(self) -> None:
         for waiting in self._waiting:
-            _release(waiting)
+            _resolve(waiting)
 
-    async def change(self, longest: float) -> None:
-        """Until the log is not as it was at the last look, or `longest` seconds."""
+    async def wait_for_change(self, timeout: float) -> None:
+        """Until the log is not as it was at the last look, or `timeout` seconds."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(longest, _release, waiting)
+        timer = loop.call_later(timeout, _resolve, waiting)
         self._waiting.add(waiting)
         try:
             await waiting
@@ -117,35 +117,35 @@ class WatchedLog:
             self._waiting.remove(waiting)
 
 
-class Turns:
+class FairScheduler:
     """Those who have much to say speak a few at a time, so that all others come in between, however many they are."""
 
     def __init__(self) -> None:
         self._queue: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
+    async def wait_turn(self) -> None:
         loop = asyncio.get_running_loop()
         if not self._queue:
-            loop.call_soon(self._give)
+            loop.call_soon(self._grant_next)
         turn: asyncio.Future[None] = loop.create_future()
         self._queue.append(turn)
         await turn
 
-    def _give(self) -> None:
-        for _ in range(min(_AT_ONCE, len(self._queue))):
-            _release(self._queue.popleft())
+    def _grant_next(self) -> None:
+        for _ in range(min(_MAX_CONCURRENT, len(self._queue))):
+            _resolve(self._queue.popleft())
         if self._queue:
-            asyncio.get_running_loop().call_soon(self._give)
+            asyncio.get_running_loop().call_soon(self._grant_next)
 
 
-class Lookout:
+class LogWatcher:
     """Every log that somebody watches, looked at whenever the bell rings."""
 
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
+    def __init__(self, notifier: LogNotifier) -> None:
+        self._notifier = notifier
         self._logs: dict[Path, WatchedLog] = {}
-        self._turns = Turns()
-        bell.on_ring = self._look
+        self._scheduler = FairScheduler()
+        notifier.on_notify = self._refresh
 
     @property
     def watched(self) -> int:
@@ -161,36 +161,36 @@ class Lookout:
             yield greeting
         ping_at = time.monotonic() + PING_SECONDS
         with self._watching(path) as log:
-            while not self._bell.closed:
+            while not self._notifier.closed:
                 finished = over or log.finished()
                 if finished:
-                    log.look()  # after asking: what was written up to here will be read
-                piece = log.piece(after)
-                if piece is None and finished:
+                    log.refresh()  # after asking: what was written up to here will be read
+                chunk = log.chunk(after)
+                if chunk is None and finished:
                     yield END
                     return
-                if piece is not None:
-                    after = piece.end
-                    for part in _parts(piece.frames):
+                if chunk is not None:
+                    after = chunk.end
+                    for part in _split(chunk.frames):
                         yield part
-                    if piece.terminal:
+                    if chunk.terminal:
                         yield END
                         return
                     ping_at = time.monotonic() + PING_SECONDS
-                    if len(piece.frames) > _PIECE_BYTES // 2:
-                        await self._turns.take()
+                    if len(chunk.frames) > _CHUNK_BYTES // 2:
+                        await self._scheduler.wait_turn()
                 elif time.monotonic() >= ping_at:
                     yield PING
                     ping_at = time.monotonic() + PING_SECONDS
                 else:
-                    await log.change(ping_at - time.monotonic())
+                    await log.wait_for_change(ping_at - time.monotonic())
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         for log in self._logs.values():
-            if self._bell.closed:
+            if self._notifier.closed:
                 log.wake()
             else:
-                log.look()
+                log.refresh()
 
     @contextmanager
     def _watching(self, path: Path) -> Iterator[WatchedLog]:
@@ -204,19 +204,19 @@ class Lookout:
                 del self._logs[path]
 
 
-def _parts(frames: bytes) -> Iterator[bytes]:
+def _split(frames: bytes) -> Iterator[bytes]:
     """A long piece in parts, so that no more than one of them waits for a reader that is slow to take it."""
-    return (frames[start : start + _PART_BYTES] for start in range(0, len(frames), _PART_BYTES))
+    return (frames[start : start + _SEND_BYTES] for start in range(0, len(frames), _SEND_BYTES))
 
 
-def _release(waiting: asyncio.Future[None]) -> None:
+def _resolve(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
 
 
-def _look_at(path: Path) -> Look:
+def _snapshot(path: Path) -> Snapshot:
     try:
         status = path.stat()
     except OSError:
-        return Look(-1, 0, 0)
-    return Look(status.st_size, status.st_mtime_ns, status.st_ino)
+        return Snapshot(-1, 0, 0)
+    return Snapshot(status.st_size, status.st_mtime_ns, status.st_ino)

@@ -18,16 +18,16 @@ from attrs import frozen
 from arkor.protocol.jobs import Artifact
 
 #: How the name of an upload ends while it is coming in.
-UPLOADING = ".part"
+PARTIAL_SUFFIX = ".part"
 
 #: How long `backend.log` may get, in bytes; two of them are kept.
-LOG_BYTES = 5_000_000
+MAX_LOG_BYTES = 5_000_000
 
 #: How the name of a run's folder ends while it is being put together.
-UNFINISHED = ".new"
+NEW_SUFFIX = ".new"
 
 #: The folder in a checkpoint with what training needs to go on from it.
-STATE = "state"
+STATE_FOLDER = "state"
 
 
 def prepare(home: Path) -> None:
@@ -36,18 +36,18 @@ def prepare(home: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def sweep(home: Path) -> None:
+def remove_leftovers(home: Path) -> None:
     """Clear away the torn uploads and runs of a server that is dead. Raises OSError."""
-    for abandoned in datasets_folder(home).glob(f"*{UPLOADING}"):
+    for abandoned in datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"):
         abandoned.unlink(missing_ok=True)
-    for abandoned in runs_folder(home).glob(f".*{UNFINISHED}"):
+    for abandoned in runs_folder(home).glob(f".*{NEW_SUFFIX}"):
         shutil.rmtree(abandoned, ignore_errors=True)
 
 
-def trim_log(home: Path) -> None:
+def truncate_log(home: Path) -> None:
     """Once the server's log has grown long, go on with an empty one; the old one stays for a while. Raises OSError."""
     log = home / "backend.log"
-    if log.exists() and log.stat().st_size > LOG_BYTES:
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         shutil.copyfile(log, home / "backend.log.1")
         os.truncate(log, 0)  # whoever writes appends; a new file would have to be told to them
 
@@ -66,7 +66,7 @@ def owner_token_file(home: Path) -> Path:
     return home / "owner.token"
 
 
-def bell_file(home: Path) -> Path:
+def notifier_file(home: Path) -> Path:
     return home / "bell"
 
 
@@ -150,7 +150,7 @@ class RunFolder:
         """A file `<step>.<deployment>` for each deployment that answers with a checkpoint of this run."""
         return self.path / "pins"
 
-    def pinned(self) -> set[int]:
+    def pinned_steps(self) -> set[int]:
         """The steps of the checkpoints that deployments answer with."""
         names = [pin.name.partition(".")[0] for pin in self.pins.glob("*.*")]
         return {int(name) for name in names if name.isdecimal()}
@@ -173,7 +173,7 @@ class RunFolder:
         except (FileNotFoundError, ValueError):
             return None
 
-    def forget_worker(self) -> None:
+    def clear_worker_files(self) -> None:
         """Remove what is of use only while a worker runs: its process id, the secret, what it is busy with."""
         for torn in (*self.path.glob(".*"), *self.checkpoints.glob(".*")):
             shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
@@ -203,27 +203,27 @@ def create_run(home: Path, job: dict[str, Any], blob_token: str | None) -> RunFo
             write_atomically(folder.secret, json.dumps({"blobToken": blob_token}))
         folder.events.touch(mode=0o600)
 
-    return put_together(home, job["id"], fill)
+    return build_atomically(home, job["id"], fill)
 
 
-def put_together(home: Path, job_id: str, fill: Callable[[RunFolder], None]) -> RunFolder:
+def build_atomically(home: Path, job_id: str, fill: Callable[[RunFolder], None]) -> RunFolder:
     """A run's folder that is there as soon as `fill` is through with it, or not at all. Raises what `fill` does."""
     folder = run_folder(home, job_id)
-    unfinished = RunFolder(folder.path.with_name(f".{job_id}{UNFINISHED}"))
-    unfinished.remove()
-    unfinished.path.mkdir(mode=0o700)
+    partial = RunFolder(folder.path.with_name(f".{job_id}{NEW_SUFFIX}"))
+    partial.remove()
+    partial.path.mkdir(mode=0o700)
     try:
-        fill(unfinished)
-        _sync_folder(unfinished.path)
-        unfinished.path.rename(folder.path)
-        _sync_folder(folder.path.parent)
+        fill(partial)
+        _fsync_folder(partial.path)
+        partial.path.rename(folder.path)
+        _fsync_folder(folder.path.parent)
     except BaseException:
-        unfinished.remove()
+        partial.remove()
         raise
     return folder
 
 
-def _sync_folder(path: Path) -> None:
+def _fsync_folder(path: Path) -> None:
     """The names in this folder survive a power cut from here on."""
     folder = os.open(path, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 PING = b"event: ping\ndata: {}\n\n"
 END = b"event: end\ndata: {}\n\n"
 
-_LONGEST_CURSOR = 18  # digits; a file has fewer
+_MAX_CURSOR_DIGITS = 18  # digits; a file has fewer
 
 
 def frame(id_: int, line: bytes) -> tuple[str, bytes] | None:
@@ -26,22 +26,22 @@ def frame(id_: int, line: bytes) -> tuple[str, bytes] | None:
     return kind, b"id: %d\nevent: %s\ndata: %s\n\n" % (id_, kind.encode(), line)
 
 
-def mark(id_: int) -> bytes:
+def cursor_frame(id_: int) -> bytes:
     """A frame without data: it moves the reader's cursor and says nothing."""
     return b"id: %d\n\n" % id_
 
 
-def cursor(last_event_id: str | None) -> int:
+def parse_cursor(last_event_id: str | None) -> int:
     """A `Last-Event-ID` → where to go on; what is no id of ours begins at the start, so that nothing gets lost."""
     text = (last_event_id or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_CURSOR else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_CURSOR_DIGITS else 0
 
 
-def _no_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-_parse: Callable[[str], tuple[Any, int]] = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+_parse: Callable[[str], tuple[Any, int]] = json.JSONDecoder(parse_constant=_reject_constant).raw_decode
 
 
 def _type(line: bytes) -> str | None:

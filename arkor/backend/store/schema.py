@@ -166,10 +166,12 @@ class StoreError(Exception):
     """The database cannot be used; the sentence names it and the way out."""
 
 
-def way_out(path: Path) -> str:
+def recovery_advice(path: Path) -> str:
     """What to do about a database that cannot be read."""
-    elsewhere = "" if path.parent == arkor_home() else f"ARKOR_HOME={shlex.quote(str(path.parent))} "
-    return f"Put a copy of it in its place, or have one made from the runs' folders: {elsewhere}arkor doctor --rebuild"
+    home_setting = "" if path.parent == arkor_home() else f"ARKOR_HOME={shlex.quote(str(path.parent))} "
+    return (
+        f"Put a copy of it in its place, or have one made from the runs' folders: {home_setting}arkor doctor --rebuild"
+    )
 
 
 def prepare_database(engine: Engine, path: Path) -> None:
@@ -179,7 +181,7 @@ def prepare_database(engine: Engine, path: Path) -> None:
     """
     with engine.begin() as connection:
         if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
-            raise StoreError(f"{path} is damaged ({str(fault).splitlines()[-1]}). {way_out(path)}")
+            raise StoreError(f"{path} is damaged ({str(fault).splitlines()[-1]}). {recovery_advice(path)}")
         if not inspect(connection).get_table_names():
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
@@ -202,7 +204,7 @@ def _version(connection: Connection) -> int | None:
 
 
 def _migrate(engine: Engine, path: Path, version: int) -> None:
-    keep_copy(path, path.with_name(f"{path.name}.v{version}.bak"))
+    backup_database(path, path.with_name(f"{path.name}.v{version}.bak"))
     with engine.begin() as connection:
         for number in range(version + 1, SCHEMA_VERSION + 1):
             for statement in MIGRATIONS[number]:
@@ -210,20 +212,22 @@ def _migrate(engine: Engine, path: Path, version: int) -> None:
         connection.execute(meta.update().values(schema_version=SCHEMA_VERSION))
 
 
-def keep_copy(path: Path, copy: Path) -> None:
+def backup_database(path: Path, target_file: Path) -> None:
     """A consistent copy of a database, whole or not at all. Raises `StoreError`."""
-    partial = copy.with_name(f".{copy.name}.partial")
+    partial = target_file.with_name(f".{target_file.name}.partial")
     try:
         partial.unlink(missing_ok=True)
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
             source.backup(target)
-        partial.replace(copy)
+        partial.replace(target_file)
     except (OSError, sqlite3.Error) as error:
         partial.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be copied to {copy} before it is brought up to date: {error}.") from error
+        raise StoreError(
+            f"{path} cannot be copied to {target_file} before it is brought up to date: {error}."
+        ) from error
 
 
-def obey_transactions(engine: Engine) -> None:
+def enable_explicit_transactions(engine: Engine) -> None:
     """A transaction begins where SQLAlchemy says so and holds everything, tables too; foreign keys are enforced.
 
     Left to itself, the driver begins one at the first insert alone, and a server that is killed while it makes its

@@ -13,19 +13,19 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from arkor.backend.training.tokenization import IGNORED
+from arkor.backend.training.tokenization import IGNORE_INDEX
 
 #: A sequence of examples laid end to end has at most so many tokens: its attention grows with their square.
-LONGEST_FLAT = 2048
+MAX_FLAT_TOKENS = 2048
 
 #: A beginning that is shared by fewer tokens is not worth it.
-SHORTEST_PREFIX = 4
+MIN_PREFIX_TOKENS = 4
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
 @define
-class Piece:
+class MicroBatch:
     """A part of a batch that goes through the model at once.
 
     `model_inputs` are the model's; the output at `rows[i], columns[i]` is to predict the token `targets[i]`.
@@ -36,24 +36,24 @@ class Piece:
     columns: Tensor
     targets: Tensor
 
-    def to(self, device: Any) -> Piece:
+    def to(self, device: Any) -> MicroBatch:
         """A copy on `device`."""
         inputs = {name: value.to(device) for name, value in self.model_inputs.items()}
-        return Piece(inputs, self.rows.to(device), self.columns.to(device), self.targets.to(device))
+        return MicroBatch(inputs, self.rows.to(device), self.columns.to(device), self.targets.to(device))
 
 
-def pieces(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[Piece]:
-    """A batch of `{"input_ids", "labels"}` as pieces of at most `LONGEST_FLAT` tokens, unless one row has more."""
+def split_batch(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[MicroBatch]:
+    """A batch of `{"input_ids", "labels"}` as pieces of at most `MAX_FLAT_TOKENS` tokens, unless one row has more."""
     pairs: list[Pair] = [(example["input_ids"], example["labels"]) for example in examples]
-    lay = _flat if flat else _padded
-    return [lay(group, dtype, pad) if len(group) > 1 else _padded(group, dtype, pad) for group in _groups(pairs)]
+    build = _flat if flat else _padded
+    return [build(group, dtype, pad) if len(group) > 1 else _padded(group, dtype, pad) for group in _groups(pairs)]
 
 
 def _groups(pairs: list[Pair]) -> Iterator[list[Pair]]:
     group: list[Pair] = []
     tokens = 0
     for pair in pairs:
-        if group and tokens + len(pair[0]) > LONGEST_FLAT:
+        if group and tokens + len(pair[0]) > MAX_FLAT_TOKENS:
             yield group
             group, tokens = [], 0
         group.append(pair)
@@ -61,7 +61,7 @@ def _groups(pairs: list[Pair]) -> Iterator[list[Pair]]:
     yield group
 
 
-def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> Piece:
+def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> MicroBatch:
     longest = max(len(ids) for ids, _ in group)
     input_ids = torch.full((len(group), longest), pad)
     mask = torch.zeros((len(group), longest), dtype=torch.long)
@@ -69,51 +69,51 @@ def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> Piece:
     for row, (ids, labels) in enumerate(group):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
-        for position in _learnt(labels):
+        for position in _target_positions(labels):
             rows.append(row)
             columns.append(position - 1)
             targets.append(labels[position])
-    return Piece({"input_ids": input_ids, "attention_mask": mask}, *map(torch.tensor, (rows, columns, targets)))
+    return MicroBatch({"input_ids": input_ids, "attention_mask": mask}, *map(torch.tensor, (rows, columns, targets)))
 
 
-def _learnt(labels: Sequence[int]) -> Iterator[int]:
+def _target_positions(labels: Sequence[int]) -> Iterator[int]:
     """Positions of the tokens to predict; the first one of a row has nothing to be predicted from."""
-    return (position for position in range(1, len(labels)) if labels[position] != IGNORED)
+    return (position for position in range(1, len(labels)) if labels[position] != IGNORE_INDEX)
 
 
-def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> Piece:
-    prefix = _shared([ids for ids, _ in group])
-    tokens, places, owners = list(group[0][0][:prefix]), list(range(prefix)), [0] * prefix
+def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
+    prefix = _common_prefix_length([ids for ids, _ in group])
+    tokens, positions, owners = list(group[0][0][:prefix]), list(range(prefix)), [0] * prefix
     columns, targets = [], []
     for owner, (ids, labels) in enumerate(group, 1):
         shift = len(tokens) - prefix
-        for position in _learnt(labels):
+        for position in _target_positions(labels):
             columns.append(position - 1 + (shift if position > prefix else 0))
             targets.append(labels[position])
         tokens += ids[prefix:]
-        places += range(prefix, len(ids))
+        positions += range(prefix, len(ids))
         owners += [owner] * (len(ids) - prefix)
-    position_ids = torch.tensor(places)
+    position_ids = torch.tensor(positions)
     inputs = {
         "input_ids": torch.tensor([tokens]),
         "position_ids": position_ids[None],
-        "attention_mask": _sees(position_ids, torch.tensor(owners), dtype),
+        "attention_mask": _attention_mask(position_ids, torch.tensor(owners), dtype),
     }
-    return Piece(inputs, torch.zeros(len(columns), dtype=torch.long), torch.tensor(columns), torch.tensor(targets))
+    return MicroBatch(inputs, torch.zeros(len(columns), dtype=torch.long), torch.tensor(columns), torch.tensor(targets))
 
 
-def _shared(sequences: list[Sequence[int]]) -> int:
+def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
     """How many tokens all sequences begin with, as long as each has more; 0 if it is not worth it."""
     length = 0
-    most = min(len(ids) for ids in sequences) - 1
-    while length < most and all(ids[length] == sequences[0][length] for ids in sequences):
+    limit = min(len(ids) for ids in sequences) - 1
+    while length < limit and all(ids[length] == sequences[0][length] for ids in sequences):
         length += 1
-    return length if length >= SHORTEST_PREFIX else 0
+    return length if length >= MIN_PREFIX_TOKENS else 0
 
 
-def _sees(places: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
+def _attention_mask(positions: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
     """Which token attends to which: to what all share and to its own row, and there to nothing that comes later."""
-    own = (owners[None, :] == 0) | (owners[None, :] == owners[:, None])
-    allowed = own & (places[None, :] <= places[:, None])
+    visible = (owners[None, :] == 0) | (owners[None, :] == owners[:, None])
+    allowed = visible & (positions[None, :] <= positions[:, None])
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     return mask[None, None]

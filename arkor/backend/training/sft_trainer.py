@@ -24,11 +24,11 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from arkor.backend.engine.interface import Recorder, RunError
-from arkor.backend.runs.paths import STATE
-from arkor.backend.training.collation import Piece, pieces
+from arkor.backend.runs.paths import STATE_FOLDER
+from arkor.backend.training.collation import MicroBatch, split_batch
 from arkor.backend.training.training_state import (
-    Unwritable,
-    demand_same,
+    NotSerializable,
+    assert_same,
     random_states,
     read_tree,
     restore_random,
@@ -37,26 +37,26 @@ from arkor.backend.training.training_state import (
 
 #: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
 #: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
-TRUSTED = 0.1
+FLAT_TOLERANCE = 0.1
 
 
-class Interrupted(Exception):
+class StepInterrupted(Exception):
     """The run was asked to stop in the middle of a step."""
 
 
-class StopAsked(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Ends the loop when the recorder says so: a step that is done is logged and saved, but not evaluated any more."""
 
-    def __init__(self, recorder: Recorder, behind: Callable[[], None]) -> None:
+    def __init__(self, recorder: Recorder, on_interrupt: Callable[[], None]) -> None:
         self._recorder = recorder
-        self._behind = behind
+        self._on_interrupt = on_interrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
         if self._recorder.stopping:
             control.should_training_stop = True
             if control.should_evaluate:
                 control.should_evaluate = False
-                self._behind()
+                self._on_interrupt()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
         control.should_training_stop |= self._recorder.stopping
@@ -73,25 +73,25 @@ class Collator:
         self._pad = pad
 
     def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
-        laid = self.flat if flat is None else flat
-        return {"pieces": pieces(examples, flat=laid, dtype=self._dtype, pad=self._pad)}
+        use_flat = self.flat if flat is None else flat
+        return {"pieces": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
 
 
-class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
+class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     """See the module. `learns_from` are the fingerprints of what must not change between a checkpoint and its use."""
 
     control: Any
 
     def __init__(
-        self, *, recorder: Recorder, data_collator: Collator, learns_from: dict[str, Any], **options: Any
+        self, *, recorder: Recorder, data_collator: Collator, fingerprints: dict[str, Any], **options: Any
     ) -> None:
-        stop = StopAsked(recorder, self._fall_behind)
+        stop = StopOnRequest(recorder, self._mark_inconsistent)
         super().__init__(data_collator=data_collator, callbacks=[stop], **options)
         self._recorder = recorder
-        self._learns_from = learns_from
-        self._began_with: dict[str, Any] = {}
+        self._fingerprints = fingerprints
+        self._restored: dict[str, Any] = {}
         self._began_at = 0.0
-        self._is_behind = False
+        self._is_inconsistent = False
         self._seconds = 0.0
         self._rows = 0
         self._began = 0.0
@@ -113,16 +113,16 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     @property
     def seconds(self) -> float:
         """How long training took so far, those before it was resumed included."""
-        return float(self._began_with.get("seconds", 0.0)) + time.perf_counter() - self._began_at
+        return float(self._restored.get("seconds", 0.0)) + time.perf_counter() - self._began_at
 
-    def learn(self) -> int:
+    def run_training(self) -> int:
         """The steps from where it stands to the last; returns how many it took from the start."""
         self._began_at = time.perf_counter()
-        done: int = self._began_with.get("step", 0)
+        done: int = self._restored.get("step", 0)
         if done >= self.args.max_steps:
             return done
-        with suppress(Interrupted):
-            self.train(resume_from_checkpoint=str(self._state_folder) if self._began_with else None)
+        with suppress(StepInterrupted):
+            self.train(resume_from_checkpoint=str(self._state_folder) if self._restored else None)
         step: int = self.state.global_step
         return step
 
@@ -132,49 +132,49 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         """Forward and backward, piece by piece; returns the mean loss of the batch's labelled tokens."""
         self._began = time.perf_counter()
         model.train()
-        parts: list[Piece] = inputs["pieces"]
-        count = sum(len(piece.targets) for piece in parts)
+        parts: list[MicroBatch] = inputs["pieces"]
+        count = sum(len(micro_batch.targets) for micro_batch in parts)
         total = torch.zeros((), device=self.args.device)
-        for number, piece in enumerate(parts):
+        for number, micro_batch in enumerate(parts):
             if number and self._recorder.stopping:
-                self._fall_behind()
-                raise Interrupted
-            loss = self.token_losses(piece).sum() / count
+                self._mark_inconsistent()
+                raise StepInterrupted
+            loss = self.token_losses(micro_batch).sum() / count
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def token_losses(self, piece: Piece) -> Tensor:
+    def token_losses(self, micro_batch: MicroBatch) -> Tensor:
         """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
-        piece = piece.to(self.args.device)
-        columns, place = torch.unique(piece.columns, return_inverse=True)
+        micro_batch = micro_batch.to(self.args.device)
+        columns, place = torch.unique(micro_batch.columns, return_inverse=True)
         wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
-        logits = self.model(**piece.model_inputs, use_cache=False, **wanted).logits
-        picked = logits[piece.rows, place if self._keeps_logits else piece.columns]
-        return cross_entropy(picked.float(), piece.targets, reduction="none")
+        logits = self.model(**micro_batch.model_inputs, use_cache=False, **wanted).logits
+        picked = logits[micro_batch.rows, place if self._keeps_logits else micro_batch.columns]
+        return cross_entropy(picked.float(), micro_batch.targets, reduction="none")
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss of all labelled tokens of the evaluation rows; NaN when it was stopped before the first."""
-        self._settle()
+        self._finish_step()
         self.model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
-                for piece in batch["pieces"]:
-                    total += self.token_losses(piece).sum().item()
-                    count += len(piece.targets)
+                for micro_batch in batch["pieces"]:
+                    total += self.token_losses(micro_batch).sum().item()
+                    count += len(micro_batch.targets)
                 if self._recorder.stopping:
                     break
         metrics = {"eval_loss": total / count if count else float("nan")}
         if self._recorder.stopping:  # it may be the mean of a part
-            self._fall_behind()
+            self._mark_inconsistent()
         else:
             self._last |= metrics
             self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def trust_flat(self, columns: dict[str, Sequence[Any]]) -> bool:
+    def verify_flat_batches(self, columns: dict[str, Sequence[Any]]) -> bool:
         """Lay batches flat only if this model computes the same losses with and without; says which it is."""
         collator: Collator = self.data_collator
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -184,18 +184,18 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             return False
         self.model.eval()
         with torch.no_grad():
-            padded = self._all_losses(collator(examples, flat=False)["pieces"])
+            padded = self._batch_losses(collator(examples, flat=False)["pieces"])
             try:
-                flat = self._all_losses(collator(examples, flat=True)["pieces"])
+                flat = self._batch_losses(collator(examples, flat=True)["pieces"])
             except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a mask of its own kind
                 collator.flat = False
                 return False
         noise = (flat - padded).square().mean().sqrt()
-        collator.flat = bool(noise <= TRUSTED * padded.std().clamp(min=1e-3))
+        collator.flat = bool(noise <= FLAT_TOLERANCE * padded.std().clamp(min=1e-3))
         return collator.flat
 
-    def _all_losses(self, parts: Sequence[Piece]) -> Tensor:
-        return torch.cat([self.token_losses(piece) for piece in parts])
+    def _batch_losses(self, parts: Sequence[MicroBatch]) -> Tensor:
+        return torch.cat([self.token_losses(micro_batch) for micro_batch in parts])
 
     # Telling
 
@@ -203,7 +203,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         """The numbers of a step go to the recorder; the summary at the end, nowhere."""
         if "loss" not in logs:
             return
-        self._settle()
+        self._finish_step()
         speed = self._rows / self._seconds if self._seconds else None
         self._seconds, self._rows = 0.0, 0
         self._recorder.log(
@@ -216,7 +216,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._last["loss"] = logs["loss"]
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
-    def _settle(self) -> None:
+    def _finish_step(self) -> None:
         """Count the step that began last as done; the time of evaluating and saving is not training's."""
         if self._began:
             self._seconds += time.perf_counter() - self._began
@@ -224,7 +224,7 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             self._began = 0.0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
-        self._settle()
+        self._finish_step()
         self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
@@ -238,38 +238,38 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def write_checkpoint(self, folder: Path) -> None:
         """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
         self.write_adapter(folder)
-        if self._is_behind:
+        if self._is_inconsistent:
             return
-        state = folder / STATE
+        state = folder / STATE_FOLDER
         state.mkdir()
         try:
-            write_tree(state, "training", self._tree())
-        except Unwritable:  # tensors of a package's own; the run would start anew, which comes to the same
+            write_tree(state, "training", self._state_tree())
+        except NotSerializable:  # tensors of a package's own; the run would start anew, which comes to the same
             shutil.rmtree(state)
             return
         self.state.save_to_json(str(state / "trainer_state.json"))
 
-    def go_on_from(self, checkpoint: Path) -> None:
+    def resume_from(self, checkpoint: Path) -> None:
         """Take everything up where the checkpoint left it. Raises `RunError` if it was made of something else."""
-        self._state_folder = checkpoint / STATE
-        self._began_with = read_tree(self._state_folder, "training")
-        demand_same(self._began_with["learns_from"], self._learns_from)
-        self.data_collator.flat = self._began_with["flat"]
-        self._last = self._began_with["last"]
-        if self.args.device.type == "cpu" and self._began_with["threads"] <= torch.get_num_threads():
-            torch.set_num_threads(self._began_with["threads"])  # how sums are split up shows in their last bits
+        self._state_folder = checkpoint / STATE_FOLDER
+        self._restored = read_tree(self._state_folder, "training")
+        assert_same(self._restored["learns_from"], self._fingerprints)
+        self.data_collator.flat = self._restored["flat"]
+        self._last = self._restored["last"]
+        if self.args.device.type == "cpu" and self._restored["threads"] <= torch.get_num_threads():
+            torch.set_num_threads(self._restored["threads"])  # how sums are split up shows in their last bits
         self._load_adapter(checkpoint)
 
-    def _fall_behind(self) -> None:
+    def _mark_inconsistent(self) -> None:
         """The last step has not been done to its end, so that nobody could go on from here exactly."""
-        self._is_behind = True
+        self._is_inconsistent = True
 
-    def _tree(self) -> dict[str, Any]:
+    def _state_tree(self) -> dict[str, Any]:
         """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
         return {
             "step": self.state.global_step,
             "seconds": self.seconds,
-            "learns_from": self._learns_from,
+            "learns_from": self._fingerprints,
             "flat": self.data_collator.flat,
             "threads": torch.get_num_threads(),
             "last": self._last,
@@ -299,12 +299,12 @@ class LeanTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.optimizer.load_state_dict(self._began_with["optimizer"])
-            self.lr_scheduler.load_state_dict(self._began_with["scheduler"])
+            self.optimizer.load_state_dict(self._restored["optimizer"])
+            self.lr_scheduler.load_state_dict(self._restored["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called right before the first step; what was computed but not logged is taken up here too."""
         if checkpoint is not None:
-            self._globalstep_last_logged, unlogged = self._began_with["unlogged"]
+            self._globalstep_last_logged, unlogged = self._restored["unlogged"]
             self._tr_loss = unlogged.to(self.args.device)
-            restore_random(self._began_with["random"])
+            restore_random(self._restored["random"])

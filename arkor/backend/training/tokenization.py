@@ -14,42 +14,42 @@ from typing import Any
 
 from attrs import define, evolve, field, frozen
 
-from arkor.backend.compute.special_tokens import Seams
+from arkor.backend.compute.special_tokens import SpecialTokenEscaper
 from arkor.backend.data.file_readers import DataError
 from arkor.protocol.row_formats import Row
 
 #: The label of a token that does not count.
-IGNORED = -100
+IGNORE_INDEX = -100
 
 #: Rows that are tokenized at a time.
-CHUNK = 256
+CHUNK_ROWS = 256
 
 
 @frozen
 class Example:
-    """The tokens of one row, and the labels: the same, or `IGNORED` where nothing is to be learnt."""
+    """The tokens of one row, and the labels: the same, or `IGNORE_INDEX` where nothing is to be learnt."""
 
     input_ids: list[int]
     labels: list[int]
-    sewn: bool = False
+    escaped: bool = False
 
 
 @define
-class Encoded:
+class EncodedDataset:
     """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it.
 
-    `sewn` rows spell a token of the chat template in what is said to the assistant. `lengths` are those of all rows
-    before the cut, in tokens; of all tokens that count, `lost` are behind it.
+    `escaped` rows spell a token of the chat template in what is said to the assistant. `lengths` are those of all rows
+    before the cut, in tokens; of all tokens that count, `lost_tokens` are behind it.
     """
 
     input_ids: list[Any] = field(factory=list)
     labels: list[Any] = field(factory=list)
     cut: int = 0
     left_out: int = 0
-    sewn: int = 0
+    escaped: int = 0
     lengths: array[int] = field(factory=lambda: array("I"))
-    counted: int = 0
-    lost: int = 0
+    labelled_tokens: int = 0
+    lost_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -57,29 +57,29 @@ class Encoded:
     def notes(self, what: str, max_length: int) -> Iterator[str]:
         """What a person should know of the `what` rows."""
         total = len(self) + self.left_out
-        if self.sewn:
-            yield f"{self.sewn} of {total} {what} rows spell a special token of the model in a message; that is text"
+        if self.escaped:
+            yield f"{self.escaped} of {total} {what} rows spell a special token of the model in a message; that is text"
         if self.cut:
             yield f"{self.cut} of {total} {what} rows are longer than {max_length} tokens (max_length) and are cut"
         if self.left_out:
             yield f"{self.left_out} of {total} {what} rows are left out: their answers begin behind max_length"
 
 
-def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> Encoded:
+def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> EncodedDataset:
     """Every row as tokens, cut at `max_length`. Raises `DataError` when a template refuses a row, or none is left."""
     import numpy  # noqa: PLC0415 - it comes with torch
 
-    encoded, seams = Encoded(), Seams(tokenizer)
-    for start in range(0, len(rows), CHUNK):
-        chunk = [rows[index] for index in range(start, min(start + CHUNK, len(rows)))]
-        for example in _encode_chunk(chunk, tokenizer, seams, answers_only, start):
-            encoded.sewn += example.sewn
+    encoded, escaper = EncodedDataset(), SpecialTokenEscaper(tokenizer)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        chunk = [rows[index] for index in range(start, min(start + CHUNK_ROWS, len(rows)))]
+        for example in _encode_chunk(chunk, tokenizer, escaper, answers_only, start):
+            encoded.escaped += example.escaped
             encoded.cut += len(example.input_ids) > max_length
             encoded.lengths.append(len(example.input_ids))
             labels = example.labels[:max_length]
-            encoded.counted += sum(label != IGNORED for label in example.labels[1:])
-            encoded.lost += sum(label != IGNORED for label in example.labels[max_length:])
-            if all(label == IGNORED for label in labels[1:]):
+            encoded.labelled_tokens += sum(label != IGNORE_INDEX for label in example.labels[1:])
+            encoded.lost_tokens += sum(label != IGNORE_INDEX for label in example.labels[max_length:])
+            if all(label == IGNORE_INDEX for label in labels[1:]):
                 encoded.left_out += 1
                 continue
             encoded.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
@@ -89,28 +89,32 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
     return encoded
 
 
-def _encode_chunk(chunk: list[Row], tokenizer: Any, seams: Seams, answers_only: bool, start: int) -> Iterator[Example]:
+def _encode_chunk(
+    chunk: list[Row], tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, start: int
+) -> Iterator[Example]:
     """The texts of all rows go through the tokenizer in one call; special tokens are in them already."""
-    rendered = [_render(row, tokenizer, seams, answers_only, number) for number, row in enumerate(chunk, start + 1)]
-    tokens = iter(seams.tokens([text for texts in rendered for text in texts]))
+    rendered = [_render(row, tokenizer, escaper, answers_only, number) for number, row in enumerate(chunk, start + 1)]
+    tokens = iter(escaper.tokens([text for texts in rendered for text in texts]))
     for number, texts in enumerate(rendered, start + 1):
-        whole, *rest = [next(tokens) for _ in texts]
-        example = _answers(whole, rest, number) if rest else Example(whole, list(whole))
-        yield evolve(example, sewn=seams.are_in(texts[0]))
+        full, *rest = [next(tokens) for _ in texts]
+        example = _label_answers(full, rest, number) if rest else Example(full, list(full))
+        yield evolve(example, escaped=escaper.contains(texts[0]))
 
 
-def _render(row: Row, tokenizer: Any, seams: Seams, answers_only: bool, number: int) -> list[str]:
+def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, number: int) -> list[str]:
     """The whole text; then, for each turn of the assistant, the text up to it and the text through it."""
     if "text" in row:
         end = tokenizer.eos_token or ""
-        return [_opening(tokenizer) + row["text"].removesuffix(end) + end]
-    messages, tools = seams.sewn(row["messages"], trusted=("assistant",)), seams.sewn_in(row.get("tools"))
+        return [_bos_prefix(tokenizer) + row["text"].removesuffix(end) + end]
+    messages, tools = escaper.escape(row["messages"], trusted=("assistant",)), escaper.escape_in(row.get("tools"))
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"] if answers_only else []
     try:
-        texts = [_apply(tokenizer, messages, tools)]
+        texts = [_apply_template(tokenizer, messages, tools)]
         for index in turns:
-            before = _apply(tokenizer, messages[:index], tools, add_generation_prompt=True) if index else ""
-            through = texts[0] if index == len(messages) - 1 else _apply(tokenizer, messages[: index + 1], tools)
+            before = _apply_template(tokenizer, messages[:index], tools, add_generation_prompt=True) if index else ""
+            through = (
+                texts[0] if index == len(messages) - 1 else _apply_template(tokenizer, messages[: index + 1], tools)
+            )
             texts += [before, through]
     except Exception as error:  # a template is a program of the model's makers: it may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -118,27 +122,27 @@ def _render(row: Row, tokenizer: Any, seams: Seams, answers_only: bool, number: 
     return texts
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
+def _apply_template(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
     text: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
     return text
 
 
-def _opening(tokenizer: Any) -> str:
+def _bos_prefix(tokenizer: Any) -> str:
     """What the tokenizer puts before a plain text."""
     opens = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     return str(tokenizer.bos_token) if opens else ""
 
 
-def _answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
+def _label_answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
     """Labels where an assistant speaks, the token that ends its turn included.
 
     `turns` are, turn by turn, the tokens before it and the tokens through it.
     """
-    labels = [IGNORED] * len(whole)
+    labels = [IGNORE_INDEX] * len(whole)
     for before, through in zip(turns[::2], turns[1::2], strict=True):
-        begin, end = _common(before, whole), _common(through, whole)
+        begin, end = _common_prefix_length(before, whole), _common_prefix_length(through, whole)
         labels[begin:end] = whole[begin:end]
-    if all(label == IGNORED for label in labels):
+    if all(label == IGNORE_INDEX for label in labels):
         raise DataError(
             f"Row {number}: the assistant's words cannot be found in what the model's chat template makes of the row. "
             "Set train_on_responses_only to False to learn every token."
@@ -146,7 +150,7 @@ def _answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
     return Example(whole, labels)
 
 
-def _common(part: list[int], whole: list[int]) -> int:
+def _common_prefix_length(part: list[int], whole: list[int]) -> int:
     """How many tokens both begin with."""
     for index, (left, right) in enumerate(zip(part, whole, strict=False)):
         if left != right:

@@ -20,33 +20,33 @@ from attrs import asdict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arkor.backend.engine.hyperparameters import Plan
+from arkor.backend.engine.hyperparameters import Hyperparameters
 from arkor.backend.engine.interface import RunError
-from arkor.backend.training.tokenization import Encoded
+from arkor.backend.training.tokenization import EncodedDataset
 
 #: Of each weight of the base model, so many numbers go into its fingerprint.
-_SAMPLED = 1024
+_SAMPLE_SIZE = 1024
 
 #: Raised whenever what is in a training state changes, so that one of another arkor is not misread.
-_FORMAT = 1
+_FORMAT_VERSION = 1
 
 
-class Unwritable(TypeError):
+class NotSerializable(TypeError):
     """Something in a tree that neither JSON nor safetensors can say."""
 
 
 def write_tree(folder: Path, name: str, tree: Any) -> None:
-    """`tree` as `name.json` and `name.safetensors`. Raises `Unwritable` before it has written anything."""
+    """`tree` as `name.json` and `name.safetensors`. Raises `NotSerializable` before it has written anything."""
     tensors = _Tensors()
-    mirrored = json.dumps(_mirror(tree, tensors), allow_nan=False)
+    serialized = json.dumps(_to_plain(tree, tensors), allow_nan=False)
     save_file(tensors.named, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(mirrored)
+    (folder / f"{name}.json").write_text(serialized)
 
 
 def read_tree(folder: Path, name: str) -> Any:
     """What was written, its tensors in main memory; those that were one tensor are one again."""
     tensors = {key: tensor.clone() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
-    return _restored(json.loads((folder / f"{name}.json").read_bytes()), tensors)
+    return _from_plain(json.loads((folder / f"{name}.json").read_bytes()), tensors)
 
 
 class _Tensors:
@@ -58,7 +58,7 @@ class _Tensors:
 
     def name(self, tensor: Tensor) -> str:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_complex():
-            raise Unwritable(type(tensor).__name__)
+            raise NotSerializable(type(tensor).__name__)
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
         if key not in self._names:
             name = self._names[key] = str(len(self.named))
@@ -67,21 +67,21 @@ class _Tensors:
         return self._names[key]
 
 
-def _mirror(value: Any, tensors: _Tensors) -> Any:
+def _to_plain(value: Any, tensors: _Tensors) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": tensors.name(value)}
     if isinstance(value, dict):
-        return {"dict": [[_mirror(key, tensors), _mirror(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[_to_plain(key, tensors), _to_plain(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_mirror(item, tensors) for item in value]}
+        return {type(value).__name__: [_to_plain(item, tensors) for item in value]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise Unwritable(type(value).__name__)
+    raise NotSerializable(type(value).__name__)
 
 
-def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _from_plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
@@ -90,8 +90,8 @@ def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "float":
         return float(inner)
     if kind == "dict":
-        return {_restored(key, tensors): _restored(item, tensors) for key, item in inner}
-    items = [_restored(item, tensors) for item in inner]
+        return {_from_plain(key, tensors): _from_plain(item, tensors) for key, item in inner}
+    items = [_from_plain(item, tensors) for item in inner]
     return tuple(items) if kind == "tuple" else items
 
 
@@ -128,20 +128,22 @@ def restore_random(states: dict[str, Any]) -> None:
 # What a run learns from
 
 
-def fingerprints(numbers: Plan, model: Any, train: Encoded, evaluation: Encoded | None) -> dict[str, Any]:
+def fingerprints(
+    numbers: Hyperparameters, model: Any, train: EncodedDataset, evaluation: EncodedDataset | None
+) -> dict[str, Any]:
     """What must not change under a run, by what a person calls it."""
     return {
-        "the rows to train on": _rows(train),
-        "the rows to evaluate on": _rows(evaluation) if evaluation else None,
-        "the weights of the model": _weights(model),
-        "the version of arkor": _FORMAT,
+        "the rows to train on": _rows_fingerprint(train),
+        "the rows to evaluate on": _rows_fingerprint(evaluation) if evaluation else None,
+        "the weights of the model": _weights_fingerprint(model),
+        "the version of arkor": _FORMAT_VERSION,
         "the configuration": json.loads(json.dumps(asdict(numbers))),
     }
 
 
-def demand_same(began_with: dict[str, Any], now: dict[str, Any]) -> None:
+def assert_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises `RunError` with what is not as it was."""
-    changed = [name for name in now if now[name] != began_with.get(name)]
+    changed = [name for name in now if now[name] != saved.get(name)]
     if changed:
         raise RunError(
             f"The run cannot go on from its last checkpoint: since it began, {' and '.join(changed)} changed. "
@@ -149,18 +151,18 @@ def demand_same(began_with: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _rows(examples: Encoded) -> dict[str, Any]:
+def _rows_fingerprint(examples: EncodedDataset) -> dict[str, Any]:
     digest = hashlib.sha256()
     for ids, labels in zip(examples.input_ids, examples.labels, strict=True):
         digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + labels.tobytes())
     return {"count": len(examples), "sha256": digest.hexdigest()}
 
 
-def _weights(model: Any) -> str:
+def _weights_fingerprint(model: Any) -> str:
     """The beginning of each frozen weight; reading all of a large model would take longer than is worth it."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
-            sample = weight.detach().flatten()[:_SAMPLED].cpu().contiguous()
+            sample = weight.detach().flatten()[:_SAMPLE_SIZE].cpu().contiguous()
             digest.update(name.encode() + sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -23,21 +23,21 @@ from attrs import field, frozen
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.compute.process_tuning import peak_memory_bytes, prepare_to_compute
-from arkor.backend.data.datasets import FAULTS_TOLD, Rows, load_rows
+from arkor.backend.data.datasets import MAX_FAULTS_REPORTED, Rows, load_rows
 from arkor.backend.data.download import private_urls_allowed
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.engine.hyperparameters import (
-    DRY_EVAL_ROWS,
-    DRY_ROWS,
+    DRY_RUN_EVAL_ROWS,
+    DRY_RUN_ROWS,
     EVAL_ROWS,
     EVAL_SHARE,
-    Plan,
+    Hyperparameters,
     check_names,
-    plan,
-    setting,
+    resolve_hyperparameters,
+    setting_or_default,
 )
 from arkor.backend.engine.interface import Recorder, Run, RunError
-from arkor.backend.training.tokenization import Encoded, encode
+from arkor.backend.training.tokenization import EncodedDataset, encode
 from arkor.protocol.jobs import JobConfig
 
 #: Everything random in a run comes from this seed.
@@ -54,23 +54,23 @@ class TrlEngine:
         """See `arkor.backend.engine.interface.Engine.train`."""
         check_names(run.config)
         prepare_to_compute()
-        with quiet():
+        with silence_libraries():
             device = choose_device(self.precision)
-            recorder.preparing(f"Training on {device.words}")
+            recorder.preparing(f"Training on {device.description}")
             check_device(run.config, device)
-            rows = rows_of(run, recorder)
-            learner = learner_of(run, device, recorder)
-            train, evaluation = examples_of(run.config, rows, learner, recorder)
-            numbers = plan(run.config, len(train), evaluates=evaluation is not None)
+            rows = load_run_rows(run, recorder)
+            loaded = load_run_model(run, device, recorder)
+            train, evaluation = encode_rows(run.config, rows, loaded, recorder)
+            numbers = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
             arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            trainer = trainer_of(learner, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
-            return _loop(trainer, numbers, recorder, run.checkpoint)
+            trainer = build_trainer(loaded, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
+            return _train_loop(trainer, numbers, recorder, run.checkpoint)
 
 
 @frozen
-class Learner:
+class LoadedModel:
     """What learns: the model with its adapter, and its tokenizer."""
 
     model: Any
@@ -83,14 +83,14 @@ class Learner:
 def check_device(config: JobConfig, device: Device) -> None:
     if config.load_in_4bit and device.kind != "cuda":
         raise RunError(
-            f"load_in_4bit needs an NVIDIA GPU, and this run is on {device.words}. "
+            f"load_in_4bit needs an NVIDIA GPU, and this run is on {device.description}. "
             "Leave load_in_4bit out: the weights are then kept in 16 or 32 bits."
         )
     if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise RunError("load_in_4bit needs the package bitsandbytes where the backend runs: pip install bitsandbytes")
 
 
-def rows_of(run: Run, recorder: Recorder, most_faults: int = FAULTS_TOLD) -> Rows:
+def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
     """The checked rows; a part is held out where `eval_steps` asks for it, a dry run takes the first ones."""
     config = run.config
     recorder.preparing("Reading the data")
@@ -101,7 +101,7 @@ def rows_of(run: Run, recorder: Recorder, most_faults: int = FAULTS_TOLD) -> Row
         home=run.home,
         token=run.blob_token,
         allow_private=private_urls_allowed(),
-        most_faults=most_faults,
+        max_faults=max_faults,
     )
     for note in rows.notes:
         recorder.preparing(note)
@@ -111,11 +111,11 @@ def rows_of(run: Run, recorder: Recorder, most_faults: int = FAULTS_TOLD) -> Row
             "Leave it out, or write the rows as messages."
         )
     if config.eval_steps and rows.eval is None:
-        rows = rows.hold_out(EVAL_SHARE, most=EVAL_ROWS)
-    return rows.head(DRY_ROWS, DRY_EVAL_ROWS) if config.dry_run else rows
+        rows = rows.hold_out(EVAL_SHARE, max_rows=EVAL_ROWS)
+    return rows.head(DRY_RUN_ROWS, DRY_RUN_EVAL_ROWS) if config.dry_run else rows
 
 
-def learner_of(run: Run, device: Device, recorder: Recorder) -> Learner:
+def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
     import transformers  # noqa: PLC0415 - who reads the plan of a run needs none
 
     from arkor.backend.training.lora import add_adapter  # noqa: PLC0415 - as above
@@ -126,8 +126,8 @@ def learner_of(run: Run, device: Device, recorder: Recorder) -> Learner:
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=device.dtype, **(_four_bit() if config.load_in_4bit else {}))
     transformers.set_seed(SEED)
-    model = add_adapter(model, r=setting(config, "lora_r"), alpha=setting(config, "lora_alpha"))
-    return Learner(model, tokenizer)
+    model = add_adapter(model, r=setting_or_default(config, "lora_r"), alpha=setting_or_default(config, "lora_alpha"))
+    return LoadedModel(model, tokenizer)
 
 
 def _four_bit() -> dict[str, Any]:
@@ -144,14 +144,16 @@ def _four_bit() -> dict[str, Any]:
     return {"quantization_config": packed, "device_map": {"": 0}}
 
 
-def examples_of(config: JobConfig, rows: Rows, learner: Learner, recorder: Recorder) -> tuple[Encoded, Encoded | None]:
+def encode_rows(
+    config: JobConfig, rows: Rows, loaded: LoadedModel, recorder: Recorder
+) -> tuple[EncodedDataset, EncodedDataset | None]:
     """The tokens of the rows to train on, and of those to evaluate on if there are any."""
-    length = max_length_of(config, learner.model)
+    length = max_length_of(config, loaded.model)
     answers = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
 
-    def encoded(what: str, part: PackedRows) -> Encoded:
+    def encoded(what: str, part: PackedRows) -> EncodedDataset:
         recorder.preparing(f"Tokenizing {len(part)} {what} rows")
-        found = encode(part, learner.tokenizer, answers_only=answers, max_length=length)
+        found = encode(part, loaded.tokenizer, answers_only=answers, max_length=length)
         for note in found.notes(what, length):
             recorder.preparing(note)
         return found
@@ -164,11 +166,11 @@ def max_length_of(config: JobConfig, model: Any) -> int:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
         raise RunError(f"max_length is {config.max_length}, but {config.model} takes {limit} tokens at most.")
-    length: int = setting(config, "max_length")
+    length: int = setting_or_default(config, "max_length")
     return min(length, limit) if limit else length
 
 
-def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
+def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, Any]:
     """The plan of a run in the words of TRL's `SFTConfig`."""
     return {
         "max_steps": numbers.total_steps,
@@ -198,31 +200,31 @@ def training_arguments(numbers: Plan, device: Device) -> dict[str, Any]:
     }
 
 
-def trainer_of(
-    learner: Learner,
+def build_trainer(
+    loaded: LoadedModel,
     arguments: dict[str, Any],
     device: Device,
-    examples: tuple[Encoded, Encoded | None],
+    examples: tuple[EncodedDataset, EncodedDataset | None],
     *,
-    numbers: Plan,
+    numbers: Hyperparameters,
     recorder: Recorder,
 ) -> Any:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
-    from arkor.backend.training.sft_trainer import Collator, LeanTrainer  # noqa: PLC0415 - as above
+    from arkor.backend.training.sft_trainer import Collator, LeanSFTTrainer  # noqa: PLC0415 - as above
     from arkor.backend.training.training_state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    recompute = {recompute_argument(SFTConfig): _recomputes_activations(learner.model, device)}
-    return LeanTrainer(
+    recompute = {recompute_argument(SFTConfig): _recomputes_activations(loaded.model, device)}
+    return LeanSFTTrainer(
         recorder=recorder,
-        learns_from=fingerprints(numbers, learner.model, train, evaluation),
-        model=learner.model,
+        fingerprints=fingerprints(numbers, loaded.model, train, evaluation),
+        model=loaded.model,
         args=SFTConfig(**recompute, **arguments),
-        processing_class=learner.tokenizer,
-        data_collator=Collator(device.dtype, learner.tokenizer.pad_token_id),
-        train_dataset=_table(train),
-        eval_dataset=_table(evaluation) if evaluation else None,
+        processing_class=loaded.tokenizer,
+        data_collator=Collator(device.dtype, loaded.tokenizer.pad_token_id),
+        train_dataset=_arrow_table(train),
+        eval_dataset=_arrow_table(evaluation) if evaluation else None,
     )
 
 
@@ -237,7 +239,7 @@ def _recomputes_activations(model: Any, device: Device) -> bool:
     return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
 
 
-def _table(examples: Encoded) -> Any:
+def _arrow_table(examples: EncodedDataset) -> Any:
     """As an Arrow table in memory, which takes 4 bytes a token."""
     import datasets  # noqa: PLC0415 - as above
     import pyarrow as arrow  # noqa: PLC0415 - as above
@@ -247,15 +249,15 @@ def _table(examples: Encoded) -> Any:
     return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
 
 
-def _loop(trainer: Any, numbers: Plan, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
+def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
     """The steps that are left; what there is when the run is stopped is kept as a checkpoint."""
     if checkpoint is None:
-        trainer.trust_flat(trainer.train_dataset[: numbers.batch_size])
+        trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
     else:
         recorder.preparing(f"Going on from the checkpoint of step {checkpoint.name}")
-        trainer.go_on_from(checkpoint)
+        trainer.resume_from(checkpoint)
     recorder.started(numbers.total_steps)
-    step = trainer.learn()
+    step = trainer.run_training()
     seconds, memory = trainer.seconds, peak_memory_bytes()
     if recorder.stopping:
         if step:
@@ -269,7 +271,7 @@ def _loop(trainer: Any, numbers: Plan, recorder: Recorder, checkpoint: Path | No
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """No progress bars, no chatter, nobody told."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

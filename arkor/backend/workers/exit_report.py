@@ -13,13 +13,13 @@ from typing import Any
 from arkor.backend.engine.hyperparameters import DEFAULTS
 
 #: What a log says when memory was the cause, in small letters.
-_MEMORY_WORDS = ("out of memory", "memoryerror", "cannot allocate memory", "bad_alloc", "oom-kill")
+_OOM_MARKERS = ("out of memory", "memoryerror", "cannot allocate memory", "bad_alloc", "oom-kill")
 
 #: The worker of another server, or one that ended while there was none.
-UNSEEN = "unseen by any server"
+UNOBSERVED = "unseen by any server"
 
 
-def end_of(worker: subprocess.Popen[bytes]) -> int:
+def wait_for_exit(worker: subprocess.Popen[bytes]) -> int:
     """Wait for the worker, which leads a session of its own, and end what it has started; returns its exit code.
 
     A process that it has forked would hold the log's lock for it.
@@ -30,28 +30,28 @@ def end_of(worker: subprocess.Popen[bytes]) -> int:
     return worker.wait()
 
 
-def cause(exit_code: int) -> str:
+def describe_exit(exit_code: int) -> str:
     """The exit code of a process, as `subprocess` has it, in words that go behind "the worker ended"."""
     try:
-        number = -exit_code if exit_code < 0 else exit_code - 128  # 128 and more as shells have it
-        return f"by the signal {signal.Signals(number).name}"
+        signal_number = -exit_code if exit_code < 0 else exit_code - 128  # 128 and more as shells have it
+        return f"by the signal {signal.Signals(signal_number).name}"
     except ValueError:
         return f"with exit code {exit_code}"
 
 
-def obituary(how: str, deaths: int, worker_log: Path, config: Mapping[str, Any]) -> str:
-    """Why a run is given up after so many `deaths` in a row, the last of which was `how`."""
-    words = last_words(worker_log)
-    times = "" if deaths == 1 else f" {deaths} times in a row without getting any further, the last time"
-    advice = memory_advice(config) if _smells_of_memory(how, words) else ""
-    return f"The worker ended{times} {how}, without saying why. {advice}{words}"
+def crash_message(cause: str, crashes: int, worker_log: Path, config: Mapping[str, Any]) -> str:
+    """Why a run is given up after so many `crashes` in a row, the last of which was `cause`."""
+    tail = stderr_tail(worker_log)
+    repetition = "" if crashes == 1 else f" {crashes} times in a row without getting any further, the last time"
+    remedy = oom_remedy(config) if looks_like_oom(cause, tail) else ""
+    return f"The worker ended{repetition} {cause}, without saying why. {remedy}{tail}"
 
 
-def _smells_of_memory(how: str, words: str) -> bool:
-    return "SIGKILL" in how or any(word in words.lower() for word in _MEMORY_WORDS)
+def looks_like_oom(cause: str, tail: str) -> bool:
+    return "SIGKILL" in cause or any(marker in tail.lower() for marker in _OOM_MARKERS)
 
 
-def memory_advice(config: Mapping[str, Any]) -> str:
+def oom_remedy(config: Mapping[str, Any]) -> str:
     """The smallest change of a run's configuration (as on the wire) that lets it do with less memory."""
     batch = config.get("batchSize") or DEFAULTS["batch_size"]
     length = config.get("maxLength") or DEFAULTS["max_length"]
@@ -64,7 +64,7 @@ def memory_advice(config: Mapping[str, Any]) -> str:
     return f"Too little memory is the usual reason; the smallest change that needs less is {setting}. "
 
 
-def last_words(worker_log: Path, lines: int = 5, longest: int = 1000) -> str:
+def stderr_tail(worker_log: Path, lines: int = 5, max_length: int = 1000) -> str:
     """How the worker's log ends, in a sentence."""
     try:
         with worker_log.open("rb") as file:
@@ -72,5 +72,5 @@ def last_words(worker_log: Path, lines: int = 5, longest: int = 1000) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return "It left no log."
-    words = "\n".join(text.strip().splitlines()[-lines:])[-longest:]
-    return f"Its log, {worker_log}, ends with:\n{words}" if words else f"Its log, {worker_log}, is empty."
+    tail = "\n".join(text.strip().splitlines()[-lines:])[-max_length:]
+    return f"Its log, {worker_log}, ends with:\n{tail}" if tail else f"Its log, {worker_log}, is empty."

@@ -13,34 +13,34 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from arkor.protocol.events import stamp
+from arkor.protocol.events import format_timestamp
 
 #: How often a heart beats, and is looked at, in seconds.
-BEAT_SECONDS = 2.0
+HEARTBEAT_SECONDS = 2.0
 
 #: So many looks without a beat are a stall.
-STALL_LOOKS = 5
+STALL_CHECKS = 5
 
 
 @contextlib.contextmanager
-def beating(file: Path, every: float = BEAT_SECONDS) -> Iterator[None]:
+def heartbeat(file: Path, every: float = HEARTBEAT_SECONDS) -> Iterator[None]:
     """Touch the file all `every` seconds while the block lasts; a disk that does not take it is no matter."""
-    over = threading.Event()
+    stopped = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(every):
+    def loop() -> None:
+        while not stopped.wait(every):
             with contextlib.suppress(OSError):
                 os.utime(file)
 
-    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    threading.Thread(target=loop, name="heartbeat", daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
 
 
-class Pulse:
-    """What somebody feels who looks at one heart all `BEAT_SECONDS`."""
+class HeartbeatMonitor:
+    """What somebody feels who looks at one heart all `HEARTBEAT_SECONDS`."""
 
     def __init__(self) -> None:
         self._last: int | None = None
@@ -49,11 +49,11 @@ class Pulse:
     @property
     def stalled_since(self) -> str | None:
         """When the heart beat last, as the time stamp of an event, if it stands still."""
-        if self._last is None or self._missed < STALL_LOOKS:
+        if self._last is None or self._missed < STALL_CHECKS:
             return None
-        return stamp(datetime.fromtimestamp(self._last / 1e9, timezone.utc))
+        return format_timestamp(datetime.fromtimestamp(self._last / 1e9, timezone.utc))
 
-    def look(self, file: Path) -> None:
+    def check(self, file: Path) -> None:
         """Look once; where there is no file, there is nothing to say of its heart."""
         try:
             beat = file.stat().st_mtime_ns

@@ -15,17 +15,17 @@ from typing import Any
 
 from arkor.backend.runs import checkpoints
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_notifier import ring
-from arkor.backend.runs.log_queries import Past, place
+from arkor.backend.runs.log_notifier import notify
+from arkor.backend.runs.log_queries import ResumePoint, log_position
 from arkor.backend.runs.paths import RunFolder
-from arkor.backend.workers.stop_signal import StopSign
+from arkor.backend.workers.stop_signal import StopSignal
 from arkor.protocol.estimates import Estimate
 from arkor.protocol.events import (
     CheckpointSaved,
     Event,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingStarted,
@@ -33,10 +33,10 @@ from arkor.protocol.events import (
     now,
 )
 from arkor.protocol.jobs import Artifact
-from arkor.settings import checkpoints_kept
+from arkor.settings import max_kept_checkpoints
 
 #: What a disk may object to that is no fault of the program.
-_OBJECTIONS = {
+_DISK_ERROR_WORDS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your share of the disk is used up",
     errno.EFBIG: "a file would be larger than is allowed there",
@@ -55,32 +55,32 @@ class LogRecorder:
         self,
         log: LogWriter,
         folder: RunFolder,
-        bell: Path,
-        stop: StopSign,
-        past: Past,
+        notifier: Path,
+        stop_signal: StopSignal,
+        resume_point: ResumePoint,
         *,
         estimate: Estimate | None = None,
     ) -> None:
         self._log = log
         self._folder = folder
-        self._bell = bell
-        self._stop = stop
-        self._past = past
+        self._notifier = notifier
+        self._stop_signal = stop_signal
+        self._resume_point = resume_point
         self._estimate = estimate
-        reached = max(past.last[0], *past.saved, 0)
+        reached = max(resume_point.last[0], *resume_point.saved, 0)
         self._step: int | None = reached or None
         self._final: Artifact | None = None
 
     @property
     def stopping(self) -> bool:
-        return self._stop.up
+        return self._stop_signal.requested
 
     def preparing(self, message: str) -> None:
         self.write(TrainingPreparing(self._folder.id, now(), message))
 
     def started(self, total_steps: int) -> None:
-        self._stop.mind()
-        if not self._past.started:
+        self._stop_signal.poll()
+        if not self._resume_point.started:
             self.write(TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
 
     def log(
@@ -93,35 +93,36 @@ class LogRecorder:
         epoch: float | None = None,
         samples_per_second: float | None = None,
     ) -> None:
-        if place(step, eval_loss) <= self._past.last:
+        if log_position(step, eval_loss) <= self._resume_point.last:
             return
         self._step = step
-        self._past.standings.log(step, loss, eval_loss)
+        self._resume_point.tracker.log(step, loss, eval_loss)
         numbers = (loss, eval_loss, learning_rate, epoch, samples_per_second)
         self.write(TrainingLog(self._folder.id, now(), step, *numbers))
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         folder = self._folder.checkpoint(step)
-        if step in self._past.saved and checkpoints.is_resumable(folder):
+        if step in self._resume_point.saved and checkpoints.is_resumable(folder):
             return
         try:
-            self._keep(folder, write)
-            self._list(step, folder)
+            self._write_folder(folder, write)
+            self._log_checkpoint(step, folder)
         except Exception as error:  # whatever library writes: what the disk says shows in all of them
-            trouble = disk_trouble(error)
-            if trouble is None:
+            problem = disk_problem(error)
+            if problem is None:
                 raise
-            self._go_without(step, folder, trouble)
-        self.thin_out(checkpoints_kept())
+            self._skip_checkpoint(step, folder, problem)
+        self.prune_checkpoints(max_kept_checkpoints())
 
     def final(self, write: Callable[[Path], None]) -> None:
         try:
-            checkpoints.write_whole(self._folder.final, write)
+            checkpoints.write_folder_atomically(self._folder.final, write)
         except Exception as error:
-            if disk_trouble(error) is None:
+            if disk_problem(error) is None:
                 raise
-            self.forget_states()  # training is over: what it could have gone on from makes room for what came of it
-            checkpoints.write_whole(self._folder.final, write)
+            # training is over: what it could have gone on from makes room for what came of it
+            self.drop_training_states()
+            checkpoints.write_folder_atomically(self._folder.final, write)
         self._final = self._folder.artifact("final", self._folder.final, self._step)
 
     def warn(self, sentence: str) -> None:
@@ -130,21 +131,21 @@ class LogRecorder:
 
     def write(self, event: Event, *, sync: bool = False) -> None:
         """One event into the log, and a word to those who watch."""
-        with self._stop.held():
+        with self._stop_signal.deferred():
             self._log.append(event, sync=sync)
-            ring(self._bell)
+            notify(self._notifier)
 
-    def thin_out(self, keep: int) -> int:
+    def prune_checkpoints(self, keep: int) -> int:
         """Retire the checkpoints that are not to be kept; returns how many there were."""
-        return checkpoints.thin_out(self._folder, self._past.saved, self._past.standings, keep)
+        return checkpoints.prune(self._folder, self._resume_point.saved, self._resume_point.tracker, keep)
 
-    def forget_states(self) -> None:
+    def drop_training_states(self) -> None:
         """Nobody will go on with this run. Raises OSError."""
-        checkpoints.forget_states(self._folder, self._past.saved)
+        checkpoints.drop_training_states(self._folder, self._resume_point.saved)
 
     def completed(self, metrics: dict[str, Any]) -> Event:
         """The event that ends a run which went to its end."""
-        return TrainingCompleted(self._folder.id, now(), _plain(metrics), self._artifacts())
+        return TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
 
     def cancelled(self) -> Event:
         """The event that ends a run which was asked to stop."""
@@ -152,48 +153,48 @@ class LogRecorder:
 
     def failed(self, sentence: str) -> Event:
         """The event that ends a run which could not go on."""
-        return TrainingFailed(self._folder.id, now(), sentence, self._step, self._artifacts())
+        return TrainingFailedEvent(self._folder.id, now(), sentence, self._step, self._artifacts())
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         """Of the checkpoints, those that are still there."""
-        saved = self._past.saved
+        saved = self._resume_point.saved
         there = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
         return (*there, self._final) if self._final else tuple(there)
 
-    def _keep(self, folder: Path, write: Callable[[Path], None]) -> None:
+    def _write_folder(self, folder: Path, write: Callable[[Path], None]) -> None:
         try:
-            checkpoints.write_whole(folder, write)
+            checkpoints.write_folder_atomically(folder, write)
         except Exception as error:
-            if disk_trouble(error) is None or not self._folder.retired.is_dir():
+            if disk_problem(error) is None or not self._folder.retired.is_dir():
                 raise
-            checkpoints.discharge(self._folder, 0)  # what was only kept for a while makes room
-            checkpoints.write_whole(folder, write)
+            checkpoints.remove_expired(self._folder, 0)  # what was only kept for a while makes room
+            checkpoints.write_folder_atomically(folder, write)
 
-    def _list(self, step: int, folder: Path) -> None:
+    def _log_checkpoint(self, step: int, folder: Path) -> None:
         self._step = max(step, self._step or 0)
-        if step in self._past.saved:  # and written again, as it was damaged
+        if step in self._resume_point.saved:  # and written again, as it was damaged
             return
         artifact = self._folder.artifact("checkpoint", folder, step)
         self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
-        self._past.saved[step] = (artifact,)
-        self._past.standings.checkpoint(step)
+        self._resume_point.saved[step] = (artifact,)
+        self._resume_point.tracker.checkpoint(step)
 
-    def _go_without(self, step: int, folder: Path, trouble: str) -> None:
-        if step not in self._past.saved:
+    def _skip_checkpoint(self, step: int, folder: Path, problem: str) -> None:
+        if step not in self._resume_point.saved:
             checkpoints.remove(folder)
-        sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {trouble}. "
-        advice = f"The run goes on without it. Make room there; old runs in {self._folder.path.parent} take some."
-        self.warn(sentence + advice)
+        sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {problem}. "
+        remedy = f"The run goes on without it. Make room there; old runs in {self._folder.path.parent} take some."
+        self.warn(sentence + remedy)
 
 
-def disk_trouble(error: BaseException) -> str | None:
+def disk_problem(error: BaseException) -> str | None:
     """What the disk objects to, in words; None when it is something else that went wrong."""
-    hidden = re.search(r"os error (\d+)", str(error))  # how libraries in Rust say it
-    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
-    return _OBJECTIONS.get(number or 0)
+    os_error = re.search(r"os error (\d+)", str(error))  # how libraries in Rust say it
+    number = error.errno if isinstance(error, OSError) else int(os_error[1]) if os_error else None
+    return _DISK_ERROR_WORDS.get(number or 0)
 
 
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+def _json_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """What JSON can say of the metrics; a number that is not finite becomes null."""
     plain = {key: value for key, value in metrics.items() if isinstance(value, (str, int, float)) or value is None}
     odd = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}

@@ -14,12 +14,12 @@ from typing import Any
 from attrs import asdict, define, field, frozen
 
 from arkor.backend.engine.interface import Recorder, Run, RunError
-from arkor.backend.runs.paths import STATE
+from arkor.backend.runs.paths import STATE_FOLDER
 from arkor.protocol.jobs import JobConfig
 
 
 @define
-class Score:
+class Script:
     """How far a scripted run has come: `step`, and the `sum` of the losses so far, so that a slip would show."""
 
     step: int = 0
@@ -44,19 +44,23 @@ class ScriptedEngine:
             raise RunError("This model fails by design; name another one.")
         total = config.max_steps or 10
         save_every = config.save_steps or max(1, total // 5)
-        score = Score(**json.loads((run.checkpoint / STATE / "score.json").read_bytes())) if run.checkpoint else Score()
+        script = (
+            Script(**json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes()))
+            if run.checkpoint
+            else Script()
+        )
         recorder.started(total)
-        while score.step < total:
+        while script.step < total:
             time.sleep(self.step_seconds)
             if recorder.stopping:
                 return {}
-            score.step += 1
-            score.sum += self._loss(config, score.step)
-            _crash(run, score.step)
-            self._log(config, recorder, score.step, total)
-            if score.step % save_every == 0:
-                recorder.checkpoint(score.step, partial(_checkpoint, score))
-        recorder.final(partial(_adapter, score))
+            script.step += 1
+            script.sum += self._loss(config, script.step)
+            _maybe_crash(run, script.step)
+            self._log(config, recorder, script.step, total)
+            if script.step % save_every == 0:
+                recorder.checkpoint(script.step, partial(_checkpoint, script))
+        recorder.final(partial(_adapter, script))
         return {"steps": total, "loss": self._loss(config, total)}
 
     def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
@@ -70,7 +74,7 @@ class ScriptedEngine:
         return math.nan if (config.learning_rate or 0) >= 1e5 else 2.0 * 0.9**step
 
 
-def _crash(run: Run, step: int) -> None:
+def _maybe_crash(run: Run, step: int) -> None:
     """End the process at once, if the model's name says so."""
     once = run.config.model.removeprefix("scripted/crash-once-").split("-")
     if str(step) in once:
@@ -81,14 +85,14 @@ def _crash(run: Run, step: int) -> None:
         os._exit(13)
 
 
-def _checkpoint(score: Score, folder: Path) -> None:
-    _adapter(score, folder)
-    (folder / STATE).mkdir()
-    (folder / STATE / "score.json").write_text(json.dumps(asdict(score)))
+def _checkpoint(script: Script, folder: Path) -> None:
+    _adapter(script, folder)
+    (folder / STATE_FOLDER).mkdir()
+    (folder / STATE_FOLDER / "score.json").write_text(json.dumps(asdict(script)))
 
 
-def _adapter(score: Score, folder: Path) -> None:
+def _adapter(script: Script, folder: Path) -> None:
     """Files by the names of a real adapter; the weights are a safetensors file with no tensor in it."""
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
-    header = json.dumps({"__metadata__": {"sum": score.sum.hex()}}).encode()
+    header = json.dumps({"__metadata__": {"sum": script.sum.hex()}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -11,49 +11,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopped(BaseException):
+class StopRequested(BaseException):
     """Preparing was broken off. Not an `Exception`, as no library is to take it for a fault."""
 
 
-class StopSign:
-    """`up` from the moment on at which SIGTERM came."""
+class StopSignal:
+    """`requested` from the moment on at which SIGTERM came."""
 
     def __init__(self) -> None:
-        self.up = False
-        self._breaks_off = False
+        self.requested = False
+        self._interrupts = False
 
-    def watch(self) -> None:
+    def install(self) -> None:
         """From here on SIGTERM raises it."""
-        signal.signal(signal.SIGTERM, self._raise)
+        signal.signal(signal.SIGTERM, self._on_signal)
 
     @contextmanager
-    def breaking_off(self) -> Iterator[None]:
-        """Inside, the sign raises `Stopped` wherever the process is, until `mind()` is called."""
+    def interruptible(self) -> Iterator[None]:
+        """Inside, the sign raises `StopRequested` wherever the process is, until `poll()` is called."""
         try:
-            self._breaks_off = True
-            self._look()
+            self._interrupts = True
+            self._interrupt_if_requested()
             yield
         finally:
-            self._breaks_off = False
+            self._interrupts = False
 
-    def mind(self) -> None:
+    def poll(self) -> None:
         """From here on the sign only stands there, for who looks at it."""
-        self._breaks_off = False
+        self._interrupts = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Inside, nothing is broken off: it is made up for at the end."""
-        before, self._breaks_off = self._breaks_off, False
+        before, self._interrupts = self._interrupts, False
         try:
             yield
         finally:
-            self._breaks_off = before
-        self._look()
+            self._interrupts = before
+        self._interrupt_if_requested()
 
-    def _raise(self, _number: int, _frame: object) -> None:
-        self.up = True
-        self._look()
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self.requested = True
+        self._interrupt_if_requested()
 
-    def _look(self) -> None:
-        if self.up and self._breaks_off:
-            raise Stopped
+    def _interrupt_if_requested(self) -> None:
+        if self.requested and self._interrupts:
+            raise StopRequested

@@ -13,22 +13,22 @@ import attrs
 from attrs import frozen
 
 from arkor.callbacks.contexts import CheckpointContext, CompletedContext, FinishedContext, Infer, StartedContext
-from arkor.callbacks.evaluate.metrics import Metric, metric_from
-from arkor.callbacks.evaluate.questions import Question, questions_from
+from arkor.callbacks.evaluate.metrics import Metric, resolve_metric
+from arkor.callbacks.evaluate.questions import Question, parse_questions
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.chat import InferenceRequest
 from arkor.protocol.jobs import Artifact, TrainingJob, TrainingResult
-from arkor.protocol.validation import Integer, boolean, is_finite, misfit, shown, text
+from arkor.protocol.validation import Integer, boolean, is_finite, quote, signature_mismatch, text
 from arkor.results.evaluation import Answer, Evaluation
 
 #: What of `infer` is not the caller's to set here.
-_OURS = {"self", "messages", "stream", "tools", "abort_signal"}
-_OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _OURS]
+_RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "abort_signal"}
+_OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _RESERVED_OPTIONS]
 
-_GONE = 404
+_NOT_FOUND = 404
 
 #: How often the abort signal is looked at.
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 @frozen
-class _Said:
+class Prediction:
     """What one model answered to one question, or why it did not."""
 
     text: str | None = None
@@ -77,7 +77,7 @@ class Evaluate:
         tell: Callable[[Evaluation], Any] | None = None,
         **options: Any,
     ) -> None:
-        self.questions = questions_from(questions)
+        self.questions = parse_questions(questions)
         self.name = name
         self._metric = self._metric_for(metric)
         for field, count in (("every", every), ("concurrency", concurrency)):
@@ -86,10 +86,16 @@ class Evaluate:
             raise InvalidConfig("Evaluate.timeout", f"must be seconds, above 0, not {timeout!r}")
         text("Evaluate.name", name)
         boolean("Evaluate.base", base)
-        if tell is not None and (not callable(tell) or misfit(tell, 1)):
-            raise InvalidConfig("Evaluate.tell", f"must be a function of one evaluation, like print, not {shown(tell)}")
+        if tell is not None and (not callable(tell) or signature_mismatch(tell, 1)):
+            raise InvalidConfig("Evaluate.tell", f"must be a function of one evaluation, like print, not {quote(tell)}")
         _check_options(options)
-        self._every, self._base, self._concurrency, self._timeout, self._tell = every, base, concurrency, timeout, tell
+        self._every, self._base, self._concurrency, self._timeout, self._on_evaluation = (
+            every,
+            base,
+            concurrency,
+            timeout,
+            tell,
+        )
         self._options = {"temperature": None if "top_p" in options else 0, **options}
         self._begin(None)
 
@@ -120,7 +126,7 @@ class Evaluate:
         finals = [item.step for item in ctx.artifacts if isinstance(item, Artifact) and item.kind == "final"]
         last = self._evaluations[-1] if self._evaluations else None
         if last is not None and last.step in finals and not any(answer.error for answer in last.answers):
-            self._keep(attrs.evolve(last, step=None))
+            self._add_evaluation(attrs.evolve(last, step=None))
         elif ctx.infer is not None:
             self._evaluate(None, ctx.infer, ctx.job)
 
@@ -134,7 +140,7 @@ class Evaluate:
         self._job_id = job_id
         self._seen = 0
         self._evaluations: list[Evaluation] = []
-        self._base_said: list[_Said] | None = None
+        self._base_predictions: list[Prediction] | None = None
 
     def _metric_for(self, metric: Any) -> Metric | None:
         unexpected = [question for question in self.questions if question.expected is None]
@@ -142,75 +148,75 @@ class Evaluate:
             problem = f"has nothing to match for {unexpected[0].text[:60]!r}: no answer is expected there"
             raise InvalidConfig("Evaluate.metric", f'"exact_match" {problem}')
         if metric is None:
-            return None if unexpected else metric_from("exact_match")
-        return metric_from(metric)
+            return None if unexpected else resolve_metric("exact_match")
+        return resolve_metric(metric)
 
     def _evaluate(self, step: int | None, infer: Infer, job: TrainingJob) -> None:
-        if self._base and self._base_said is None:
-            self._base_said = self._ask_all(attrs.evolve(infer, adapter=None, base_model=job.config.model))
-        base = self._base_said or [_Said() for _ in self.questions]
-        said = self._ask_all(infer)
-        answers = map(_answer, self.questions, said, base)
-        self._keep(Evaluation(self.name, step, tuple(answers)))
+        if self._base and self._base_predictions is None:
+            self._base_predictions = self._ask_all(attrs.evolve(infer, adapter=None, base_model=job.config.model))
+        base = self._base_predictions or [Prediction() for _ in self.questions]
+        predictions = self._ask_all(infer)
+        answers = map(_build_answer, self.questions, predictions, base)
+        self._add_evaluation(Evaluation(self.name, step, tuple(answers)))
 
-    def _keep(self, evaluation: Evaluation) -> None:
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
         self._evaluations.append(evaluation)
-        if self._tell is not None:
-            self._tell(evaluation)
+        if self._on_evaluation is not None:
+            self._on_evaluation(evaluation)
 
-    def _ask_all(self, infer: Infer) -> list[_Said]:
+    def _ask_all(self, infer: Infer) -> list[Prediction]:
         """What the model says to each question, in their order; nothing of it raises but Ctrl-C."""
-        sheet = _Sheet(infer, self._metric, self._options)
+        run = EvaluationRun(infer, self._metric, self._options)
         with ThreadPoolExecutor(self._concurrency, "arkor-evaluate") as pool:
-            futures = [pool.submit(sheet.ask, question) for question in self.questions]
+            futures = [pool.submit(run.ask, question) for question in self.questions]
             try:
-                self._wait_for(futures, infer.leaving)
+                self._wait_for(futures, infer.abort_signal)
             finally:
-                sheet.over.set()
+                run.stopped.set()
         return [future.result() for future in futures]
 
-    def _wait_for(self, futures: list[Future[_Said]], leaving: threading.Event | None) -> None:
+    def _wait_for(self, futures: list[Future[Prediction]], abort_event: threading.Event | None) -> None:
         """Until all have answered, or time is up, or nobody waits for the run any more."""
         deadline = time.monotonic() + self._timeout
-        while (left := deadline - time.monotonic()) > 0 and not (leaving is not None and leaving.is_set()):
-            if not wait(futures, min(left, _LOOK_SECONDS)).not_done:
+        while (remaining := deadline - time.monotonic()) > 0 and not (abort_event is not None and abort_event.is_set()):
+            if not wait(futures, min(remaining, _POLL_SECONDS)).not_done:
                 return
 
 
-class _Sheet:
-    """The questions as one model is asked them; `over` ends the answers that have not come yet."""
+class EvaluationRun:
+    """The questions as one model is asked them; `stopped` ends the answers that have not come yet."""
 
     def __init__(self, infer: Infer, metric: Metric | None, options: Mapping[str, Any]) -> None:
-        self.over = threading.Event()
+        self.stopped = threading.Event()
         self._infer = infer
         self._metric = metric
         self._options = options
-        self._gone: str | None = None
+        self._missing_reason: str | None = None
 
-    def ask(self, question: Question) -> _Said:
-        if self.over.is_set():
-            return _Said(error=self._gone or "it was not asked in time")
+    def ask(self, question: Question) -> Prediction:
+        if self.stopped.is_set():
+            return Prediction(error=self._missing_reason or "it was not asked in time")
         try:
-            answer = self._infer(question.messages, tools=question.tools, abort_signal=self.over, **self._options)
+            answer = self._infer(question.messages, tools=question.tools, abort_signal=self.stopped, **self._options)
             text = answer.text()
         except TrainerAborted:
-            return _Said(error=self._gone or "it was not answered in time")
+            return Prediction(error=self._missing_reason or "it was not answered in time")
         except ArkorError as error:
-            if isinstance(error, CloudApiError) and error.status == _GONE:
-                self._gone = str(error)
-                self.over.set()  # the others need not be asked
-            return _Said(error=str(error))
-        return self._scored(text, question.expected)
+            if isinstance(error, CloudApiError) and error.status == _NOT_FOUND:
+                self._missing_reason = str(error)
+                self.stopped.set()  # the others need not be asked
+            return Prediction(error=str(error))
+        return self._score(text, question.expected)
 
-    def _scored(self, text: str, expected: str | None) -> _Said:
+    def _score(self, text: str, expected: str | None) -> Prediction:
         if self._metric is None:
-            return _Said(text)
+            return Prediction(text)
         try:
-            return _Said(text, float(self._metric(text, expected)))
+            return Prediction(text, float(self._metric(text, expected)))
         except Exception as error:  # noqa: BLE001 - the function is the caller's
-            return _Said(text, None, f"the metric raised {type(error).__name__}: {error}")
+            return Prediction(text, None, f"the metric raised {type(error).__name__}: {error}")
 
 
-def _answer(question: Question, tuned: _Said, base: _Said) -> Answer:
-    said = (tuned.text, tuned.score, tuned.error, base.text, base.score, base.error)
-    return Answer(question.text, question.expected, *said)
+def _build_answer(question: Question, tuned: Prediction, base: Prediction) -> Answer:
+    fields = (tuned.text, tuned.score, tuned.error, base.text, base.score, base.error)
+    return Answer(question.text, question.expected, *fields)

@@ -15,7 +15,7 @@ from attrs import frozen
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest, message_text
 from arkor.protocol.jobs import BlobDataset, FileDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import BadRow, Row, read_row, recognise
+from arkor.protocol.row_formats import InvalidRow, Row, detect_format, read_row
 
 _FIELD = "Evaluate.questions"
 
@@ -34,7 +34,7 @@ class Question:
         return message_text(self.messages[-1])
 
 
-def questions_from(given: Any) -> tuple[Question, ...]:
+def parse_questions(given: Any) -> tuple[Question, ...]:
     """A list of prompts, messages or rows, `{prompt: expected}`, or a file of rows. Raises `InvalidConfig`."""
     rows = _rows(given)
     found = tuple(_question(place, row) for place, row in rows)
@@ -48,8 +48,8 @@ def _rows(given: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(given, Mapping) and given.get("type") == "file" and isinstance(given.get("path"), str):
         given = FileDataset(given["path"])
     if isinstance(given, (FileDataset, Path)):
-        return _lines_of(Path(given.path if isinstance(given, FileDataset) else given).expanduser())
-    if isinstance(given, (HuggingFaceDataset, BlobDataset)) or _is_elsewhere(given):
+        return _read_lines(Path(given.path if isinstance(given, FileDataset) else given).expanduser())
+    if isinstance(given, (HuggingFaceDataset, BlobDataset)) or _is_remote_dataset(given):
         raise InvalidConfig(_FIELD, 'are read here, before the run: name a file, FileDataset("questions.jsonl")')
     if isinstance(given, Mapping) and given and all(isinstance(item, str) for pair in given.items() for item in pair):
         return ((f"{_FIELD}[{prompt!r}]", (prompt, expected)) for prompt, expected in given.items())
@@ -59,13 +59,13 @@ def _rows(given: Any) -> Iterator[tuple[str, Any]]:
     return ((f"{_FIELD}[{index}]", row) for index, row in enumerate(given))
 
 
-def _is_elsewhere(given: Any) -> bool:
+def _is_remote_dataset(given: Any) -> bool:
     """Whether it is the dict of a data set that only a backend fetches, and not of prompts and answers."""
     names = {"huggingface": "name", "blob": "url"}
     return isinstance(given, Mapping) and names.get(str(given.get("type"))) in given
 
 
-def _lines_of(file: Path) -> Iterator[tuple[str, Any]]:
+def _read_lines(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -108,8 +108,8 @@ def _from_row(place: str, row: Mapping[str, Any]) -> Question:
 
 def _read(place: str, row: Mapping[str, Any]) -> Row:
     try:
-        read = read_row(row, recognise(row))
-    except BadRow as fault:
+        read = read_row(row, detect_format(row))
+    except InvalidRow as fault:
         raise InvalidConfig(place, str(fault)) from None
     if "messages" not in read:
         raise InvalidConfig(place, "is a text, which asks nothing; a question has messages, or a prompt")

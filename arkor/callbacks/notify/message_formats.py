@@ -15,13 +15,13 @@ from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import TrainingJob
 
 #: What the error of a run is cut to, and what Discord takes at most; in characters.
-LONGEST_ERROR, LONGEST_CONTENT = 1000, 2000
+MAX_ERROR_LENGTH, MAX_CONTENT_LENGTH = 1000, 2000
 
 _VERBS = {"started": "has started", "completed": "completed", "failed": "failed", "cancelled": "was cancelled"}
 
 
 @frozen
-class News:
+class Notification:
     """Something that happened to a run: `event` is `"started"`, `"checkpoint"`, or how it ended.
 
     `step` and `loss` are the last ones that were logged, `seconds` is how long the run took.
@@ -40,7 +40,7 @@ class News:
         return f"{self.job.name} {verb}"
 
     @property
-    def facts(self) -> dict[str, str]:
+    def details(self) -> dict[str, str]:
         """The rest of it, by name, for a person."""
         facts = {"Run": self.job.id}
         if self.step is not None and self.event != "checkpoint":
@@ -48,18 +48,18 @@ class News:
         if self.loss is not None:
             facts["Last loss"] = f"{self.loss:.4g}"
         if self.seconds is not None:
-            facts["Duration"] = duration(self.seconds)
+            facts["Duration"] = format_duration(self.seconds)
         if self.event == "failed" and self.job.error:
-            facts["Error"] = shortened(str(self.job.error), LONGEST_ERROR)
+            facts["Error"] = truncate(str(self.job.error), MAX_ERROR_LENGTH)
         return facts
 
     @property
     def text(self) -> str:
         """All of it, a fact a line."""
-        return "\n".join([self.title, *(f"{name}: {fact}" for name, fact in self.facts.items())])
+        return "\n".join([self.title, *(f"{name}: {fact}" for name, fact in self.details.items())])
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`3 h 12 min`, `3 min 12 s`, `12 s`"""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -68,41 +68,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def truncate(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 # How each wants it
 
 
-def _slack(news: News) -> dict[str, Any]:
+def _slack(notification: Notification) -> dict[str, Any]:
     """Its three special characters are escaped: the name of a run calls nobody to the channel."""
-    return {"text": news.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+    return {"text": notification.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
 
 
-def _discord(news: News) -> dict[str, Any]:
-    return {"content": shortened(news.text, LONGEST_CONTENT), "allowed_mentions": {"parse": []}}
+def _discord(notification: Notification) -> dict[str, Any]:
+    return {"content": truncate(notification.text, MAX_CONTENT_LENGTH), "allowed_mentions": {"parse": []}}
 
 
-def _teams_connector(news: News) -> dict[str, Any]:
-    facts = [{"name": name, "value": fact} for name, fact in news.facts.items()]
+def _teams_connector(notification: Notification) -> dict[str, Any]:
+    facts = [{"name": name, "value": fact} for name, fact in notification.details.items()]
     return {
         "@type": "MessageCard",
         "@context": "https://schema.org/extensions",
-        "summary": news.title,
-        "title": news.title,
+        "summary": notification.title,
+        "title": notification.title,
         "sections": [{"facts": facts, "markdown": False}],
     }
 
 
-def _teams_workflow(news: News) -> dict[str, Any]:
-    facts = [{"title": name, "value": fact} for name, fact in news.facts.items()]
+def _teams_workflow(notification: Notification) -> dict[str, Any]:
+    facts = [{"title": name, "value": fact} for name, fact in notification.details.items()]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
         "version": "1.4",
         "body": [
-            {"type": "TextBlock", "text": news.title, "weight": "Bolder", "wrap": True},
+            {"type": "TextBlock", "text": notification.title, "weight": "Bolder", "wrap": True},
             {"type": "FactSet", "facts": facts},
         ],
     }
@@ -110,23 +110,27 @@ def _teams_workflow(news: News) -> dict[str, Any]:
     return {"type": "message", "attachments": [{"contentType": content_type, "contentUrl": None, "content": card}]}
 
 
-def _plain(news: News) -> dict[str, Any]:
-    job = news.job
-    loss = news.loss if news.loss is None or news.loss - news.loss == 0 else str(news.loss)
+def _plain(notification: Notification) -> dict[str, Any]:
+    job = notification.job
+    loss = (
+        notification.loss
+        if notification.loss is None or notification.loss - notification.loss == 0
+        else str(notification.loss)
+    )
     return {
-        "event": news.event,
-        "text": news.text,
+        "event": notification.event,
+        "text": notification.text,
         "jobId": str(job.id),
         "name": str(job.name),
         "status": str(job.status),
-        "step": news.step,
+        "step": notification.step,
         "loss": loss,
-        "seconds": news.seconds,
+        "seconds": notification.seconds,
         "error": None if job.error is None else str(job.error),
     }
 
 
-SHAPES: dict[str, Callable[[News], dict[str, Any]]] = {
+MESSAGE_FORMATS: dict[str, Callable[[Notification], dict[str, Any]]] = {
     "slack": _slack,
     "discord": _discord,
     "teams": _teams_workflow,
@@ -149,8 +153,10 @@ _HOSTS = {
 }
 
 
-def kind_of(url: Any) -> str:
-    """Which of `SHAPES` is understood at this address. Raises `InvalidConfig`, without showing it: it is a secret."""
+def detect_kind(url: Any) -> str:
+    """Which of `MESSAGE_FORMATS` is understood at this address. Raises `InvalidConfig`, without showing it: it is
+    a secret.
+    """
     if not isinstance(url, str) or not url.strip():
         raise InvalidConfig("Notify.url", "is missing; is the environment variable set that it comes from?")
     try:
@@ -159,7 +165,7 @@ def kind_of(url: Any) -> str:
         _ = parts.port
     except ValueError:
         host, scheme = "", ""
-    if scheme not in ("http", "https") or not host or any(not "!" <= letter <= "~" for letter in url):
+    if scheme not in ("http", "https") or not host or any(not "!" <= char <= "~" for char in url):
         raise InvalidConfig("Notify.url", "must be an address that begins with http:// or https://, without blanks")
     known = [kind for name, kind in _HOSTS.items() if host == name or (name[0] == "." and host.endswith(name))]
     if known == ["discord"] and parts.path.rstrip("/").endswith("/slack"):

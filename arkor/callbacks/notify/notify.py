@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from arkor.callbacks.contexts import CheckpointContext, FinishedContext, StartedContext, TrainingLogContext
-from arkor.callbacks.notify.delivery_queue import Postman
-from arkor.callbacks.notify.message_formats import SHAPES, News, kind_of
+from arkor.callbacks.notify.delivery_queue import DeliveryQueue
+from arkor.callbacks.notify.message_formats import MESSAGE_FORMATS, Notification, detect_kind
 from arkor.errors import InvalidConfig
 from arkor.formatting import seconds_between
 from arkor.protocol.jobs import TrainingJob
@@ -40,16 +40,16 @@ class Notify:
         attempts: int = 4,
         flush_timeout: float = 10.0,
     ) -> None:
-        found = kind_of(url)
-        if kind is not None and kind not in tuple(SHAPES):
-            raise InvalidConfig("Notify.kind", f"must be one of {', '.join(map(repr, SHAPES))}, not {kind!r}")
+        found = detect_kind(url)
+        if kind is not None and kind not in tuple(MESSAGE_FORMATS):
+            raise InvalidConfig("Notify.kind", f"must be one of {', '.join(map(repr, MESSAGE_FORMATS))}, not {kind!r}")
         self.on = _events(on)
         _check_seconds("timeout", timeout)
         _check_seconds("flush_timeout", flush_timeout)
         Integer(1)("Notify.attempts", attempts)
         self.kind = kind or found
         self._flush_timeout = flush_timeout
-        self._postman = Postman(str(url), f"Notify ({self.kind})", timeout=timeout, attempts=attempts)
+        self._queue = DeliveryQueue(str(url), f"Notify ({self.kind})", timeout=timeout, attempts=attempts)
         self._job_id: str | None = None
         self._step: int | None = None
         self._loss: float | None = None
@@ -60,39 +60,39 @@ class Notify:
     def on_started(self, ctx: StartedContext) -> None:
         """Tell it, if `on` has it."""
         self._job_id, self._step, self._loss = ctx.job.id, None, None
-        self._tell("started", ctx.job)
+        self._send("started", ctx.job)
 
     def on_log(self, ctx: TrainingLogContext) -> None:
         """Remember the last loss."""
-        self._about(ctx.job)
+        self._track(ctx.job)
         self._step = ctx.step
         if ctx.loss is not None:
             self._loss = ctx.loss
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
         """Tell it, if `on` has it."""
-        self._about(ctx.job)
+        self._track(ctx.job)
         self._step = ctx.step
-        self._tell("checkpoint", ctx.job)
+        self._send("checkpoint", ctx.job)
 
     def on_finished(self, ctx: FinishedContext) -> None:
         """Tell how the run ended, if it has, and see off what is on its way."""
         if ctx.result is None:
             return
-        self._about(ctx.job)
-        self._tell(str(ctx.job.status), ctx.job)
-        if not self._postman.flush(self._flush_timeout):
+        self._track(ctx.job)
+        self._send(str(ctx.job.status), ctx.job)
+        if not self._queue.flush(self._flush_timeout):
             logger.warning("Notify (%s): not everything was delivered in %g s", self.kind, self._flush_timeout)
 
-    def _about(self, job: TrainingJob) -> None:
+    def _track(self, job: TrainingJob) -> None:
         if job.id != self._job_id:
             self._job_id, self._step, self._loss = job.id, None, None
 
-    def _tell(self, event: str, job: TrainingJob) -> None:
+    def _send(self, event: str, job: TrainingJob) -> None:
         if event in self.on:
             seconds = seconds_between(job.started_at, job.completed_at)
-            news = News(event, job, self._step, self._loss, seconds)
-            self._postman.send(event, SHAPES[self.kind](news))
+            notification = Notification(event, job, self._step, self._loss, seconds)
+            self._queue.send(event, MESSAGE_FORMATS[self.kind](notification))
 
 
 def _events(on: object) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO
 
 from arkor.errors import ArkorError
-from arkor.protocol.events import NUMBERS
+from arkor.protocol.events import METRIC_FIELDS
 from arkor.protocol.jobs import TrainingJob
 
-COLUMNS = ("job_id", "step", *NUMBERS)
+COLUMNS = ("job_id", "step", *METRIC_FIELDS)
 
 
-class Ledger(ABC):
+class MetricsFile(ABC):
     """A file to which rows are added. Raises OSError, and `ArkorError` for a file that holds something else."""
 
     def __init__(self, path: Path) -> None:
@@ -28,14 +28,14 @@ class Ledger(ABC):
         self._file: IO[bytes] | None = None
         self._job_id = ""
 
-    def open(self, job: TrainingJob, anew: bool) -> None:
+    def open(self, job: TrainingJob, restart: bool) -> None:
         self._job_id = job.id
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            self._tidy(without=job.id if anew else None)
+            self._rewrite_without(excluded_job=job.id if restart else None)
         self._file = self._path.open("ab", buffering=0)
         if self._file.tell() == 0:
-            self._file.write(self._head())
+            self._file.write(self._header())
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._file is not None:
@@ -46,35 +46,35 @@ class Ledger(ABC):
             self._file.close()
             self._file = None
 
-    def _tidy(self, without: str | None) -> None:
+    def _rewrite_without(self, excluded_job: str | None) -> None:
         """Write the file again, without the rows of a run and without a last line that was cut off."""
-        rest = self._path.with_name(f".{self._path.name}.partial")
+        partial = self._path.with_name(f".{self._path.name}.partial")
         try:
-            with self._path.open("rb") as old, rest.open("wb") as new:
-                new.writelines(self._kept(old, without))
-            rest.replace(self._path)
+            with self._path.open("rb") as old, partial.open("wb") as new:
+                new.writelines(self._kept_lines(old, excluded_job))
+            partial.replace(self._path)
         finally:
-            rest.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
-    def _kept(self, old: IO[bytes], without: str | None) -> Iterator[bytes]:
+    def _kept_lines(self, old: IO[bytes], excluded_job: str | None) -> Iterator[bytes]:
         for number, line in enumerate(old):
             if not line.endswith(b"\n"):
-                if number == 0 and not self._is_ours(line):
-                    raise self._foreign()
+                if number == 0 and not self._may_be_our_header(line):
+                    raise self._foreign_file_error()
                 return
-            if self._owner(number, line) != without or without is None:
+            if self._job_of_row(number, line) != excluded_job or excluded_job is None:
                 yield line
 
-    def _foreign(self) -> ArkorError:
+    def _foreign_file_error(self) -> ArkorError:
         return ArkorError(f"{self._path} holds something else than the numbers of runs; name another file")
 
-    def _is_ours(self, torn: bytes) -> bool:
+    def _may_be_our_header(self, torn: bytes) -> bool:
         """Whether this piece of a first line may be the beginning of ours."""
-        beginning = self._head() or self._row(0, {}).partition(b":")[0]
+        beginning = self._header() or self._row(0, {}).partition(b":")[0]
         return torn.startswith(beginning) or beginning.startswith(torn)
 
     @abstractmethod
-    def _head(self) -> bytes:
+    def _header(self) -> bytes:
         """What stands before the first row."""
 
     @abstractmethod
@@ -82,35 +82,35 @@ class Ledger(ABC):
         """One row, with the end of its line."""
 
     @abstractmethod
-    def _owner(self, number: int, line: bytes) -> str | None:
+    def _job_of_row(self, number: int, line: bytes) -> str | None:
         """Whose row it is; None for the head. Raises `ArkorError` for what is none of ours."""
 
 
-class CsvLedger(Ledger):
+class CsvMetrics(MetricsFile):
     """A column for each number, empty where a log lacks it; `nan` and `inf` as Python writes them."""
 
-    def _head(self) -> bytes:
+    def _header(self) -> bytes:
         return _csv(COLUMNS)
 
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
-        return _csv([self._job_id, step, *(numbers.get(name, "") for name in NUMBERS)])
+        return _csv([self._job_id, step, *(numbers.get(name, "") for name in METRIC_FIELDS)])
 
-    def _owner(self, number: int, line: bytes) -> str | None:
+    def _job_of_row(self, number: int, line: bytes) -> str | None:
         try:
             cells = next(csv.reader([line.decode()]), [])
         except (UnicodeDecodeError, csv.Error):
-            raise self._foreign() from None
+            raise self._foreign_file_error() from None
         if number == 0 and tuple(cells) == COLUMNS:
             return None
         if number == 0 or len(cells) != len(COLUMNS):
-            raise self._foreign()
+            raise self._foreign_file_error()
         return cells[0]
 
 
-class JsonLinesLedger(Ledger):
+class JsonLinesMetrics(MetricsFile):
     """An object a line, with those numbers that its log has; `nonFinite` says what null stands for."""
 
-    def _head(self) -> bytes:
+    def _header(self) -> bytes:
         return b""
 
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
@@ -118,13 +118,13 @@ class JsonLinesLedger(Ledger):
         row = {"job_id": self._job_id, "step": step, **numbers, **dict.fromkeys(odd)}
         return (json.dumps({**row, "nonFinite": odd} if odd else row) + "\n").encode()
 
-    def _owner(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - there is no head
+    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - there is no head
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise self._foreign() from None
+            raise self._foreign_file_error() from None
         if not isinstance(row, dict) or not isinstance(row.get("job_id"), str):
-            raise self._foreign()
+            raise self._foreign_file_error()
         return str(row["job_id"])
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from arkor.callbacks.contexts import FinishedContext, StartedContext, TrainingLogContext
-from arkor.callbacks.report.files import CsvLedger, JsonLinesLedger
+from arkor.callbacks.report.files import CsvMetrics, JsonLinesMetrics
 from arkor.callbacks.report.trackers import MLflow, TensorBoard, Tracker, Trackio, WeightsAndBiases
 from arkor.errors import InvalidConfig
-from arkor.protocol.events import NUMBERS
+from arkor.protocol.events import METRIC_FIELDS
 from arkor.protocol.jobs import TrainingJob
 
 logger = logging.getLogger("arkor")
@@ -22,7 +22,7 @@ _TRACKERS: dict[str, Callable[..., Tracker]] = {
     "mlflow": MLflow,
     "trackio": Trackio,
 }
-_FILES: dict[str, Callable[[Path], Tracker]] = {".csv": CsvLedger, ".jsonl": JsonLinesLedger}
+_FILES: dict[str, Callable[[Path], Tracker]] = {".csv": CsvMetrics, ".jsonl": JsonLinesMetrics}
 
 
 class Report:
@@ -52,7 +52,7 @@ class Report:
         if ctx.job.id != self._job_id:
             self._close(None)
             self._open(ctx.job, anew=False)
-        given = {name: getattr(ctx, name) for name in NUMBERS}
+        given = {name: getattr(ctx, name) for name in METRIC_FIELDS}
         numbers = {name: number for name, number in given.items() if number is not None}
         if self._usable and numbers:
             self._attempt(lambda: self._tracker.log(ctx.step, numbers))

@@ -23,7 +23,7 @@ from arkor.protocol.jobs import JobConfig, TrainingJob
 class Tracker(Protocol):
     """Where numbers go. `anew`: the run is told from its start; else it goes on where something was left."""
 
-    def open(self, job: TrainingJob, anew: bool) -> None: ...
+    def open(self, job: TrainingJob, restart: bool) -> None: ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """The numbers of one step, by the names of `TrainingLogContext`."""
@@ -34,7 +34,7 @@ class Tracker(Protocol):
         ...
 
 
-def need(*modules: str, package: str) -> str:
+def require_module(*modules: str, package: str) -> str:
     """The first of these modules that is installed. Raises `InvalidConfig` with the command that installs one."""
     for module in modules:
         if find_spec(module) is not None:
@@ -42,7 +42,7 @@ def need(*modules: str, package: str) -> str:
     raise InvalidConfig("Report.to", f"needs the package {package}: pip install {package}")
 
 
-def tagged(numbers: Mapping[str, float]) -> dict[str, float]:
+def group_names(numbers: Mapping[str, float]) -> dict[str, float]:
     """The names under which trackers group what is of training and what of evaluation."""
     return {"eval/loss" if name == "eval_loss" else f"train/{name}": number for name, number in numbers.items()}
 
@@ -73,12 +73,12 @@ class TensorBoard:
     """A folder of event files for each run, below `folder`; with tensorboardX, else with tensorboard itself."""
 
     def __init__(self, folder: str | Path = "runs") -> None:
-        self._module = need("tensorboardX", "tensorboard", package="tensorboardX")
+        self._module = require_module("tensorboardX", "tensorboard", package="tensorboardX")
         self._folder = Path(folder).expanduser().absolute()
 
-    def open(self, job: TrainingJob, anew: bool) -> None:
+    def open(self, job: TrainingJob, restart: bool) -> None:
         folder = self._folder / job.id
-        if anew:  # its events take the place of those of whoever has watched it before
+        if restart:  # its events take the place of those of whoever has watched it before
             for file in folder.glob("events.out.tfevents.*"):
                 file.unlink(missing_ok=True)
         if self._module == "tensorboardX":
@@ -87,7 +87,7 @@ class TensorBoard:
             self._writer = importlib.import_module("tensorboard.summary").Writer(str(folder))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        for tag, number in tagged(numbers).items():
+        for tag, number in group_names(numbers).items():
             self._writer.add_scalar(tag, number, step)
 
     def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
@@ -98,16 +98,16 @@ class WeightsAndBiases:
     """A run of the same id there; `options` are those of `wandb.init`."""
 
     def __init__(self, **options: Any) -> None:
-        need("wandb", package="wandb")
+        require_module("wandb", package="wandb")
         self._options = options
 
-    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it leaves out by itself what it has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it leaves out by itself what it has
         wandb = importlib.import_module("wandb")
         given = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
         self._run = wandb.init(**{**given, **self._options})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(tagged(numbers), step=step)
+        self._run.log(group_names(numbers), step=step)
 
     def close(self, status: str | None) -> None:
         self._run.finish(exit_code=0 if status in ("completed", None) else 1)
@@ -117,32 +117,32 @@ class Trackio:
     """A run of `project` there; `options` are those of `trackio.init`."""
 
     def __init__(self, project: str = "arkor", **options: Any) -> None:
-        need("trackio", package="trackio")
+        require_module("trackio", package="trackio")
         self._options = {"project": project, **options}
 
-    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it has no notion of it
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it has no notion of it
         trackio = importlib.import_module("trackio")
         given = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
         self._run = trackio.init(**{**given, **self._options})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(tagged(numbers), step=step)
+        self._run.log(group_names(numbers), step=step)
 
     def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
         self._run.finish()
 
 
-_ENDS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+_RUN_STATUSES = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
 
 class MLflow:
     """A run of `experiment` there, found again by a tag; `tracking_uri` None is what the environment says."""
 
     def __init__(self, experiment: str = "arkor", tracking_uri: str | None = None) -> None:
-        need("mlflow", package="mlflow-skinny")
+        require_module("mlflow", package="mlflow-skinny")
         self._experiment, self._tracking_uri = experiment, tracking_uri
 
-    def open(self, job: TrainingJob, anew: bool) -> None:  # noqa: ARG002 - it is asked what it has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it is asked what it has
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
         self._client = mlflow.MlflowClient(tracking_uri=self._tracking_uri)
@@ -151,15 +151,15 @@ class MLflow:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        fresh = {name: number for name, number in tagged(numbers).items() if step > self._last_step(name)}
+        fresh = {name: number for name, number in group_names(numbers).items() if step > self._last_step(name)}
         metrics = [self._entities.Metric(name, number, now, step) for name, number in fresh.items()]
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
             self._known.update(dict.fromkeys(fresh, step))
 
     def close(self, status: str | None) -> None:
-        if status in _ENDS:
-            self._client.set_terminated(self._run_id, _ENDS[status])
+        if status in _RUN_STATUSES:
+            self._client.set_terminated(self._run_id, _RUN_STATUSES[status])
 
     def _experiment_id(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment)

@@ -20,16 +20,16 @@ import click
 from attrs import frozen
 
 from arkor.cli.doctor import installation, local_backend
-from arkor.cli.errors import FAILED
-from arkor.cli.errors import OK as DONE
+from arkor.cli.errors import EXIT_FAILED
+from arkor.cli.errors import EXIT_OK as DONE
 from arkor.cli.output import say, say_json
-from arkor.client.local_backend import ANOTHER_SERVES, environment_of_server
+from arkor.client.local_backend import EXIT_ALREADY_SERVING, server_environment
 from arkor.protocol.codec import from_wire, to_wire
-from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Finding
+from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic
 from arkor.settings import VERSION, arkor_home
 
 #: Seconds for the libraries that train to be imported, and for ten thousand runs to be looked through.
-LOOK_SECONDS = 120.0
+INSPECTION_TIMEOUT = 120.0
 
 _COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
 _LEVEL_WIDTH, _SUBJECT_WIDTH = 7, 11
@@ -46,52 +46,52 @@ def doctor(as_json: bool, rebuild: bool) -> int:
     home = arkor_home()
     if rebuild:
         return _rebuild(home)
-    findings = []
-    for finding in examine(home):
-        findings.append(finding)
+    diagnostics = []
+    for diagnostic in diagnose(home):
+        diagnostics.append(diagnostic)
         if not as_json:
-            say(_told(finding, _width()))
+            say(_format_diagnostic(diagnostic, _width()))
     if as_json:
-        say_json(_report(findings))
+        say_json(_report(diagnostics))
     else:
-        say(_summary(findings))
-    return FAILED if any(finding.level == PROBLEM for finding in findings) else DONE
+        say(_summary(diagnostics))
+    return EXIT_FAILED if any(diagnostic.level == PROBLEM for diagnostic in diagnostics) else DONE
 
 
 # Looking
 
 
-def examine(home: Path) -> Iterator[Finding]:
+def diagnose(home: Path) -> Iterator[Diagnostic]:
     """Everything, from the ground up; what takes long is begun first."""
-    way, url = installation.look_at_way()
-    here = url is None
+    backend_choice, url = installation.check_backend_choice()
+    is_local = url is None
     missing = installation.missing_packages()
-    device = None if missing else _Inspection.begin("device")
-    starter = None if "sqlalchemy" in missing else _Inspection.begin("starter", "--home", str(home))
-    yield from _careful("packages", installation.look_at_installation(needed=here))
+    device = None if missing else _Inspection.start("device")
+    starter = None if "sqlalchemy" in missing else _Inspection.start("starter", "--home", str(home))
+    yield from _guarded("packages", installation.check_installation(needed=is_local))
     if device:
-        yield from device.findings(required=here)
-    yield from _careful("home", installation.look_at_home(home))
-    yield from _careful("space", installation.look_at_space(home))
+        yield from device.diagnostics(required=is_local)
+    yield from _guarded("home", installation.check_home(home))
+    yield from _guarded("space", installation.check_space(home))
     if starter:
-        yield from starter.findings(required=here)
-    yield from _careful("sign-in", installation.look_at_sign_in())
-    yield from way
+        yield from starter.diagnostics(required=is_local)
+    yield from _guarded("sign-in", installation.check_sign_in())
+    yield from backend_choice
     if url is not None:
-        yield from _careful("backend", installation.look_elsewhere(url))
-    yield from _careful("process", local_backend.look_here(home))
+        yield from _guarded("backend", installation.check_remote_backend(url))
+    yield from _guarded("process", local_backend.check_local_backend(home))
     if "sqlalchemy" not in missing and home.is_dir():
         serving = ["--serving"] if local_backend.is_serving(home) else []
-        yield from _Inspection.begin("store", "--home", str(home), *serving).findings(required=here)
-    yield from _careful("network", installation.look_at_network(url))
+        yield from _Inspection.start("store", "--home", str(home), *serving).diagnostics(required=is_local)
+    yield from _guarded("network", installation.check_network(url))
 
 
-def _careful(subject: str, looks: Iterable[Finding]) -> Iterator[Finding]:
+def _guarded(subject: str, diagnostics: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
     """What cannot even be looked at is a finding, too."""
     try:
-        yield from looks
+        yield from diagnostics
     except Exception as error:  # noqa: BLE001 - a doctor does not faint
-        yield Finding(subject, PROBLEM, f"it cannot be looked at ({type(error).__name__}: {error})")
+        yield Diagnostic(subject, PROBLEM, f"it cannot be looked at ({type(error).__name__}: {error})")
 
 
 @frozen
@@ -102,38 +102,38 @@ class _Inspection:
     process: subprocess.Popen[str]
 
     @classmethod
-    def begin(cls, part: str, *arguments: str) -> _Inspection:
+    def start(cls, part: str, *arguments: str) -> _Inspection:
         command = [sys.executable, "-m", "arkor.backend.diagnostics", part, *arguments]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            command, cwd="/", env=environment_of_server(), text=True, **pipes
+            command, cwd="/", env=server_environment(), text=True, **pipes
         )
         return cls(part, process)
 
-    def findings(self, *, required: bool) -> list[Finding]:
+    def diagnostics(self, *, required: bool) -> list[Diagnostic]:
         """What it says; where that is not `required`, a problem is only worth a warning."""
         try:
-            said, complaint = self.process.communicate(timeout=LOOK_SECONDS)
+            output, error_output = self.process.communicate(timeout=INSPECTION_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
-            found = [Finding(self.part, PROBLEM, f"it takes longer than {LOOK_SECONDS:.0f} s to look at")]
+            found = [Diagnostic(self.part, PROBLEM, f"it takes longer than {INSPECTION_TIMEOUT:.0f} s to look at")]
         else:
-            found = self._read(said, complaint)
-        return found if required else [_milder(finding) for finding in found]
+            found = self._read(output, error_output)
+        return found if required else [_downgraded(diagnostic) for diagnostic in found]
 
-    def _read(self, said: str, complaint: str) -> list[Finding]:
+    def _read(self, output: str, error_output: str) -> list[Diagnostic]:
         with suppress(ValueError, TypeError, AttributeError):
-            return [from_wire(Finding, item) for item in json.loads(said)]
-        lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+            return [from_wire(Diagnostic, item) for item in json.loads(output)]
+        lines = [line.strip() for line in error_output.splitlines() if line.strip()]
         code = self.process.returncode
         reason = lines[-1][:300] if lines else f"signal {-code}" if code < 0 else f"exit code {code}"
-        return [Finding(self.part, PROBLEM, f"it cannot be looked at ({reason})")]
+        return [Diagnostic(self.part, PROBLEM, f"it cannot be looked at ({reason})")]
 
 
-def _milder(finding: Finding) -> Finding:
-    level = WARNING if finding.level == PROBLEM else finding.level
-    return Finding(finding.subject, level, finding.sentence, finding.remedy)
+def _downgraded(diagnostic: Diagnostic) -> Diagnostic:
+    level = WARNING if diagnostic.level == PROBLEM else diagnostic.level
+    return Diagnostic(diagnostic.subject, level, diagnostic.sentence, diagnostic.remedy)
 
 
 # Telling
@@ -144,14 +144,14 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _told(finding: Finding, width: int | None) -> str:
+def _format_diagnostic(diagnostic: Diagnostic, width: int | None) -> str:
     """Level, subject and sentence in columns, the remedy below the sentence."""
     indent = " " * (_LEVEL_WIDTH + _SUBJECT_WIDTH + 4)
-    level = click.style(finding.level.ljust(_LEVEL_WIDTH), fg=_COLOURS.get(finding.level))
-    first, *rest = _wrapped(finding.sentence, width, indent)
-    lines = [f"{level}  {finding.subject.ljust(_SUBJECT_WIDTH)}  {first}", *(indent + line for line in rest)]
-    if finding.remedy:
-        head, *more = _wrapped(finding.remedy, width, f"{indent}→ ")
+    level = click.style(diagnostic.level.ljust(_LEVEL_WIDTH), fg=_COLOURS.get(diagnostic.level))
+    first, *rest = _wrapped(diagnostic.sentence, width, indent)
+    lines = [f"{level}  {diagnostic.subject.ljust(_SUBJECT_WIDTH)}  {first}", *(indent + line for line in rest)]
+    if diagnostic.remedy:
+        head, *more = _wrapped(diagnostic.remedy, width, f"{indent}→ ")
         lines += [f"{indent}→ {head}", *(f"{indent}  {line}" for line in more)]
     return "\n".join(lines)
 
@@ -164,15 +164,15 @@ def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
     return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _summary(findings: list[Finding]) -> str:
-    counts = {level: sum(finding.level == level for finding in findings) for level in (PROBLEM, WARNING)}
+def _summary(diagnostics: list[Diagnostic]) -> str:
+    counts = {level: sum(diagnostic.level == level for diagnostic in diagnostics) for level in (PROBLEM, WARNING)}
     parts = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count]
     return f"\n{' and '.join(parts)}." if parts else "\nAll is well."
 
 
-def _report(findings: list[Finding]) -> dict[str, Any]:
-    sound = not any(finding.level == PROBLEM for finding in findings)
-    return {"version": VERSION, "ok": sound, "findings": to_wire(findings)}
+def _report(diagnostics: list[Diagnostic]) -> dict[str, Any]:
+    is_healthy = not any(diagnostic.level == PROBLEM for diagnostic in diagnostics)
+    return {"version": VERSION, "ok": is_healthy, "findings": to_wire(diagnostics)}
 
 
 # Mending
@@ -182,15 +182,15 @@ def _rebuild(home: Path) -> int:
     """Have the database made anew, unless a backend is at work on it."""
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home), "--rebuild"]
     done = subprocess.run(  # noqa: S603 - our own module, no shell
-        command, cwd="/", env=environment_of_server(), capture_output=True, text=True, check=False
+        command, cwd="/", env=server_environment(), capture_output=True, text=True, check=False
     )
     if done.returncode == DONE:
         say(done.stdout.strip())
         return DONE
-    if done.returncode == ANOTHER_SERVES:
-        pid = local_backend.holder(home / "backend.lock")
+    if done.returncode == EXIT_ALREADY_SERVING:
+        pid = local_backend.lock_holder(home / "backend.lock")
         stop = f": kill {pid}" if pid else "."
         say(f"A backend is at work on {home}; stop it (its runs go on), then try again{stop}", err=True)
     else:
         say((done.stderr.strip().splitlines() or ["The database could not be made anew."])[-1], err=True)
-    return FAILED
+    return EXIT_FAILED

@@ -17,10 +17,10 @@ from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
 
-from arkor.client.auth.callback_server import Landing
+from arkor.client.auth.callback_server import CallbackServer
 from arkor.client.auth.credentials import OAuthCredentials
-from arkor.client.auth.oauth import ask_for_token, authorization_server, lifetime_of
-from arkor.client.http.client import Access, Http
+from arkor.client.auth.oauth import authorization_server, lifetime_of, request_token
+from arkor.client.http.client import Auth, HttpClient
 from arkor.client.http.urls import checked_url
 from arkor.errors import CredentialsError
 
@@ -41,7 +41,7 @@ class SignInConfig:
 
 
 @frozen
-class _Secrets:
+class _PkceSecrets:
     """What proves that the one who began a sign-in is the one who ends it."""
 
     verifier: str = field(repr=False, factory=lambda: secrets.token_urlsafe(48))
@@ -59,13 +59,13 @@ def sign_in_config(base_url: str) -> SignInConfig | None:
     Raises `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an answer that makes no sense.
     """
     url = checked_url(base_url)
-    answer = Http(Access(url)).call("GET", "/v1/auth/cli/config")
+    answer = HttpClient(Auth(url)).call("GET", "/v1/auth/cli/config")
     domain, client_id, audience = answer.get("auth0Domain"), answer.get("clientId"), answer.get("audience")
     if not domain or not client_id:
         return None
     ports = tuple(port for port in _list(answer.get("callbackPorts")) if type(port) is int and 0 < port < 65536)
-    sound = isinstance(domain, str) and isinstance(client_id, str) and isinstance(audience, str | None) and ports
-    if not sound or not _is_server(domain):
+    is_valid = isinstance(domain, str) and isinstance(client_id, str) and isinstance(audience, str | None) and ports
+    if not is_valid or not _is_server(domain):
         raise CredentialsError(f"{url} says nothing sensible about signing in; is it the address of an Arkor backend?")
     return SignInConfig(domain, client_id, audience or "", ports)
 
@@ -85,50 +85,52 @@ def sign_in(
     base_url: str,
     config: SignInConfig,
     *,
-    tell: Callable[[str, int], object],
+    announce: Callable[[str, int], object],
     browser: bool = True,
     seconds: float = SIGN_IN_SECONDS,
 ) -> OAuthCredentials:
     """Wait until a person has signed in, and return their sign-in for that backend.
 
-    `tell` gets the address to sign in at and the port that the browser comes back to; `browser` opens one there.
+    `announce` gets the address to sign in at and the port that the browser comes back to; `browser` opens one there.
     Raises `CredentialsError` when nobody signs in within so many `seconds`, or it is refused; `BackendUnavailable`.
     """
-    own = _Secrets()
-    with Landing(config.callback_ports, own.state) as landing:
-        address = _address(config, own, landing.redirect_uri)
-        tell(address, landing.port)
+    pkce = _PkceSecrets()
+    with CallbackServer(config.callback_ports, pkce.state) as callback_server:
+        address = _authorization_url(config, pkce, callback_server.redirect_uri)
+        announce(address, callback_server.port)
         if browser:  # on a thread: one in the terminal would keep us until it is left
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        code = landing.wait(seconds)
-        redirect_uri = landing.redirect_uri
-    return _exchange(base_url, config, own, code, redirect_uri)
+        code = callback_server.wait(seconds)
+        redirect_uri = callback_server.redirect_uri
+    return _exchange_code(base_url, config, pkce, code, redirect_uri)
 
 
-def _address(config: SignInConfig, own: _Secrets, redirect_uri: str) -> str:
+def _authorization_url(config: SignInConfig, pkce: _PkceSecrets, redirect_uri: str) -> str:
     query = {
         "response_type": "code",
         "client_id": config.client_id,
         "redirect_uri": redirect_uri,
         "scope": SCOPE,
         **({"audience": config.audience} if config.audience else {}),
-        "state": own.state,
-        "code_challenge": own.challenge,
+        "state": pkce.state,
+        "code_challenge": pkce.challenge,
         "code_challenge_method": "S256",
     }
     return f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
 
 
-def _exchange(base_url: str, config: SignInConfig, own: _Secrets, code: str, redirect_uri: str) -> OAuthCredentials:
+def _exchange_code(
+    base_url: str, config: SignInConfig, pkce: _PkceSecrets, code: str, redirect_uri: str
+) -> OAuthCredentials:
     form = {
         "grant_type": "authorization_code",
         "client_id": config.client_id,
         "code": code,
-        "code_verifier": own.verifier,
+        "code_verifier": pkce.verifier,
         "redirect_uri": redirect_uri,
     }
     asked_at = time.time()
-    answer = ask_for_token(config.auth0_domain, form, task="signs you in", refused="you are not signed in")
+    answer = request_token(config.auth0_domain, form, task="signs you in", rejected="you are not signed in")
     refresh_token = answer.get("refresh_token")
     return OAuthCredentials(
         access_token=answer["access_token"],

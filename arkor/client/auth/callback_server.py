@@ -25,7 +25,7 @@ REQUEST_SECONDS = 10.0
 
 _PATH = "/callback"
 _WORD = re.compile(r"[a-z_]{1,40}")
-_LONGEST_REASON = 200
+_MAX_REASON_LENGTH = 200
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -51,40 +51,44 @@ _HEADERS = {
 
 
 @frozen
-class Arrival:
+class AuthorizationResponse:
     """What the browser brought: a code, or why there is none (the end of a sentence)."""
 
     code: str = field(default="", repr=False)
     problem: str | None = None
 
 
-def read_arrival(query: str, state: str) -> Arrival:
+def parse_authorization_response(query: str, state: str) -> AuthorizationResponse:
     """The query of a redirect → what it brings. Nothing in it is believed unless `state` is ours."""
     given = {name: values[0] for name, values in parse_qs(query).items() if len(values) == 1}
     if not hmac.compare_digest(given.get("state", "").encode("utf-8", "replace"), state.encode()):
-        return Arrival(problem="what the browser brought belongs to another sign-in (its state does not match)")
+        return AuthorizationResponse(
+            problem="what the browser brought belongs to another sign-in (its state does not match)"
+        )
     if "error" in given:
-        return Arrival(problem=_refusal(given["error"], given.get("error_description", "")))
+        return AuthorizationResponse(problem=_denial_reason(given["error"], given.get("error_description", "")))
     if not given.get("code"):
-        return Arrival(problem="the browser came back without a code")
-    return Arrival(given["code"])
+        return AuthorizationResponse(problem="the browser came back without a code")
+    return AuthorizationResponse(given["code"])
 
 
-def _refusal(error: str, description: str) -> str:
+def _denial_reason(error: str, description: str) -> str:
     word = error if _WORD.fullmatch(error) else "no"
-    said = " ".join("".join(c if c.isprintable() else " " for c in description).split())[:_LONGEST_REASON].rstrip(".")
+    detail = " ".join("".join(c if c.isprintable() else " " for c in description).split())[:_MAX_REASON_LENGTH].rstrip(
+        "."
+    )
     reason = "access was denied" if word == "access_denied" else f"the sign-in server says {word}"
-    return f"{reason} ({said})" if said else reason
+    return f"{reason} ({detail})" if detail else reason
 
 
-class Landing:
+class CallbackServer:
     """A port of this machine at which one redirect is awaited; `with` closes it.
 
     Raises `CredentialsError` when all of the `ports` are taken.
     """
 
     def __init__(self, ports: Sequence[int], state: str) -> None:
-        self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._responses: queue.SimpleQueue[AuthorizationResponse] = queue.SimpleQueue()
         self._server = _listen(ports, self._handler(state))
         self.port = int(self._server.server_port)
 
@@ -92,7 +96,7 @@ class Landing:
     def redirect_uri(self) -> str:
         return f"http://127.0.0.1:{self.port}{_PATH}"
 
-    def __enter__(self) -> Landing:
+    def __enter__(self) -> CallbackServer:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -105,33 +109,33 @@ class Landing:
     def wait(self, seconds: float) -> str:
         """The code, once the browser has brought it. Raises `CredentialsError` when it brings none, or nothing."""
         try:
-            arrival = self._arrivals.get(timeout=seconds)
+            response = self._responses.get(timeout=seconds)
         except queue.Empty:
             raise CredentialsError(
                 f"nobody came back from the browser within {seconds / 60:.3g} minutes; "
                 "to try again: arkor login --oauth"
             ) from None
-        if arrival.problem:
-            raise CredentialsError(f"you are not signed in: {arrival.problem}; to try again: arkor login --oauth")
-        return arrival.code
+        if response.problem:
+            raise CredentialsError(f"you are not signed in: {response.problem}; to try again: arkor login --oauth")
+        return response.code
 
     def _handler(self, state: str) -> type[BaseHTTPRequestHandler]:
-        arrivals, first = self._arrivals, threading.Lock()
+        responses, first = self._responses, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             timeout = REQUEST_SECONDS
             server_version, sys_version = "arkor", ""
 
             def do_GET(self) -> None:  # the name that http.server wants
-                where = urlsplit(self.path)
-                if where.path != _PATH or not first.acquire(blocking=False):
+                url = urlsplit(self.path)
+                if url.path != _PATH or not first.acquire(blocking=False):
                     self._show(404, "There is nothing here.")
                     return
-                arrival = read_arrival(where.query, state)
+                response = parse_authorization_response(url.query, state)
                 try:
-                    self._show(400 if arrival.problem else 200, _words(arrival))
+                    self._show(400 if response.problem else 200, _page_text(response))
                 finally:
-                    arrivals.put(arrival)
+                    responses.put(response)
 
             def _show(self, status: int, words: str) -> None:
                 page = _PAGE.format(words=html.escape(words)).encode()
@@ -147,13 +151,13 @@ class Landing:
         return Handler
 
 
-def _words(arrival: Arrival) -> str:
-    if arrival.problem:
-        return f"This did not work: {arrival.problem}. You may close this page; the terminal says how to go on."
+def _page_text(response: AuthorizationResponse) -> str:
+    if response.problem:
+        return f"This did not work: {response.problem}. You may close this page; the terminal says how to go on."
     return "The terminal has heard from you. You may close this page and go on there."
 
 
-class _Server(ThreadingHTTPServer):
+class _CallbackHTTPServer(ThreadingHTTPServer):
     """Listens without asking for the name of this machine, and keeps what goes wrong with a visitor to itself."""
 
     daemon_threads = True
@@ -166,10 +170,10 @@ class _Server(ThreadingHTTPServer):
         """A browser that hangs up early is no news."""
 
 
-def _listen(ports: Sequence[int], handler: type[BaseHTTPRequestHandler]) -> _Server:
+def _listen(ports: Sequence[int], handler: type[BaseHTTPRequestHandler]) -> _CallbackHTTPServer:
     for port in ports:
         try:
-            return _Server(("127.0.0.1", port), handler)
+            return _CallbackHTTPServer(("127.0.0.1", port), handler)
         except OSError:  # noqa: PERF203 - a few at most
             continue
     named = ", ".join(map(str, ports))

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from attrs import evolve, field, frozen
 
-from arkor.client.http.cancellation import pause
-from arkor.client.http.client import Access, Http, checked_token
+from arkor.client.http.cancellation import sleep
+from arkor.client.http.client import Auth, HttpClient, checked_token
 from arkor.client.http.urls import checked_url
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from arkor.protocol.codec import from_wire, to_wire
@@ -129,19 +129,19 @@ def _parse(text: str) -> Credentials | None:
         credentials: Credentials = from_wire(cls, {key: item for key, item in data.items() if key != "mode"})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return credentials if _is_sound(credentials) else None
+    return credentials if _is_valid(credentials) else None
 
 
-def _is_sound(credentials: Credentials) -> bool:
+def _is_valid(credentials: Credentials) -> bool:
     if isinstance(credentials, AnonymousCredentials):
-        words = [credentials.token, credentials.org_slug]
+        texts = [credentials.token, credentials.org_slug]
     elif isinstance(credentials, TokenCredentials):
-        words = [credentials.token, credentials.arkor_cloud_api_url]
+        texts = [credentials.token, credentials.arkor_cloud_api_url]
     else:
-        words = [credentials.access_token, credentials.auth0_domain, credentials.client_id]
+        texts = [credentials.access_token, credentials.auth0_domain, credentials.client_id]
         if not isinstance(credentials.refresh_token, str) or not _is_number(credentials.expires_at):
             return False
-    return all(isinstance(w, str) and w for w in words) and isinstance(credentials.arkor_cloud_api_url, str | None)
+    return all(isinstance(w, str) and w for w in texts) and isinstance(credentials.arkor_cloud_api_url, str | None)
 
 
 def _is_number(value: Any) -> bool:
@@ -161,7 +161,7 @@ def write_credentials(credentials: Credentials) -> None:
 
 
 @contextmanager
-def only_writer() -> Iterator[None]:
+def credentials_lock() -> Iterator[None]:
     """One process (and thread) at a time changes the sign-in of the file; the lock ends with its holder, however.
 
     Where no lock can be made (a home that is read-only), everybody is on their own. Raises `BackendUnavailable`
@@ -174,7 +174,7 @@ def only_writer() -> Iterator[None]:
         yield
         return
     try:
-        _wait_for(lock)
+        _wait_for_lock(lock)
         yield
     finally:
         with suppress(OSError):
@@ -182,17 +182,17 @@ def only_writer() -> Iterator[None]:
         os.close(lock)
 
 
-def _wait_for(lock: int) -> None:
+def _wait_for_lock(lock: int) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
-    while _is_taken(lock):
+    while _try_lock(lock):
         if time.monotonic() > deadline:
             raise BackendUnavailable(
                 f"another process has been changing the sign-in for more than {LOCK_SECONDS:.0f} s; try again"
             )
-        pause(0.01)
+        sleep(0.01)
 
 
-def _is_taken(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     """Take it, unless another one has it; a file system without locks leaves it to everybody."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +233,7 @@ def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") 
     Raises `CloudApiError` or `BackendUnavailable`.
     """
     url = checked_url(base_url)
-    answer = Http(Access(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
+    answer = HttpClient(Auth(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
     org = answer.get("personalOrg")
     token, anonymous_id, slug = (
         answer.get("token"),
@@ -271,23 +271,23 @@ def credentials_from_env(base_url: str | None = None) -> TokenCredentials | None
         raise CredentialsError("ARKOR_TOKEN has characters that no token has; set it anew, or unset it") from None
 
 
-def known_credentials(base_url: str) -> Credentials | None:
+def stored_credentials(base_url: str) -> Credentials | None:
     """The sign-in for that backend as far as there is one. Raises `CredentialsError` for one of another backend."""
     known = credentials_from_env(base_url) or read_credentials()
     return known and check_backend(known, base_url)
 
 
 def _bootstrap(url: str, incidental: bool) -> Credentials:
-    with only_writer():
+    with credentials_lock():
         found = read_credentials()  # another process may have been faster
         if found is None:
-            found = evolve(introduced(url), incidental=incidental or None)
+            found = evolve(ensure_registered(url), incidental=incidental or None)
             write_credentials(found)
             logger.info("got an anonymous identity at %s; it is kept in %s", url, credentials_path())
     return found
 
 
-def introduced(url: str) -> AnonymousCredentials:
+def ensure_registered(url: str) -> AnonymousCredentials:
     """A new anonymous identity; raises `CredentialsError` where nobody gets one, with the way in."""
     try:
         return request_anonymous_token(url)
@@ -321,7 +321,7 @@ def remove_credentials() -> bool:
     path = credentials_path()
     if not path.parent.is_dir():
         return False
-    with only_writer():
+    with credentials_lock():
         try:
             target = Path(os.path.realpath(path))
             path.unlink()

@@ -23,12 +23,12 @@ from urllib3.exceptions import HTTPError
 from arkor.client.auth.credentials import (
     Credentials,
     OAuthCredentials,
-    only_writer,
+    credentials_lock,
     read_credentials,
     write_credentials,
 )
-from arkor.client.http.client import Access, checked_token
-from arkor.client.http.errors import unavailable
+from arkor.client.http.client import Auth, checked_token
+from arkor.client.http.errors import unavailable_error
 from arkor.client.http.session import Session
 from arkor.client.http.urls import checked_url, is_loopback
 from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig
@@ -37,41 +37,39 @@ from arkor.settings import VERSION
 logger = logging.getLogger("arkor")
 
 #: Seconds before its end at which a token is renewed, and until that is tried again after it failed.
-RENEW_BEFORE = 60.0
-RENEW_AGAIN = 10.0
+REFRESH_BEFORE = 60.0
+REFRESH_RETRY = 10.0
 #: Seconds to connect to an authorization server, and between two bytes of its answer.
 TIMEOUT = (10.0, 15.0)
 
 _SIGN_IN_AGAIN = "sign in again: arkor login --oauth"
 _LIFETIME = 3600.0  # seconds that a token is believed to hold where the server does not say
-_LONGEST_LIFETIME = 10 * 365 * 86_400.0
-_LONGEST_ANSWER = 64 * 1024  # bytes
+_MAX_LIFETIME = 10 * 365 * 86_400.0
+_MAX_RESPONSE_BYTES = 64 * 1024  # bytes
 _CODE = re.compile(r"[a-z_]{1,40}")
 
 #: Of this process: access token → the sign-in that took its place, and refresh token → why it is good no more.
 _successors: dict[str, OAuthCredentials] = {}
-_refusals: dict[str, str] = {}
-_renewing = threading.Lock()
+_rejections: dict[str, str] = {}
+_refresh_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _renewing  # noqa: PLW0603 - a thread that held it is not in the child
-    _renewing = threading.Lock()
+    global _refresh_lock  # noqa: PLW0603 - a thread that held it is not in the child
+    _refresh_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def access_for(
-    base_url: str, credentials: Credentials | None, *, from_file: bool = False, why: str = "base_url"
-) -> Access:
+def auth_for(base_url: str, credentials: Credentials | None, *, from_file: bool = False, why: str = "base_url") -> Auth:
     """The way to a backend with that sign-in. A renewed one is kept where it came from: in the file, or nowhere."""
     if not isinstance(credentials, OAuthCredentials):
-        return Access(base_url, credentials.bearer if credentials else None, why=why)
-    return OAuthAccess(base_url, credentials, kept=from_file or _in_file() == credentials, why=why)
+        return Auth(base_url, credentials.bearer if credentials else None, source=why)
+    return OAuthAuth(base_url, credentials, kept=from_file or _stored_sign_in() == credentials, why=why)
 
 
-class OAuthAccess(Access):
+class OAuthAuth(Auth):
     """The way to a backend in a person's name, whose token is renewed before it expires and when it is refused.
 
     `kept` says that the sign-in is the one in the credentials file: what other processes made of it is taken over,
@@ -81,44 +79,44 @@ class OAuthAccess(Access):
     def __init__(
         self, base_url: str, credentials: OAuthCredentials, *, kept: bool = False, why: str = "base_url"
     ) -> None:
-        super().__init__(base_url, credentials.access_token, why=why)
-        self._kept = kept
+        super().__init__(base_url, credentials.access_token, source=why)
+        self._is_stored = kept
         self._credentials = credentials
-        self._due = credentials.expires_at - RENEW_BEFORE
+        self._due = credentials.expires_at - REFRESH_BEFORE
 
     def prepare(self) -> None:
         """Renew what expires soon. A fault is none yet: the old token may still be good, and says so if it is not."""
         token = self.token
         if time.time() < self._due:
             return
-        self._due = time.time() + RENEW_AGAIN  # other threads need not wait for this one
+        self._due = time.time() + REFRESH_RETRY  # other threads need not wait for this one
         try:
-            self._renew(token)
+            self._refresh(token)
         except BackendUnavailable as error:
             logger.info("the sign-in expires soon and could not be renewed yet: %s", error)
         except CredentialsError as error:
             self._due = math.inf
             logger.info("the sign-in expires soon and cannot be renewed: %s", error)
 
-    def renew_token(self, refused: str | None) -> bool:
+    def refresh_token(self, refused: str | None) -> bool:
         """Raises `CredentialsError` when the sign-in has ended, `BackendUnavailable` for a fault that may pass."""
-        self._renew(refused)
+        self._refresh(refused)
         return True
 
-    def _renew(self, stale: str | None) -> None:
-        with _renewing:
+    def _refresh(self, stale: str | None) -> None:
+        with _refresh_lock:
             if self.token != stale:
                 return  # another thread was faster
-            with only_writer() if self._kept else nullcontext():
+            with credentials_lock() if self._is_stored else nullcontext():
                 known = self._latest()
                 if known.access_token == stale or known.expires_at <= time.time():
                     known = self._replace(known)
-            self._take(known)
+            self._apply(known)
 
     def _latest(self) -> OAuthCredentials:
         """What has become of the sign-in meanwhile, by another process or another trainer of this one."""
-        latest, found = self._credentials, _in_file() if self._kept else None
-        if found is not None and _whose(found) == _whose(latest):
+        latest, found = self._credentials, _stored_sign_in() if self._is_stored else None
+        if found is not None and _identity(found) == _identity(latest):
             latest = found
         while latest.access_token in _successors:
             latest = _successors[latest.access_token]
@@ -129,21 +127,21 @@ class OAuthAccess(Access):
         if new.access_token != old.access_token:
             _successors[old.access_token] = new
         logger.info("the sign-in was renewed; its token holds for %.0f s", new.expires_at - time.time())
-        if self._kept and (in_file := _in_file()) and in_file.refresh_token == old.refresh_token:
+        if self._is_stored and (in_file := _stored_sign_in()) and in_file.refresh_token == old.refresh_token:
             try:
                 write_credentials(new)
             except CredentialsError as error:
                 logger.warning("the renewed sign-in holds for this process alone: %s", error)
         return new
 
-    def _take(self, credentials: OAuthCredentials) -> None:
+    def _apply(self, credentials: OAuthCredentials) -> None:
         left = credentials.expires_at - time.time()
         self._credentials = credentials
-        self._due = credentials.expires_at - min(RENEW_BEFORE, left / 2)  # some servers' tokens hold for seconds
+        self._due = credentials.expires_at - min(REFRESH_BEFORE, left / 2)  # some servers' tokens hold for seconds
         self.token = credentials.access_token  # last, for it is looked at without the lock
 
 
-def _in_file() -> OAuthCredentials | None:
+def _stored_sign_in() -> OAuthCredentials | None:
     """The sign-in in the file; None also when the file cannot be read, for we have one in memory."""
     with suppress(CredentialsError):
         found = read_credentials()
@@ -151,7 +149,7 @@ def _in_file() -> OAuthCredentials | None:
     return None
 
 
-def _whose(credentials: OAuthCredentials) -> tuple[str | None, ...]:
+def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
     """What stays the same while a sign-in is renewed, or replaced by a new one for the same backend."""
     return credentials.auth0_domain, credentials.client_id, credentials.audience, credentials.arkor_cloud_api_url
 
@@ -166,8 +164,8 @@ def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
     """
     if not credentials.refresh_token:
         raise CredentialsError(f"your sign-in has expired and has nothing to be renewed with; {_SIGN_IN_AGAIN}")
-    if refusal := _refusals.get(credentials.refresh_token):
-        raise CredentialsError(refusal)
+    if rejection := _rejections.get(credentials.refresh_token):
+        raise CredentialsError(rejection)
     form = {
         "grant_type": "refresh_token",
         "client_id": credentials.client_id,
@@ -175,14 +173,14 @@ def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
     }
     asked_at = time.time()
     try:
-        answer = ask_for_token(credentials.auth0_domain, form)
+        answer = request_token(credentials.auth0_domain, form)
     except CredentialsError as error:
-        _refusals[credentials.refresh_token] = str(error)
+        _rejections[credentials.refresh_token] = str(error)
         raise
     return evolve(
         credentials,
         access_token=answer["access_token"],
-        refresh_token=_text(answer.get("refresh_token")) or credentials.refresh_token,
+        refresh_token=_text_or_none(answer.get("refresh_token")) or credentials.refresh_token,
         expires_at=asked_at + lifetime_of(answer.get("expires_in")),
     )
 
@@ -202,33 +200,33 @@ def authorization_server(domain: str) -> str:
     return url
 
 
-def ask_for_token(
+def request_token(
     domain: str,
     form: Mapping[str, str],
     *,
     task: str = "renews your sign-in",
-    refused: str = "your sign-in has ended",
+    rejected: str = "your sign-in has ended",
 ) -> dict[str, Any]:
     """What the token endpoint answers; it has an `access_token` that can stand in a header.
 
-    Raises `CredentialsError` (`refused`, and why) when the server says no, `BackendUnavailable` for a fault that may
+    Raises `CredentialsError` (`rejected`, and why) when the server says no, `BackendUnavailable` for a fault that may
     pass; `task` is what the server is asked for.
     """
     server = authorization_server(domain)
     try:
         status, body = _post(f"{server}/oauth/token", form)
     except (OSError, HTTPError) as error:  # what requests raises is an OSError
-        raise unavailable(f"{server}, which {task},", error) from None
+        raise unavailable_error(f"{server}, which {task},", error) from None
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict):
-        if status == 200 and _text(answer.get("access_token")):
+        if status == 200 and _text_or_none(answer.get("access_token")):
             checked_token(answer["access_token"])
             return answer
         if 400 <= status < 500 and status not in (408, 429) and "error" in answer:
-            raise CredentialsError(f"{refused} ({domain} says {_code(answer)}); {_SIGN_IN_AGAIN}")
+            raise CredentialsError(f"{rejected} ({domain} says {_error_code(answer)}); {_SIGN_IN_AGAIN}")
     raise BackendUnavailable(
         f"{server}, which {task}, answered {status} and no token; try again, and if it stays so, {_SIGN_IN_AGAIN}"
     )
@@ -251,14 +249,14 @@ def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
             stream=True,
         )
         with response:
-            return response.status_code, response.raw.read(_LONGEST_ANSWER, decode_content=True)
+            return response.status_code, response.raw.read(_MAX_RESPONSE_BYTES, decode_content=True)
 
 
-def _text(value: Any) -> str | None:
+def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _code(answer: Mapping[str, Any]) -> str:
+def _error_code(answer: Mapping[str, Any]) -> str:
     """The machine word of a refusal; its sentence is left out, for it may quote what was sent."""
     code = answer.get("error")
     return code if isinstance(code, str) and _CODE.fullmatch(code) else "no"
@@ -268,4 +266,4 @@ def lifetime_of(expires_in: Any) -> float:
     """Seconds that a token holds, whatever the server says."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, (int, float)):
         return _LIFETIME
-    return float(min(expires_in, _LONGEST_LIFETIME)) if expires_in > 0 else _LIFETIME
+    return float(min(expires_in, _MAX_LIFETIME)) if expires_in > 0 else _LIFETIME

@@ -1,6 +1,7 @@
 """A plug that ends network calls from another thread, whatever they are waiting for.
 
-Connections that are opened or used inside `with plug:` hang on it, in the style of a cancel scope: `pull()` shuts their
+Connections that are opened or used inside `with plug:` hang on it, in the style of a cancel scope: `cancel()` shuts
+their
 sockets down, which wakes whoever connects, shakes hands, waits for headers or reads; closing them would not. Only a
 name that is being resolved cannot be hurried.
 """
@@ -21,102 +22,102 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.poolmanager import PoolManager, ProxyManager
 from urllib3.util.connection import allowed_gai_family
 
-_here = threading.local()
+_thread_scope = threading.local()
 
 
-class Unplugged(Exception):
+class Cancelled(Exception):
     """The plug of this thread was pulled: nobody waits for what it was doing."""
 
 
-class Plug:
-    """Inside `with plug:` network calls hang on it. `pull()` and `release()` may come from any thread, and twice."""
+class CancelScope:
+    """Inside `with plug:` network calls hang on it. `cancel()` and `release()` may come from any thread, and twice."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pulled = threading.Event()
-        self._held: dict[int, socket.socket] = {}
+        self._cancelled = threading.Event()
+        self._sockets: dict[int, socket.socket] = {}
 
-    def __enter__(self) -> Plug:
-        self._outer = current()
-        _here.plug = self
+    def __enter__(self) -> CancelScope:
+        self._outer = current_scope()
+        _thread_scope.scope = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.plug = self._outer
+        _thread_scope.scope = self._outer
 
     @property
-    def pulled(self) -> bool:
-        return self._pulled.is_set()
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
 
-    def check(self) -> None:
-        """Raises `Unplugged` once it is pulled."""
-        if self._pulled.is_set():
-            raise Unplugged
+    def raise_if_cancelled(self) -> None:
+        """Raises `Cancelled` once it is pulled."""
+        if self._cancelled.is_set():
+            raise Cancelled
 
-    def pause(self, seconds: float) -> None:
-        """Sleep; raises `Unplugged` as soon as it is pulled."""
-        if self._pulled.wait(seconds):
-            raise Unplugged
+    def sleep(self, seconds: float) -> None:
+        """Sleep; raises `Cancelled` as soon as it is pulled."""
+        if self._cancelled.wait(seconds):
+            raise Cancelled
 
-    def hold(self, sock: socket.socket) -> None:
-        """From here on `pull()` ends that connection. Raises `Unplugged` when it comes too late."""
+    def register(self, sock: socket.socket) -> None:
+        """From here on `cancel()` ends that connection. Raises `Cancelled` when it comes too late."""
         with self._lock:
-            self.check()
-            if outdated := self._held.pop(sock.fileno(), None):
-                outdated.close()
+            self.raise_if_cancelled()
+            if stale := self._sockets.pop(sock.fileno(), None):
+                stale.close()
             # A twin, because TLS takes the original away from its owner in mid-handshake.
-            self._held[sock.fileno()] = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+            self._sockets[sock.fileno()] = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
 
-    def pull(self) -> None:
+    def cancel(self) -> None:
         """End every connection that hangs here; no further one begins."""
         with self._lock:
-            self._pulled.set()
-            for twin in self._held.values():
+            self._cancelled.set()
+            for duplicate in self._sockets.values():
                 with suppress(OSError):  # it has ended already
-                    twin.shutdown(socket.SHUT_RDWR)
+                    duplicate.shutdown(socket.SHUT_RDWR)
         self.release()
 
     def release(self) -> None:
         """Let the connections go on without this plug."""
         with self._lock:
-            for twin in self._held.values():
-                twin.close()
-            self._held.clear()
+            for duplicate in self._sockets.values():
+                duplicate.close()
+            self._sockets.clear()
 
 
-def current() -> Plug | None:
+def current_scope() -> CancelScope | None:
     """The plug that this thread's calls hang on."""
-    return getattr(_here, "plug", None)
+    return getattr(_thread_scope, "scope", None)
 
 
-def pause(seconds: float) -> None:
-    """Sleep, under this thread's plug if it has one. Raises `Unplugged`."""
-    (current() or Plug()).pause(seconds)
+def sleep(seconds: float) -> None:
+    """Sleep, under this thread's plug if it has one. Raises `Cancelled`."""
+    (current_scope() or CancelScope()).sleep(seconds)
 
 
 # Connections
 
 
-class _Plugged(HTTPConnection):
+class _CancellableConnection(HTTPConnection):
     """A connection that looks for a plug when it is opened, and when it is used once more."""
 
     def _new_conn(self) -> socket.socket:
-        plug = current()
-        if plug is None:
+        scope = current_scope()
+        if scope is None:
             return super()._new_conn()
         try:
-            return self._connect(plug)
+            return self._connect(scope)
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:
             raise ConnectTimeoutError(self, f"no connection to {self.host} in {self.timeout} s") from error
         except OSError as error:
-            plug.check()
+            scope.raise_if_cancelled()
             raise NewConnectionError(self, f"no connection to {self.host}: {error}") from error
 
-    def _connect(self, plug: Plug) -> socket.socket:
+    def _connect(self, scope: CancelScope) -> socket.socket:
         fault = OSError("the name has no address")
         addresses = socket.getaddrinfo(self._dns_host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
         for family, kind, protocol, _, address in addresses:
@@ -125,7 +126,7 @@ class _Plugged(HTTPConnection):
                 for option in self.socket_options or ():
                     sock.setsockopt(*option)
                 sock.settimeout(self.timeout)
-                plug.hold(sock)
+                scope.register(sock)
                 sock.connect(address)
             except OSError as error:
                 sock.close()
@@ -138,37 +139,37 @@ class _Plugged(HTTPConnection):
         raise fault
 
     def request(self, *arguments: Any, **options: Any) -> None:
-        plug = current()
-        if plug is not None and self.sock is not None:
-            plug.hold(self.sock)
+        scope = current_scope()
+        if scope is not None and self.sock is not None:
+            scope.register(self.sock)
         super().request(*arguments, **options)
 
 
-class _PluggedTLS(_Plugged, HTTPSConnection):
+class _CancellableTLSConnection(_CancellableConnection, HTTPSConnection):
     pass
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Plugged
+class _CancellablePool(HTTPConnectionPool):
+    ConnectionCls = _CancellableConnection
 
 
-class _PoolTLS(HTTPSConnectionPool):
-    ConnectionCls = _PluggedTLS
+class _CancellableTLSPool(HTTPSConnectionPool):
+    ConnectionCls = _CancellableTLSConnection
 
 
-class PluggedAdapter(HTTPAdapter):
+class CancellableAdapter(HTTPAdapter):
     """Gives a session of requests connections that hang on plugs, through proxies too."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
-        _plug_in(self.poolmanager)
+        _use_cancellable_pools(self.poolmanager)
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*arguments, **options)
         if isinstance(manager, ProxyManager):
-            _plug_in(manager)
+            _use_cancellable_pools(manager)
         return manager
 
 
-def _plug_in(manager: PoolManager) -> None:
-    manager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
+def _use_cancellable_pools(manager: PoolManager) -> None:
+    manager.pool_classes_by_scheme = {"http": _CancellablePool, "https": _CancellableTLSPool}

@@ -21,14 +21,20 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.wait import wait_exponential, wait_random
 from urllib3.exceptions import HTTPError
 
-from arkor.client.http.cancellation import pause
-from arkor.client.http.errors import bad_answer, error_of, is_fault_of_trust, unavailable, was_never_sent
-from arkor.client.http.session import LastHand, OwnSession
+from arkor.client.http.cancellation import sleep
+from arkor.client.http.errors import (
+    invalid_response_error,
+    is_certificate_error,
+    parse_error,
+    unavailable_error,
+    was_never_sent,
+)
+from arkor.client.http.session import CredentialSafeSession, HeaderAuth
 from arkor.client.http.urls import checked_url
 from arkor.client.http.versions import report_deprecation
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
 from arkor.protocol.codec import dumps
-from arkor.protocol.run_archive import whole_file
+from arkor.protocol.run_archive import atomic_writer
 
 logger = logging.getLogger("arkor")
 
@@ -39,22 +45,22 @@ RETRY_BUDGET = 30.0
 UNREACHABLE_BUDGET = 5.0
 
 #: Seconds within which an answer has come to its end, and its bytes at most.
-ANSWER_SECONDS = 120.0
-LONGEST_ANSWER = 512 * 1024 * 1024
+RESPONSE_SECONDS = 120.0
+MAX_RESPONSE_BYTES = 512 * 1024 * 1024
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
-class Access:
+class Auth:
     """Where a backend is and which token opens it. This one never changes; others can renew themselves.
 
-    `why` says, for a person, how this backend came to be chosen.
+    `source` says, for a person, how this backend came to be chosen.
     """
 
-    def __init__(self, base_url: str, token: str | None = None, *, why: str = "base_url") -> None:
+    def __init__(self, base_url: str, token: str | None = None, *, source: str = "base_url") -> None:
         self.base_url = checked_url(base_url)
         self.token = checked_token(token)
-        self.why = why
+        self.source = source
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -62,13 +68,13 @@ class Access:
     def prepare(self) -> None:
         """Called before each request: the place to renew what is about to expire."""
 
-    def renew(self) -> bool:
+    def refresh(self) -> bool:
         """Called when nobody listens at the address; True when trying again makes sense."""
         return False
 
-    def renew_token(self, refused: str | None) -> bool:  # noqa: ARG002 - others have more than one
+    def refresh_token(self, refused: str | None) -> bool:  # noqa: ARG002 - others have more than one
         """Called when that token was refused; True when there is another one to try."""
-        return self.renew()
+        return self.refresh()
 
 
 def checked_token(token: str | None) -> str | None:
@@ -111,14 +117,14 @@ class Call:
         return dict(self.headers) if self.body is None else {"Content-Type": "application/json", **self.headers}
 
 
-class Http:
+class HttpClient:
     """Calls to one backend; may be used from several threads, and in a process that was forked off.
 
     `retry_budget` is in seconds; 0 sends every call once.
     """
 
-    def __init__(self, access: Access, *, retry_budget: float = RETRY_BUDGET) -> None:
-        self.access = access
+    def __init__(self, auth: Auth, *, retry_budget: float = RETRY_BUDGET) -> None:
+        self.auth = auth
         self.retry_budget = retry_budget
         self._session: requests.Session | None = None
         self._process = 0
@@ -132,33 +138,33 @@ class Http:
         call = Call(method, path, **rest)
 
         def again(error: BaseException) -> bool:
-            return was_never_sent(error) or (call.idempotent and _may_pass(error))
+            return was_never_sent(error) or (call.idempotent and _is_transient(error))
 
         attempts = Retrying(
             retry=retry_if_exception(again),
-            wait=_wait,
-            stop=self._is_spent,
-            sleep=pause,
-            before_sleep=_tell,
+            wait=_retry_delay,
+            stop=self._is_budget_spent,
+            sleep=sleep,
+            before_sleep=_log_retry,
             reraise=True,
         )
-        doubts: list[bool] = []
+        uncertain: list[bool] = []
         try:
-            return attempts(lambda: self._attempt(call, doubts))
-        except _NO_ANSWER as error:
-            raise unavailable(self.access.base_url, error) from error
+            return attempts(lambda: self._attempt(call, uncertain))
+        except _CONNECTION_ERRORS as error:
+            raise unavailable_error(self.auth.base_url, error) from error
 
-    def _attempt(self, call: Call, doubts: list[bool]) -> dict[str, Any]:
-        """One of several; `doubts` are about earlier ones that may have done it, though no answer said so."""
+    def _attempt(self, call: Call, uncertain: list[bool]) -> dict[str, Any]:
+        """One of several; `uncertain` are about earlier ones that may have done it, though no answer said so."""
         try:
-            return _object(self._send(call))
+            return _json_object(self._send(call))
         except CloudApiError as error:
-            if call.method == "DELETE" and error.status in (404, 410) and any(doubts):
+            if call.method == "DELETE" and error.status in (404, 410) and any(uncertain):
                 return {}  # it was there when we began, and is gone
-            doubts.append(error.status == 408 or error.status >= 500)
+            uncertain.append(error.status == 408 or error.status >= 500)
             raise
-        except _NO_ANSWER as error:
-            doubts.append(not was_never_sent(error))
+        except _CONNECTION_ERRORS as error:
+            uncertain.append(not was_never_sent(error))
             raise
 
     def open(self, method: str, path: str, **rest: Any) -> requests.Response:
@@ -168,49 +174,49 @@ class Http:
         """
         try:
             return self._send(Call(method, path, **rest))
-        except _NO_ANSWER as error:
-            raise unavailable(self.access.base_url, error) from error
+        except _CONNECTION_ERRORS as error:
+            raise unavailable_error(self.auth.base_url, error) from error
 
     def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
         """Send a `Call` once, and write the body of the answer beside `file`, which it becomes when it is whole.
 
         Raises `CloudApiError`, `BackendUnavailable`, and OSError for a file that cannot be written.
         """
-        with self.open(method, path, **rest) as response, whole_file(file) as target:
+        with self.open(method, path, **rest) as response, atomic_writer(file) as target:
             try:
-                for piece in response.iter_content(1024 * 1024):
-                    target.write(piece)
-            except _NO_ANSWER as error:
-                raise unavailable(self.access.base_url, error) from error
+                for chunk in response.iter_content(1024 * 1024):
+                    target.write(chunk)
+            except _CONNECTION_ERRORS as error:
+                raise unavailable_error(self.auth.base_url, error) from error
 
     def close(self) -> None:
         """Close the connections that are not in use; the next call opens a new one."""
         if self._session is not None and self._process == os.getpid():
             self._session.close()
 
-    def _is_spent(self, state: RetryCallState) -> bool:
+    def _is_budget_spent(self, state: RetryCallState) -> bool:
         """Give up early where the wait itself would go beyond the budget."""
-        error = _error(state)
+        error = _retry_error(state)
         unreachable = error is not None and was_never_sent(error)
         budget = min(self.retry_budget, UNREACHABLE_BUDGET) if unreachable else self.retry_budget
-        return (state.seconds_since_start or 0.0) + _wait(state) > budget
+        return (state.seconds_since_start or 0.0) + _retry_delay(state) > budget
 
     def _send(self, call: Call) -> requests.Response:
         """One attempt, and one more where the access could be renewed."""
-        self.access.prepare()
-        token = self.access.token
+        self.auth.prepare()
+        token = self.auth.token
         try:
             return self._send_once(call, token)
         except (requests.ConnectionError, CloudApiError) as error:
             refused = isinstance(error, CloudApiError) and error.status == 401
-            renewed = self.access.renew_token(token) if refused else was_never_sent(error) and self.access.renew()
-            if not renewed:
+            refreshed = self.auth.refresh_token(token) if refused else was_never_sent(error) and self.auth.refresh()
+            if not refreshed:
                 raise
-        return self._send_once(call, self.access.token)
+        return self._send_once(call, self.auth.token)
 
     def _send_once(self, call: Call, token: str | None) -> requests.Response:
-        base_url = self.access.base_url
-        session = self._own_session()
+        base_url = self.auth.base_url
+        session = self._process_session()
         data = call.data()
         try:
             response = session.request(
@@ -220,7 +226,7 @@ class Http:
                 data=data,
                 headers=call.all_headers(),
                 timeout=call.timeout,
-                auth=LastHand(token, call.raw_headers),
+                auth=HeaderAuth(token, call.raw_headers),
                 stream=True,
             )
         except requests.RequestException:
@@ -228,19 +234,19 @@ class Http:
         except UnicodeError:  # bytes of a command line that are no text
             raise InvalidConfig("request", "has characters that are no text, and cannot be sent") from None
         except OSError as error:  # a bundle of certificates that is not there
-            raise unavailable(base_url, error) from error
+            raise unavailable_error(base_url, error) from error
         finally:
             if isinstance(data, io.IOBase):
                 data.close()
         report_deprecation(response.headers)
         if not 200 <= response.status_code < 300:
-            raise error_of(response)
+            raise parse_error(response)
         return response
 
-    def _own_session(self) -> requests.Session:
+    def _process_session(self) -> requests.Session:
         """This process's session: after a fork, the parent's connections are left alone."""
         if self._session is None or self._process != os.getpid():
-            self._session, self._process = OwnSession(), os.getpid()
+            self._session, self._process = CredentialSafeSession(), os.getpid()
         return self._session
 
 
@@ -254,60 +260,60 @@ def _encoded(body: Any) -> bytes:
         raise InvalidConfig("request", f"cannot be written as JSON: {error}") from None
 
 
-def _object(response: requests.Response) -> dict[str, Any]:
+def _json_object(response: requests.Response) -> dict[str, Any]:
     with response:
-        content = _whole(response)
+        content = _read_body(response)
     if not content.strip():
         return {}
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
         kind = response.headers.get("Content-Type") or "no type"
-        raise bad_answer(response, f"answered with something that is no JSON ({kind})") from None
+        raise invalid_response_error(response, f"answered with something that is no JSON ({kind})") from None
     if not isinstance(data, dict):
-        raise bad_answer(response, "answered with something that is no JSON object")
+        raise invalid_response_error(response, "answered with something that is no JSON object")
     return data
 
 
-def _whole(response: requests.Response) -> bytes:
+def _read_body(response: requests.Response) -> bytes:
     """The body, unless it is too long or trickles for too long."""
-    pieces, size, deadline = [], 0, time.monotonic() + ANSWER_SECONDS
-    while piece := response.raw.read1(1024 * 1024, decode_content=True):
-        pieces.append(piece)
-        size += len(piece)
-        if size > LONGEST_ANSWER:
-            raise bad_answer(response, f"answered with more than {LONGEST_ANSWER} bytes")
+    chunks, size, deadline = [], 0, time.monotonic() + RESPONSE_SECONDS
+    while chunk := response.raw.read1(1024 * 1024, decode_content=True):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_RESPONSE_BYTES:
+            raise invalid_response_error(response, f"answered with more than {MAX_RESPONSE_BYTES} bytes")
         if time.monotonic() > deadline:
             raise requests.ReadTimeout("the answer did not come to its end")
-    return b"".join(pieces)
+    return b"".join(chunks)
 
 
 # Trying again
 
-_NO_ANSWER = (requests.RequestException, HTTPError)
+_CONNECTION_ERRORS = (requests.RequestException, HTTPError)
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, CloudApiError):
         return error.status in (408, 429) or error.status >= 500
-    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
-    return isinstance(error, passing) and not is_fault_of_trust(error)
+    transient = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
+    return isinstance(error, transient) and not is_certificate_error(error)
 
 
 _jittered = wait_exponential(multiplier=0.25, max=8.0) + wait_random(0.0, 0.25)
 
 
-def _error(state: RetryCallState) -> BaseException | None:
+def _retry_error(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-def _wait(state: RetryCallState) -> float:
+def _retry_delay(state: RetryCallState) -> float:
     """What the backend asked for, else twice as long each time."""
-    asked = getattr(_error(state), "retry_after", None)
-    return _jittered(state) if asked is None else asked + _jittered(state) / 10
+    delay = getattr(_retry_error(state), "retry_after", None)
+    return _jittered(state) if delay is None else delay + _jittered(state) / 10
 
 
-def _tell(state: RetryCallState) -> None:
-    error = _error(state)
+def _log_retry(state: RetryCallState) -> None:
+    error = _retry_error(state)
     fault = error if isinstance(error, CloudApiError) else type(error).__name__
     logger.warning("a call to the backend failed (%s); trying again in %.1f s", fault, state.upcoming_sleep)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from arkor.client.http.cancellation import Plug
+from arkor.client.http.cancellation import CancelScope
 from arkor.errors import TrainerAborted
 
 T = TypeVar("T")
@@ -23,46 +23,46 @@ T = TypeVar("T")
 #: How often a blocked wait looks at its abort signal, in seconds.
 POLL_SECONDS = 0.025
 #: How long to see off a thread whose plug was pulled: it is gone at once, unless it resolves a name.
-FAREWELL_SECONDS = 0.05
+CANCEL_GRACE_SECONDS = 0.05
 
 
 @define
-class Patience:
+class Deadline:
     """The caller's abort signal and deadline; every pause goes through here.
 
-    `meanwhile` is for the error's sentence: what becomes of the thing that was waited for.
+    `timeout_note` is for the error's sentence: what becomes of the thing that was waited for.
     """
 
     abort_signal: threading.Event = field(factory=threading.Event)
-    deadline: float | None = None  # on time.monotonic()
-    meanwhile: str = "the run itself goes on"
+    expires_at: float | None = None  # on time.monotonic()
+    timeout_note: str = "the run itself goes on"
 
     @classmethod
-    def until(cls, abort_signal: threading.Event | None, timeout: float | None) -> Patience:
-        deadline = None if timeout is None else time.monotonic() + max(0.0, timeout)
-        return cls(abort_signal or threading.Event(), deadline)
+    def after(cls, abort_signal: threading.Event | None, timeout: float | None) -> Deadline:
+        expires_at = None if timeout is None else time.monotonic() + max(0.0, timeout)
+        return cls(abort_signal or threading.Event(), expires_at)
 
-    def check(self) -> None:
+    def raise_if_expired(self) -> None:
         """Raises `TrainerAborted` or `TimeoutError` when it is over."""
         if self.abort_signal.is_set():
-            raise TrainerAborted(f"the abort signal is set; {self.meanwhile}")
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise TimeoutError(f"wait() reached its timeout; {self.meanwhile}")
+            raise TrainerAborted(f"the abort signal is set; {self.timeout_note}")
+        if self.expires_at is not None and time.monotonic() >= self.expires_at:
+            raise TimeoutError(f"wait() reached its timeout; {self.timeout_note}")
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep, or raise as soon as it is over."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            if self.deadline is not None:
-                left = min(left, max(0.0, self.deadline - time.monotonic()))
-            self.abort_signal.wait(left)
-        self.check()
+        while (remaining := end - time.monotonic()) > 0:
+            self.raise_if_expired()
+            if self.expires_at is not None:
+                remaining = min(remaining, max(0.0, self.expires_at - time.monotonic()))
+            self.abort_signal.wait(remaining)
+        self.raise_if_expired()
 
     def poll(self, attempt: Callable[[float], Any]) -> Any:
         """Call `attempt(seconds)` until it returns something else than None, looking here in between."""
         while True:
-            self.check()
+            self.raise_if_expired()
             if (result := attempt(POLL_SECONDS)) is not None:
                 return result
 
@@ -72,19 +72,19 @@ class Patience:
         When patience ends first, the connections of the call are cut; a result that comes all the same goes to
         `discard`.
         """
-        plug = Plug()
+        scope = CancelScope()
         outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
-        thread = threading.Thread(target=_run, args=(plug, function, outcome, discard), name="arkor-call", daemon=True)
+        thread = threading.Thread(target=_run, args=(scope, function, outcome, discard), name="arkor-call", daemon=True)
         thread.start()
         try:
-            give: Callable[[], T] = self.poll(lambda seconds: _take(outcome, seconds))
+            result: Callable[[], T] = self.poll(lambda seconds: _take(outcome, seconds))
         except BaseException:
-            plug.pull()
-            thread.join(FAREWELL_SECONDS)
+            scope.cancel()
+            thread.join(CANCEL_GRACE_SECONDS)
             raise
         thread.join()
-        plug.release()
-        return give()
+        scope.release()
+        return result()
 
 
 def _take(outcome: queue.SimpleQueue[T], seconds: float) -> T | None:
@@ -94,24 +94,24 @@ def _take(outcome: queue.SimpleQueue[T], seconds: float) -> T | None:
 
 
 def _run(
-    plug: Plug,
+    scope: CancelScope,
     function: Callable[[], T],
     outcome: queue.SimpleQueue[Callable[[], T]],
     discard: Callable[[T], Any] | None,
 ) -> None:
     try:
-        with plug:
+        with scope:
             result = function()
     except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
         outcome.put(_raiser(error))
         return
-    if plug.pulled and discard is not None:
+    if scope.cancelled and discard is not None:
         discard(result)
     outcome.put(lambda: result)
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
-    def give() -> Any:
+    def raise_error() -> Any:
         raise error
 
-    return give
+    return raise_error

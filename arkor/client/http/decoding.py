@@ -24,15 +24,15 @@ class Upload:
         return BlobDataset(self.url)
 
 
-def one(cls: type[T], answer: Mapping[str, Any], key: str) -> T:
+def decode_one(cls: type[T], answer: Mapping[str, Any], key: str) -> T:
     """`answer[key]` as an instance of `cls`; what the class does not know is kept in its `extra`."""
     return decode(cls, answer.get(key), key)
 
 
-def list_of(cls: type[T], answer: Mapping[str, Any], key: str) -> list[T]:
+def decode_list(cls: type[T], answer: Mapping[str, Any], key: str) -> list[T]:
     items = answer.get(key)
     if not isinstance(items, list):
-        raise _nonsense(key)
+        raise _invalid_response(key)
     return [decode(cls, item, key) for item in items]
 
 
@@ -40,9 +40,9 @@ def decode(cls: type[T], data: Any, name: str) -> T:
     try:
         return from_wire(cls, data)
     except (TypeError, AttributeError):
-        raise _nonsense(name) from None
+        raise _invalid_response(name) from None
 
 
-def _nonsense(name: str) -> CloudApiError:
+def _invalid_response(name: str) -> CloudApiError:
     sentence = f"the backend's answer has no usable {name!r}; is this really the address of an Arkor backend?"
     return CloudApiError(200, "bad_answer", sentence)

@@ -20,22 +20,22 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from arkor.client.http.versions import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
-from arkor.settings import VERSION, authorities_named
+from arkor.settings import VERSION, ca_bundle_from_env
 
 #: An error page longer than this is not read to its end.
 MAX_ERROR_BYTES = 64 * 1024
-_LONGEST_SENTENCE = 500
-_SHORTEST_SECRET = 8  # characters; what is shorter is no secret, and may be part of a word
+_MAX_MESSAGE_LENGTH = 500
+_MIN_SECRET_LENGTH = 8  # characters; what is shorter is no secret, and may be part of a word
 
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3}[ \w-]{0,60})")
-_DISTRUST = re.compile(r"certificate verify failed: ([^(]{1,200})")
+_CERTIFICATE_ERROR = re.compile(r"certificate verify failed: ([^(]{1,200})")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 #: What to do where a backend names its reason by a word.
-_WAYS_OUT = dict.fromkeys(
+_REMEDIES = dict.fromkeys(
     ("anonymous_token_single_device", "anonymous_account_not_found"),
     " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that names the old organisation must "
     "be removed.",
@@ -44,15 +44,15 @@ _WAYS_OUT = dict.fromkeys(
 # An answer that is an error
 
 
-def error_of(response: requests.Response) -> CloudApiError:
+def parse_error(response: requests.Response) -> CloudApiError:
     """The error that a non-2xx answer stands for; reads a bounded part of its body and closes it.
 
     The token that was sent is cut out of all that the backend says, should it have been echoed.
     """
-    said, request = _beginning(response).decode("utf-8", "replace"), response.request
-    body = without_token(said, request)
+    text, request = _read_limited(response).decode("utf-8", "replace"), response.request
+    body = without_token(text, request)
     sentence, code = _from_json(body)
-    sentence = without_token(sentence or _from_page(response, body), request) + _WAYS_OUT.get(code or "", "")
+    sentence = without_token(sentence or _from_html(response, body), request) + _REMEDIES.get(code or "", "")
     if response.status_code == 426 and (command := upgrade_command()) not in sentence:
         sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {command}"
     request_id = response.headers.get("X-Request-Id")
@@ -72,18 +72,18 @@ def without_token(text: str, request: requests.PreparedRequest) -> str:
     header: Any = request.headers.get("Authorization") or ""
     header = header.decode("latin-1") if isinstance(header, bytes) else str(header)
     token = header.removeprefix("Bearer ")
-    if len(token) < _SHORTEST_SECRET:
+    if len(token) < _MIN_SECRET_LENGTH:
         return text
     for written in (token, quote(token, safe="")):
         text = text.replace(written, "[token]")
     return text
 
 
-def bad_answer(response: requests.Response, problem: str) -> CloudApiError:
+def invalid_response_error(response: requests.Response, problem: str) -> CloudApiError:
     """The error for an answer that is a success by its status and nonsense by its body."""
     where = urlsplit(response.url)
-    said = without_token(_one_line(problem), response.request)
-    sentence = f"{where.scheme}://{where.netloc} {said}; is this really the address of an Arkor backend?"
+    message = without_token(_one_line(problem), response.request)
+    sentence = f"{where.scheme}://{where.netloc} {message}; is this really the address of an Arkor backend?"
     method = response.request.method
     return CloudApiError(response.status_code, "bad_answer", sentence, method=method, path=where.path)
 
@@ -95,11 +95,11 @@ def error_in_stream(data: Any, response: requests.Response) -> CloudApiError | N
     sentence, code = _from_object(data)
     inner = data["error"] if isinstance(data["error"], dict) else {}
     status = data.get("status", inner.get("status"))
-    said = without_token(sentence or "the answer broke off with an error", response.request)
-    return CloudApiError(status if type(status) is int else 500, code, said)
+    message = without_token(sentence or "the answer broke off with an error", response.request)
+    return CloudApiError(status if type(status) is int else 500, code, message)
 
 
-def _beginning(response: requests.Response) -> bytes:
+def _read_limited(response: requests.Response) -> bytes:
     try:
         body: bytes = response.raw.read(MAX_ERROR_BYTES, decode_content=True)
     except (OSError, HTTPError):
@@ -129,20 +129,20 @@ def _from_object(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return sentence, code if isinstance(code, str) else None
 
 
-def _from_page(response: requests.Response, text: str) -> str:
+def _from_html(response: requests.Response, text: str) -> str:
     """One line for what is no JSON: the status, and the title or the first words of the page."""
     title = _TITLE.search(text)
     if title or "<" in text[:200]:
         text = html.unescape(title.group(1) if title else _NO_TEXT.sub(" ", text))
-    said = _one_line(text, 200)
+    excerpt = _one_line(text, 200)
     status = f"the backend answered {response.status_code} {response.reason or ''}".rstrip()
-    return f"{status}: {said}" if said else status
+    return f"{status}: {excerpt}" if excerpt else status
 
 
-def _one_line(text: str, longest: int = _LONGEST_SENTENCE) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in text[: longest * 20])
+def _one_line(text: str, max_length: int = _MAX_MESSAGE_LENGTH) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in text[: max_length * 20])
     line = " ".join(printable.split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -156,8 +156,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     then = _timestamp(value)
     if then is None:
         return None
-    at_the_backend = _timestamp(headers.get("Date") or "")
-    return max(0.0, then - (time.time() if at_the_backend is None else at_the_backend))
+    server_time = _timestamp(headers.get("Date") or "")
+    return max(0.0, then - (time.time() if server_time is None else server_time))
 
 
 def _timestamp(date: str) -> float | None:
@@ -172,9 +172,9 @@ def _timestamp(date: str) -> float | None:
 # No answer at all
 
 
-def unavailable(base_url: str, error: Exception) -> BackendUnavailable:
+def unavailable_error(base_url: str, error: Exception) -> BackendUnavailable:
     """The error for a backend that could not be reached, or did not answer to the end."""
-    return BackendUnavailable(f"{base_url} {_why(error)}")
+    return BackendUnavailable(f"{base_url} {_describe_failure(error)}")
 
 
 def was_never_sent(error: BaseException) -> bool:
@@ -185,30 +185,30 @@ def was_never_sent(error: BaseException) -> bool:
     return isinstance(error, requests.ConnectionError) and isinstance(reason, NewConnectionError)
 
 
-def is_fault_of_trust(error: BaseException) -> bool:
+def is_certificate_error(error: BaseException) -> bool:
     """A certificate that is not trusted; no second attempt changes that."""
     return isinstance(error, requests.exceptions.SSLError)
 
 
-def _why(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     if "certificate bundle" in str(error):  # requests has no error of its own for one that is not there
-        return f"cannot be called: {error}; look at {(authorities_named() or ['REQUESTS_CA_BUNDLE'])[0]}"
-    if is_fault_of_trust(error):
-        return _why_no_trust(error)
+        return f"cannot be called: {error}; look at {(ca_bundle_from_env() or ['REQUESTS_CA_BUNDLE'])[0]}"
+    if is_certificate_error(error):
+        return _describe_certificate_failure(error)
     if isinstance(error, requests.exceptions.ProxyError):
         refusal = _REFUSED_TUNNEL.search(str(error))
-        said = f" ({refusal[1].strip()})" if refusal else ""
-        return f"cannot be reached through the proxy{said}; look at HTTPS_PROXY and NO_PROXY"
-    return _why_no_answer(error)
+        status = f" ({refusal[1].strip()})" if refusal else ""
+        return f"cannot be reached through the proxy{status}; look at HTTPS_PROXY and NO_PROXY"
+    return _describe_connection_failure(error)
 
 
-def _why_no_trust(error: Exception) -> str:
-    reason = _DISTRUST.search(str(error))
+def _describe_certificate_failure(error: Exception) -> str:
+    reason = _CERTIFICATE_ERROR.search(str(error))
     because = f" ({reason[1].strip(' .')})" if reason else ""
     what = f"has a certificate that this machine does not trust{because}"
     if "mismatch" in what:
         return f"{what}; look at the address: it must be called by the name that the certificate is for"
-    named = authorities_named()
+    named = ca_bundle_from_env()
     if named is None:
         advice = "point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates"
     else:
@@ -216,17 +216,17 @@ def _why_no_trust(error: Exception) -> str:
     return f"{what}; if your company has its own authority, {advice}"
 
 
-def _why_no_answer(error: Exception) -> str:
+def _describe_connection_failure(error: Exception) -> str:
     if isinstance(error, requests.ConnectTimeout):
         return "cannot be reached (no connection in time); look at the address and the network"
     if isinstance(error, requests.Timeout):
         return "did not answer in time; try again, or look whether it is overloaded"
     if was_never_sent(error):
-        return f"cannot be reached ({_root(error)}); look at the address, and whether the backend runs"
-    return f"broke off the connection ({_root(error)}); try again"
+        return f"cannot be reached ({_root_cause(error)}); look at the address, and whether the backend runs"
+    return f"broke off the connection ({_root_cause(error)}); try again"
 
 
-def _root(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     """The innermost reason, in the words of the operating system where it has any; never a URL with a query."""
     inner: Any = error
     while True:

@@ -10,14 +10,14 @@ from urllib.parse import urljoin
 import requests
 from requests.auth import AuthBase
 
-from arkor.client.http.cancellation import PluggedAdapter
+from arkor.client.http.cancellation import CancellableAdapter
 from arkor.client.http.errors import without_token
-from arkor.client.http.urls import is_loopback, place_of, split_address
+from arkor.client.http.urls import is_loopback, split_address, without_secrets
 from arkor.errors import CloudApiError
-from arkor.settings import VERSION, authorities_named
+from arkor.settings import VERSION, ca_bundle_from_env
 
 
-class LastHand(AuthBase):
+class HeaderAuth(AuthBase):
     """Sets the token's header and those that requests would refuse (an id may begin with a blank).
 
     Being there as `auth=`, it also keeps requests from putting a password of `.netrc` in the token's place.
@@ -38,16 +38,16 @@ class Session(requests.Session):
 
     def merge_environment_settings(self, url: Any, *arguments: Any) -> Any:
         settings = super().merge_environment_settings(url, *arguments)
-        if settings["verify"] is True and (named := authorities_named()):
+        if settings["verify"] is True and (named := ca_bundle_from_env()):
             settings["verify"] = named[1]
         return {**settings, "proxies": {}} if is_loopback(url) else settings
 
     def rebuild_proxies(self, prepared_request: requests.PreparedRequest, proxies: Any) -> Any:
-        here = is_loopback(prepared_request.url or "")
-        return {} if here else super().rebuild_proxies(prepared_request, proxies)  # type: ignore[no-untyped-call]
+        is_local = is_loopback(prepared_request.url or "")
+        return {} if is_local else super().rebuild_proxies(prepared_request, proxies)  # type: ignore[no-untyped-call]
 
 
-class OwnSession(Session):
+class CredentialSafeSession(Session):
     """One that keeps no cookies and follows a redirect only where the request stays what it was."""
 
     def __init__(self) -> None:
@@ -57,21 +57,27 @@ class OwnSession(Session):
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.max_redirects = 5
         for scheme in ("http://", "https://"):
-            self.mount(scheme, PluggedAdapter())
+            self.mount(scheme, CancellableAdapter())
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Raises `CloudApiError` for a redirect to another origin: the token is meant for this one alone."""
         target = super().get_redirect_target(resp)
         if target is None:
             return None
-        here, there = split_address(resp.url), split_address(urljoin(resp.url, target))
-        same_origin = here and there and (here.scheme, here.netloc) == (there.scheme, there.netloc)
+        current, target_parts = split_address(resp.url), split_address(urljoin(resp.url, target))
+        same_origin = (
+            current and target_parts and (current.scheme, current.netloc) == (target_parts.scheme, target_parts.netloc)
+        )
         if same_origin and (resp.request.method in ("GET", "HEAD") or resp.status_code in (307, 308)):
             return target
         resp.close()
-        where = without_token(place_of(there), resp.request) if there else "an address that makes no sense"
+        where = (
+            without_token(without_secrets(target_parts), resp.request)
+            if target_parts
+            else "an address that makes no sense"
+        )
         sentence = f"the backend redirects this call to {where}; if that is the right one, give its address instead"
-        path = here.path if here else None
+        path = current.path if current else None
         raise CloudApiError(resp.status_code, "redirected", sentence, method=resp.request.method, path=path)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:

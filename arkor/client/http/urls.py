@@ -40,7 +40,7 @@ def split_address(url: Any) -> SplitResult | None:
     return parts if isinstance(url, str) else None
 
 
-def place_of(parts: SplitResult) -> str:
+def without_secrets(parts: SplitResult) -> str:
     """The address without what may be secret in it: user, password, query."""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 logger = logging.getLogger("arkor")
 
-_LONGEST = 500  # characters
+_MAX_MESSAGE_LENGTH = 500  # characters
 
-_telling = threading.Lock()
-_told: set[str] = set()
+_warn_lock = threading.Lock()
+_warned: set[str] = set()
 
 
 class ArkorDeprecationWarning(DeprecationWarning):
@@ -27,10 +27,10 @@ def report_deprecation(headers: Mapping[str, str]) -> None:
     """Warn once per process, in the name of the main script, so that the warning shows by default."""
     if not headers.get("Deprecation") or headers["Deprecation"].strip().lower() == "false":
         return
-    with _telling:
-        if _told:
+    with _warn_lock:
+        if _warned:
             return
-        _told.add("deprecation")
+        _warned.add("deprecation")
     sunset = _line(headers.get("Sunset") or "")
     message = _message(headers.get("Warning")) or "the backend will stop to support this version of arkor"
     text = f"{message} (ends on {sunset})" if sunset else message
@@ -50,7 +50,7 @@ def _message(value: str | None) -> str | None:
 
 
 def _line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_MESSAGE_LENGTH]
 
 
 _UV = re.compile(r"^\s*uv\s*=", re.MULTILINE)
@@ -63,10 +63,10 @@ def upgrade_command(prefix: str | Path | None = None) -> str:
         return "uv tool upgrade arkor"
     if (home / "pipx_metadata.json").exists():
         return "pipx upgrade arkor"
-    return "uv pip install --upgrade arkor" if _is_of_uv(home) else "pip install --upgrade arkor"
+    return "uv pip install --upgrade arkor" if _is_uv_environment(home) else "pip install --upgrade arkor"
 
 
-def _is_of_uv(home: Path) -> bool:
+def _is_uv_environment(home: Path) -> bool:
     """Whether uv made that environment and put no pip into it."""
     try:
         made_by_uv = _UV.search((home / "pyvenv.cfg").read_text("utf-8", "replace")) is not None

@@ -13,13 +13,13 @@ from attrs import frozen
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_never
 from tenacity.wait import wait_base
 
-from arkor.client.http.deadline import Patience
+from arkor.client.http.deadline import Deadline
 from arkor.errors import InvalidConfig
 
 logger = logging.getLogger("arkor")
 
 #: A server that asks to be called back at once is called back after so many seconds, lest it become a hot loop.
-SHORTEST_WISH = 0.1
+MIN_RETRY_AFTER = 0.1
 
 
 @frozen
@@ -44,7 +44,7 @@ class ReconnectPolicy:
 
         `base` is the server's own wish for the first delay (`retry:`), where it has one.
         """
-        base = self.initial_delay if base is None else max(base, SHORTEST_WISH)
+        base = self.initial_delay if base is None else max(base, MIN_RETRY_AFTER)
         exponential = min(base * 2.0 ** min(failures - 1, 64), self.max_delay)
         return min(exponential * random.uniform(0.75, 1.25), self.max_delay)  # noqa: S311 - jitter, not a secret
 
@@ -58,15 +58,15 @@ class _Delay(wait_base):
 
     def __call__(self, retry_state: RetryCallState) -> float:
         error = retry_state.outcome.exception() if retry_state.outcome else None
-        asked = getattr(error, "retry_after", None)
-        if asked:
-            return float(min(max(asked, SHORTEST_WISH), self._policy.max_delay))
+        retry_after = getattr(error, "retry_after", None)
+        if retry_after:
+            return float(min(max(retry_after, MIN_RETRY_AFTER), self._policy.max_delay))
         return self._policy.delay(retry_state.attempt_number, self._base())
 
 
-def reconnecting(
+def reconnect_attempts(
     policy: ReconnectPolicy,
-    patience: Patience,
+    deadline: Deadline,
     transient: Callable[[BaseException], bool],
     base: Callable[[], float | None],
 ) -> Retrying:
@@ -76,7 +76,7 @@ def reconnecting(
     first delay, in seconds, or None.
     """
 
-    def tell(state: RetryCallState) -> None:
+    def log_failure(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         logger.warning("%s; reconnecting in %.1f s", _sentence(error), state.upcoming_sleep)
 
@@ -85,8 +85,8 @@ def reconnecting(
         retry=retry_if_exception(transient),
         wait=_Delay(policy, base),
         stop=stop_never if attempts is None else stop_after_attempt(attempts + 1),
-        sleep=patience.pause,
-        before_sleep=tell,
+        sleep=deadline.sleep,
+        before_sleep=log_failure,
     )
 
 

@@ -14,35 +14,35 @@ from typing import Any
 import requests
 from urllib3.exceptions import HTTPError
 
-from arkor.client.chat_response import hang_up
-from arkor.client.http.deadline import Patience
-from arkor.client.http.errors import unavailable, without_token
+from arkor.client.chat_response import close_connection
+from arkor.client.http.deadline import Deadline
+from arkor.client.http.errors import unavailable_error, without_token
 from arkor.client.streaming.sse import frames
 from arkor.errors import BackendUnavailable, CloudApiError
-from arkor.protocol.checks import Check, merged
+from arkor.protocol.checks import Check, merge_reports
 from arkor.protocol.codec import from_wire
 
 #: Hears what the backend is at, in words for a person.
-Say = Callable[[str], None]
+ReportStatus = Callable[[str], None]
 
 _CHUNK_BYTES = 64 * 1024
 
 
-def ask_check(
-    open_stream: Callable[..., requests.Response], say: Say | None, abort_signal: threading.Event | None
+def request_check(
+    open_stream: Callable[..., requests.Response], report: ReportStatus | None, abort_signal: threading.Event | None
 ) -> Check:
     """Ask, wait for the end, and return all that was found; `open_stream` takes further headers.
 
     Raises `CloudApiError` for what the backend reports, `BackendUnavailable` where its answer breaks off,
     `TrainerAborted` once the signal is set.
     """
-    patience = Patience(abort_signal or threading.Event(), meanwhile="the check was not waited for")
+    deadline = Deadline(abort_signal or threading.Event(), timeout_note="the check was not waited for")
     headers = {"Accept": "text/event-stream"}
     try:
-        response = patience.call(lambda: open_stream(headers=headers), requests.Response.close)
+        response = deadline.call(lambda: open_stream(headers=headers), requests.Response.close)
     except CloudApiError as error:
         raise _unsupported(error) or error from None
-    return _read(response, say, patience)
+    return _read(response, report, deadline)
 
 
 def _unsupported(error: CloudApiError) -> CloudApiError | None:
@@ -53,35 +53,35 @@ def _unsupported(error: CloudApiError) -> CloudApiError | None:
     return CloudApiError(error.status, "no_check", f"{sentence}--dry-run) tries the whole way with a few rows instead")
 
 
-def _read(response: requests.Response, say: Say | None, patience: Patience) -> Check:
+def _read(response: requests.Response, report: ReportStatus | None, deadline: Deadline) -> Check:
     found: list[dict[str, Any]] = []
     try:
-        for frame in frames(_chunks(response, patience)):
+        for frame in frames(_chunks(response, deadline)):
             if frame.event == "end":
-                return _check(found)
+                return _build_check(found)
             data = _object(frame.data)
             if frame.event == "check.failed":
                 raise _failure(data, response)
             if frame.event == "check.found" and isinstance(data.get("found"), dict):
                 found.append(data["found"])
-            elif frame.event == "check.progress" and say is not None:
-                say(str(data.get("message") or ""))
+            elif frame.event == "check.progress" and report is not None:
+                report(str(data.get("message") or ""))
     finally:
-        hang_up(response)
+        close_connection(response)
     raise BackendUnavailable("the backend broke off the check before its end; ask again")
 
 
-def _check(found: list[dict[str, Any]]) -> Check:
+def _build_check(found: list[dict[str, Any]]) -> Check:
     try:
-        return from_wire(Check, merged(found))
+        return from_wire(Check, merge_reports(found))
     except (TypeError, ValueError, AttributeError):
         raise CloudApiError(200, "bad_answer", "what the backend found cannot be understood; is it newer?") from None
 
 
 def _failure(data: dict[str, Any], response: requests.Response) -> CloudApiError:
     status = data.get("status")
-    said = without_token(str(data.get("error") or "the check failed"), response.request)
-    return CloudApiError(status if type(status) is int else 500, str(data.get("code") or "") or None, said)
+    message = without_token(str(data.get("error") or "the check failed"), response.request)
+    return CloudApiError(status if type(status) is int else 500, str(data.get("code") or "") or None, message)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def _object(text: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _chunks(response: requests.Response, patience: Patience) -> Iterator[bytes]:
+def _chunks(response: requests.Response, deadline: Deadline) -> Iterator[bytes]:
     try:
-        while chunk := patience.call(lambda: response.raw.read1(_CHUNK_BYTES, decode_content=True)):
+        while chunk := deadline.call(lambda: response.raw.read1(_CHUNK_BYTES, decode_content=True)):
             yield chunk
     except (OSError, HTTPException, HTTPError) as error:
-        raise unavailable(response.url.split("/v1/", 1)[0], error) from error
+        raise unavailable_error(response.url.split("/v1/", 1)[0], error) from error

@@ -21,8 +21,8 @@ import requests
 from attrs import define
 from urllib3.exceptions import HTTPError
 
-from arkor.client.http.cancellation import Plug, Unplugged
-from arkor.client.http.deadline import FAREWELL_SECONDS
+from arkor.client.http.cancellation import Cancelled, CancelScope
+from arkor.client.http.deadline import CANCEL_GRACE_SECONDS
 from arkor.client.streaming.sse import Frame, frames
 from arkor.errors import ArkorError
 from arkor.protocol.events import Event, MalformedEvent, decode_event
@@ -32,15 +32,15 @@ logger = logging.getLogger("arkor")
 #: Opens the stream behind a cursor (None: from the start); raises `CloudApiError` for an error status.
 Opener = Callable[[str | None], requests.Response]
 
-_quick = msgspec.json.Decoder().decode
+_fast_json = msgspec.json.Decoder().decode
 
 _CHUNK_BYTES = 64 * 1024
 #: The inbox is full with so much data in it, and has room again with so much; a frame counts as a bit more than it is.
 _FULL_BYTES, _ROOM_BYTES, _FRAME_BYTES = 1024 * 1024, 256 * 1024, 128
-_LONGEST_WISH = 86_400.0  # seconds; the policy's cap is usually far below
-_SILENCE_BEFORE_PINGS = 60.0  # seconds
+_MAX_RETRY_AFTER = 86_400.0  # seconds; the policy's cap is usually far below
+_DEFAULT_SILENCE_SECONDS = 60.0  # seconds
 _MISSED_PINGS = 3
-_SHORTEST_PING_INTERVAL = 0.25  # seconds; a busy machine is not a dead one
+_MIN_PING_INTERVAL = 0.25  # seconds; a busy machine is not a dead one
 
 
 class StreamFault(ArkorError):
@@ -64,7 +64,7 @@ class Received:
     progress: bool = True
 
 
-class Connection:
+class StreamConnection:
     """One event stream from opening to closing. `retry_seconds` is what the server asked to wait after it."""
 
     def __init__(self, opener: Opener, cursor: str | None) -> None:
@@ -73,22 +73,22 @@ class Connection:
         self._bytes_in = self._bytes_out = 0.0  # the one is the reader's to write, the other the caller's
         self._room = threading.Event()
         self._full = False
-        self._plug = Plug()
-        self._hearing = _Hearing()
+        self._cancel_scope = CancelScope()
+        self._keep_alive = KeepAlive()
         self._thread = threading.Thread(target=self._run, args=(opener, cursor), name="arkor-events", daemon=True)
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> StreamConnection:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Wake the reader wherever it is, and see it off."""
-        self._plug.pull()
+        self._cancel_scope.cancel()
         self._bytes_out = -math.inf  # no room any more
         self._room.set()
-        self._thread.join(FAREWELL_SECONDS)
+        self._thread.join(CANCEL_GRACE_SECONDS)
 
-    def take(self, seconds: float = 0.0) -> Received | None:
+    def receive(self, seconds: float = 0.0) -> Received | None:
         """What comes next; None when nothing came in time.
 
         Raises EOFError at the end, or the fault that ended the connection, also when nothing was heard for too long.
@@ -97,7 +97,7 @@ class Connection:
             item = self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
         except queue.Empty:
             if seconds:  # the reader had its chance
-                self._hearing.check()
+                self._keep_alive.raise_if_silent()
             return None
         if isinstance(item, BaseException):
             raise item
@@ -110,12 +110,12 @@ class Connection:
 
     def _run(self, opener: Opener, cursor: str | None) -> None:
         try:
-            with self._plug:
+            with self._cancel_scope:
                 response = opener(cursor)
             with response:
                 self._read(response)
             self._inbox.put(EOFError())
-        except Unplugged:
+        except Cancelled:
             logger.debug("the event stream was left")
         except (OSError, HTTPException, HTTPError) as error:
             self._inbox.put(StreamFault(f"the connection to the event stream broke ({_reason(error)})"))
@@ -128,64 +128,64 @@ class Connection:
             raise StreamFault(f"expected an event stream, but {response.status_code} {kind or 'without a type'} came")
         for frame in frames(self._chunks(response)):
             if frame.retry is not None:
-                self.retry_seconds = min(float(frame.retry[:400]) / 1000, _LONGEST_WISH)
+                self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
             if frame.event == "ping":
-                self._hearing.ping(self._bytes_in)
+                self._keep_alive.ping(self._bytes_in)
                 continue
             self._bytes_in += len(frame.data) + _FRAME_BYTES
             self._inbox.put(_decoded(frame))
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        read, hearing = _prompt_reader(response), self._hearing
-        hearing.heard_at = time.monotonic()
+        read, keep_alive = _low_latency_reader(response), self._keep_alive
+        keep_alive.last_received_at = time.monotonic()
         while chunk := read():
-            hearing.heard_at = time.monotonic()
+            keep_alive.last_received_at = time.monotonic()
             yield chunk
             if self._bytes_in - self._bytes_out > _FULL_BYTES:
                 self._wait_for_room()
 
     def _wait_for_room(self) -> None:
-        """The caller is slow: let the network wait, too. Raises `Unplugged` when nobody takes anything any more."""
-        self._hearing.stop()
+        """The caller is slow: let the network wait, too. Raises `Cancelled` when nobody takes anything any more."""
+        self._keep_alive.stop()
         self._full = True
         while self._bytes_in - self._bytes_out > _ROOM_BYTES:
-            self._plug.check()
+            self._cancel_scope.raise_if_cancelled()
             self._room.wait(0.1)
             self._room.clear()
         self._full = False
-        self._hearing.heard_at = time.monotonic()
+        self._keep_alive.last_received_at = time.monotonic()
 
 
-class _Hearing:
-    """When something was heard last (`heard_at`; None: nobody listens), and how long silence may last."""
+class KeepAlive:
+    """When something was heard last (`last_received_at`; None: nobody listens), and how long silence may last."""
 
     def __init__(self) -> None:
-        self.heard_at: float | None = None
+        self.last_received_at: float | None = None
         self._pinged_at: float | None = None
         self._interval: float | None = None
         self._events = 0.0  # how much of them there had been at the last ping
 
-    def check(self) -> None:
+    def raise_if_silent(self) -> None:
         """Raises `StreamFault` after too long a silence. From any thread."""
-        heard_at = self.heard_at
-        limit = _SILENCE_BEFORE_PINGS if self._interval is None else _MISSED_PINGS * self._interval
-        if heard_at is not None and time.monotonic() - heard_at > limit:
+        last_received_at = self.last_received_at
+        limit = _DEFAULT_SILENCE_SECONDS if self._interval is None else _MISSED_PINGS * self._interval
+        if last_received_at is not None and time.monotonic() - last_received_at > limit:
             raise StreamFault(f"nothing was heard from the event stream for {limit:.1f} s")
 
     def stop(self) -> None:
         """From here on, silence does not count."""
-        self.heard_at = self._pinged_at = None
+        self.last_received_at = self._pinged_at = None
 
     def ping(self, events_so_far: float) -> None:
         """Two pings with no event in between, and not from one chunk, show the interval."""
-        if self._pinged_at is not None and self.heard_at is not None and self._events == events_so_far:
-            interval = self.heard_at - self._pinged_at
+        if self._pinged_at is not None and self.last_received_at is not None and self._events == events_so_far:
+            interval = self.last_received_at - self._pinged_at
             if interval > 0:
-                self._interval = max(interval, self._interval or _SHORTEST_PING_INTERVAL)
-        self._pinged_at, self._events = self.heard_at, events_so_far
+                self._interval = max(interval, self._interval or _MIN_PING_INTERVAL)
+        self._pinged_at, self._events = self.last_received_at, events_so_far
 
 
-def _prompt_reader(response: requests.Response) -> Callable[[], bytes]:
+def _low_latency_reader(response: requests.Response) -> Callable[[], bytes]:
     """Reads what is there, as soon as something is, whatever the framing; b"" at the end.
 
     Where nothing is to be decompressed, `read1` of the standard library is asked directly, which is three times as
@@ -222,7 +222,7 @@ def _event(frame: Frame) -> Event | None:
 def _json(text: str) -> Any:
     """As `json.loads` reads it, in a fifth of the time; what is no strict JSON, `NaN` for one, is left to it."""
     try:
-        return _quick(text)
+        return _fast_json(text)
     except ValueError:
         return json.loads(text)
 

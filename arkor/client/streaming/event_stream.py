@@ -1,6 +1,6 @@
 """The event stream of a run: each event once, in order, across reconnections.
 
-The caller's thread takes what a `Connection` has read, keeps the cursor, decides what a fault means, and waits.
+The caller's thread takes what a `StreamConnection` has read, keeps the cursor, decides what a fault means, and waits.
 `ReplayGuard` recognizes events that were delivered before, so that a server may replay too much. Event ids are opaque;
 the only assumption is that different events have different ids. Each costs eight bytes, so watching a long run is
 cheap.
@@ -18,9 +18,9 @@ from typing import Any
 from attrs import define, field
 from tenacity import RetryCallState, RetryError
 
-from arkor.client.http.deadline import Patience
-from arkor.client.streaming.backoff import ReconnectPolicy, reconnecting
-from arkor.client.streaming.connection import Connection, Opener, Received, StreamEnd, StreamFault
+from arkor.client.http.deadline import Deadline
+from arkor.client.streaming.backoff import ReconnectPolicy, reconnect_attempts
+from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
 from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
 from arkor.protocol.events import Event
 
@@ -35,16 +35,16 @@ class ReplayGuard:
     def __init__(self) -> None:
         self._earlier = array("q")  # sorted
         self._current = array("q")
-        self._rising = True  # whether those of this connection are sorted as they came
+        self._ascending = True  # whether those of this connection are sorted as they came
         self._last: tuple[str | None, str] | None = None
 
     def connected(self) -> None:
         """A new connection begins: from here on, what came before is a replay."""
         follows = not self._earlier or not self._current or self._earlier[-1] < self._current[0]
         self._earlier.extend(self._current)
-        if not (self._rising and follows):
+        if not (self._ascending and follows):
             self._earlier = array("q", sorted(self._earlier))
-        self._current, self._rising, self._last = array("q"), True, None
+        self._current, self._ascending, self._last = array("q"), True, None
 
     def is_replay(self, event_id: str | None, data: str) -> bool:
         """Whether this event was here before; if not, it is from now on.
@@ -59,9 +59,9 @@ class ReplayGuard:
         if self._current and key <= self._current[-1]:
             if key == self._current[-1]:
                 return self._last == (event_id, data)
-            if self._rising and event_id and _has(self._current, key):
+            if self._ascending and event_id and _has(self._current, key):
                 return True
-            self._rising = False
+            self._ascending = False
         self._current.append(key)
         self._last = (event_id, data)
         return False
@@ -87,47 +87,47 @@ class EventStream:
     _guard: ReplayGuard = field(factory=ReplayGuard)
     _base_delay: float | None = None
 
-    def events(self, patience: Patience) -> Generator[Event | StreamEnd, None, None]:
+    def events(self, deadline: Deadline) -> Generator[Event | StreamEnd, None, None]:
         """Yield events until `END`; throw a fault into it to reconnect behind the event that was last.
 
         Raises `CloudApiError` for an answer that retrying cannot change, `StreamLost` when the policy's attempts
-        are used up, and whatever `patience` raises.
+        are used up, and whatever `deadline` raises.
         """
         while True:
-            yield from self._until_clean_end(patience)
+            yield from self._connections(deadline)
             delay = self.policy.delay(1, self._base_delay)
             logger.info("the event stream came to an end before the run did; reconnecting in %.1f s", delay)
-            patience.pause(delay)
+            deadline.sleep(delay)
 
-    def _until_clean_end(self, patience: Patience) -> Iterator[Any]:
+    def _connections(self, deadline: Deadline) -> Iterator[Any]:
         """Connections until one ends cleanly after it made progress; each fault before that counts."""
-        attempts = reconnecting(self.policy, patience, is_transient, lambda: self._base_delay)
+        attempts = reconnect_attempts(self.policy, deadline, is_transient, lambda: self._base_delay)
         try:
             for attempt in attempts:
                 with attempt:
-                    yield from self._one_connection(patience, attempt.retry_state)
+                    yield from self._one_connection(deadline, attempt.retry_state)
         except RetryError as error:
             failures = error.last_attempt.attempt_number
             cause = error.last_attempt.exception()
             raise StreamLost(f"the event stream failed {failures} times in a row; the last time: {cause}") from cause
 
-    def _one_connection(self, patience: Patience, failures: RetryCallState) -> Iterator[Any]:
-        patience.check()
+    def _one_connection(self, deadline: Deadline, failures: RetryCallState) -> Iterator[Any]:
+        deadline.raise_if_expired()
         self._guard.connected()
-        heard = False
-        with Connection(self.opener, self.cursor) as connection:
-            for item in _received(connection, patience):
-                if item.progress and not heard:
-                    heard = True
+        received_any = False
+        with StreamConnection(self.opener, self.cursor) as connection:
+            for item in _received(connection, deadline):
+                if item.progress and not received_any:
+                    received_any = True
                     failures.attempt_number = 1  # what breaks from here on is the first failure in a row
                 self._base_delay = connection.retry_seconds
-                if self._moves_on(item):
+                if self._advance(item):
                     yield item.event
-                    patience.check()
-        if not heard:
+                    deadline.raise_if_expired()
+        if not received_any:
             raise StreamFault("the event stream ended without a single event")
 
-    def _moves_on(self, item: Received) -> bool:
+    def _advance(self, item: Received) -> bool:
         """Move the cursor; False for what is not handed on: garbage, replays."""
         if (item.id or item.event is not None) and self._guard.is_replay(item.id, item.data):
             return False
@@ -136,11 +136,11 @@ class EventStream:
         return item.event is not None
 
 
-def _received(connection: Connection, patience: Patience) -> Iterator[Received]:
+def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Received]:
     """What comes over the connection, until it ends."""
     with suppress(EOFError):
         while True:
-            yield connection.take() or patience.poll(connection.take)
+            yield connection.receive() or deadline.poll(connection.receive)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
 
     What the end cuts off is never returned. Raises `FrameTooLarge`, and whatever `chunks` raises.
     """
-    parsed: Any = _Parser(_mended(_whole(_unified(_without_bom(chunks))))).events()
+    parsed: Any = _Parser(_normalize_frames(_split_blocks(_normalize_newlines(_strip_bom(chunks))))).events()
     return iter(parsed)
 
 
@@ -60,7 +60,7 @@ class _Parser(SSEClient):
         return self._whole
 
 
-def _without_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _strip_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
     start, rest = b"", iter(chunks)
     for chunk in rest:
         start += chunk
@@ -70,7 +70,7 @@ def _without_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _unified(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _normalize_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """CRLF and CR become LF, also where a chunk ends between the two."""
     swallow_lf = False
     for chunk in chunks:
@@ -82,7 +82,7 @@ def _unified(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _whole(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Blocks of one or more whole frames."""
     pending = bytearray()
     for chunk in chunks:
@@ -100,7 +100,7 @@ def _whole(chunks: Iterable[bytes]) -> Iterator[bytes]:
             raise _too_large(pending)
 
 
-def _mended(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def _normalize_frames(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Frame by frame, each such that sseclient-py reads in it what the standard does."""
     for block in blocks:
         try:
@@ -108,13 +108,13 @@ def _mended(blocks: Iterable[bytes]) -> Iterator[bytes]:
         except UnicodeDecodeError:  # replaced by U+FFFD, as the standard's decoder does
             block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901 - the same, mended
         # What a backend sends is nearly always plain, so that is found out quickly.
-        is_plain = _fits(block) and b"\x00" not in block and b"retry" not in block
+        is_plain = _fits_limit(block) and b"\x00" not in block and b"retry" not in block
         for frame in block[:-2].split(b"\n\n"):
-            yield (frame if is_plain and b"\ndata:" in frame else _mend(frame)) + b"\n\n"
+            yield (frame if is_plain and b"\ndata:" in frame else _normalize_frame(frame)) + b"\n\n"
 
 
-def _mend(frame: bytes) -> bytes:
-    if not _fits(frame):
+def _normalize_frame(frame: bytes) -> bytes:
+    if not _fits_limit(frame):
         raise _too_large(frame)
     if b"\x00" in frame or b"retry" in frame:
         frame = _TO_IGNORE.sub(b"", frame)
@@ -125,7 +125,7 @@ def _mend(frame: bytes) -> bytes:
     return b"\n".join([*rest, b"data"]) if rest else b""
 
 
-def _fits(block: bytes) -> bool:
+def _fits_limit(block: bytes) -> bool:
     """Whether no frame in it can be too large."""
     return len(block) <= MAX_FRAME_BYTES and len(block) * (block.count(b"\n") + 1) <= _MAX_FRAME_WORK
 

@@ -14,10 +14,10 @@ from arkor.client.api import CloudApiClient
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig
 from arkor.protocol.deployments import Deployment, DeploymentKey, check_slug
 from arkor.studio import snippets
-from arkor.studio.deployment_urls import address_of, is_unknown
-from arkor.studio.model_selection import Choice, choice_of_target, chosen, weights_of_target
-from arkor.studio.rendering import gone_to, page
-from arkor.studio.run_index import Listing
+from arkor.studio.deployment_urls import address_of, is_unsupported_route
+from arkor.studio.model_selection import ModelOption, model_ref_of_target, option_of, parse_option
+from arkor.studio.rendering import page, redirect
+from arkor.studio.run_index import RunIndex
 
 Form = Mapping[str, Any]
 
@@ -45,21 +45,21 @@ def listed(request: Request) -> Response:
     try:
         found = client.list_deployments()
     except CloudApiError as error:
-        if not is_unknown(error):
+        if not is_unsupported_route(error):
             raise
         return page("parts/endpoint_list.html", lacking=True, rows=[])
-    names = _names(request.app.state.listing)
+    names = _run_names(request.app.state.run_index)
     rows = [(one, _model(one, names), address_of(client, one)) for one in found]
     return page("parts/endpoint_list.html", lacking=False, rows=rows)
 
 
-def _names(listing: Listing) -> Mapping[str, str]:
+def _run_names(listing: RunIndex) -> Mapping[str, str]:
     return {job.id: job.name for job in listing.runs()}
 
 
 def _model(endpoint: Deployment, names: Mapping[str, str]) -> str:
     """`"support-bot, step 20"`."""
-    weights = weights_of_target(endpoint.target)
+    weights = model_ref_of_target(endpoint.target)
     if weights.job_id is None:
         return weights.model or ""
     return f"{names.get(weights.job_id, weights.job_id)}, {weights.label}"
@@ -67,21 +67,21 @@ def _model(endpoint: Deployment, names: Mapping[str, str]) -> str:
 
 def endpoint(request: Request) -> Response:
     """`GET /endpoints/:id`: all about one."""
-    return page("endpoint.html", **_described(_client(request), request.path_params["id"]))
+    return page("endpoint.html", **_endpoint_context(_client(request), request.path_params["id"]))
 
 
-def _described(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> dict[str, Any]:
+def _endpoint_context(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> dict[str, Any]:
     """What the page of an endpoint shows; `made` is a key that is shown this once."""
     found = client.get_deployment(id_)
     address = address_of(client, found)
     needed = None if found.auth_mode == "none" else made.plaintext if made and made.plaintext else snippets.KEY
     return {
         "endpoint": found,
-        "choice": choice_of_target(client, found.target),
+        "choice": option_of(client, found.target),
         "address": address,
         "keys": client.list_deployment_keys(id_),
         "made": made,
-        "snippets": snippets.of_endpoint(address, found.slug, key=needed) if address else [],
+        "snippets": snippets.endpoint_snippets(address, found.slug, key=needed) if address else [],
     }
 
 
@@ -91,14 +91,14 @@ def _described(client: CloudApiClient, id_: str, made: DeploymentKey | None = No
 def new(request: Request) -> Response:
     """`GET /endpoints/new`: the form; `run`, `step` and `model` of the address say what is to be published."""
     client = _client(request)
-    choice = chosen(client, request.query_params) or _latest(request.app.state.listing)
+    choice = parse_option(client, request.query_params) or _latest(request.app.state.run_index)
     return page("endpoint_new.html", choice=choice)
 
 
-def _latest(listing: Listing) -> Choice | None:
+def _latest(listing: RunIndex) -> ModelOption | None:
     """The latest run that has come to its end: nothing else is meant to be published."""
     job = next((job for job in listing.runs() if job.status == "completed"), None)
-    return None if job is None else chosen(listing.link.client(), {"run": job.id})
+    return None if job is None else parse_option(listing.backend.client(), {"run": job.id})
 
 
 def slug(request: Request) -> Response:
@@ -125,26 +125,26 @@ def _preview(client: CloudApiClient, given: str) -> str | None:
 async def create(request: Request) -> Response:
     """`POST /actions/endpoints`: a new one, and on to its page; what is wrong is said in the form."""
 
-    def make(client: CloudApiClient, form: Form) -> Response:
+    def action(client: CloudApiClient, form: Form) -> Response:
         try:
             made = client.create_deployment(_text(form, "slug"), _target(client, form), **_settings(form))
         except (CloudApiError, InvalidConfig) as error:
-            return _in_the_form(error)
-        return gone_to(f"/endpoints/{made.id}")
+            return _form_error(error)
+        return redirect(f"/endpoints/{made.id}")
 
-    return await _acting(request, make)
+    return await _run_action(request, action)
 
 
-def _in_the_form(error: ArkorError) -> Response:
+def _form_error(error: ArkorError) -> Response:
     headers = {"HX-Retarget": "#form-error", "HX-Reswap": "innerHTML"}
-    response = page("parts/form_error.html", 400, sentence=_spoken(error))
+    response = page("parts/form_error.html", 400, sentence=_form_message(error))
     response.headers.update(headers)
     return response
 
 
-def _spoken(error: ArkorError) -> str:
+def _form_message(error: ArkorError) -> str:
     """What is wrong, with the field as the form calls it."""
-    if isinstance(error, CloudApiError) and is_unknown(error):
+    if isinstance(error, CloudApiError) and is_unsupported_route(error):
         return f"This backend has no endpoints ({error.message})."
     sentence = error.message if isinstance(error, CloudApiError) else str(error)
     name, colon, problem = sentence.partition(": ")
@@ -157,71 +157,71 @@ def _spoken(error: ArkorError) -> str:
 async def change(request: Request) -> Response:
     """`POST /actions/endpoints/:id`: the form names the weights, who may ask, what is kept, or whether it answers."""
 
-    def make(client: CloudApiClient, form: Form) -> Response:
+    def action(client: CloudApiClient, form: Form) -> Response:
         id_ = request.path_params["id"]
         target = _target(client, form) if "model" in form or "run" in form else None
         enabled = form["enabled"] == "1" if "enabled" in form else None
         client.update_deployment(id_, target=target, enabled=enabled, **_settings(form))
-        return _again(client, id_)
+        return _refreshed(client, id_)
 
-    return await _acting(request, make)
+    return await _run_action(request, action)
 
 
 async def delete(request: Request) -> Response:
     """`POST /actions/endpoints/:id/delete`: gone for good; its slug must be typed."""
 
-    def make(client: CloudApiClient, form: Form) -> Response:
+    def action(client: CloudApiClient, form: Form) -> Response:
         found = client.get_deployment(request.path_params["id"])
         if _text(form, "slug") != found.slug:
             raise InvalidConfig("slug", f"type {found.slug} to delete the endpoint")
         client.delete_deployment(found.id)
-        return gone_to("/endpoints")
+        return redirect("/endpoints")
 
-    return await _acting(request, make)
+    return await _run_action(request, action)
 
 
 async def new_key(request: Request) -> Response:
     """`POST /actions/endpoints/:id/keys`: a key, shown this once."""
 
-    def make(client: CloudApiClient, form: Form) -> Response:
+    def create(client: CloudApiClient, form: Form) -> Response:
         id_ = request.path_params["id"]
-        return _again(client, id_, client.create_deployment_key(id_, _text(form, "label")))
+        return _refreshed(client, id_, client.create_deployment_key(id_, _text(form, "label")))
 
-    return await _acting(request, make)
+    return await _run_action(request, create)
 
 
 async def revoke(request: Request) -> Response:
     """`POST /actions/endpoints/:id/keys/:key/revoke`: it opens nothing from now on."""
 
-    def make(client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - every action is called alike
+    def action(client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - every action is called alike
         id_ = request.path_params["id"]
         client.revoke_deployment_key(id_, request.path_params["key"])
-        return _again(client, id_)
+        return _refreshed(client, id_)
 
-    return await _acting(request, make)
+    return await _run_action(request, action)
 
 
 def part(request: Request) -> Response:
     """`GET /parts/endpoints/:id`: how it stands, without a key."""
-    return _again(_client(request), request.path_params["id"])
+    return _refreshed(_client(request), request.path_params["id"])
 
 
-def _again(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> Response:
-    return page("parts/endpoint.html", **_described(client, id_, made))
+def _refreshed(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> Response:
+    return page("parts/endpoint.html", **_endpoint_context(client, id_, made))
 
 
 # Forms
 
 
-async def _acting(request: Request, make: Callable[[CloudApiClient, Form], Response]) -> Response:
+async def _run_action(request: Request, action: Callable[[CloudApiClient, Form], Response]) -> Response:
     """Do it on a thread that may wait, with the form that came."""
     async with request.form(max_files=0, max_fields=20) as form:
         fields = dict(form)
-    return await run_in_threadpool(lambda: make(_client(request), fields))
+    return await run_in_threadpool(lambda: action(_client(request), fields))
 
 
 def _client(request: Request) -> CloudApiClient:
-    client: CloudApiClient = request.app.state.link.client()
+    client: CloudApiClient = request.app.state.backend.client()
     return client
 
 
@@ -230,7 +230,7 @@ def _text(form: Form, name: str) -> str:
 
 
 def _target(client: CloudApiClient, form: Form) -> dict[str, Any]:
-    choice = chosen(client, form)
+    choice = parse_option(client, form)
     if choice is None:
         raise InvalidConfig("model", "choose a run or a model first")
     return choice.weights.target

@@ -18,14 +18,14 @@ from starlette.routing import Route
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import OAuthCredentials
 from arkor.errors import ArkorError
-from arkor.studio.entry_point import look_at_entry
+from arkor.studio.entry_point import probe_entry
 from arkor.studio.rendering import page
-from arkor.studio.run_processes import Launch, Launches
+from arkor.studio.run_processes import RunProcess, RunProcesses
 from arkor.studio.stream_proxy import stopping
 
 _LATEST = 6
-_LOOK_SECONDS = 0.2
-_LONGEST_OUTPUT = 256 * 1024
+_POLL_SECONDS = 0.2
+_MAX_OUTPUT_BYTES = 256 * 1024
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -33,10 +33,10 @@ def overview(request: Request) -> Response:
     """`GET /`: the frame of the page; what takes a moment comes as parts."""
     folder: Path = request.app.state.folder
     last = _launches(request).latest()
-    return page("overview.html", name=folder.name or str(folder), folder=_from_home(folder), launch=last)
+    return page("overview.html", name=folder.name or str(folder), folder=_with_tilde(folder), launch=last)
 
 
-def _from_home(folder: Path) -> str:
+def _with_tilde(folder: Path) -> str:
     """`"~/support-desk"`, as a person writes it."""
     home = Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
@@ -44,13 +44,13 @@ def _from_home(folder: Path) -> str:
 
 def trainer(request: Request) -> Response:
     """`GET /parts/trainer`: what the entry point would train, read anew. Its buttons work once each."""
-    entry = look_at_entry(request.app.state.folder)
+    entry = probe_entry(request.app.state.folder)
     return page("parts/trainer.html", entry=entry, click=uuid.uuid4().hex, second_click=uuid.uuid4().hex)
 
 
 def latest(request: Request) -> Response:
     """`GET /parts/latest`: the last runs."""
-    runs = request.app.state.listing.latest(_LATEST + 1)
+    runs = request.app.state.run_index.latest(_LATEST + 1)
     return page("parts/latest.html", runs=runs[:_LATEST], more=len(runs) > _LATEST)
 
 
@@ -58,22 +58,22 @@ def identity(request: Request) -> Response:
     """`GET /parts/identity`: which backend, in whose name; `?long` is for the card of the overview."""
     long = "long" in request.query_params
     try:
-        client = request.app.state.link.client()
+        client = request.app.state.backend.client()
     except ArkorError:
         if long:  # the card says why, the corner of the frame only that it is so
             raise
         return page("parts/identity.html", long=False, away=True)
-    return page("parts/identity.html", long=long, away=False, **_named(client))
+    return page("parts/identity.html", long=long, away=False, **_identity_context(client))
 
 
-def _named(client: CloudApiClient) -> dict[str, Any]:
-    scope, embedded = client.scope, client.http.access.why == "embedded"
+def _identity_context(client: CloudApiClient) -> dict[str, Any]:
+    scope, embedded = client.scope, client.http.auth.source == "embedded"
     oauth = isinstance(client.credentials, OAuthCredentials)
     return {
         "kind": "This machine" if embedded else "Elsewhere",
         "host": urlsplit(client.base_url).netloc,
         "url": client.base_url,
-        "why": client.http.access.why,
+        "why": client.http.auth.source,
         "who": "a person" if oauth else "this machine's owner" if embedded else "an anonymous identity",
         "scope": f"{scope.org_slug} / {scope.project_slug}" if scope else "",
     }
@@ -112,25 +112,25 @@ async def output(request: Request) -> Response:
     return StreamingResponse(_output(found, start), media_type="text/plain; charset=utf-8")
 
 
-async def _output(launch: Launch, start: int) -> AsyncGenerator[bytes, None]:
+async def _output(launch: RunProcess, start: int) -> AsyncGenerator[bytes, None]:
     with launch.output.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(start, size - _LONGEST_OUTPUT))
+        file.seek(max(start, size - _MAX_OUTPUT_BYTES))
         while True:
             alive = await run_in_threadpool(lambda: launch.alive)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
             if not alive or stopping.is_set():  # asked before reading: all that it has printed was read
                 return
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
-def _launches(request: Request) -> Launches:
-    launches: Launches = request.app.state.launches
+def _launches(request: Request) -> RunProcesses:
+    launches: RunProcesses = request.app.state.run_processes
     return launches
 
 
-def _launch(request: Request) -> Launch:
+def _launch(request: Request) -> RunProcess:
     found = _launches(request).find(request.path_params["id"])
     if found is None:
         raise HTTPException(404)

@@ -12,7 +12,7 @@ from arkor.settings import arkor_home
 from arkor.studio.pages.runs import flattened
 from arkor.studio.rendering import page, toast
 from arkor.studio.run_index import is_over, total_of
-from arkor.studio.stream_proxy import open_relay
+from arkor.studio.stream_proxy import open_proxy
 
 
 def run(request: Request) -> Response:
@@ -37,27 +37,27 @@ def checkpoints(request: Request) -> Response:
 
 def cancel(request: Request) -> Response:
     """`POST /actions/runs/:id/cancel`: ask the backend to stop it; what it has saved so far is kept."""
-    request.app.state.link.client().cancel_job(request.path_params["id"])
+    request.app.state.backend.client().cancel_job(request.path_params["id"])
     return toast("The run is being cancelled. What it has saved so far is kept.", kind="done")
 
 
 def events(request: Request) -> Response:
     """`GET /streams/runs/:id`: its events behind `Last-Event-ID`; with `?once`, up to now instead of to its end."""
-    client = request.app.state.link.client()
+    client = request.app.state.backend.client()
     id_, cursor = request.path_params["id"], request.headers.get("last-event-id")
     glance = "once" in request.query_params
-    return open_relay(lambda: client.open_event_stream(id_, last_event_id=cursor), glance=glance)
+    return open_proxy(lambda: client.open_event_stream(id_, last_event_id=cursor), snapshot=glance)
 
 
 def _folder(request: Request, job: TrainingJob) -> str | None:
     """Where it lies, if that is on this machine."""
     folder = arkor_home() / "runs" / job.id
-    embedded = request.app.state.link.client().http.access.why == "embedded"
+    embedded = request.app.state.backend.client().http.auth.source == "embedded"
     return str(folder) if embedded and folder.is_dir() else None
 
 
 def _job(request: Request) -> TrainingJob:
-    job: TrainingJob = request.app.state.link.client().get_job(request.path_params["id"])
+    job: TrainingJob = request.app.state.backend.client().get_job(request.path_params["id"])
     return job
 
 

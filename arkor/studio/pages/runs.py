@@ -15,10 +15,10 @@ from starlette.routing import Route
 from arkor.protocol.codec import to_wire
 from arkor.protocol.jobs import TrainingJob
 from arkor.studio.rendering import page
-from arkor.studio.run_index import LARGEST_FIRST, ORDERS, STATUSES, Query, paged
+from arkor.studio.run_index import LARGEST_FIRST, ORDERS, STATUSES, Query, paginate
 
 #: How many runs stand beside each other, at most.
-COMPARED = 6
+MAX_COMPARED = 6
 
 
 def runs(request: Request) -> Response:
@@ -29,8 +29,8 @@ def runs(request: Request) -> Response:
 def found(request: Request) -> Response:
     """`GET /parts/runs`: the rows that are looked for."""
     query = Query.of(request.query_params)
-    everything = request.app.state.listing.runs()
-    shown = paged(query.pick(everything), query.page)
+    everything = request.app.state.run_index.runs()
+    shown = paginate(query.apply(everything), query.page)
     counts = {status: sum(job.status == status for job in everything) for status in STATUSES}
     response = page(
         "parts/runs.html",
@@ -38,14 +38,14 @@ def found(request: Request) -> Response:
         shown=shown,
         everything=len(everything),
         counts=counts,
-        link=_link,
+        link=_query_url,
         largest_first=LARGEST_FIRST,
     )
-    response.headers["HX-Replace-Url"] = _link(query, "/runs")
+    response.headers["HX-Replace-Url"] = _query_url(query, "/runs")
     return response
 
 
-def _link(query: Query, path: str = "/parts/runs", **changes: Any) -> str:
+def _query_url(query: Query, path: str = "/parts/runs", **changes: Any) -> str:
     """The address of a query, with some of it changed."""
     query = evolve(query, **changes)
     usual = "desc" if query.sort == "created" else "asc"
@@ -78,11 +78,13 @@ class Setting:
 
 def compare(request: Request) -> Response:
     """`GET /compare?run=…&run=…`: losses over each other, settings beside each other."""
-    client = request.app.state.link.client()
+    client = request.app.state.backend.client()
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
-    compared = [client.get_job(id_) for id_ in ids[:COMPARED] if id_]
+    compared = [client.get_job(id_) for id_ in ids[:MAX_COMPARED] if id_]
     settings = _settings(compared)
-    return page("compare.html", runs=compared, settings=settings, left_out=max(0, len(ids) - COMPARED), most=COMPARED)
+    return page(
+        "compare.html", runs=compared, settings=settings, left_out=max(0, len(ids) - MAX_COMPARED), most=MAX_COMPARED
+    )
 
 
 def _settings(runs: Iterable[TrainingJob]) -> list[Setting]:

@@ -141,10 +141,10 @@ class TestLoading:
         tokenizer = room.load_tokenizer(str(make_tiny_model(tmp_path / "model", "gpt2", None)))
         messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        asked = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        payload = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
         assert whole == "User: Hi\n\nAssistant: Hello<|im_end|>\n\n"
-        assert whole.startswith(asked)
-        assert asked.endswith("Assistant:")
+        assert whole.startswith(payload)
+        assert payload.endswith("Assistant:")
 
     def test_the_starter_model_is_converted_once_by_many(self, tmp_path: Path) -> None:
         messages: list[str] = []

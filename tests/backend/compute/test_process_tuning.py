@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from arkor.backend.compute.process_tuning import SHAPES_KEPT, keep_few_shapes, seconds_of_others
+from arkor.backend.compute.process_tuning import CACHED_SHAPES, limit_onednn_cache, other_process_cpu_seconds
 
 #: A layer as large as the starter model's that is given batches of many lengths, as a run's are.
 MANY_SHAPES = """
@@ -38,19 +38,19 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # and gone again at the end
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    keep_few_shapes()
+    limit_onednn_cache()
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(SHAPES_KEPT)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(CACHED_SHAPES)
 
 
 SPIN = "import time\nwhile time.process_time() < 1: pass"
 
 
 def test_what_another_process_computes_is_told_apart() -> None:
-    others, began = seconds_of_others(), time.monotonic()
+    others, began = other_process_cpu_seconds(), time.monotonic()
     subprocess.run([sys.executable, "-c", SPIN], check=True)
-    assert 0.9 < seconds_of_others() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count()
-    others, began, computed = seconds_of_others(), time.monotonic(), time.process_time()
+    assert 0.9 < other_process_cpu_seconds() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count()
+    others, began, computed = other_process_cpu_seconds(), time.monotonic(), time.process_time()
     while time.process_time() < computed + 1:
         pass
-    assert seconds_of_others() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count() - 0.9
+    assert other_process_cpu_seconds() - others < (time.monotonic() - began + 0.1) * psutil.cpu_count() - 0.9

@@ -17,7 +17,7 @@ from arkor.backend.data import download as room
 from arkor.backend.data.datasets import DataError, load_rows
 from arkor.backend.data.download import download
 from arkor.protocol.jobs import BlobDataset
-from tests.fakes.company import Company
+from tests.fakes.corporate_proxy import CorporateProxy
 
 ROWS = b'{"text": "a"}\n{"text": "b"}\n'
 
@@ -173,10 +173,10 @@ def test_which_addresses_are_private(address: str, public: bool) -> None:
 
     connected: Any = Connected()
     if public:
-        assert room._refuse_private(connected) is connected
+        assert room._reject_private_peer(connected) is connected
     else:
         with pytest.raises(room.PrivateAddress):
-            room._refuse_private(connected)
+            room._reject_private_peer(connected)
         assert connected.closed
 
 
@@ -251,7 +251,7 @@ def test_a_web_page_in_place_of_the_file(site: Site, tmp_path: Path) -> None:
 
 
 def test_the_token_is_in_no_representation() -> None:
-    assert "secret" not in repr(BlobDataset("https://x.test/a", "secret")) + json.dumps(str(room._Token("secret")))
+    assert "secret" not in repr(BlobDataset("https://x.test/a", "secret")) + json.dumps(str(room._BearerAuth("secret")))
 
 
 # Whom to trust
@@ -261,7 +261,7 @@ def test_an_authority_of_the_companys_own(site: Site, tmp_path: Path, monkeypatc
     site.pages["/rows"] = body(ROWS)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
-    with closing(Company(tmp_path)) as company:
+    with closing(CorporateProxy(tmp_path)) as company:
         port = company.serve("localhost", site.url(""))
         url = f"https://localhost:{port}/rows"
         assert "let SSL_CERT_FILE name its certificates" in refusal(url)

@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from arkor.backend.engine import hyperparameters as room
-from arkor.backend.engine.hyperparameters import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, plan
+from arkor.backend.engine.hyperparameters import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, resolve_hyperparameters
 from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import BlobDataset, JobConfig
 
@@ -62,12 +62,12 @@ NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("fields", "expected"), NUMBERS)
 def test_a_field_and_the_number_that_it_makes(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    numbers = attrs.asdict(plan(config(**fields), 100, evaluates=True))
+    numbers = attrs.asdict(resolve_hyperparameters(config(**fields), 100, evaluates=True))
     assert {name: numbers[name] for name in expected} == expected
 
 
 def test_nothing_is_evaluated_without_rows_for_it() -> None:
-    assert plan(config(), 100, evaluates=False).eval_steps is None
+    assert resolve_hyperparameters(config(), 100, evaluates=False).eval_steps is None
 
 
 def test_every_open_field_has_a_default_and_no_other() -> None:
@@ -112,7 +112,7 @@ def test_every_number_of_the_plan_reaches_the_trainer() -> None:
     from arkor.backend.compute.device import Device  # noqa: PLC0415 - as above
     from arkor.backend.training.trl_engine import recompute_argument, training_arguments  # noqa: PLC0415 - as above
 
-    asked = config(
+    payload = config(
         max_steps=77,
         batch_size=3,
         learning_rate=0.25,
@@ -124,7 +124,7 @@ def test_every_number_of_the_plan_reaches_the_trainer() -> None:
         save_steps=17,
         eval_steps=19,
     )
-    numbers = plan(asked, 100, evaluates=True)
+    numbers = resolve_hyperparameters(payload, 100, evaluates=True)
     arguments = SFTConfig(
         output_dir="unused",
         **{recompute_argument(SFTConfig): False},

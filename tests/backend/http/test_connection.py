@@ -17,18 +17,18 @@ import requests
 from arkor.backend.http.connection import HEAD_LIMIT
 from arkor.settings import VERSION
 from tests.backend.caller import Caller, owner
-from tests.backend.line import Reply, head, line_to, reply, seconds_until_hung_up
+from tests.backend.raw_socket import Reply, connect, head, reply, seconds_until_closed
 from tests.conftest import Backend, stop_backend
 
 SCOPE = "orgSlug=local&projectSlug=default"
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def short_timeout_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend that waits for a second, not for fifteen or twenty, and has room for 30 connections."""
     home = tmp_path_factory.mktemp("hasty") / "home"
     home.mkdir()
-    command = [sys.executable, "-m", "tests.backend.hasty", "--home", str(home), "--engine", "scripted"]
+    command = [sys.executable, "-m", "tests.backend.short_timeouts", "--home", str(home), "--engine", "scripted"]
     with (home / "test-backend.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 30
@@ -52,9 +52,9 @@ def check_error(answer: Reply, status: int, code: str) -> None:
 # Slow
 
 
-def test_a_head_that_trickles_in_is_a_408(hasty: Backend) -> None:
+def test_a_head_that_trickles_in_is_a_408(short_timeout_backend: Backend) -> None:
     began = time.monotonic()
-    with line_to(hasty.url) as line:
+    with connect(short_timeout_backend.url) as line:
         line.settimeout(0.1)
         for letter in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ":
             line.sendall(bytes([letter]))
@@ -66,24 +66,24 @@ def test_a_head_that_trickles_in_is_a_408(hasty: Backend) -> None:
     assert 0.8 < time.monotonic() - began < 20
 
 
-def test_a_second_head_that_trickles_in_is_a_408_too(hasty: Backend) -> None:
-    with line_to(hasty.url) as line:
+def test_a_second_head_that_trickles_in_is_a_408_too(short_timeout_backend: Backend) -> None:
+    with connect(short_timeout_backend.url) as line:
         line.sendall(head("GET", "/healthz"))
         assert reply(line).status == 200
         line.sendall(b"GET ")
         check_error(reply(line), 408, "too_slow")
 
 
-def test_who_says_nothing_is_hung_up_on(hasty: Backend) -> None:
-    with line_to(hasty.url) as line:
-        assert 0.5 < seconds_until_hung_up(line) < 20
+def test_who_says_nothing_is_hung_up_on(short_timeout_backend: Backend) -> None:
+    with connect(short_timeout_backend.url) as line:
+        assert 0.5 < seconds_until_closed(line) < 20
 
 
 @pytest.mark.parametrize("path", [f"/v1/projects?{SCOPE}", f"/v1/datasets?filename=x&{SCOPE}"])
-def test_a_body_that_trickles_in_is_a_408(hasty: Backend, path: str) -> None:
+def test_a_body_that_trickles_in_is_a_408(short_timeout_backend: Backend, path: str) -> None:
     began = time.monotonic()
-    with line_to(hasty.url) as line:
-        line.sendall(head("POST", path, Authorization=f"Bearer {hasty.token}", Content_Length="100000"))
+    with connect(short_timeout_backend.url) as line:
+        line.sendall(head("POST", path, Authorization=f"Bearer {short_timeout_backend.token}", Content_Length="100000"))
         line.settimeout(0.2)
         for _ in range(40):
             with suppress(TimeoutError, ConnectionError):
@@ -93,21 +93,23 @@ def test_a_body_that_trickles_in_is_a_408(hasty: Backend, path: str) -> None:
         line.settimeout(20)
         check_error(reply(line), 408, "too_slow")
     assert time.monotonic() - began < 20
-    assert not list((hasty.home / "datasets").glob(".*"))
+    assert not list((short_timeout_backend.home / "datasets").glob(".*"))
 
 
-def test_a_slow_upload_that_goes_on_is_taken(hasty: Backend) -> None:
+def test_a_slow_upload_that_goes_on_is_taken(short_timeout_backend: Backend) -> None:
     def data() -> Iterator[bytes]:
         for _ in range(30):  # three times as long as a body that stands still may take
             time.sleep(0.1)
             yield b"x" * 200
 
-    answer = owner(hasty).call("POST", "/v1/datasets", params={**owner(hasty).scope, "filename": "x"}, data=data())
+    answer = owner(short_timeout_backend).call(
+        "POST", "/v1/datasets", params={**owner(short_timeout_backend).scope, "filename": "x"}, data=data()
+    )
     assert (answer.status_code, answer.json()["dataset"]["bytes"]) == (201, 6000)
 
 
-def test_what_comes_after_the_answer_is_not_heard_for_ever(hasty: Backend) -> None:
-    with line_to(hasty.url) as line:
+def test_what_comes_after_the_answer_is_not_heard_for_ever(short_timeout_backend: Backend) -> None:
+    with connect(short_timeout_backend.url) as line:
         line.sendall(head("POST", "/v1/projects", Content_Length="1000000000"))
         assert reply(line).status == 401
         began = time.monotonic()
@@ -118,12 +120,14 @@ def test_what_comes_after_the_answer_is_not_heard_for_ever(hasty: Backend) -> No
         assert time.monotonic() - began < 20
 
 
-def test_a_watcher_is_not_slow(hasty: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    caller = owner(hasty)
+def test_a_watcher_is_not_slow(short_timeout_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = owner(short_timeout_backend)
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
-    with line_to(hasty.url) as line:
-        line.sendall(head("GET", f"/v1/jobs/{job}/events/stream?{SCOPE}", Authorization=f"Bearer {hasty.token}"))
+    with connect(short_timeout_backend.url) as line:
+        line.sendall(
+            head("GET", f"/v1/jobs/{job}/events/stream?{SCOPE}", Authorization=f"Bearer {short_timeout_backend.token}")
+        )
         time.sleep(2)
         assert line.recv(20).startswith(b"HTTP/1.1 200")
 
@@ -146,71 +150,69 @@ def test_a_watcher_is_not_slow(hasty: Backend, monkeypatch: pytest.MonkeyPatch) 
         head("POST", "/v1/projects", Transfer_Encoding="gzip"),
     ],
 )
-def test_what_is_no_http_gets_a_sentence(shared_backend: Backend, noise: bytes) -> None:
-    with line_to(shared_backend.url) as line:
+def test_what_is_no_http_gets_a_sentence(backend_env: Backend, noise: bytes) -> None:
+    with connect(backend_env.url) as line:
         line.sendall(noise)
         answer = reply(line)
     assert answer.status in (400, 501)
     check_error(answer, answer.status, "invalid_http")
 
 
-def test_a_chunk_that_lies_gets_a_sentence(shared_backend: Backend) -> None:
-    with line_to(shared_backend.url) as line:
+def test_a_chunk_that_lies_gets_a_sentence(backend_env: Backend) -> None:
+    with connect(backend_env.url) as line:
         path = f"/v1/projects?{SCOPE}"
-        line.sendall(head("POST", path, Authorization=f"Bearer {shared_backend.token}", Transfer_Encoding="chunked"))
+        line.sendall(head("POST", path, Authorization=f"Bearer {backend_env.token}", Transfer_Encoding="chunked"))
         line.sendall(b"xyz\r\nnot a length")
         check_error(reply(line), 400, "invalid_http")
-    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()
+    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()
 
 
-def test_what_is_no_http_behind_a_request_does_no_harm(shared_backend: Backend) -> None:
+def test_what_is_no_http_behind_a_request_does_no_harm(backend_env: Backend) -> None:
     for _ in range(10):
-        with line_to(shared_backend.url) as line:
+        with connect(backend_env.url) as line:
             line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        with line_to(shared_backend.url) as line:
+        with connect(backend_env.url) as line:
             line.sendall(head("GET", "/healthz") + b"SM\r\n\r\n")
             assert reply(line).status == 200
             check_error(reply(line), 400, "invalid_http")
-    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()
+    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()
 
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("where", ["path", "header", "query"])
-def test_a_head_may_not_be_huge(shared_backend: Backend, where: str, whole: bool) -> None:
+def test_a_head_may_not_be_huge(backend_env: Backend, where: str, whole: bool) -> None:
     bulk = "x" * (HEAD_LIMIT + 1)
     parts = {"path": ("/" + bulk, ""), "query": ("/healthz?" + bulk, ""), "header": ("/healthz", bulk)}
     path, value = parts[where]
     request = head("GET", path, X_Bulk=value)
-    with line_to(shared_backend.url) as line:
+    with connect(backend_env.url) as line:
         line.sendall(request if whole else request[:-4])
         check_error(reply(line), 431, "too_large")
 
 
-def test_a_body_shorter_than_was_said_is_nobodys_business(shared_backend: Backend) -> None:
-    with line_to(shared_backend.url) as line:
+def test_a_body_shorter_than_was_said_is_nobodys_business(backend_env: Backend) -> None:
+    with connect(backend_env.url) as line:
         path = f"/v1/projects?{SCOPE}"
-        line.sendall(
-            head("POST", path, Authorization=f"Bearer {shared_backend.token}", Content_Length="100") + b'{"name"'
-        )
+        line.sendall(head("POST", path, Authorization=f"Bearer {backend_env.token}", Content_Length="100") + b'{"name"')
         line.shutdown(socket.SHUT_WR)
-        seconds_until_hung_up(line)
-    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()
+        seconds_until_closed(line)
+    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "lie"])
-def test_a_body_beyond_the_limit_is_a_413(shared_backend: Backend, framing: str) -> None:
-    with line_to(shared_backend.url) as line:
+def test_a_body_beyond_the_limit_is_a_413(backend_env: Backend, framing: str) -> None:
+    with connect(backend_env.url) as line:
         size = {"length": {"Content_Length": "2000000"}, "lie": {"Content_Length": "9" * 18}}
         fields = size.get(framing, {"Transfer_Encoding": "chunked"})
-        line.sendall(head("POST", f"/v1/projects?{SCOPE}", Authorization=f"Bearer {shared_backend.token}", **fields))
+        line.sendall(head("POST", f"/v1/projects?{SCOPE}", Authorization=f"Bearer {backend_env.token}", **fields))
         with suppress(ConnectionError):
             for _ in range(30 if framing == "chunked" else 0):
                 line.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
         check_error(reply(line), 413, "too_large")
 
 
-def test_what_was_half_said_is_forgotten_by_the_next_request(shared_backend: Backend) -> None:
-    with line_to(shared_backend.url) as line:
+def test_what_was_half_said_is_forgotten_by_the_next_request(backend_env: Backend) -> None:
+    with connect(backend_env.url) as line:
         line.sendall(
             head("POST", "/v1/projects", Content_Length="21") + b"GET /healthz HTTP/1.1" + head("GET", "/healthz")
         )
@@ -228,27 +230,27 @@ def test_a_compressed_body_is_a_415(caller: Caller, encoding: str) -> None:
 
 
 @pytest.mark.slow
-def test_more_connections_than_there_is_room_for_are_told(hasty: Backend) -> None:
+def test_more_connections_than_there_is_room_for_are_told(short_timeout_backend: Backend) -> None:
     with ExitStack() as stack:
-        lines = [stack.enter_context(line_to(hasty.url)) for _ in range(30)]
-        late = stack.enter_context(line_to(hasty.url))
+        lines = [stack.enter_context(connect(short_timeout_backend.url)) for _ in range(30)]
+        late = stack.enter_context(connect(short_timeout_backend.url))
         answer = reply(late)
         check_error(answer, 503, "busy")
         assert answer.headers["retry-after"] == "5"
-        assert all(seconds_until_hung_up(line) < 20 for line in lines)
-    assert requests.get(f"{hasty.url}/healthz", timeout=10).status_code == 200
+        assert all(seconds_until_closed(line) < 20 for line in lines)
+    assert requests.get(f"{short_timeout_backend.url}/healthz", timeout=10).status_code == 200
 
 
 @pytest.mark.slow
-def test_a_crowd_of_sleepers_keeps_nobody_out_for_long(hasty: Backend) -> None:
+def test_a_crowd_of_sleepers_keeps_nobody_out_for_long(short_timeout_backend: Backend) -> None:
     with ExitStack() as stack:
         for _ in range(30):
-            stack.enter_context(line_to(hasty.url)).sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            stack.enter_context(connect(short_timeout_backend.url)).sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
         deadline = time.monotonic() + 30
         while True:
             with suppress(requests.RequestException):
-                if requests.get(f"{hasty.url}/healthz", timeout=5).status_code == 200:
+                if requests.get(f"{short_timeout_backend.url}/healthz", timeout=5).status_code == 200:
                     break
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert "Traceback" not in Path(hasty.home / "test-backend.log").read_text()
+    assert "Traceback" not in Path(short_timeout_backend.home / "test-backend.log").read_text()

@@ -22,8 +22,8 @@ HOOKS = "tests.fakes.schemathesis_hooks"
 
 
 @pytest.fixture
-def document(shared_backend: Backend) -> Any:
-    return requests.get(f"{shared_backend.url}/openapi.json", timeout=10).json()
+def document(backend_env: Backend) -> Any:
+    return requests.get(f"{backend_env.url}/openapi.json", timeout=10).json()
 
 
 def test_every_route_is_described(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ bearer = "{caller.token}"
 
 @pytest.mark.slow
 def test_nothing_is_answered_that_is_not_described(
-    shared_backend: Backend, caller: Caller, tmp_path: Path, request: pytest.FixtureRequest
+    backend_env: Backend, caller: Caller, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Schemathesis calls every route with what it takes and what it does not, and follows one call by another.
 
@@ -146,8 +146,8 @@ def test_nothing_is_answered_that_is_not_described(
     found = caller.call("POST", "/v1/datasets", params={**caller.scope, "filename": "x"}, data=b"{}").json()
     environment = {**os.environ, "UPLOADED": found["dataset"]["url"], "PYTHONPATH": str(Path.cwd())}
     command = [Path(sys.executable).with_name("st"), "--config-file", file, "run", "--no-color"]
-    command += [f"{shared_backend.url}/openapi.json", "--request-timeout", "20"]
+    command += [f"{backend_env.url}/openapi.json", "--request-timeout", "20"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]
-    assert requests.get(f"{shared_backend.url}/healthz", timeout=10).status_code == 200
-    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()
+    assert requests.get(f"{backend_env.url}/healthz", timeout=10).status_code == 200
+    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.http.peer import is_loopback, is_own
+from arkor.backend.http.peer import is_loopback, is_own_process
 
 linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the system does not tell")
 
@@ -18,14 +18,14 @@ def test_a_socket_of_ours_is_ours_until_it_is_closed(family: socket.AddressFamil
     with socket.create_server((host, 0), family=family) as server:
         listening = server.getsockname()[:2]
         with socket.create_connection(listening) as client:
-            calling = client.getsockname()[:2]
+            tool_choice = client.getsockname()[:2]
             connection, _ = server.accept()
             with connection:
-                assert is_own(calling, listening)
-                assert not is_own((host, 1), listening)
-                assert not is_own(calling, (host, 1))
+                assert is_own_process(tool_choice, listening)
+                assert not is_own_process((host, 1), listening)
+                assert not is_own_process(tool_choice, (host, 1))
                 client.close()
-                assert not is_own(calling, listening)
+                assert not is_own_process(tool_choice, listening)
 
 
 @pytest.mark.parametrize(

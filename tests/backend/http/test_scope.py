@@ -15,7 +15,7 @@ from arkor.backend.http.app import create_app
 from arkor.backend.http.openapi import DescribedRoute
 from arkor.backend.store.store import Store
 from tests.backend.caller import LOCAL, Caller, owner, stranger
-from tests.backend.line import Reply, head, line_to, reply
+from tests.backend.raw_socket import Reply, connect, head, reply
 from tests.conftest import Backend
 
 HOSTILE = (
@@ -59,9 +59,9 @@ def calls(home: Path) -> list[Call]:
     routes = [route for route in create_app(home, store, "scripted").routes if isinstance(route, DescribedRoute)]
     store.close()
     return [
-        Call(method, route.path, route.operation.needs.query)
+        Call(method, route.path, route.operation.requirements.query)
         for route in routes
-        if route.operation.needs.token
+        if route.operation.requirements.token
         for method in sorted((route.methods or set()) - {"HEAD"})
     ]
 
@@ -79,7 +79,7 @@ def send(backend: Backend, call: Call, token: str | None, scope: dict[str, str],
     fields = {"Authorization": f"Bearer {token}"} if token else {}
     fields |= {"Content-Length": "2"} if call.method in ("POST", "PATCH") else {}
     body = b"{}" if "Content-Length" in fields else b""
-    with line_to(backend.url) as line:
+    with connect(backend.url) as line:
         line.sendall(head(call.method, f"{path}?{urlencode(scope)}", **fields) + body)
         return reply(line)
 
@@ -89,32 +89,32 @@ def error(answer: Reply) -> Any:
     return answer.status, answer.json()["code"]
 
 
-def test_no_route_but_a_few_works_without_a_token(shared_backend: Backend, guarded: list[Call]) -> None:
+def test_no_route_but_a_few_works_without_a_token(backend_env: Backend, guarded: list[Call]) -> None:
     for call in guarded:
         for token in (None, "arkor_wrong"):
-            assert error(send(shared_backend, call, token, LOCAL)) == (401, "unauthorized"), call
+            assert error(send(backend_env, call, token, LOCAL)) == (401, "unauthorized"), call
 
 
-def test_anothers_organisation_is_closed(shared_backend: Backend, guarded: list[Call]) -> None:
-    other = stranger(shared_backend)
+def test_anothers_organisation_is_closed(backend_env: Backend, guarded: list[Call]) -> None:
+    other = stranger(backend_env)
     for call in guarded:
         if call.query:
-            assert error(send(shared_backend, call, other.token, LOCAL)) == (403, "forbidden"), call
-            assert error(send(shared_backend, call, shared_backend.token, other.scope)) == (403, "forbidden"), call
-            assert error(send(shared_backend, call, other.token, {}))[0] == 400, call
+            assert error(send(backend_env, call, other.token, LOCAL)) == (403, "forbidden"), call
+            assert error(send(backend_env, call, backend_env.token, other.scope)) == (403, "forbidden"), call
+            assert error(send(backend_env, call, other.token, {}))[0] == 400, call
 
 
-def test_a_project_that_is_not_there_is_a_404(shared_backend: Backend, guarded: list[Call]) -> None:
+def test_a_project_that_is_not_there_is_a_404(backend_env: Backend, guarded: list[Call]) -> None:
     for call in guarded:
         if "projectSlug" in call.query:
             scope = {**LOCAL, "projectSlug": "nowhere"}
-            assert error(send(shared_backend, call, shared_backend.token, scope)) == (404, "project_not_found"), call
+            assert error(send(backend_env, call, backend_env.token, scope)) == (404, "project_not_found"), call
 
 
 @pytest.fixture(scope="module")
-def things(shared_backend: Backend) -> Iterator[dict[str, str]]:
+def things(backend_env: Backend) -> Iterator[dict[str, str]]:
     """What the owner has, by the beginning of its path: a job, and a deployment with a key."""
-    caller = owner(shared_backend)
+    caller = owner(backend_env)
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
     target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": job}}
@@ -126,9 +126,9 @@ def things(shared_backend: Backend) -> Iterator[dict[str, str]]:
 
 
 def test_an_id_of_another_project_is_not_there(
-    shared_backend: Backend, guarded: list[Call], things: dict[str, str]
+    backend_env: Backend, guarded: list[Call], things: dict[str, str]
 ) -> None:
-    caller, other = owner(shared_backend), stranger(shared_backend)
+    caller, other = owner(backend_env), stranger(backend_env)
     assert caller.call("POST", "/v1/projects", json={"name": "Other", "slug": "other"}).status_code == 201
     seen = 0
     for call in guarded:
@@ -136,7 +136,7 @@ def test_an_id_of_another_project_is_not_there(
             if call.path.startswith(beginning + "{"):
                 seen += 1
                 for token, scope in ((other.token, other.scope), (caller.token, {**LOCAL, "projectSlug": "other"})):
-                    status, code = error(send(shared_backend, call, token, scope, part))
+                    status, code = error(send(backend_env, call, token, scope, part))
                     assert (status, code.endswith("_not_found")) == (404, True), call
     assert seen >= 9
 
@@ -146,25 +146,25 @@ def tree(home: Path) -> list[Path]:
     return sorted(path for path in home.rglob("*") if not path.name.startswith("arkor.db"))
 
 
-def test_no_id_leads_out_of_the_scope(shared_backend: Backend, guarded: list[Call], things: dict[str, str]) -> None:
-    before = tree(shared_backend.home)
+def test_no_id_leads_out_of_the_scope(backend_env: Backend, guarded: list[Call], things: dict[str, str]) -> None:
+    before = tree(backend_env.home)
     for call in guarded:
         if "{" in call.path:
             for part in HOSTILE:
-                answer = send(shared_backend, call, shared_backend.token, LOCAL, part)
+                answer = send(backend_env, call, backend_env.token, LOCAL, part)
                 assert answer.status in (404, 405), (call, part, answer)
                 assert "x-evil" not in answer.headers
                 assert len(answer.json()["error"]) < 300
-    assert tree(shared_backend.home) == before
-    assert "Traceback" not in (shared_backend.home / "test-backend.log").read_text()
+    assert tree(backend_env.home) == before
+    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()
 
 
 @pytest.mark.parametrize("name", ["orgSlug", "projectSlug"])
-def test_no_slug_leads_out_of_the_scope(shared_backend: Backend, name: str) -> None:
+def test_no_slug_leads_out_of_the_scope(backend_env: Backend, name: str) -> None:
     for part in HOSTILE:
         scope = "&".join(f"{key}={part if key == name else value}" for key, value in LOCAL.items())
-        with line_to(shared_backend.url) as line:
-            line.sendall(head("GET", f"/v1/jobs?{scope}", Authorization=f"Bearer {shared_backend.token}"))
+        with connect(backend_env.url) as line:
+            line.sendall(head("GET", f"/v1/jobs?{scope}", Authorization=f"Bearer {backend_env.token}"))
             answer = reply(line)
         assert answer.status == (403 if name == "orgSlug" else 404), part
         assert len(answer.json()["error"]) < 300

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from arkor.backend.inference.constraints import WHITESPACE, constraint_of
+from arkor.backend.inference.constraints import WHITESPACE, parse_constraint
 from arkor.backend.inference.generator import TorchGenerator
-from arkor.backend.inference.messages import Completion, Constraint, Delta, Done, Failed, Reply
+from arkor.backend.inference.messages import CompletionRequest, Constraint, Delta, Done, Failed, Reply
 from arkor.protocol.chat import InferenceRequest
 from tests.backend.inference.test_generator import run
 from tests.fakes.byte_model import make_base
@@ -33,7 +33,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> TorchGenerator:
 
 
 def structured(**fields: Any) -> Constraint:
-    constraint = constraint_of(InferenceRequest(QUESTION, base_model="any", structured_outputs=fields))
+    constraint = parse_constraint(InferenceRequest(QUESTION, base_model="any", structured_outputs=fields))
     assert constraint is not None
     return constraint
 
@@ -42,7 +42,7 @@ def answers(generator: TorchGenerator, base: str, constraints: list[Constraint],
     """The replies to all of them at once, at temperature 2 unless said otherwise."""
     wish = {"temperature": 2.0, "max_tokens": 600, **more}
     for number, constraint in enumerate(constraints):
-        generator.submit(Completion(str(number), base, None, QUESTION, constraint=constraint, **wish))
+        generator.submit(CompletionRequest(str(number), base, None, QUESTION, constraint=constraint, **wish))
     replies = run(generator)
     return [replies[str(number)] for number in range(len(constraints))]
 
@@ -266,12 +266,14 @@ HARMLESS: dict[str, dict[str, Any]] = {
 def test_what_is_built_to_explode_is_refused_or_harmless_and_the_others_go_on(
     generator: TorchGenerator, base: str, name: str
 ) -> None:
-    generator.submit(Completion("other", base, None, QUESTION, max_tokens=2000, constraint=structured(regex="a{1500}")))
+    generator.submit(
+        CompletionRequest("other", base, None, QUESTION, max_tokens=2000, constraint=structured(regex="a{1500}"))
+    )
     while not generator.step():
         pass
     constraint = structured(**{**EXPLOSIVE, **HARMLESS}[name])
     began = time.process_time()
-    generator.submit(Completion("q", base, None, QUESTION, max_tokens=3, constraint=constraint))
+    generator.submit(CompletionRequest("q", base, None, QUESTION, max_tokens=3, constraint=constraint))
     replies: dict[str, list[Reply]] = {"q": [], "other": []}
     while not replies["q"] or isinstance(replies["q"][-1], Delta):
         for reply in generator.step():

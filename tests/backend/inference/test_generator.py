@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 from arkor.backend.compute.device import choose_device
 from arkor.backend.inference import model_cache as weights_room
 from arkor.backend.inference.generator import TorchGenerator
-from arkor.backend.inference.messages import Completion, Delta, Done, Failed, Reply
-from arkor.backend.inference.model_cache import Shelf
+from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Failed, Reply
+from arkor.backend.inference.model_cache import ModelCache
 from arkor.settings import STARTER_MODEL
 from tests.fakes.byte_model import byte_tokenizer, make_adapter, make_base
-from tests.fakes.starter import put_in
+from tests.fakes.starter_model import install_starter
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
@@ -40,9 +40,9 @@ def generator(tmp_path: Path) -> TorchGenerator:
 
 def ask(
     folders: dict[str, str], name: str = "q", adapter: str | None = None, text: str | None = None, **more: Any
-) -> Completion:
+) -> CompletionRequest:
     messages = QUESTION if text is None else ({"role": "user", "content": text},)
-    return Completion(name, folders["base"], folders[adapter] if adapter else None, messages, **more)
+    return CompletionRequest(name, folders["base"], folders[adapter] if adapter else None, messages, **more)
 
 
 def run(generator: TorchGenerator, seconds: float = 60) -> dict[str, list[Reply]]:
@@ -70,8 +70,8 @@ def reference(base: str, adapter: str | None, messages: Any, tokens: int) -> str
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
-    said: str = tokenizer.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
-    return said
+    output: str = tokenizer.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
+    return output
 
 
 @pytest.fixture
@@ -96,21 +96,21 @@ def test_greedy_is_what_transformers_generates(
 @pytest.mark.usefixtures("fp32")
 def test_answers_in_company_are_what_they_are_alone(folders: dict[str, str], generator: TorchGenerator) -> None:
     """Of different lengths and weights, joining and leaving at different times."""
-    asked = {
+    payload = {
         f"{adapter} {number}": ask(
             folders, f"{adapter} {number}", adapter, "word " * (3 * number + 1), max_tokens=limit
         )
         for adapter in (None, "one", "two")
         for number, limit in enumerate((30, 5, 17))
     }
-    replies: dict[str, list[Reply]] = {name: [] for name in asked}
-    for completion in asked.values():
+    replies: dict[str, list[Reply]] = {name: [] for name in payload}
+    for completion in payload.values():
         generator.submit(completion)
         for reply in generator.step():
             replies[reply.id].append(reply)
     for name, more in run(generator).items():
         replies[name] += more
-    for name, completion in asked.items():
+    for name, completion in payload.items():
         assert completion.max_tokens is not None
         alone = reference(completion.model, completion.adapter, completion.messages, completion.max_tokens)
         assert text_of(replies[name]) == alone, name
@@ -134,7 +134,7 @@ def test_every_architecture_answers_in_company(tmp_path: Path, generator: TorchG
     base = make_base(tmp_path / "base", config=ARCHITECTURES[name])
     texts = ["a", "a long enough question to fill the window", "bc"]
     for text in texts:
-        generator.submit(Completion(text, base, None, ({"role": "user", "content": text},), max_tokens=25))
+        generator.submit(CompletionRequest(text, base, None, ({"role": "user", "content": text},), max_tokens=25))
     replies = run(generator)
     for text in texts:
         assert text_of(replies[text]) == reference(base, None, [{"role": "user", "content": text}], 25)
@@ -224,16 +224,16 @@ def test_the_same_seed_is_the_same_text_in_any_company(
     monkeypatch.setattr(weights_room, "choose_device", lambda: choose_device(precision))
     generator = TorchGenerator(tmp_path)
     wish = {"temperature": temperature, "top_p": 0.95, "max_tokens": 60}
-    said = set()
+    output = set()
     for company in range(4):
         for number in range(company * 2):
             text = "word " * (5 * number + company)
             generator.submit(ask(folders, f"other {number}", text=text, seed=number % 2 or None, **wish))
         generator.submit(ask(folders, seed=11, **wish))
-        said.add(text_of(run(generator)["q"]))
-    assert len(said) == 1
+        output.add(text_of(run(generator)["q"]))
+    assert len(output) == 1
     generator.submit(ask(folders, seed=12, **wish))
-    assert (text_of(run(generator)["q"]) in said) == (temperature == 0)
+    assert (text_of(run(generator)["q"]) in output) == (temperature == 0)
 
 
 def test_without_a_seed_the_dice_fall_anew(folders: dict[str, str], generator: TorchGenerator) -> None:
@@ -272,7 +272,7 @@ def test_a_damaged_adapter_is_a_sentence_and_the_base_stays_whole(
     else:
         config = MistralConfig(**{**SIZES, "hidden_size": 16}, **HEADS)
         broken = Path(make_adapter_of(tmp_path / "other", config))
-    generator.submit(Completion("q", folders["base"], str(broken), QUESTION))
+    generator.submit(CompletionRequest("q", folders["base"], str(broken), QUESTION))
     [failed] = run(generator)["q"]
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (409, "adapter_unusable")
@@ -287,7 +287,7 @@ def make_adapter_of(folder: Path, config: Any) -> str:
 
 
 def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, generator: TorchGenerator) -> None:
-    generator.submit(Completion("q", str(tmp_path / "nowhere"), None, QUESTION))
+    generator.submit(CompletionRequest("q", str(tmp_path / "nowhere"), None, QUESTION))
     [failed] = run(generator)["q"]
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (400, "model_unavailable")
@@ -296,7 +296,7 @@ def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, generator: Torc
 
 def test_what_the_chat_template_refuses_is_a_sentence(folders: dict[str, str], generator: TorchGenerator) -> None:
     messages = ({"role": "assistant", "content": "first"},)
-    generator.submit(Completion("q", folders["base"], None, messages))
+    generator.submit(CompletionRequest("q", folders["base"], None, messages))
     [failed] = run(generator)["q"]
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (400, "template_refused")
@@ -307,7 +307,7 @@ def test_out_of_memory_is_a_sentence_and_the_next_answer_comes(
     folders: dict[str, str], generator: TorchGenerator, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The allocator's own refusal, to something that no machine has."""
-    model = generator._shelf.get(folders["base"]).result().model
+    model = generator._models.get(folders["base"]).result().model
     hook = model.register_forward_pre_hook(lambda *_: torch.empty(2**50))
     generator.submit(ask(folders, max_tokens=3))
     [failed] = run(generator)["q"]
@@ -340,39 +340,39 @@ def test_a_cancelled_answer_stops_and_the_others_go_on(folders: dict[str, str], 
 def test_adapters_make_room_for_each_other(
     tmp_path: Path, folders: dict[str, str], generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_room, "MOST_ADAPTERS", 2)
+    monkeypatch.setattr(weights_room, "MAX_ADAPTERS", 2)
     copies = [
         str(shutil.copytree(folders[name], tmp_path / f"{name}-{n}")) for n in range(3) for name in ("one", "two")
     ]
-    said = []
+    output = []
     for folder in copies:
-        generator.submit(Completion("q", folders["base"], folder, QUESTION, max_tokens=10))
-        said.append(text_of(run(generator)["q"]))
-    assert said[:2] == said[2:4] == said[4:]
-    assert said[0] != said[1]
+        generator.submit(CompletionRequest("q", folders["base"], folder, QUESTION, max_tokens=10))
+        output.append(text_of(run(generator)["q"]))
+    assert output[:2] == output[2:4] == output[4:]
+    assert output[0] != output[1]
 
 
 def test_an_adapter_that_was_written_anew_is_read_anew(
     tmp_path: Path, folders: dict[str, str], generator: TorchGenerator
 ) -> None:
     folder = tmp_path / "adapter"
-    said = []
+    output = []
     for name in ("one", "two"):
         shutil.copytree(folders[name], folder, dirs_exist_ok=True, copy_function=shutil.copy)
-        generator.submit(Completion("q", folders["base"], str(folder), QUESTION, max_tokens=10))
-        said.append(text_of(run(generator)["q"]))
-    assert said[0] != said[1]
+        generator.submit(CompletionRequest("q", folders["base"], str(folder), QUESTION, max_tokens=10))
+        output.append(text_of(run(generator)["q"]))
+    assert output[0] != output[1]
 
 
 @pytest.mark.usefixtures("fp32")
 def test_bases_that_are_not_used_leave_when_another_needs_room(tmp_path: Path) -> None:
     bases = [make_base(tmp_path / str(number), seed=number) for number in range(3)]
     size = (Path(bases[0]) / "model.safetensors").stat().st_size
-    shelf = Shelf(tmp_path, limit=int(2.5 * size))
+    shelf = ModelCache(tmp_path, limit=int(2.5 * size))
     loaded = [shelf.get(base).result() for base in bases]
     assert shelf.get(bases[2]).result() is loaded[2]
     assert shelf.get(bases[0]).result() is not loaded[0]
-    shelf.drop_idle([loaded[2]])
+    shelf.evict_idle([loaded[2]])
     assert shelf.get(bases[2]).result() is loaded[2]
 
 
@@ -383,9 +383,9 @@ def test_bases_that_are_not_used_leave_when_another_needs_room(tmp_path: Path) -
 def test_the_starter_model_says_what_transformers_generates(
     tmp_path: Path, generator: TorchGenerator, starter: Path
 ) -> None:
-    put_in(tmp_path, starter)
+    install_starter(tmp_path, starter)
     messages = ({"role": "user", "content": "What is the capital of France?"},)
-    generator.submit(Completion("q", STARTER_MODEL, None, messages, max_tokens=20))
-    said = text_of(run(generator, seconds=250)["q"])
-    assert "Paris" in said
-    assert said == reference(str(tmp_path / "models" / STARTER_MODEL), None, messages, 20)
+    generator.submit(CompletionRequest("q", STARTER_MODEL, None, messages, max_tokens=20))
+    output = text_of(run(generator, seconds=250)["q"])
+    assert "Paris" in output
+    assert output == reference(str(tmp_path / "models" / STARTER_MODEL), None, messages, 20)

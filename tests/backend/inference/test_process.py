@@ -14,7 +14,15 @@ import psutil
 import pytest
 from attrs import define
 
-from arkor.backend.inference.messages import Completion, Delta, Done, Failed, Reply, reply_from_json, reply_to_json
+from arkor.backend.inference.messages import (
+    CompletionRequest,
+    Delta,
+    Done,
+    Failed,
+    Reply,
+    reply_from_json,
+    reply_to_json,
+)
 
 pytestmark = pytest.mark.slow  # real processes, terminals or clocks
 
@@ -31,7 +39,7 @@ class Served:
         self.process.stdin.flush()
 
     def ask(self, name: str, text: str, *, model: str = "any", **more: Any) -> None:
-        completion = Completion(name, model, None, ({"role": "user", "content": text},), **more)
+        completion = CompletionRequest(name, model, None, ({"role": "user", "content": text},), **more)
         self.put({"completion": attrs.asdict(completion)})
 
     def reply(self) -> Reply:

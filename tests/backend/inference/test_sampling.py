@@ -5,20 +5,20 @@ import random
 import pytest
 import torch
 
-from arkor.backend.inference.sampling import Taste, choose
+from arkor.backend.inference.sampling import SamplingParams, sample
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
 
-def tastes(count: int, temperature: float, top_p: float, seed: int = 0) -> list[Taste]:
-    return [Taste(temperature, top_p, random.Random(seed + number)) for number in range(count)]
+def tastes(count: int, temperature: float, top_p: float, seed: int = 0) -> list[SamplingParams]:
+    return [SamplingParams(temperature, top_p, random.Random(seed + number)) for number in range(count)]
 
 
 def test_sampling_follows_temperature_and_top_p() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(4000, 4)
 
     def seen(temperature: float, top_p: float) -> list[float]:
-        tokens = choose(logits, tastes(4000, temperature, top_p))
+        tokens = sample(logits, tastes(4000, temperature, top_p))
         return [tokens.count(token) / 4000 for token in range(4)]
 
     assert seen(1.0, 1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
@@ -30,7 +30,7 @@ def test_sampling_follows_temperature_and_top_p() -> None:
 
 
 def test_top_p_looks_beyond_the_likeliest_thousand() -> None:
-    assert max(choose(torch.zeros(200, 5000), tastes(200, 1.0, 0.9))) > 1100
+    assert max(sample(torch.zeros(200, 5000), tastes(200, 1.0, 0.9))) > 1100
 
 
 def test_what_is_forbidden_is_never_drawn() -> None:
@@ -38,15 +38,19 @@ def test_what_is_forbidden_is_never_drawn() -> None:
     logits[:, 7] = 0.0
     logits[:, 49] = -3.0
     for temperature, top_p in ((2.0, 1.0), (100.0, 1.0), (100.0, 0.99), (0.0, 1.0)):
-        assert set(choose(logits, tastes(2000, temperature, top_p))) <= {7, 49}
+        assert set(sample(logits, tastes(2000, temperature, top_p))) <= {7, 49}
 
 
 def test_company_of_another_taste_changes_no_draw() -> None:
     logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(5))
-    mixed = [Taste(1.5, 1.0, random.Random(1)), Taste(0.0, 1.0, random.Random(2)), Taste(1.5, 0.8, random.Random(3))]
-    together = choose(logits, mixed)
+    mixed = [
+        SamplingParams(1.5, 1.0, random.Random(1)),
+        SamplingParams(0.0, 1.0, random.Random(2)),
+        SamplingParams(1.5, 0.8, random.Random(3)),
+    ]
+    together = sample(logits, mixed)
     alone = [
-        choose(logits[row : row + 1], [Taste(taste.temperature, taste.top_p, random.Random(row + 1))])[0]
+        sample(logits[row : row + 1], [SamplingParams(taste.temperature, taste.top_p, random.Random(row + 1))])[0]
         for row, taste in enumerate(mixed)
     ]
     assert together == alone

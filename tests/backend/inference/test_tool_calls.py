@@ -9,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arkor.backend.inference.generator import TorchGenerator
-from arkor.backend.inference.grammar import Grammars
-from arkor.backend.inference.messages import CallDelta, Calling, Completion, Delta, Done, Failed, Reply
-from arkor.backend.inference.tool_calls import PLAIN, CallReader, Markup, held, learn, told
+from arkor.backend.inference.grammar import GrammarCompiler
+from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Failed, Reply, ToolChoice
+from arkor.backend.inference.tool_calls import (
+    DEFAULT_FORMAT,
+    ToolCallFormat,
+    ToolCallParser,
+    call_constraint,
+    detect_format,
+    render_tools,
+)
 from tests.backend.inference.test_generator import run
 from tests.fakes.byte_model import byte_tokenizer, make_base
 
@@ -47,9 +54,9 @@ TEMPLATES = {
     "list": template("arguments", WRITTEN + "{{ '' if loop.last else ', ' }}", "[CALLS] [", "]"),
 }
 LEARNT = {
-    "tags": Markup("<tool_call>\n", "\n</tool_call>", "\n</tool_call>\n<tool_call>\n"),
-    "bare": Markup("", "", None, "parameters"),
-    "list": Markup("[CALLS] [", "]", ", "),
+    "tags": ToolCallFormat("<tool_call>\n", "\n</tool_call>", "\n</tool_call>\n<tool_call>\n"),
+    "bare": ToolCallFormat("", "", None, "parameters"),
+    "list": ToolCallFormat("[CALLS] [", "]", ", "),
 }
 
 
@@ -69,7 +76,7 @@ def renderer(chat_template: str) -> Any:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_how_calls_are_written_is_learnt_from_the_template(name: str) -> None:
-    assert learn(renderer(TEMPLATES[name]), ["</s>"]) == LEARNT[name]
+    assert detect_format(renderer(TEMPLATES[name]), ["</s>"]) == LEARNT[name]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +88,14 @@ def test_how_calls_are_written_is_learnt_from_the_template(name: str) -> None:
     ],
 )
 def test_a_template_that_cannot_write_calls_as_json_is_told_in_words(chat_template: str) -> None:
-    assert learn(renderer(chat_template), ["</s>"]) == PLAIN
+    assert detect_format(renderer(chat_template), ["</s>"]) == DEFAULT_FORMAT
 
 
 def test_a_conversation_with_calls_in_words() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     results = [{"role": "tool", "tool_call_id": str(number), "content": f"r{number}"} for number in (1, 2)]
     messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]
-    system, question, called, result = told(messages, Calling(BOTH, True, "add", False), PLAIN)
+    system, question, called, result = render_tools(messages, ToolChoice(BOTH, True, "add", False), DEFAULT_FORMAT)
     assert '"name": "add"' in system["content"]
     assert '"now"' not in system["content"]  # it may not be called
     assert question == QUESTION[0]
@@ -100,19 +107,19 @@ def test_a_conversation_with_calls_in_words() -> None:
 # What may be written
 
 
-def accepts(calling: Calling, markup: Markup, text: str) -> bool:
+def accepts(tool_choice: ToolChoice, call_format: ToolCallFormat, text: str) -> bool:
     """Whether an answer may be that text."""
-    grammars = Grammars(byte_tokenizer(), 257, [256])
-    matcher = grammars.guide(held(calling, markup, lambda _: None)).matcher
+    grammars = GrammarCompiler(byte_tokenizer(), 257, [256])
+    matcher = grammars.matcher(call_constraint(tool_choice, call_format, lambda _: None)).matcher
     return matcher.try_consume_tokens(list(byte_tokenizer()(text).input_ids)) == len(text) and matcher.is_accepting()
 
 
-FREE = Calling(BOTH, forced=False, name=None, several=True)
+FREE = ToolChoice(BOTH, forced=False, name=None, parallel=True)
 
 
 def written(name: str, *calls: str) -> str:
-    markup = LEARNT[name]
-    return markup.opening + (markup.between or "").join(calls) + markup.closing
+    call_format = LEARNT[name]
+    return call_format.opening + (call_format.between or "").join(calls) + call_format.closing
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -131,23 +138,23 @@ def test_free_calls_are_well_formed_or_not_there(name: str) -> None:
         assert not accepts(FREE, LEARNT[name], written(name, bad))
     if name != "bare":
         assert accepts(FREE, LEARNT[name], written(name, good, other))
-        assert not accepts(Calling(BOTH, False, None, several=False), LEARNT[name], written(name, good, other))
+        assert not accepts(ToolChoice(BOTH, False, None, parallel=False), LEARNT[name], written(name, good, other))
 
 
 def test_parameters_in_parts_can_be_given_together() -> None:
     parts = [{"properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"]
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "allOf": parts}}}
-    calling = Calling((tool,), forced=False, name=None, several=False)
+    tool_choice = ToolChoice((tool,), forced=False, name=None, parallel=False)
     call = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
-    assert accepts(calling, PLAIN, f"<tool_call>\n{call}\n</tool_call>")
-    assert not accepts(calling, PLAIN, "<tool_call>\n" + call.replace(', "b": 2', "") + "\n</tool_call>")
+    assert accepts(tool_choice, DEFAULT_FORMAT, f"<tool_call>\n{call}\n</tool_call>")
+    assert not accepts(tool_choice, DEFAULT_FORMAT, "<tool_call>\n" + call.replace(', "b": 2', "") + "\n</tool_call>")
 
 
 # What is read again
 
 
-def read(markup: Markup, pieces: list[str], *, calling: bool) -> tuple[str, dict[int, list[Any]]]:
-    reader = CallReader("q", markup, calling)
+def read(call_format: ToolCallFormat, pieces: list[str], *, tool_choice: bool) -> tuple[str, dict[int, list[Any]]]:
+    reader = ToolCallParser("q", call_format, tool_choice)
     text, calls = "", {}
     for piece in [part for push in pieces for part in reader.push(push)] + reader.flush():
         if isinstance(piece, Delta):
@@ -168,14 +175,14 @@ JSON = st.recursive(
 
 @given(st.sampled_from(sorted(TEMPLATES)), st.lists(st.dictionaries(st.text(max_size=3), JSON), max_size=3), st.data())
 def test_calls_are_read_however_they_are_cut(name: str, arguments: list[Any], data: st.DataObject) -> None:
-    markup = LEARNT[name]
-    arguments = arguments[:1] if markup.between is None else arguments
-    calls = [f'{{"name": "f{n}", "{markup.arguments}": {json.dumps(one)}}}' for n, one in enumerate(arguments)]
+    call_format = LEARNT[name]
+    arguments = arguments[:1] if call_format.between is None else arguments
+    calls = [f'{{"name": "f{n}", "{call_format.arguments}": {json.dumps(one)}}}' for n, one in enumerate(arguments)]
     before = data.draw(st.sampled_from(["", "Let me see <tool", "[CALLS"])) if name != "bare" or not calls else ""
     whole = before + (written(name, *calls) if calls else "")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     pieces = [whole[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    text, found = read(markup, pieces, calling=False)
+    text, found = read(call_format, pieces, tool_choice=False)
     assert text == before
     assert [(call[0], json.loads(call[1])) for call in found.values()] == [
         (f"f{n}", a) for n, a in enumerate(arguments)
@@ -199,7 +206,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def answered(base: str, home: Path, **more: Any) -> list[Reply]:
     generator = TorchGenerator(home)
-    generator.submit(Completion("q", base, None, QUESTION, **{"max_tokens": 700, **more}))
+    generator.submit(CompletionRequest("q", base, None, QUESTION, **{"max_tokens": 700, **more}))
     return run(generator)["q"]
 
 
@@ -216,7 +223,9 @@ def calls_of(replies: list[Reply]) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: str, temperature: float) -> None:
     for chosen, several in (("add", False), (None, True)):
-        replies = answered(bases[name], tmp_path, calling=Calling(BOTH, True, chosen, several), temperature=temperature)
+        replies = answered(
+            bases[name], tmp_path, calling=ToolChoice(BOTH, True, chosen, several), temperature=temperature
+        )
         assert isinstance(replies[-1], Done)
         assert replies[-1].finish_reason == "tool_calls"
         assert not [reply for reply in replies if isinstance(reply, Delta)]
@@ -228,10 +237,10 @@ def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: st
 
 def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_path: Path) -> None:
     """At a temperature at which every letter is as likely as any other."""
-    calling = Calling((NOW,), forced=False, name=None, several=False)
+    tool_choice = ToolChoice((NOW,), forced=False, name=None, parallel=False)
     seen = set()
     for seed in range(8):
-        replies = answered(bases["short"], tmp_path, calling=calling, temperature=1e6, seed=seed, max_tokens=900)
+        replies = answered(bases["short"], tmp_path, calling=tool_choice, temperature=1e6, seed=seed, max_tokens=900)
         done = replies[-1]
         assert isinstance(done, Done)
         text = "".join(reply.text for reply in replies if isinstance(reply, Delta))

@@ -13,8 +13,8 @@ import pytest
 
 from arkor.backend.data.datasets import Rows
 from arkor.backend.data.packed_rows import PackedRows
-from arkor.backend.preflight.data_report import duplicates_of, lengths_of, preview_of
-from arkor.backend.preflight.process import examine
+from arkor.backend.preflight.data_report import find_duplicates, length_stats, preview_rows
+from arkor.backend.preflight.process import run_check
 from arkor.backend.training.tokenization import encode
 from tests.fakes.tiny_model import make_tiny_model, tiny_tokenizer
 
@@ -27,7 +27,7 @@ def packed(*texts: str) -> PackedRows:
 
 
 def test_duplicates_within_and_between() -> None:
-    found = duplicates_of(Rows(packed("a", "b", "a", "c", "a"), packed("d", "b", "a")))
+    found = find_duplicates(Rows(packed("a", "b", "a", "c", "a"), packed("d", "b", "a")))
     assert (found.within, found.within_examples) == (2, ((3, 1), (5, 1)))
     assert (found.between, found.between_examples) == (2, ((2, 2), (3, 1)))
 
@@ -40,8 +40,8 @@ def chat(question: str, answer: str) -> dict[str, Any]:
 def test_lengths_are_those_before_the_cut() -> None:
     rows = [chat("?", "x" * count) for count in (1, 5, 100)] + [chat("?" * 200, "lost")]
     tokenizer = tiny_tokenizer()
-    whole = lengths_of(encode(rows, tokenizer, answers_only=True, max_length=1000), 1000)
-    found = lengths_of(encode(rows, tokenizer, answers_only=True, max_length=60), 60)
+    whole = length_stats(encode(rows, tokenizer, answers_only=True, max_length=1000), 1000)
+    found = length_stats(encode(rows, tokenizer, answers_only=True, max_length=60), 60)
     frame = whole.shortest - 1
     assert (found.shortest, found.longest, found.longest_row) == (frame + 1, frame + 203, 4)
     assert (found.rows, found.cut, found.left_out) == (4, 2, 1)
@@ -56,7 +56,7 @@ def test_lengths_are_those_before_the_cut() -> None:
 def test_a_row_is_shown_token_by_token() -> None:
     tokenizer = tiny_tokenizer()
     examples = encode([chat("Grüß 🙂", "né")], tokenizer, answers_only=True, max_length=1000)
-    [row] = preview_of(examples, tokenizer)
+    [row] = preview_rows(examples, tokenizer)
     assert "".join(row.tokens) == tokenizer.apply_chat_template(chat("Grüß 🙂", "né")["messages"], tokenize=False)
     assert "�" not in "".join(row.tokens)
     assert [text for text, counts in row.parts() if counts] == ["né<|im_end|>\n"]
@@ -90,7 +90,7 @@ def examined_elsewhere(home: Path, question: dict[str, Any]) -> list[dict[str, A
 def examined(home: Path, model: Path, rows: list[Any], **config: Any) -> list[dict[str, Any]]:
     """The same lines, without the seconds that a process takes to import what it needs."""
     lines: list[dict[str, Any]] = []
-    examine(question_of(home, model, rows, **config), home, "trl", lines.append)
+    run_check(question_of(home, model, rows, **config), home, "trl", lines.append)
     return lines
 
 

@@ -27,7 +27,7 @@ def uploaded(caller: Caller, content: bytes = ROWS) -> dict[str, Any]:
     return {"type": "blob", "url": answer.json()["dataset"]["url"]}
 
 
-def asked(caller: Caller, *, status: int = 200, **config: Any) -> requests.Response:
+def post_check(caller: Caller, *, status: int = 200, **config: Any) -> requests.Response:
     body = {"config": {"model": "scripted/model", "datasetSource": {"type": "huggingface", "name": "rows"}, **config}}
     answer = caller.call("POST", "/v1/jobs/check", json=body, stream=True)
     assert answer.status_code == status, answer.text
@@ -44,15 +44,15 @@ def frames(answer: requests.Response) -> Generator[Frame, None, None]:
                 yield Frame(fields.get("id"), fields["event"], json.loads(fields["data"]))
 
 
-def found(caller: Caller, **config: Any) -> dict[str, Any]:
+def check_result(caller: Caller, **config: Any) -> dict[str, Any]:
     """All that was found; the stream has ended as it should."""
-    told = list(frames(asked(caller, **config)))
-    assert told[-1].event == "end"
-    parts = [frame.data["found"] for frame in told if frame.event == "check.found"]
+    output = list(frames(post_check(caller, **config)))
+    assert output[-1].event == "end"
+    parts = [frame.data["found"] for frame in output if frame.event == "check.found"]
     return {name: value for part in parts for name, value in part.items()}
 
 
-def looking(backend: Backend) -> list[psutil.Process]:
+def check_processes(backend: Backend) -> list[psutil.Process]:
     """The processes that look at runs of this backend."""
     wanted = ["arkor.backend.preflight.process", str(backend.home)]
     return [one for one in psutil.process_iter(["cmdline"]) if all(w in (one.info["cmdline"] or []) for w in wanted)]
@@ -66,7 +66,7 @@ def until(condition: Any, seconds: float = 10) -> None:
 
 
 def test_rows_duplicates_and_an_estimate(caller: Caller) -> None:
-    check = found(caller, datasetSource=uploaded(caller), maxSteps=7)
+    check = check_result(caller, datasetSource=uploaded(caller), maxSteps=7)
     assert (check["trainRows"], check["format"]) == (3, "text")
     assert check["duplicates"] == {"within": 1, "between": 0, "withinExamples": [[3, 1]], "betweenExamples": []}
     assert check["estimate"]["steps"] == 7
@@ -74,7 +74,7 @@ def test_rows_duplicates_and_an_estimate(caller: Caller) -> None:
 
 def test_every_fault_is_told_by_its_line(caller: Caller) -> None:
     lines = [b'{"text": "fine"}', *[b'{"text": ""}'] * 1200]
-    check = found(caller, datasetSource=uploaded(caller, b"\n".join(lines)))
+    check = check_result(caller, datasetSource=uploaded(caller, b"\n".join(lines)))
     assert check["problemCount"] == 1200
     assert check["problems"][0] == "line 2: text: is empty; write a text there or leave the row out"
     assert check["problems"][-1].startswith("line 21:")  # the scripted engine tells as many as a run
@@ -83,45 +83,45 @@ def test_every_fault_is_told_by_its_line(caller: Caller) -> None:
 
 def test_a_run_of_the_same_configuration_knows_its_estimate(caller: Caller) -> None:
     source = uploaded(caller)
-    estimate = found(caller, datasetSource=source, maxSteps=3)["estimate"]
+    estimate = check_result(caller, datasetSource=source, maxSteps=3)["estimate"]
     same, other = caller.submit(datasetSource=source, maxSteps=3), caller.submit(datasetSource=source, maxSteps=4)
     started = {job: next(f.data for f in caller.events(job) if f.event == "training.started") for job in (same, other)}
     assert started[same]["estimate"] == estimate
     assert "estimate" not in started[other]
 
 
-def test_a_token_is_used_and_told_nobody(caller: Caller, shared_backend: Backend) -> None:
+def test_a_token_is_used_and_told_nobody(caller: Caller, backend_env: Backend) -> None:
     source = {"type": "blob", "url": "http://127.0.0.1:9/rows.jsonl", "token": "hf_very_secret_token"}
-    with asked(caller, datasetSource=source) as answer:
+    with post_check(caller, datasetSource=source) as answer:
         assert b"very_secret" not in answer.content
-    files = [file for file in shared_backend.home.rglob("*") if file.is_file() and "check" in str(file)]
+    files = [file for file in backend_env.home.rglob("*") if file.is_file() and "check" in str(file)]
     assert all(b"very_secret" not in file.read_bytes() for file in files)
 
 
 def test_a_configuration_that_cannot_be_trained_is_refused(caller: Caller) -> None:
-    *_, failed, end = frames(asked(caller, model="scripted/fail"))
+    *_, failed, end = frames(post_check(caller, model="scripted/fail"))
     assert (failed.event, end.event) == ("check.failed", "end")
     assert failed.data["status"] == 400
     assert "fails by design" in failed.data["error"]
-    assert "config.maxSteps" in asked(caller, status=400, maxSteps=0).json()["error"]
+    assert "config.maxSteps" in post_check(caller, status=400, maxSteps=0).json()["error"]
 
 
-def test_rows_of_another_project_are_not_looked_at(caller: Caller, shared_backend: Backend) -> None:
+def test_rows_of_another_project_are_not_looked_at(caller: Caller, backend_env: Backend) -> None:
     source = uploaded(caller, b'{"text": "not yours"}')
-    assert "no file of this project" in asked(stranger(shared_backend), status=400, datasetSource=source).text
+    assert "no file of this project" in post_check(stranger(backend_env), status=400, datasetSource=source).text
 
 
 def test_it_says_that_a_run_trains_beside(slow_backend: Backend) -> None:
     caller = owner(slow_backend)
-    assert not found(caller, maxSteps=50)["estimate"]["busy"]
+    assert not check_result(caller, maxSteps=50)["estimate"]["busy"]
     job = caller.submit(maxSteps=50)
     caller.until_step(job, 1)
-    assert found(caller, maxSteps=50)["estimate"]["busy"]
+    assert check_result(caller, maxSteps=50)["estimate"]["busy"]
     assert caller.job(job)["status"] == "running"
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Iterator[str]:
+def endless_url(tmp_path: Path) -> Iterator[str]:
     """The URL of a file that does not come to its end."""
     import socket  # noqa: PLC0415 - here alone
 
@@ -130,7 +130,7 @@ def endless(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def patient_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def silent_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """A backend that may fetch from this machine."""
     from tests.conftest import start_backend  # noqa: PLC0415 - as above
 
@@ -141,52 +141,52 @@ def patient_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     started.process.wait()
 
 
-def test_a_run_that_begins_goes_first(patient_backend: Backend, endless: str) -> None:
-    caller = owner(patient_backend)
-    told = begun(caller, endless)
-    [process] = looking(patient_backend)
+def test_a_run_that_begins_goes_first(silent_backend: Backend, endless_url: str) -> None:
+    caller = owner(silent_backend)
+    output = begun(caller, endless_url)
+    [process] = check_processes(silent_backend)
     assert process.nice() == 0
     caller.submit(model="scripted/model", maxSteps=3_000_000)
     until(lambda: process.nice() == 5)
     threads = [psutil.Process(thread.id).nice() for thread in process.threads()]
     assert set(threads) == {5}
-    told.close()
+    output.close()
 
 
 def begun(caller: Caller, url: str) -> Generator[Frame, None, None]:
     """A check that waits for its data."""
-    told = frames(asked(caller, datasetSource={"type": "blob", "url": url}))
-    assert next(told).data["message"] == "Reading the data"
-    return told
+    output = frames(post_check(caller, datasetSource={"type": "blob", "url": url}))
+    assert next(output).data["message"] == "Reading the data"
+    return output
 
 
-def test_going_away_ends_it_and_the_next_one_has_its_turn(patient_backend: Backend, endless: str) -> None:
-    caller = owner(patient_backend)
-    answer = asked(caller, datasetSource={"type": "blob", "url": endless})
-    until(lambda: looking(patient_backend))
-    second = frames(asked(caller))
+def test_going_away_ends_it_and_the_next_one_has_its_turn(silent_backend: Backend, endless_url: str) -> None:
+    caller = owner(silent_backend)
+    answer = post_check(caller, datasetSource={"type": "blob", "url": endless_url})
+    until(lambda: check_processes(silent_backend))
+    second = frames(post_check(caller))
     assert next(second).data["message"] == "Waiting for another check to end"
-    [process] = looking(patient_backend)
+    [process] = check_processes(silent_backend)
     answer.close()
     assert [frame.event for frame in second][-1] == "end"
     until(lambda: not process.is_running())
-    until(lambda: not looking(patient_backend))
-    until(lambda: not list((patient_backend.home / "checks").glob(".at-work-*")))
+    until(lambda: not check_processes(silent_backend))
+    until(lambda: not list((silent_backend.home / "checks").glob(".at-work-*")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_is_told_of(patient_backend: Backend, endless: str, number: signal.Signals) -> None:
-    told = begun(owner(patient_backend), endless)
-    looking(patient_backend)[0].send_signal(number)
-    *_, failed, end = told
+def test_a_process_that_dies_is_told_of(silent_backend: Backend, endless_url: str, number: signal.Signals) -> None:
+    output = begun(owner(silent_backend), endless_url)
+    check_processes(silent_backend)[0].send_signal(number)
+    *_, failed, end = output
     assert (failed.event, end.event) == ("check.failed", "end")
     assert f"by the signal {number.name}" in failed.data["error"]
     assert ("Too little memory" in failed.data["error"]) == (number == signal.SIGKILL)
 
 
-def test_it_goes_when_the_server_is_killed(patient_backend: Backend, endless: str) -> None:
-    told = begun(owner(patient_backend), endless)
-    [process] = looking(patient_backend)
-    patient_backend.process.kill()
+def test_it_goes_when_the_server_is_killed(silent_backend: Backend, endless_url: str) -> None:
+    output = begun(owner(silent_backend), endless_url)
+    [process] = check_processes(silent_backend)
+    silent_backend.process.kill()
     process.wait(30)
-    told.close()
+    output.close()

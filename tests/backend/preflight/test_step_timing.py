@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs arkor[local]")
 
-from arkor.backend.preflight.step_timing import Company  # noqa: E402 - it needs torch
+from arkor.backend.preflight.step_timing import CpuContention  # noqa: E402 - it needs torch
 
 
 @pytest.fixture
@@ -27,15 +27,15 @@ def crowd() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_others_that_take_cores_count(crowd: None) -> None:
-    company = Company()
+    company = CpuContention()
     compute(3)
-    assert company.took_cores()
+    assert company.is_significant()
 
 
 def test_who_only_rests_has_no_company() -> None:
-    company = Company()
+    company = CpuContention()
     time.sleep(0.3)
-    assert not company.took_cores()
+    assert not company.is_significant()
 
 
 def compute(seconds: float) -> None:

@@ -14,10 +14,10 @@ from uuid import uuid4
 
 import pytest
 
-from arkor.backend.runs.checkpoint_pins import Pins
-from arkor.backend.runs.checkpoints import discharge, thin_out
+from arkor.backend.runs.checkpoint_pins import CheckpointPins
+from arkor.backend.runs.checkpoints import prune, remove_expired
 from arkor.backend.runs.paths import RunFolder, prepare, run_folder
-from arkor.protocol.best_checkpoint import Standings
+from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from arkor.protocol.deployments import Deployment
 from tests.backend.caller import Caller, owner
 from tests.conftest import Backend, start_backend, stop_backend
@@ -49,62 +49,64 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_who_thins_out_spares_what_is_pinned(tmp_path: Path, run: RunFolder) -> None:
-    Pins(tmp_path).restore([deployment("a", checkpoint(2)), deployment("b", checkpoint(2)), deployment("c", BASE)])
-    assert run.pinned() == {2}
-    thin_out(run, range(1, 7), Standings(), 1)
+    CheckpointPins(tmp_path).restore(
+        [deployment("a", checkpoint(2)), deployment("b", checkpoint(2)), deployment("c", BASE)]
+    )
+    assert run.pinned_steps() == {2}
+    prune(run, range(1, 7), BestCheckpointTracker(), 1)
     assert steps(run.checkpoints) == [2, 6]
-    discharge(run, 0)
+    remove_expired(run, 0)
     assert not run.retired.exists()
 
 
 def test_a_checkpoint_that_is_retired_already_stays_where_it_is(tmp_path: Path, run: RunFolder) -> None:
-    thin_out(run, range(1, 7), Standings(), 1)
-    pins = Pins(tmp_path)
-    with pins.moved("a", lambda: None, checkpoint(3)):
+    prune(run, range(1, 7), BestCheckpointTracker(), 1)
+    checkpoint_pins = CheckpointPins(tmp_path)
+    with checkpoint_pins.pin_moved("a", lambda: None, checkpoint(3)):
         pass
     for folder in run.retired.iterdir():
         os.utime(folder, (0, 0))
-    discharge(run)
+    remove_expired(run)
     assert steps(run.retired) == [3]
-    with pins.moved("a", lambda: deployment("a", checkpoint(3)), None):
+    with checkpoint_pins.pin_moved("a", lambda: deployment("a", checkpoint(3)), None):
         pass
     assert steps(run.retired) == []
 
 
 def test_the_last_deployment_takes_the_pin_away(tmp_path: Path, run: RunFolder) -> None:
-    pins = Pins(tmp_path)
+    checkpoint_pins = CheckpointPins(tmp_path)
     before = {name: deployment(name, checkpoint(2)) for name in "ab"}
-    pins.restore(before.values())
-    with pins.moved("a", lambda: before["a"], checkpoint(4)):
-        assert run.pinned() == {2, 4}
-    assert run.pinned() == {2, 4}
-    with pins.moved("b", lambda: before["b"], BASE):
+    checkpoint_pins.restore(before.values())
+    with checkpoint_pins.pin_moved("a", lambda: before["a"], checkpoint(4)):
+        assert run.pinned_steps() == {2, 4}
+    assert run.pinned_steps() == {2, 4}
+    with checkpoint_pins.pin_moved("b", lambda: before["b"], BASE):
         pass
-    assert run.pinned() == {4}
+    assert run.pinned_steps() == {4}
 
 
 def test_a_change_that_fails_changes_no_pin(tmp_path: Path, run: RunFolder) -> None:
-    pins = Pins(tmp_path)
+    checkpoint_pins = CheckpointPins(tmp_path)
     before = deployment("a", checkpoint(2))
-    pins.restore([before])
+    checkpoint_pins.restore([before])
     for after in (checkpoint(4), checkpoint(2), None):
-        with pytest.raises(LookupError), pins.moved("a", lambda: before, after):
+        with pytest.raises(LookupError), checkpoint_pins.pin_moved("a", lambda: before, after):
             raise LookupError
-        assert run.pinned() == {2}
+        assert run.pinned_steps() == {2}
 
 
 def test_what_is_pinned_while_it_is_cleared_away_is_there_or_was_seen_to_be_gone(
     tmp_path: Path, run: RunFolder
 ) -> None:
-    pins = Pins(tmp_path)
+    checkpoint_pins = CheckpointPins(tmp_path)
     run.retired.mkdir()
     for round_ in range(200):
         folder = run.retired / str(round_)
         folder.mkdir()
         os.utime(folder, (0, 0))
-        clearing = threading.Thread(target=discharge, args=(run,))
+        clearing = threading.Thread(target=remove_expired, args=(run,))
         clearing.start()
-        with pins.moved("a", lambda: None, checkpoint(round_)):
+        with checkpoint_pins.pin_moved("a", lambda: None, checkpoint(round_)):
             seen = folder.exists()
         clearing.join()
         assert folder.exists() or not seen
@@ -161,9 +163,9 @@ def test_an_endpoint_answers_with_an_early_checkpoint_of_a_run_that_goes_on(slow
     changed = caller.call("PATCH", f"/v1/endpoints/{made['id']}", json={"target": checkpoint(3, job)})
     assert changed.status_code == 404
     assert "no checkpoint of step 3" in changed.json()["error"]
-    assert run.pinned() == {2}
+    assert run.pinned_steps() == {2}
     assert caller.call("DELETE", f"/v1/endpoints/{made['id']}").status_code == 204
-    assert run.pinned() == set()
+    assert run.pinned_steps() == set()
 
 
 @pytest.mark.slow
@@ -177,14 +179,14 @@ def test_pins_outlive_the_database_and_are_made_up_for(slow_backend: Backend) ->
     shutil.rmtree(run.pins)  # as an arkor of before left it
     again = start_backend(slow_backend.home, "--engine", "scripted")
     assert ask(owner(again), made)[0] == 200
-    assert run.pinned() == {2}
+    assert run.pinned_steps() == {2}
     stop(again)
 
     with closing(sqlite3.connect(slow_backend.home / "arkor.db")) as database, database:
         database.execute("DELETE FROM deployments")
     once_more = start_backend(slow_backend.home, "--engine", "scripted")
     owner(once_more)  # it answers: it has begun
-    assert run.pinned() == {2}
+    assert run.pinned_steps() == {2}
     stop(once_more)
 
 

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arkor.backend.runs.event_log import (
-    LogHeld,
+    LogLocked,
+    LogStatus,
     LogWriter,
-    Standing,
     is_finished,
-    is_held,
+    is_locked,
     read_events,
     read_last,
-    read_standing,
+    read_status,
 )
 from arkor.protocol.events import (
     TYPE_OF,
@@ -30,7 +30,7 @@ from arkor.protocol.events import (
     Event,
     TrainingCancelled,
     TrainingCompleted,
-    TrainingFailed,
+    TrainingFailedEvent,
     TrainingLog,
     TrainingPreparing,
     TrainingResumed,
@@ -52,7 +52,7 @@ events = st.one_of(
     st.builds(TrainingWarning, texts, texts, texts),
     st.builds(TrainingLog, texts, texts, steps, numbers, numbers, numbers, numbers, numbers),
     st.builds(CheckpointSaved, texts, texts, steps, st.none() | st.just((Artifact("checkpoint", 1, "a", 2),))),
-    st.builds(TrainingFailed, texts, texts, texts.filter(bool), st.none() | steps),
+    st.builds(TrainingFailedEvent, texts, texts, texts.filter(bool), st.none() | steps),
 )
 
 
@@ -131,12 +131,12 @@ def test_a_cursor_beyond_the_end_waits_for_the_log_to_pass_it(tmp_path: Path) ->
 
 def test_there_is_one_writer(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    assert not is_held(path)
+    assert not is_locked(path)
     with LogWriter(path):
-        assert is_held(path)
-        with pytest.raises(LogHeld):
+        assert is_locked(path)
+        with pytest.raises(LogLocked):
             LogWriter(path)
-    assert not is_held(path)
+    assert not is_locked(path)
     LogWriter(path).close()
 
 
@@ -147,7 +147,7 @@ def test_a_writer_in_another_process_holds_the_log_until_it_dies(tmp_path: Path)
     with child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert is_held(path)
+        assert is_locked(path)
         child.kill()
         with LogWriter(path, wait=True) as log:
             assert log.tail.id == 0
@@ -183,25 +183,25 @@ with LogWriter(Path(sys.argv[1])) as log:
 
 def test_standing(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    assert read_standing(path) == Standing(JobStatus.QUEUED)
+    assert read_status(path) == LogStatus(JobStatus.QUEUED)
     assert read_last(path) is None
     assert is_finished(path)
     write(path)
-    assert read_standing(path) == Standing(JobStatus.QUEUED)
+    assert read_status(path) == LogStatus(JobStatus.QUEUED)
     assert not is_finished(path)
     write(path, TrainingStarted("job", "1"), log_event(1))
-    assert read_standing(path) == Standing(JobStatus.RUNNING, started_at="1")
+    assert read_status(path) == LogStatus(JobStatus.RUNNING, started_at="1")
     assert read_last(path) == {"type": "training.log", "jobId": "job", "timestamp": TIME, "step": 1}
     assert not is_finished(path)
-    write(path, TrainingFailed("job", "2", "x" * 50_000))
-    assert read_standing(path) == Standing(JobStatus.FAILED, "x" * 50_000, "1", "2")
+    write(path, TrainingFailedEvent("job", "2", "x" * 50_000))
+    assert read_status(path) == LogStatus(JobStatus.FAILED, "x" * 50_000, "1", "2")
     assert is_finished(path)
 
 
 def test_an_older_log_of_a_cancelled_run_is_understood(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text('{"type":"training.cancelled","jobId":"job","timestamp":"1"}\n')
-    assert read_standing(events) == Standing(JobStatus.CANCELLED, completed_at="1")
+    assert read_status(events) == LogStatus(JobStatus.CANCELLED, completed_at="1")
     assert decode_event(json.loads(events.read_text())) == TrainingCancelled("job", "1")
 
 
@@ -211,4 +211,4 @@ def test_an_older_log_of_a_cancelled_run_is_understood(tmp_path: Path) -> None:
 )
 def test_a_run_that_only_ended_never_began(tmp_path: Path, event: Event, status: JobStatus) -> None:
     write(tmp_path / "events.jsonl", event)
-    assert read_standing(tmp_path / "events.jsonl") == Standing(status, completed_at="1")
+    assert read_status(tmp_path / "events.jsonl") == LogStatus(status, completed_at="1")

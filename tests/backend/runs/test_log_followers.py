@@ -20,8 +20,8 @@ import pytest
 from attrs import field, frozen
 
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_notifier import ring
-from arkor.backend.runs.paths import bell_file, run_folder
+from arkor.backend.runs.log_notifier import notify
+from arkor.backend.runs.paths import notifier_file, run_folder
 from arkor.protocol.codec import dumps
 from arkor.protocol.events import TrainingCompleted, TrainingLog, TrainingPreparing, encode_event
 from tests.backend.caller import LOCAL, owner
@@ -60,18 +60,18 @@ class Run:
                 log.append(
                     TrainingPreparing(self.id, TIME, message) if message else TrainingLog(self.id, TIME, step, 1.5)
                 )
-                ring(bell_file(self.backend.home))
+                notify(notifier_file(self.backend.home))
             return log.tail.id
 
     def finish(self) -> None:
         with LogWriter(self.log) as log:
             log.append(TrainingCompleted(self.id, TIME))
-        ring(bell_file(self.backend.home))
+        notify(notifier_file(self.backend.home))
 
     def write_raw(self, data: bytes) -> None:
         with self.log.open("ab") as file:
             file.write(data)
-        ring(bell_file(self.backend.home))
+        notify(notifier_file(self.backend.home))
 
     def watch(self, last_event_id: str | None = None, **query: str) -> Watcher:
         to = urlsplit(self.backend.url)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import psutil
 
-from arkor.backend.runs.log_notifier import Bell, ring
+from arkor.backend.runs.log_notifier import LogNotifier, notify
 
 
 class Listener:
     """A bell, and the times at which it called."""
 
     def __init__(self, path: Path) -> None:
-        self.bell = Bell(path)
+        self.bell = LogNotifier(path)
         self.calls: list[float] = []
-        self.bell.on_ring = lambda: self.calls.append(time.monotonic())
+        self.bell.on_notify = lambda: self.calls.append(time.monotonic())
         self.bell.open()
         self.calls.clear()
 
@@ -27,7 +27,7 @@ def test_a_ring_is_heard_at_once(tmp_path: Path) -> None:
         listener = Listener(tmp_path / "bell")
         for rings in range(1, 4):
             await asyncio.sleep(0.01)
-            ring(tmp_path / "bell")
+            notify(tmp_path / "bell")
             while len(listener.calls) < rings:
                 await asyncio.sleep(0)
         listener.bell.close()
@@ -40,11 +40,11 @@ def test_a_storm_of_rings_is_few_calls_and_its_last_one_is_heard(tmp_path: Path)
         listener = Listener(tmp_path / "bell")
         began, rings = time.monotonic(), 0
         while time.monotonic() - began < 0.3:
-            ring(tmp_path / "bell")
+            notify(tmp_path / "bell")
             rings += 1
             await asyncio.sleep(0)
         rung = time.monotonic()
-        ring(tmp_path / "bell")
+        notify(tmp_path / "bell")
         await asyncio.sleep(0.1)
         assert listener.calls[-1] >= rung
         assert 10 < len(listener.calls) < 170, f"{len(listener.calls)} calls for {rings} rings"
@@ -56,7 +56,7 @@ def test_a_storm_of_rings_is_few_calls_and_its_last_one_is_heard(tmp_path: Path)
 def test_without_a_pipe_it_calls_often(tmp_path: Path) -> None:
     async def listen() -> None:
         listener = Listener(tmp_path / "nowhere" / "bell")
-        ring(tmp_path / "nowhere" / "bell")
+        notify(tmp_path / "nowhere" / "bell")
         await asyncio.sleep(0.3)
         assert 2 < len(listener.calls) < 8
         listener.bell.close()
@@ -68,7 +68,7 @@ def test_closing_calls_a_last_time_and_leaves_no_file_open(tmp_path: Path) -> No
     async def listen() -> None:
         before = psutil.Process().num_fds()
         listener = Listener(tmp_path / "bell")
-        ring(tmp_path / "bell")
+        notify(tmp_path / "bell")
         listener.bell.close()
         assert listener.bell.closed
         assert len(listener.calls) == 1
@@ -84,7 +84,7 @@ def test_a_file_in_the_way_is_replaced(tmp_path: Path) -> None:
 
     async def listen() -> None:
         listener = Listener(tmp_path / "bell")
-        ring(tmp_path / "bell")
+        notify(tmp_path / "bell")
         await asyncio.sleep(0.05)
         assert len(listener.calls) == 1
         listener.bell.close()

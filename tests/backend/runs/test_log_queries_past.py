@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arkor.backend.runs.event_log import LogDamaged, LogWriter
-from arkor.backend.runs.log_queries import NOTHING_LOGGED, place, read_past
+from arkor.backend.runs.event_log import LogCorrupted, LogWriter
+from arkor.backend.runs.log_queries import NOTHING_LOGGED, log_position, read_resume_point
 from arkor.backend.runs.paths import RunFolder
-from arkor.protocol.best_checkpoint import Standings
+from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from arkor.protocol.events import CheckpointSaved, Event, TrainingLog, TrainingPreparing, TrainingStarted, decode_event
 from arkor.protocol.jobs import Artifact
 
@@ -50,29 +50,29 @@ def test_it_is_what_every_line_says(tmp_path: Path, run: tuple[list[Event], set[
         for event in events:
             log.append(event)
 
-    standings, last, saved = Standings(), NOTHING_LOGGED, {}
+    tracker, last, saved = BestCheckpointTracker(), NOTHING_LOGGED, {}
     for line in folder.events.read_bytes().splitlines():
         event = decode_event(json.loads(line))
         if isinstance(event, TrainingLog):
-            standings.log(event.step, event.loss, event.eval_loss)
-            last = max(last, place(event.step, event.eval_loss))
+            tracker.log(event.step, event.loss, event.eval_loss)
+            last = max(last, log_position(event.step, event.eval_loss))
         elif isinstance(event, CheckpointSaved):
-            standings.checkpoint(event.step)
+            tracker.checkpoint(event.step)
             saved[event.step] = event.artifacts
-    past = read_past(folder)
-    assert past.started == any(isinstance(event, TrainingStarted) for event in events)
-    assert (past.last, past.saved) == (last, saved)
-    for one in (standings, past.standings):  # and the checkpoint that comes next compares as it would have
+    resume_point = read_resume_point(folder)
+    assert resume_point.started == any(isinstance(event, TrainingStarted) for event in events)
+    assert (resume_point.last, resume_point.saved) == (last, saved)
+    for one in (tracker, resume_point.tracker):  # and the checkpoint that comes next compares as it would have
         one.log(50, 1.0, None)
         one.checkpoint(50)
     for metric in ("loss", "eval_loss"):
-        assert past.standings.best(metric, {*there, 50}) == standings.best(metric, {*there, 50})
+        assert resume_point.tracker.best(metric, {*there, 50}) == tracker.best(metric, {*there, 50})
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
     for _ in range(2):
-        past = read_past(RunFolder(tmp_path))
-        assert (past.started, past.last, past.saved) == (False, NOTHING_LOGGED, {})
+        resume_point = read_resume_point(RunFolder(tmp_path))
+        assert (resume_point.started, resume_point.last, resume_point.saved) == (False, NOTHING_LOGGED, {})
         RunFolder(tmp_path).events.touch()
 
 
@@ -82,7 +82,7 @@ def test_a_torn_line_is_none(tmp_path: Path) -> None:
         log.append(TrainingLog("r", "", 1, 1.0))
     with folder.events.open("ab") as file:
         file.write(b'{"type":"training.log","jobId":"r","timestamp":"","step":2')
-    assert read_past(folder).last == (1, False)
+    assert read_resume_point(folder).last == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,5 @@ def test_a_torn_line_is_none(tmp_path: Path) -> None:
 def test_a_line_that_is_needed_and_damaged_is_told_of(tmp_path: Path, line: bytes) -> None:
     folder = RunFolder(tmp_path)
     folder.events.write_bytes(line)
-    with pytest.raises(LogDamaged):
-        read_past(folder)
+    with pytest.raises(LogCorrupted):
+        read_resume_point(folder)

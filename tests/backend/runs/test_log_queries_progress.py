@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.runs.event_log import LogDamaged, LogWriter
-from arkor.backend.runs.log_queries import read_progress
+from arkor.backend.runs.event_log import LogCorrupted, LogWriter
+from arkor.backend.runs.log_queries import read_log_progress
 from arkor.backend.runs.paths import RunFolder
 from arkor.protocol.events import CheckpointSaved, Event, TrainingLog, TrainingPreparing, TrainingResumed
 from arkor.protocol.jobs import Artifact
@@ -37,9 +37,9 @@ def write(folder: RunFolder, *events: Event) -> None:
 
 
 def test_nothing_yet(folder: RunFolder) -> None:
-    progress = read_progress(folder)
-    assert (progress.step, progress.fruitless) == (None, 0)
-    assert (progress.resumable(folder), progress.artifacts(folder)) == (0, ())
+    progress = read_log_progress(folder)
+    assert (progress.step, progress.stalled_resumptions) == (None, 0)
+    assert (progress.resume_step(folder), progress.artifacts(folder)) == (0, ())
 
 
 @pytest.mark.parametrize(
@@ -57,19 +57,19 @@ def test_a_resumption_is_fruitless_until_a_new_step_is_reached(
     folder: RunFolder, events: list[Event], fruitless: int
 ) -> None:
     write(folder, *events)
-    assert read_progress(folder).fruitless == fruitless
+    assert read_log_progress(folder).stalled_resumptions == fruitless
 
 
 def test_what_is_gone_is_not_listed(folder: RunFolder) -> None:
     write(folder, saved(2), saved(4), log(5))
     folder.checkpoint(4).mkdir(parents=True)
-    progress = read_progress(folder)
+    progress = read_log_progress(folder)
     assert progress.step == 5
     assert [artifact["step"] for artifact in progress.artifacts(folder)] == [4]
-    assert progress.resumable(folder) == 0  # it has no training state in it
+    assert progress.resume_step(folder) == 0  # it has no training state in it
 
 
 def test_a_damaged_log_is_told_of(folder: RunFolder) -> None:
     folder.events.write_bytes(b'{"type":"training.log", no\n')
-    with pytest.raises(LogDamaged):
-        read_progress(folder)
+    with pytest.raises(LogCorrupted):
+        read_log_progress(folder)

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_notifier import Bell
-from arkor.backend.runs.log_watcher import Lookout
+from arkor.backend.runs.log_notifier import LogNotifier
+from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.sse import END
 from arkor.protocol.events import TrainingCompleted, TrainingLog
 
@@ -20,8 +20,8 @@ def test_a_generator_that_is_closed_leaves_no_log_watched(tmp_path: Path) -> Non
         log.append(TrainingLog("job", TIME, 1, 1.5))
 
     async def watch() -> None:
-        lookout = Lookout(Bell(tmp_path / "bell"))
-        followers = [lookout.follow(path, 0, over=False) for _ in range(3)]
+        watcher = LogWatcher(LogNotifier(tmp_path / "bell"))
+        followers = [watcher.follow(path, 0, over=False) for _ in range(3)]
         for follower in followers:
             assert b"training.log" in await anext(follower)
         waiting = asyncio.ensure_future(anext(followers[0]))
@@ -30,7 +30,7 @@ def test_a_generator_that_is_closed_leaves_no_log_watched(tmp_path: Path) -> Non
         await asyncio.wait([waiting])
         for follower in followers:
             await follower.aclose()
-        assert lookout.watched == 0
+        assert watcher.watched == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(watch())
@@ -43,12 +43,12 @@ def test_the_end_is_not_told_before_the_last_event(tmp_path: Path) -> None:
         end = log.append(TrainingLog("job", TIME, 1, 1.5))
 
     async def watch() -> list[bytes]:
-        lookout = Lookout(Bell(tmp_path / "bell"))
-        early = lookout.follow(path, 0, over=False)
+        watcher = LogWatcher(LogNotifier(tmp_path / "bell"))
+        early = watcher.follow(path, 0, over=False)
         await anext(early)
         with LogWriter(path) as log:
             log.append(TrainingCompleted("job", TIME))
-        seen = [part async for part in lookout.follow(path, end, over=True)]
+        seen = [part async for part in watcher.follow(path, end, over=True)]
         await early.aclose()
         return seen
 
@@ -63,8 +63,8 @@ def test_a_log_is_read_once_for_all_who_are_at_the_same_place(tmp_path: Path) ->
         log.append(TrainingLog("job", TIME, 1, 1.5))
 
     async def watch() -> list[bytes]:
-        lookout = Lookout(Bell(tmp_path / "bell"))
-        followers = [lookout.follow(path, 0, over=False) for _ in range(5)]
+        watcher = LogWatcher(LogNotifier(tmp_path / "bell"))
+        followers = [watcher.follow(path, 0, over=False) for _ in range(5)]
         pieces = [await anext(follower) for follower in followers]
         for follower in followers:
             await follower.aclose()

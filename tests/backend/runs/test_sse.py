@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from arkor.backend.runs.sse import END, PING, cursor, frame, mark
+from arkor.backend.runs.sse import END, PING, cursor_frame, frame, parse_cursor
 
 
 def test_the_bytes() -> None:
     line = b'{"type":"training.log","message":"\xc3\xa9 \\n"}'
     assert frame(12, line) == ("training.log", b"id: 12\nevent: training.log\ndata: " + line + b"\n\n")
-    assert mark(30) == b"id: 30\n\n"
+    assert cursor_frame(30) == b"id: 30\n\n"
     assert PING == b"event: ping\ndata: {}\n\n"
     assert END == b"event: end\ndata: {}\n\n"
 
@@ -55,4 +55,4 @@ def test_a_line_that_somebody_has_edited() -> None:
     + [(odd, 0) for odd in ("-1", "+1", "1.5", "abc", "²", "١", "1_000", "9" * 5000, "0x10", "\ufffd")],
 )
 def test_cursor(text: str | None, offset: int) -> None:
-    assert cursor(text) == offset
+    assert parse_cursor(text) == offset

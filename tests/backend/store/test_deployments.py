@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from arkor.backend.store.deployments import MOST_KEYS, Endpoints, SlugTaken, TooManyKeys
+from arkor.backend.store.deployments import MAX_KEYS, DeploymentStore, SlugAlreadyExists, TooManyKeys
 from arkor.backend.store.store import Store, new_id
 from arkor.protocol.deployments import Deployment
 from arkor.protocol.events import now
@@ -26,11 +26,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def endpoints(store: Store) -> Endpoints:
-    return store.endpoints
+def endpoints(store: Store) -> DeploymentStore:
+    return store.deployments
 
 
-def a_deployment(store: Store, slug: str = "bot") -> Deployment:
+def make_deployment(store: Store, slug: str = "bot") -> Deployment:
     user = store.user("the owner's token")
     assert user
     (org,) = store.orgs(user)
@@ -52,8 +52,8 @@ def a_deployment(store: Store, slug: str = "bot") -> Deployment:
 
 @pytest.fixture
 def deployment(store: Store) -> Deployment:
-    made = a_deployment(store)
-    store.endpoints.add(made)
+    made = make_deployment(store)
+    store.deployments.add(made)
     return made
 
 
@@ -62,22 +62,22 @@ def statements(path: Path, query: str) -> list[object]:
         return connection.execute(query).fetchall()
 
 
-def test_a_deployment_comes_back_as_it_went(endpoints: Endpoints, deployment: Deployment) -> None:
-    assert endpoints.get(deployment.id) == endpoints.at("bot") == deployment
+def test_a_deployment_comes_back_as_it_went(endpoints: DeploymentStore, deployment: Deployment) -> None:
+    assert endpoints.get(deployment.id) == endpoints.by_slug("bot") == deployment
     assert endpoints.of_project(deployment.project_id) == endpoints.all() == [deployment]
     assert endpoints.get("other") is None
-    assert endpoints.at("other") is None
+    assert endpoints.by_slug("other") is None
     assert endpoints.of_project("other") == []
 
 
-def test_a_slug_is_there_once(store: Store, endpoints: Endpoints, deployment: Deployment) -> None:
-    with pytest.raises(SlugTaken):
-        endpoints.add(a_deployment(store))
-    endpoints.add(a_deployment(store, "a-bot"))
+def test_a_slug_is_there_once(store: Store, endpoints: DeploymentStore, deployment: Deployment) -> None:
+    with pytest.raises(SlugAlreadyExists):
+        endpoints.add(make_deployment(store))
+    endpoints.add(make_deployment(store, "a-bot"))
     assert [one.slug for one in endpoints.of_project(deployment.project_id)] == ["a-bot", "bot"]
 
 
-def test_only_what_is_named_is_changed(endpoints: Endpoints, deployment: Deployment) -> None:
+def test_only_what_is_named_is_changed(endpoints: DeploymentStore, deployment: Deployment) -> None:
     assert endpoints.replace(deployment.id, {}) == deployment
     target = {"kind": "base_model", "baseModel": "other/model"}
     changed = endpoints.replace(deployment.id, {"target": target, "enabled": False})
@@ -87,7 +87,9 @@ def test_only_what_is_named_is_changed(endpoints: Endpoints, deployment: Deploym
     assert endpoints.replace("gone", {"enabled": False}) is None
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, endpoints: Endpoints, deployment: Deployment) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(
+    tmp_path: Path, endpoints: DeploymentStore, deployment: Deployment
+) -> None:
     key = endpoints.add_key(deployment.id, "web")
     assert key.plaintext is not None
     assert key.plaintext.startswith("ark_live_")
@@ -101,36 +103,36 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, endpoints: Endpo
 
 
 def test_a_key_opens_its_own_deployment_until_it_is_revoked(
-    store: Store, endpoints: Endpoints, deployment: Deployment
+    store: Store, endpoints: DeploymentStore, deployment: Deployment
 ) -> None:
-    other = a_deployment(store, "other")
+    other = make_deployment(store, "other")
     endpoints.add(other)
     key = endpoints.add_key(deployment.id, "web")
     assert key.plaintext
-    assert endpoints.key_that_opens(deployment.id, key.plaintext) == key.id
-    assert endpoints.key_that_opens(other.id, key.plaintext) is None
+    assert endpoints.verify_key(deployment.id, key.plaintext) == key.id
+    assert endpoints.verify_key(other.id, key.plaintext) is None
     for wrong in ("", "ark_live_", key.prefix, key.plaintext[:-1], key.plaintext + "x", "\ud800", "ä"):
-        assert endpoints.key_that_opens(deployment.id, wrong) is None
+        assert endpoints.verify_key(deployment.id, wrong) is None
     assert not endpoints.revoke_key(other.id, key.id)
     assert endpoints.revoke_key(deployment.id, key.id)
     assert endpoints.revoke_key(deployment.id, key.id)
-    assert endpoints.key_that_opens(deployment.id, key.plaintext) is None
+    assert endpoints.verify_key(deployment.id, key.plaintext) is None
     assert [one.enabled for one in endpoints.keys_of(deployment.id)] == [False]
 
 
-def test_a_deployment_takes_its_keys_along(tmp_path: Path, endpoints: Endpoints, deployment: Deployment) -> None:
+def test_a_deployment_takes_its_keys_along(tmp_path: Path, endpoints: DeploymentStore, deployment: Deployment) -> None:
     key = endpoints.add_key(deployment.id, "web")
     assert key.plaintext
     endpoints.remove(deployment.id)
     assert endpoints.get(deployment.id) is None
-    assert endpoints.key_that_opens(deployment.id, key.plaintext) is None
+    assert endpoints.verify_key(deployment.id, key.plaintext) is None
     assert statements(tmp_path / "arkor.db", "SELECT count(*) FROM deployment_keys") == [(0,)]
     with pytest.raises(LookupError):
         endpoints.add_key(deployment.id, "late")
 
 
-def test_there_is_an_end_to_keys(endpoints: Endpoints, deployment: Deployment) -> None:
-    made = [endpoints.add_key(deployment.id, str(number)) for number in range(MOST_KEYS)]
+def test_there_is_an_end_to_keys(endpoints: DeploymentStore, deployment: Deployment) -> None:
+    made = [endpoints.add_key(deployment.id, str(number)) for number in range(MAX_KEYS)]
     with pytest.raises(TooManyKeys):
         endpoints.add_key(deployment.id, "one more")
     endpoints.revoke_key(deployment.id, made[0].id)
@@ -140,13 +142,13 @@ def test_there_is_an_end_to_keys(endpoints: Endpoints, deployment: Deployment) -
 def test_the_last_use_is_known_at_once_and_written_once_a_minute(tmp_path: Path, deployment: Deployment) -> None:
     path = tmp_path / "arkor.db"
     store = Store(path)
-    key = store.endpoints.add_key(deployment.id, "web")
+    key = store.deployments.add_key(deployment.id, "web")
     assert key.plaintext
-    assert [one.last_used_at for one in store.endpoints.keys_of(deployment.id)] == [None]
+    assert [one.last_used_at for one in store.deployments.keys_of(deployment.id)] == [None]
     used = []
     for _ in range(200):
-        store.endpoints.key_that_opens(deployment.id, key.plaintext)
-        (listed,) = store.endpoints.keys_of(deployment.id)
+        store.deployments.verify_key(deployment.id, key.plaintext)
+        (listed,) = store.deployments.keys_of(deployment.id)
         used.append(listed.last_used_at)
         written = statements(path, "SELECT last_used_at FROM deployment_keys")
         assert len({str(at)[:16] for at in (listed.last_used_at, written[0][0])}) == 1
@@ -156,7 +158,7 @@ def test_the_last_use_is_known_at_once_and_written_once_a_minute(tmp_path: Path,
     assert statements(path, "SELECT last_used_at FROM deployment_keys") == [(used[-1],)]
 
 
-def test_a_busy_key_hardly_writes(tmp_path: Path, endpoints: Endpoints, deployment: Deployment) -> None:
+def test_a_busy_key_hardly_writes(tmp_path: Path, endpoints: DeploymentStore, deployment: Deployment) -> None:
     key = endpoints.add_key(deployment.id, "web")
     assert key.plaintext
     plaintext = key.plaintext
@@ -164,7 +166,7 @@ def test_a_busy_key_hardly_writes(tmp_path: Path, endpoints: Endpoints, deployme
         before = watcher.execute("PRAGMA data_version").fetchone()[0]
         versions = set()
         with ThreadPoolExecutor(4) as threads:
-            for opened in threads.map(lambda _: endpoints.key_that_opens(deployment.id, plaintext), range(300)):
+            for opened in threads.map(lambda _: endpoints.verify_key(deployment.id, plaintext), range(300)):
                 assert opened == key.id
                 versions.add(watcher.execute("PRAGMA data_version").fetchone()[0])
     assert len(versions - {before}) <= 2  # once, or twice if a minute ended meanwhile

@@ -16,9 +16,9 @@ import requests
 
 from arkor.backend.store import import_run
 from arkor.backend.store.import_run import unpack
-from arkor.backend.store.rebuild import NoRun
+from arkor.backend.store.rebuild import InvalidRunFolder
 from arkor.errors import InvalidConfig
-from arkor.protocol.run_archive import contents, pack, zipped
+from arkor.protocol.run_archive import archived_files, as_zip, pack
 from tests.backend.caller import Caller, owner, stranger
 from tests.conftest import Backend
 
@@ -36,7 +36,7 @@ ADAPTER = {"final/adapter_config.json": '{"peft_type": "LORA"}', "final/adapter_
 Files = Mapping[str, str | bytes]
 
 
-def a_zip(files: Files, change: Callable[[zipfile.ZipInfo], None] = lambda entry: None) -> bytes:
+def make_zip(files: Files, change: Callable[[zipfile.ZipInfo], None] = lambda entry: None) -> bytes:
     """A zip of these files; `change` alters each entry."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -65,7 +65,7 @@ def test_a_whole_one(backend: Backend, prefix: str) -> None:
         f"{prefix}final/.DS_Store": "x",
         "notes.txt": "n",
     }
-    answer = send(owner(backend), a_zip({**files, **extra}))
+    answer = send(owner(backend), make_zip({**files, **extra}))
     assert answer.status_code == 201, answer.text
     job = answer.json()["job"]
     assert (job["id"], job["name"], job["status"]) == (ID, "from elsewhere", "completed")
@@ -78,7 +78,7 @@ def test_a_whole_one(backend: Backend, prefix: str) -> None:
 
 
 def test_twice_is_once(backend: Backend) -> None:
-    caller, data = owner(backend), a_zip(RUN)
+    caller, data = owner(backend), make_zip(RUN)
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: send(caller, data), range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
@@ -87,18 +87,18 @@ def test_twice_is_once(backend: Backend) -> None:
 
 
 def test_a_run_of_somebody_else(backend: Backend) -> None:
-    assert send(owner(backend), a_zip(RUN)).status_code == 201
+    assert send(owner(backend), make_zip(RUN)).status_code == 201
     other = stranger(backend)
-    refused = send(other, a_zip(RUN))
+    refused = send(other, make_zip(RUN))
     assert (refused.status_code, refused.json()["code"]) == (409, "taken")
     assert other.call("GET", f"/v1/jobs/{ID}/export").status_code == 404
     assert other.call("GET", "/v1/jobs").json()["jobs"] == []
 
 
 def test_nobody_comes_in_without_a_token(backend: Backend) -> None:
-    assert send(Caller(backend.url, None), a_zip(RUN)).status_code == 401
+    assert send(Caller(backend.url, None), make_zip(RUN)).status_code == 401
     assert (
-        send(Caller(backend.url, backend.token, {"orgSlug": "other", "projectSlug": "x"}), a_zip(RUN)).status_code
+        send(Caller(backend.url, backend.token, {"orgSlug": "other", "projectSlug": "x"}), make_zip(RUN)).status_code
         == 403
     )
 
@@ -123,44 +123,44 @@ def ends_of(data: bytes) -> dict[str, bytes]:
 
 
 HOSTILE: dict[str, bytes] = {
-    "a way out": a_zip({**RUN, "../../escaped": "x"}),
-    "a way out below": a_zip({**RUN, "final/../../../escaped": "x"}),
-    "an absolute path": a_zip({**RUN, "/tmp/arkor-escaped": "x"}),
-    "a drive": a_zip({**RUN, "C:/escaped": "x"}),
-    "backslashes": a_zip({**RUN, "final\\..\\..\\escaped": "x"}),
-    "a link": a_zip({**RUN, "final/adapter_model.safetensors": "/etc/passwd"}, link),
-    "a device": a_zip(RUN, device),
-    "no job": a_zip({"events.jsonl": EVENTS}),
-    "no events": a_zip({"job.json": RUN["job.json"]}),
-    "two runs": a_zip({"a/job.json": "{}", "b/job.json": "{}"}),
-    "a job that is none": a_zip({**RUN, "job.json": "[1]"}),
-    "a job without end": a_zip({**RUN, "job.json": "[" * 100_000}),
-    "a job that is long": a_zip({**RUN, "job.json": json.dumps({**JOB, "name": "x" * 2_000_000})}),
-    "another id": a_zip({**RUN, "job.json": json.dumps({**JOB, "id": "../../../escaped"})}),
-    "events of another run": a_zip({**RUN, "events.jsonl": EVENTS.replace(ID, "f" * 32)}),
-    "events that are none": a_zip({**RUN, "events.jsonl": "hello\n"}),
-    "a file where a folder is": a_zip({**RUN, "final/a": "x", "final/a/b": "x"}),
-    "an adapter of another kind": a_zip({**RUN, "final/adapter_config.json": '{"peft_type": "PROMPT_TUNING"}'}),
-    "an adapter that is none": a_zip({**RUN, "checkpoints/1/adapter_config.json": "["}),
-    "a name too long": a_zip({**RUN, f"final/{'x' * 300}": "x"}),
-    "many files": a_zip({**RUN, **{f"final/{n}": "" for n in range(10_001)}}),
+    "a way out": make_zip({**RUN, "../../escaped": "x"}),
+    "a way out below": make_zip({**RUN, "final/../../../escaped": "x"}),
+    "an absolute path": make_zip({**RUN, "/tmp/arkor-escaped": "x"}),
+    "a drive": make_zip({**RUN, "C:/escaped": "x"}),
+    "backslashes": make_zip({**RUN, "final\\..\\..\\escaped": "x"}),
+    "a link": make_zip({**RUN, "final/adapter_model.safetensors": "/etc/passwd"}, link),
+    "a device": make_zip(RUN, device),
+    "no job": make_zip({"events.jsonl": EVENTS}),
+    "no events": make_zip({"job.json": RUN["job.json"]}),
+    "two runs": make_zip({"a/job.json": "{}", "b/job.json": "{}"}),
+    "a job that is none": make_zip({**RUN, "job.json": "[1]"}),
+    "a job without end": make_zip({**RUN, "job.json": "[" * 100_000}),
+    "a job that is long": make_zip({**RUN, "job.json": json.dumps({**JOB, "name": "x" * 2_000_000})}),
+    "another id": make_zip({**RUN, "job.json": json.dumps({**JOB, "id": "../../../escaped"})}),
+    "events of another run": make_zip({**RUN, "events.jsonl": EVENTS.replace(ID, "f" * 32)}),
+    "events that are none": make_zip({**RUN, "events.jsonl": "hello\n"}),
+    "a file where a folder is": make_zip({**RUN, "final/a": "x", "final/a/b": "x"}),
+    "an adapter of another kind": make_zip({**RUN, "final/adapter_config.json": '{"peft_type": "PROMPT_TUNING"}'}),
+    "an adapter that is none": make_zip({**RUN, "checkpoints/1/adapter_config.json": "["}),
+    "a name too long": make_zip({**RUN, f"final/{'x' * 300}": "x"}),
+    "many files": make_zip({**RUN, **{f"final/{n}": "" for n in range(10_001)}}),
     "no zip": b"hello",
     "nothing": b"",
-    "half": a_zip({**RUN, **ADAPTER})[:-40],
-    **ends_of(a_zip(RUN)),
+    "half": make_zip({**RUN, **ADAPTER})[:-40],
+    **ends_of(make_zip(RUN)),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_ones_leave_nothing(shared_backend: Backend, caller: Caller, what: str) -> None:
-    before = everything_in(shared_backend.home.parent)
+def test_hostile_ones_leave_nothing(backend_env: Backend, caller: Caller, what: str) -> None:
+    before = everything_in(backend_env.home.parent)
     refused = send(caller, HOSTILE[what])
     assert refused.status_code == 400, refused.text
     problem = refused.json()
     assert problem["code"] == "no_run"
     assert problem["error"].endswith(".")
-    assert str(shared_backend.home) not in problem["error"]
-    assert everything_in(shared_backend.home.parent) == before
+    assert str(backend_env.home) not in problem["error"]
+    assert everything_in(backend_env.home.parent) == before
     assert not Path("/tmp/arkor-escaped").exists()
 
 
@@ -179,15 +179,15 @@ def test_the_same_name_twice(tmp_path: Path) -> None:
 def test_what_becomes_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb: small on the way, and large then. What it says of its own size is not believed either."""
     monkeypatch.setattr(import_run, "UNPACKED_LIMIT", 1_000_000)
-    data = a_zip({**RUN, "final/zeros": b"\0" * 50_000_000})
+    data = make_zip({**RUN, "final/zeros": b"\0" * 50_000_000})
     assert len(data) < 100_000
     (tmp_path / "run.zip").write_bytes(data)
     (tmp_path / "into").mkdir()
-    with pytest.raises(NoRun, match="becomes more than"):
+    with pytest.raises(InvalidRunFolder, match="becomes more than"):
         unpack(tmp_path / "run.zip", tmp_path / "into")
     lying = data.replace((50_000_000).to_bytes(4, "little"), (500).to_bytes(4, "little"))
     (tmp_path / "run.zip").write_bytes(lying)
-    with pytest.raises(NoRun):
+    with pytest.raises(InvalidRunFolder):
         unpack(tmp_path / "run.zip", tmp_path / "into")
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 1_200_000
 
@@ -200,14 +200,14 @@ def test_what_is_packed_comes_out_as_it_was(tmp_path: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (folder / "final" / ".half").write_text("x")
     os.utime(folder / "job.json", (0, 0))  # older than a zip can say
-    pieces = list(pack(folder, contents(folder), "name"))
+    pieces = list(pack(folder, archived_files(folder), "name"))
     assert max(map(len, pieces)) < 2_000_000
     (tmp_path / "run.zip").write_bytes(b"".join(pieces))
     into.mkdir()
     unpack(tmp_path / "run.zip", into)
     assert (into / "checkpoints/7/state/x.safetensors").read_bytes() == big
     assert not (into / "final/.half").exists()
-    with zipped(folder) as file:
+    with as_zip(folder) as file:
         assert zipfile.is_zipfile(file)
     assert not file.exists()
 
@@ -217,16 +217,16 @@ def test_a_folder_with_a_link_is_not_packed(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     (tmp_path / "final").symlink_to("/etc")
     with pytest.raises(InvalidConfig, match="final is a link"):
-        contents(tmp_path)
+        archived_files(tmp_path)
 
 
 def test_a_run_whose_folder_is_gone(backend: Backend) -> None:
     caller = owner(backend)
-    assert send(caller, a_zip(RUN)).status_code == 201
+    assert send(caller, make_zip(RUN)).status_code == 201
     (backend.home / "runs" / ID / "job.json").unlink()
     refused = caller.call("GET", f"/v1/jobs/{ID}/export")
     assert (refused.status_code, refused.json()["code"]) == (409, "incomplete")
     (backend.home / "runs" / ID).rename(backend.home / "gone")
-    refused = send(caller, a_zip(RUN))
+    refused = send(caller, make_zip(RUN))
     assert refused.status_code == 400
     assert "its folder is gone; put it back by hand" in refused.json()["error"]

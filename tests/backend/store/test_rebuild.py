@@ -22,12 +22,12 @@ from arkor.backend.runs.paths import (
     database_file,
     datasets_folder,
     prepare,
+    remove_leftovers,
     run_folder,
     runs_folder,
-    sweep,
 )
-from arkor.backend.store.rebuild import NoRun, adopt, record, register_strays, set_aside
-from arkor.backend.store.store import Job, Org, Project, Store, new_id
+from arkor.backend.store.rebuild import InvalidRunFolder, import_run, manifest, quarantine, register_orphans
+from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
 from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.protocol.jobs import Artifact, JobStatus
 from tests.backend.caller import CONFIG, owner, stranger
@@ -50,13 +50,15 @@ def store(home: Path) -> Iterator[Store]:
     store.close()
 
 
-LOCAL, DEFAULT = Org("", "local", "Local"), Project("", "default", "Default", "")
+LOCAL, DEFAULT = OrgRecord("", "local", "Local"), ProjectRecord("", "default", "Default", "")
 
 
-def a_run(home: Path, *events: Event, org: Org = LOCAL, project: Project = DEFAULT, key: str | None = None) -> Job:
+def make_run(
+    home: Path, *events: Event, org: OrgRecord = LOCAL, project: ProjectRecord = DEFAULT, key: str | None = None
+) -> JobRecord:
     """A run's folder of which no store knows."""
-    job = Job(new_id(), "", "", "a run", JobStatus.QUEUED, {"model": "m", "datasetSource": {"name": "r"}}, TIME)
-    folder = create_run(home, record(job, org, project, key), None)
+    job = JobRecord(new_id(), "", "", "a run", JobStatus.QUEUED, {"model": "m", "datasetSource": {"name": "r"}}, TIME)
+    folder = create_run(home, manifest(job, org, project, key), None)
     with LogWriter(folder.events) as log:
         for event in events:
             log.append(evolve(event, job_id=job.id))
@@ -73,7 +75,7 @@ def finished() -> tuple[Event, ...]:
     )
 
 
-def the_project(store: Store) -> tuple[Org, Project]:
+def the_project(store: Store) -> tuple[OrgRecord, ProjectRecord]:
     user = store.user("token")
     assert user is not None
     org = store.orgs(user)[0]
@@ -83,9 +85,9 @@ def the_project(store: Store) -> tuple[Org, Project]:
 
 
 def test_a_folder_without_a_row_gets_one(home: Path, store: Store) -> None:
-    queued, ended = a_run(home, key="key"), a_run(home, *finished())
-    assert sorted(register_strays(home, store)) == sorted([queued.id, ended.id])
-    assert register_strays(home, store) == []
+    queued, ended = make_run(home, key="key"), make_run(home, *finished())
+    assert sorted(register_orphans(home, store)) == sorted([queued.id, ended.id])
+    assert register_orphans(home, store) == []
     _, project = the_project(store)
     assert [job.id for job in store.unfinished()] == [queued.id]
     assert store.job_of_key(project, "key") == store.unfinished()[0]
@@ -96,8 +98,8 @@ def test_a_folder_without_a_row_gets_one(home: Path, store: Store) -> None:
 
 
 def test_runs_come_back_into_the_projects_that_they_were_in(home: Path, store: Store) -> None:
-    job = a_run(home, org=Org("", "anon-1", "Personal"), project=Project("", "mine", "Mine", ""))
-    register_strays(home, store)
+    job = make_run(home, org=OrgRecord("", "anon-1", "Personal"), project=ProjectRecord("", "mine", "Mine", ""))
+    register_orphans(home, store)
     user = store.user("token")
     assert user is not None
     org = next(org for org in store.orgs(user) if org.slug == "anon-1")  # its own token is lost
@@ -107,20 +109,20 @@ def test_runs_come_back_into_the_projects_that_they_were_in(home: Path, store: S
 
 
 def test_a_key_that_was_used_again_stays_with_the_later_run(home: Path, store: Store) -> None:
-    first, second = a_run(home, key="key"), a_run(home, key="key")
-    assert len(register_strays(home, store)) == 2
+    first, second = make_run(home, key="key"), make_run(home, key="key")
+    assert len(register_orphans(home, store)) == 2
     assert {job.id for job in store.unfinished()} == {first.id, second.id}
 
 
 def test_an_uploaded_file_is_known_again(home: Path, store: Store) -> None:
     digest = "a" * 64
     (datasets_folder(home) / digest).write_text("{}")
-    job = a_run(home)
+    job = make_run(home)
     folder = run_folder(home, job.id)
     data = folder.read_job()
     data["config"]["datasetSource"] = {"type": "blob", "url": f"/v1/datasets/{digest}/my%20rows.jsonl"}
     folder.job.write_text(json.dumps(data))
-    register_strays(home, store)
+    register_orphans(home, store)
     assert store.has_dataset(the_project(store)[1], digest)
 
 
@@ -132,20 +134,20 @@ def test_a_folder_that_is_no_run_is_left_alone(home: Path, store: Store, content
     folder.mkdir()
     (folder / "job.json").write_bytes(content)
     (runs_folder(home) / "empty").mkdir()
-    assert register_strays(home, store) == []
+    assert register_orphans(home, store) == []
     assert (folder / "job.json").read_bytes() == content
 
 
 def test_a_folder_by_the_name_of_another_run_is_left_alone(home: Path, store: Store) -> None:
-    job = a_run(home)
+    job = make_run(home)
     shutil.copytree(run_folder(home, job.id).path, run_folder(home, new_id()).path)
-    assert register_strays(home, store) == [job.id]
+    assert register_orphans(home, store) == [job.id]
 
 
 def test_a_run_whose_log_is_damaged_is_told_of(home: Path, store: Store) -> None:
-    job = a_run(home)
+    job = make_run(home)
     run_folder(home, job.id).events.write_bytes(b"what is this\n")
-    register_strays(home, store)
+    register_orphans(home, store)
     found = store.job(the_project(store)[1], job.id)
     assert found is not None
     assert found.status == JobStatus.FAILED
@@ -156,16 +158,16 @@ def test_a_folder_that_was_not_put_together_is_swept_away(home: Path, store: Sto
     half = runs_folder(home) / f".{new_id()}.new"
     half.mkdir()
     (half / "job.json").write_text("{")
-    assert register_strays(home, store) == []
-    sweep(home)
+    assert register_orphans(home, store) == []
+    remove_leftovers(home)
     assert list(runs_folder(home).iterdir()) == []
 
 
 def test_the_old_database_is_kept_aside(home: Path) -> None:
-    assert set_aside(home) is None
+    assert quarantine(home) is None
     for number in (1, 2):
         database_file(home).write_text(str(number))
-        aside = set_aside(home)
+        aside = quarantine(home)
         assert aside == home / f"arkor.db.aside-{number}"
         assert aside.read_text() == str(number)
 
@@ -174,13 +176,13 @@ def test_the_old_database_is_kept_aside(home: Path) -> None:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def other_home(tmp_path: Path) -> Path:
     prepare(tmp_path / "elsewhere")
     return tmp_path / "elsewhere"
 
 
-def a_copy(elsewhere: Path, *events: Event) -> RunFolder:
-    folder = run_folder(elsewhere, a_run(elsewhere, *events, org=Org("", "other", "Other"), key="key").id)
+def make_copy(elsewhere: Path, *events: Event) -> RunFolder:
+    folder = run_folder(elsewhere, make_run(elsewhere, *events, org=OrgRecord("", "other", "Other"), key="key").id)
     for path in (folder.checkpoint(1), folder.final):
         path.mkdir(parents=True)
         (path / "adapter_model.safetensors").write_text("weights")
@@ -188,10 +190,10 @@ def a_copy(elsewhere: Path, *events: Event) -> RunFolder:
     return folder
 
 
-def test_a_run_opens_here_with_all_that_it_has(home: Path, store: Store, elsewhere: Path) -> None:
-    source = a_copy(elsewhere, *finished())
+def test_a_run_opens_here_with_all_that_it_has(home: Path, store: Store, other_home: Path) -> None:
+    source = make_copy(other_home, *finished())
     org, project = the_project(store)
-    job = adopt(home, store, source.path, project, org)
+    job = import_run(home, store, source.path, project, org)
     assert store.job(project, job.id) == job
     assert (job.status, job.completed_at) == (JobStatus.COMPLETED, "4")
     folder = run_folder(home, job.id)
@@ -200,16 +202,16 @@ def test_a_run_opens_here_with_all_that_it_has(home: Path, store: Store, elsewhe
     assert (folder.checkpoint(1) / "adapter_model.safetensors").read_text() == "weights"
     assert not folder.secret.exists()
     assert folder.read_job()["org"]["slug"] == "local"
-    with pytest.raises(NoRun, match="here already"):
-        adopt(home, store, source.path, project, org)
+    with pytest.raises(InvalidRunFolder, match="here already"):
+        import_run(home, store, source.path, project, org)
 
 
-def test_a_run_that_had_not_ended_has_ended_here(home: Path, store: Store, elsewhere: Path) -> None:
-    source = a_copy(elsewhere, *finished()[:-1])
+def test_a_run_that_had_not_ended_has_ended_here(home: Path, store: Store, other_home: Path) -> None:
+    source = make_copy(other_home, *finished()[:-1])
     with source.events.open("ab") as log:
         log.write(b'{"type":"training.log","torn')
     org, project = the_project(store)
-    job = adopt(home, store, source.path, project, org)
+    job = import_run(home, store, source.path, project, org)
     assert job.status == JobStatus.FAILED
     assert "had not ended when it was copied" in (job.error or "")
     last = read_last(run_folder(home, job.id).events)
@@ -260,23 +262,23 @@ def garbage_log(folder: RunFolder) -> None:
     "spoil", [no_log, no_job, traversal, link, linked_folder, linked_log, pipe, foreign_log, garbage_log]
 )
 def test_what_is_no_run_is_not_taken_in(
-    home: Path, store: Store, elsewhere: Path, spoil: Callable[[RunFolder], None]
+    home: Path, store: Store, other_home: Path, spoil: Callable[[RunFolder], None]
 ) -> None:
-    source = a_copy(elsewhere, *finished())
+    source = make_copy(other_home, *finished())
     spoil(source)
     org, project = the_project(store)
-    with pytest.raises(NoRun, match=r"\.$") as refusal:
-        adopt(home, store, source.path, project, org)
+    with pytest.raises(InvalidRunFolder, match=r"\.$") as refusal:
+        import_run(home, store, source.path, project, org)
     assert str(source.path) in str(refusal.value)
     assert list(runs_folder(home).iterdir()) == []
     assert store.job_ids() == set()
 
 
-def test_a_run_at_work_is_not_taken_in(home: Path, store: Store, elsewhere: Path) -> None:
-    source = a_copy(elsewhere, *finished()[:2])
+def test_a_run_at_work_is_not_taken_in(home: Path, store: Store, other_home: Path) -> None:
+    source = make_copy(other_home, *finished()[:2])
     org, project = the_project(store)
-    with LogWriter(source.events), pytest.raises(NoRun, match="at work"):
-        adopt(home, store, source.path, project, org)
+    with LogWriter(source.events), pytest.raises(InvalidRunFolder, match="at work"):
+        import_run(home, store, source.path, project, org)
 
 
 # With real servers
@@ -330,7 +332,7 @@ def test_a_submission_that_the_server_died_of_is_found_by_its_key(backend: Backe
     caller = owner(backend)
     backend.process.kill()
     backend.process.wait()
-    job = a_run(backend.home, key="my key")
+    job = make_run(backend.home, key="my key")
     backend = start_backend(backend.home, "--engine", "scripted")
     caller = owner(backend)
     assert caller.submit(key="my key") == job.id

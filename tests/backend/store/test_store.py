@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 from arkor.backend.store.schema import MIGRATIONS, StoreError
-from arkor.backend.store.store import Job, Project, Store, Taken, new_id
+from arkor.backend.store.store import AlreadyExists, JobRecord, ProjectRecord, Store, new_id
 from arkor.protocol.jobs import JobStatus
 
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def project(store: Store) -> Project:
+def project(store: Store) -> ProjectRecord:
     user = store.user("the owner's token")
     assert user
     (org,) = store.orgs(user)
@@ -38,8 +38,10 @@ def project(store: Store) -> Project:
     return found
 
 
-def a_job(project: Project, name: str = "a run") -> Job:
-    return Job(new_id(), project.org_id, project.id, name, JobStatus.QUEUED, {"model": "m"}, "2026-01-01T00:00:00Z")
+def make_job(project: ProjectRecord, name: str = "a run") -> JobRecord:
+    return JobRecord(
+        new_id(), project.org_id, project.id, name, JobStatus.QUEUED, {"model": "m"}, "2026-01-01T00:00:00Z"
+    )
 
 
 def test_the_owner_is_there_once(store: Store) -> None:
@@ -70,23 +72,23 @@ def test_no_token_is_in_the_file(store: Store, tmp_path: Path) -> None:
     assert b"the owner's token" not in content
 
 
-def test_a_slug_is_taken_once_per_org(store: Store, project: Project) -> None:
+def test_a_slug_is_taken_once_per_org(store: Store, project: ProjectRecord) -> None:
     _, _, org = store.create_identity()
     store.create_project(org, "Default", "default")
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         store.create_project(org, "Again", "default")
 
 
-def test_a_job_comes_back_as_it_went(store: Store, project: Project) -> None:
-    job = a_job(project)
+def test_a_job_comes_back_as_it_went(store: Store, project: ProjectRecord) -> None:
+    job = make_job(project)
     store.add_job(job, None)
     assert store.job(project, job.id) == job
     store.update_job(job.id, status="failed", error="why", completed_at="later")
     assert store.job(project, job.id) == evolve(job, status=JobStatus.FAILED, error="why", completed_at="later")
 
 
-def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: Project) -> None:
-    jobs = [a_job(project, str(number)) for number in range(4)]
+def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: ProjectRecord) -> None:
+    jobs = [make_job(project, str(number)) for number in range(4)]
     for job in jobs:
         store.add_job(job, None)
     store.update_job(jobs[1].id, status="completed")
@@ -95,19 +97,19 @@ def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project
     assert store.count_unfinished() == 3
 
 
-def test_a_key_makes_one_job(store: Store, project: Project) -> None:
-    job = a_job(project)
+def test_a_key_makes_one_job(store: Store, project: ProjectRecord) -> None:
+    job = make_job(project)
     store.add_job(job, "key")
-    with pytest.raises(Taken):
-        store.add_job(a_job(project), "key")
+    with pytest.raises(AlreadyExists):
+        store.add_job(make_job(project), "key")
     assert store.job_of_key(project, "key") == job
     assert store.job_of_key(project, "other") is None
 
 
-def test_another_project_sees_nothing(store: Store, project: Project) -> None:
+def test_another_project_sees_nothing(store: Store, project: ProjectRecord) -> None:
     _, _, org = store.create_identity()
     other = store.create_project(org, "Other", "other")
-    job = a_job(project)
+    job = make_job(project)
     store.add_job(job, "key")
     store.add_dataset(project, "0" * 64, "rows.jsonl", 1)
     assert store.job(other, job.id) is None
@@ -117,9 +119,9 @@ def test_another_project_sees_nothing(store: Store, project: Project) -> None:
     assert store.has_dataset(project, "0" * 64)
 
 
-def test_many_threads_may_write(store: Store, project: Project) -> None:
+def test_many_threads_may_write(store: Store, project: ProjectRecord) -> None:
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: store.add_job(a_job(project), None), range(40)))
+        list(threads.map(lambda _: store.add_job(make_job(project), None), range(40)))
     assert store.count_unfinished() == 40
 
 
@@ -203,12 +205,12 @@ def schema_of(path: Path) -> tuple[int, dict[str, Any]]:
     with closing(sqlite3.connect(path)) as connection:
         (version,) = connection.execute("SELECT schema_version FROM meta").fetchone()
         found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-        told: dict[str, Any] = {name: sql for kind, name, sql in found if kind == "index" and sql}
+        output: dict[str, Any] = {name: sql for kind, name, sql in found if kind == "index" and sql}
         for name in (name for kind, name, _ in found if kind == "table" and not name.startswith("sqlite_")):
             for what in ("table_info", "foreign_key_list", "index_list"):
                 rows = connection.execute(f"PRAGMA {what}({name})").fetchall()
-                told[f"{name}: {what}"] = sorted(str(row[1:]) for row in rows)
-        return version, told
+                output[f"{name}: {what}"] = sorted(str(row[1:]) for row in rows)
+        return version, output
 
 
 def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path
     before = schema_of(path)
     store = Store(path)
     assert [job.id for job in store.unfinished()] == ["j2"]
-    job = store.job_of_key(Project("p", "default", "Default", "o"), "k")
+    job = store.job_of_key(ProjectRecord("p", "default", "Default", "o"), "k")
     assert job is not None
     assert (job.status, job.completed_at) == (JobStatus.COMPLETED, "3")
     store.close()
@@ -235,7 +237,7 @@ def test_so_is_the_one_in_between(tmp_path: Path) -> None:
         connection.commit()
     store = Store(path)
     assert [job.id for job in store.unfinished()] == ["j2"]
-    assert store.endpoints.all() == []
+    assert store.deployments.all() == []
     store.close()
     Store(tmp_path / "new.db").close()
     assert schema_of(path) == schema_of(tmp_path / "new.db")
@@ -320,8 +322,8 @@ def test_a_migration_without_room_for_the_copy_leaves_the_database_alone(tmp_pat
     assert schema_of(path)[0] == 1
 
 
-def test_jobs_come_in_pages(store: Store, project: Project) -> None:
-    jobs = [a_job(project, str(number)) for number in range(5)]
+def test_jobs_come_in_pages(store: Store, project: ProjectRecord) -> None:
+    jobs = [make_job(project, str(number)) for number in range(5)]
     for job in jobs:
         store.add_job(job, None)
     assert [job.name for job in store.jobs(project, 2)] == ["4", "3"]

@@ -55,9 +55,9 @@ def test_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", [object(), b"bytes", {1, 2}])
 def test_what_would_take_a_pickle_is_refused(tmp_path: Path, what: Any) -> None:
-    from arkor.backend.training.training_state import Unwritable, write_tree  # noqa: PLC0415 - as above
+    from arkor.backend.training.training_state import NotSerializable, write_tree  # noqa: PLC0415 - as above
 
-    with pytest.raises(Unwritable):
+    with pytest.raises(NotSerializable):
         write_tree(tmp_path, "tree", {"deep": [what]})
     assert not list(tmp_path.iterdir())
 

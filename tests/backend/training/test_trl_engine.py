@@ -14,7 +14,7 @@ import pytest
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.jobs import BlobDataset, JobConfig
-from tests.fakes.notebook import Notebook
+from tests.fakes.notebook import MemoryRecorder
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -60,14 +60,14 @@ class Bench:
         precision: str = "float32",
         stop_at: int | None = None,
         **fields: Any,
-    ) -> Notebook:
+    ) -> MemoryRecorder:
         fields = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, **fields}
         config = JobConfig(str(self.model), self.source(rows or CHATS), **fields)
         config.check()
         self.runs += 1
         folder = self.home / "runs" / str(self.runs)
         folder.mkdir(parents=True)
-        notebook = Notebook(folder, stop_at)
+        notebook = MemoryRecorder(folder, stop_at)
         notebook.metrics = TrlEngine(precision).train(Run("job", config, folder, self.home), notebook)
         return notebook
 
@@ -145,7 +145,7 @@ def test_a_person_is_told_what_goes_on(bench: Bench) -> None:
 # Settings that shape the learning
 
 
-def final_config(notebook: Notebook) -> dict[str, Any]:
+def final_config(notebook: MemoryRecorder) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((notebook.folder / "final" / "adapter_config.json").read_text())
     return config
 

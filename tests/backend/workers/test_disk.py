@@ -14,8 +14,8 @@ import pytest
 
 from arkor.backend.runs.paths import RunFolder, runs_folder
 from arkor.backend.workers.worker import EXIT_LOG_UNWRITABLE
-from tests.backend.dying import a_run, assert_same, lines, mourn, told
-from tests.fakes.nursery import Nursery
+from tests.backend.crashing_worker import assert_same, events_of_type, finalize, lines, make_run
+from tests.fakes.process_tree import ProcessTree
 from tests.fakes.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def free_pages(folder: Path) -> int:
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk: Path) -> None:
-    folder = a_run(small_disk, "run", maxSteps=30, saveSteps=2)
+    folder = make_run(small_disk, "run", maxSteps=30, saveSteps=2)
     ballast = folder.path.parent / "ballast"
     ballast.write_bytes(b"\0" * PAGE * (free_pages(folder.path) - 12))
     with start(folder, small_disk / "worker.log", pace=0.02) as process:
@@ -74,10 +74,10 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk: Path) -> None
             assert process.poll() is None, (small_disk / "worker.log").read_text()
         ballast.unlink()
         assert process.wait(timeout=30) == 0
-    warning = told(folder, "training.warning")[0]["message"]
+    warning = events_of_type(folder, "training.warning")[0]["message"]
     assert f"could not be kept in {folder.checkpoints}: the disk is full. The run goes on without it." in warning
-    assert [event["step"] for event in told(folder, "training.log")] == list(range(1, 31))
-    saved = [event["step"] for event in told(folder, "checkpoint.saved")]
+    assert [event["step"] for event in events_of_type(folder, "training.log")] == list(range(1, 31))
+    saved = [event["step"] for event in events_of_type(folder, "checkpoint.saved")]
     assert saved[-1] == 30
     assert len(saved) < 15
     end = lines(folder)[-1]
@@ -87,7 +87,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk: Path) -> None
 
 def test_a_disk_that_stays_full_takes_what_came_of_it(small_disk: Path) -> None:
     """The training states make room for the final adapter."""
-    folder = a_run(small_disk, "run", maxSteps=4, saveSteps=2)
+    folder = make_run(small_disk, "run", maxSteps=4, saveSteps=2)
     (folder.path.parent / "ballast").write_bytes(b"\0" * PAGE * (free_pages(folder.path) - 11))
     with start(folder, small_disk / "worker.log") as process:
         assert process.wait(timeout=30) == 0
@@ -97,10 +97,10 @@ def test_a_disk_that_stays_full_takes_what_came_of_it(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_log_that_cannot_be_written_ends_the_worker_and_not_the_run(tmp_path: Path, full: bool) -> None:
-    undisturbed = a_run(tmp_path, "undisturbed", maxSteps=12, saveSteps=3)
+    undisturbed = make_run(tmp_path, "undisturbed", maxSteps=12, saveSteps=3)
     with start(undisturbed, tmp_path / "undisturbed.log") as process:
         assert process.wait(timeout=30) == 0
-    folder = a_run(tmp_path, "run", maxSteps=12, saveSteps=3)
+    folder = make_run(tmp_path, "run", maxSteps=12, saveSteps=3)
     output = tmp_path / "worker.log"
     output.write_bytes(b"\0" * 1500 * full)  # where there is no room for a last word either
     with start(folder, output, largest=1500) as process:
@@ -108,21 +108,21 @@ def test_a_log_that_cannot_be_written_ends_the_worker_and_not_the_run(tmp_path: 
     if not full:
         assert "cannot be written: a file would be larger than is allowed there" in output.read_text()
     assert lines(folder)
-    mourn(folder)
+    finalize(folder)
     with start(folder, output) as process:
         assert process.wait(timeout=30) == 0
     assert_same(folder, undisturbed)
 
 
-def test_a_trainer_says_what_it_could_not_keep(tmp_path: Path, trainers: Nursery) -> None:
+def test_a_trainer_says_what_it_could_not_keep(tmp_path: Path, trainers: ProcessTree) -> None:
     """The libraries that write an adapter have errors of their own for a disk that does not take it."""
     model = make_tiny_model(tmp_path / "model")
     rows = [{"text": f"The number {number}."} for number in range(8)]
-    folder = a_run(tmp_path, "run", rows, model=str(model), maxSteps=4, saveSteps=2)
-    assert trainers.work(folder.path, largest=30_000).code == 0
-    assert len(told(folder, "training.warning")) == 2
-    assert "a file would be larger than is allowed there" in told(folder, "training.warning")[0]["message"]
-    assert [event["step"] for event in told(folder, "training.log")] == [1, 2, 3, 4]
+    folder = make_run(tmp_path, "run", rows, model=str(model), maxSteps=4, saveSteps=2)
+    assert trainers.run(folder.path, largest=30_000).code == 0
+    assert len(events_of_type(folder, "training.warning")) == 2
+    assert "a file would be larger than is allowed there" in events_of_type(folder, "training.warning")[0]["message"]
+    assert [event["step"] for event in events_of_type(folder, "training.log")] == [1, 2, 3, 4]
     end = lines(folder)[-1]
     assert end["type"] == "training.failed"
     assert "could not be written: a file would be larger than is allowed there" in end["error"]

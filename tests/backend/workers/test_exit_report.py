@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from arkor.backend.workers.exit_report import cause, end_of, last_words, memory_advice, obituary
+from arkor.backend.workers.exit_report import crash_message, describe_exit, oom_remedy, stderr_tail, wait_for_exit
 
 
 def test_what_a_worker_has_started_ends_with_it() -> None:
@@ -18,7 +18,7 @@ def test_what_a_worker_has_started_ends_with_it() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as worker:
         assert worker.stdout is not None
         child = psutil.Process(int(worker.stdout.readline()))
-        assert end_of(worker) == 3
+        assert wait_for_exit(worker) == 3
         child.wait(30)
 
 
@@ -34,7 +34,7 @@ def test_what_a_worker_has_started_ends_with_it() -> None:
     ],
 )
 def test_the_cause(exit_code: int, words: str) -> None:
-    assert cause(exit_code) == words
+    assert describe_exit(exit_code) == words
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_cause(exit_code: int, words: str) -> None:
     ],
 )
 def test_the_smallest_change_that_needs_less_memory(config: dict[str, Any], setting: str) -> None:
-    assert setting in memory_advice(config)
+    assert setting in oom_remedy(config)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_smallest_change_that_needs_less_memory(config: dict[str, Any], sett
 def test_memory_is_spoken_of_where_it_may_be_the_cause(tmp_path: Path, how: str, log: str, memory: bool) -> None:
     file = tmp_path / "worker.log"
     file.write_text(log)
-    sentence = obituary(how, 3, file, {})
+    sentence = crash_message(how, 3, file, {})
     assert how in sentence
     assert "3 times in a row" in sentence
     assert log in sentence
@@ -71,10 +71,10 @@ def test_memory_is_spoken_of_where_it_may_be_the_cause(tmp_path: Path, how: str,
 
 def test_the_last_words_are_few(tmp_path: Path) -> None:
     file = tmp_path / "worker.log"
-    assert last_words(file) == "It left no log."
+    assert stderr_tail(file) == "It left no log."
     file.write_bytes(b"\xff line\n" * 100_000 + b"1\n2\n3\n4\n5\n\n")
-    assert last_words(file).endswith("with:\n1\n2\n3\n4\n5")
+    assert stderr_tail(file).endswith("with:\n1\n2\n3\n4\n5")
     file.write_bytes(b"x" * 100_000)
-    assert len(last_words(file)) < 1200
+    assert len(stderr_tail(file)) < 1200
     file.write_bytes(b"")
-    assert last_words(file).endswith("is empty.")
+    assert stderr_tail(file).endswith("is empty.")

@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.inference.messages import CannotAnswer
+from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import adapter_folder
-from arkor.backend.runs.checkpoints import discharge, is_resumable, whereabouts
-from arkor.backend.runs.paths import STATE, RunFolder
+from arkor.backend.runs.checkpoints import is_resumable, locate, remove_expired
+from arkor.backend.runs.paths import STATE_FOLDER, RunFolder
 from arkor.backend.workers.worker import EXIT_TERMINATED
 from arkor.callbacks import EarlyStopping
 from arkor.protocol.chat import Adapter
 from arkor.protocol.events import decode_event
-from tests.backend.dying import a_run, assert_same, assert_whole, lines, mourn, told
+from tests.backend.crashing_worker import assert_same, assert_whole, events_of_type, finalize, lines, make_run
 from tests.callbacks.replays import replay
-from tests.fakes.nursery import ALONE, Nursery
+from tests.fakes.process_tree import ENVIRONMENT, ProcessTree
 from tests.fakes.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -42,9 +42,9 @@ def schedules(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="module")
-def scripted() -> Iterator[Nursery]:
-    with Nursery("scripted") as nursery:
-        yield nursery
+def scripted() -> Iterator[ProcessTree]:
+    with ProcessTree("scripted") as process_tree:
+        yield process_tree
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def see_through(nursery: Nursery, folder: RunFolder, **death: Any) -> None:
+def see_through(process_tree: ProcessTree, folder: RunFolder, **worker_exit: Any) -> None:
     """One death, if it comes to that, and a worker that ends the run."""
-    if nursery.work(folder.path, **death).code:
+    if process_tree.run(folder.path, **worker_exit).code:
         assert_whole(folder)
-        mourn(folder)
-        assert nursery.work(folder.path).code == 0, folder.worker_log.read_text()
+        finalize(folder)
+        assert process_tree.run(folder.path).code == 0, folder.worker_log.read_text()
 
 
 # The machinery, at every moment
@@ -69,42 +69,42 @@ def see_through(nursery: Nursery, folder: RunFolder, **death: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "deaths"), [("line", 60), ("touch", 60)])
 def test_a_worker_may_die_at_any_moment(
-    memory: Path, scripted: Nursery, schedules: int, kind: str, deaths: int
+    memory: Path, scripted: ProcessTree, schedules: int, kind: str, deaths: int
 ) -> None:
-    undisturbed = a_run(memory, "undisturbed", **SCRIPT)
-    moments = scripted.work(undisturbed.path, **{kind: -1}).moments
+    undisturbed = make_run(memory, "undisturbed", **SCRIPT)
+    moments = scripted.run(undisturbed.path, **{kind: -1}).ticks
     assert moments > 50
     stride = max(1, moments // (schedules * 10 or deaths))
     for moment in range(1 + random.Random(kind).randrange(stride), moments + 1, stride):
-        folder = a_run(memory, f"{kind}-{moment}", **SCRIPT)
+        folder = make_run(memory, f"{kind}-{moment}", **SCRIPT)
         see_through(scripted, folder, **{kind: moment})
         assert_same(folder, undisturbed)
         shutil.rmtree(folder.path)
 
 
-def test_a_worker_may_die_again_and_again(memory: Path, scripted: Nursery, schedules: int) -> None:
-    undisturbed = a_run(memory, "undisturbed", **SCRIPT)
-    moments = scripted.work(undisturbed.path, line=-1).moments
+def test_a_worker_may_die_again_and_again(memory: Path, scripted: ProcessTree, schedules: int) -> None:
+    undisturbed = make_run(memory, "undisturbed", **SCRIPT)
+    moments = scripted.run(undisturbed.path, line=-1).ticks
     for seed in range(schedules or 6):
         chance = random.Random(seed)
-        folder = a_run(memory, f"seed-{seed}", **SCRIPT)
-        while scripted.work(folder.path, line=chance.randrange(moments // 4, moments)).code:
+        folder = make_run(memory, f"seed-{seed}", **SCRIPT)
+        while scripted.run(folder.path, line=chance.randrange(moments // 4, moments)).code:
             assert_whole(folder)
-            mourn(folder)
+            finalize(folder)
         assert_same(folder, undisturbed)
 
 
-def test_a_log_may_be_torn_at_any_byte(memory: Path, scripted: Nursery) -> None:
-    undisturbed = a_run(memory, "undisturbed", **SCRIPT)
-    scripted.work(undisturbed.path)
+def test_a_log_may_be_torn_at_any_byte(memory: Path, scripted: ProcessTree) -> None:
+    undisturbed = make_run(memory, "undisturbed", **SCRIPT)
+    scripted.run(undisturbed.path)
     size = undisturbed.events.stat().st_size
     for at in range(0, size, size // 25):
-        folder = a_run(memory, f"torn-{at}", **SCRIPT)
+        folder = make_run(memory, f"torn-{at}", **SCRIPT)
         shutil.rmtree(folder.path)
         shutil.copytree(undisturbed.path, folder.path)
         os.truncate(folder.events, at)
-        mourn(folder)
-        assert scripted.work(folder.path).code == 0
+        finalize(folder)
+        assert scripted.run(folder.path).code == 0
         assert_same(folder, undisturbed)
 
 
@@ -115,20 +115,20 @@ def kept(folder: RunFolder) -> list[int]:
     return sorted(int(path.name) for path in folder.checkpoints.glob("[0-9]*"))
 
 
-def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -> None:
-    folder = a_run(memory, "run", maxSteps=10, saveSteps=2, evalSteps=2)
-    assert scripted.work(folder.path).code == 0
+def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: ProcessTree) -> None:
+    folder = make_run(memory, "run", maxSteps=10, saveSteps=2, evalSteps=2)
+    assert scripted.run(folder.path).code == 0
     assert kept(folder) == [8, 10]
-    assert [event["step"] for event in told(folder, "checkpoint.saved")] == [2, 4, 6, 8, 10]
+    assert [event["step"] for event in events_of_type(folder, "checkpoint.saved")] == [2, 4, 6, 8, 10]
     assert [artifact["path"] for artifact in lines(folder)[-1]["artifacts"]] == [
         "checkpoints/8",
         "checkpoints/10",
         "final",
     ]
-    assert not list(folder.path.rglob(STATE))
-    discharge(folder, 0)
+    assert not list(folder.path.rglob(STATE_FOLDER))
+    remove_expired(folder, 0)
     with pytest.raises(
-        CannotAnswer, match=r"has no checkpoint of step 2\. Its checkpoints are of step 8, 10\."
+        GenerationError, match=r"has no checkpoint of step 2\. Its checkpoints are of step 8, 10\."
     ) as refusal:
         adapter_folder(folder, Adapter("checkpoint", folder.id, 2))
     assert refusal.value.status == 404
@@ -136,46 +136,46 @@ def test_the_newest_two_and_the_best_are_kept(memory: Path, scripted: Nursery) -
 
 @pytest.mark.parametrize(("setting", "there"), [("1", [10]), ("3", [6, 8, 10]), ("0", [2, 4, 6, 8, 10])])
 def test_how_many_are_kept_is_a_setting(memory: Path, setting: str, there: list[int]) -> None:
-    folder = a_run(memory, "run", maxSteps=10, saveSteps=2)
-    with Nursery("scripted", ARKOR_KEEP_CHECKPOINTS=setting) as nursery:
-        assert nursery.work(folder.path).code == 0
+    folder = make_run(memory, "run", maxSteps=10, saveSteps=2)
+    with ProcessTree("scripted", ARKOR_KEEP_CHECKPOINTS=setting) as process_tree:
+        assert process_tree.run(folder.path).code == 0
     assert kept(folder) == there
 
 
-def test_what_is_not_kept_is_retired_for_who_is_slow(memory: Path, scripted: Nursery) -> None:
-    folder = a_run(memory, "run", maxSteps=30, saveSteps=1)
-    assert scripted.work(folder.path).code == 0
+def test_what_is_not_kept_is_retired_for_who_is_slow(memory: Path, scripted: ProcessTree) -> None:
+    folder = make_run(memory, "run", maxSteps=30, saveSteps=1)
+    assert scripted.run(folder.path).code == 0
     assert kept(folder) == [29, 30]
     assert sorted(int(path.name) for path in folder.retired.glob("[0-9]*")) == list(range(9, 29))
     assert adapter_folder(folder, Adapter("checkpoint", folder.id, 12)) == folder.retired / "12"
-    assert whereabouts(folder.checkpoint(30)) == folder.checkpoint(30)
+    assert locate(folder.checkpoint(30)) == folder.checkpoint(30)
     os.utime(folder.retired / "12", (0, 0))
-    discharge(folder)
-    with pytest.raises(CannotAnswer):
+    remove_expired(folder)
+    with pytest.raises(GenerationError):
         adapter_folder(folder, Adapter("checkpoint", folder.id, 12))
-    discharge(folder, 0)
+    remove_expired(folder, 0)
     assert not folder.retired.exists()
 
 
-def test_the_best_is_kept_over_a_death(memory: Path, scripted: Nursery) -> None:
+def test_the_best_is_kept_over_a_death(memory: Path, scripted: ProcessTree) -> None:
     """The first evaluation is made to be the best; a worker that comes later knows of it from the log."""
-    folder = a_run(memory, "run", model="scripted/crash-once-5", maxSteps=10, saveSteps=2, evalSteps=2)
-    assert scripted.work(folder.path).code == 13
+    folder = make_run(memory, "run", model="scripted/crash-once-5", maxSteps=10, saveSteps=2, evalSteps=2)
+    assert scripted.run(folder.path).code == 13
     text = folder.events.read_text()
     folder.events.write_text(text.replace(f'"evalLoss":{2 * 0.9**2 * 1.1}', '"evalLoss":0.5'))
-    mourn(folder)
-    assert scripted.work(folder.path).code == 0
+    finalize(folder)
+    assert scripted.run(folder.path).code == 0
     assert kept(folder) == [2, 8, 10]
 
 
-def test_without_an_evaluation_the_best_is_that_of_the_lowest_loss(memory: Path, scripted: Nursery) -> None:
+def test_without_an_evaluation_the_best_is_that_of_the_lowest_loss(memory: Path, scripted: ProcessTree) -> None:
     """The losses before the first checkpoint are made to be the lowest."""
-    folder = a_run(memory, "run", model="scripted/crash-once-5", maxSteps=10, saveSteps=2)
-    assert scripted.work(folder.path).code == 13
+    folder = make_run(memory, "run", model="scripted/crash-once-5", maxSteps=10, saveSteps=2)
+    assert scripted.run(folder.path).code == 13
     text = folder.events.read_text()
     folder.events.write_text(text.replace(f'"loss":{2 * 0.9**2}', '"loss":-9.5'))
-    mourn(folder)
-    assert scripted.work(folder.path).code == 0
+    finalize(folder)
+    assert scripted.run(folder.path).code == 0
     assert kept(folder) == [2, 8, 10]
     stopping = EarlyStopping()
     replay(stopping, [event for event in map(decode_event, lines(folder)[1:-1]) if event is not None])
@@ -183,23 +183,23 @@ def test_without_an_evaluation_the_best_is_that_of_the_lowest_loss(memory: Path,
     assert stopping.best.step == 2
 
 
-def test_a_crash_at_the_same_place_is_one_without_progress(memory: Path, scripted: Nursery) -> None:
-    folder = a_run(memory, "run", model="scripted/crash")
+def test_a_crash_at_the_same_place_is_one_without_progress(memory: Path, scripted: ProcessTree) -> None:
+    folder = make_run(memory, "run", model="scripted/crash")
     for _ in range(3):
-        assert scripted.work(folder.path).code == 13
-        assert mourn(folder) == 2
-    assert [event["step"] for event in told(folder, "training.log")] == [1, 2]
+        assert scripted.run(folder.path).code == 13
+        assert finalize(folder) == 2
+    assert [event["step"] for event in events_of_type(folder, "training.log")] == [1, 2]
 
 
-def test_a_damaged_checkpoint_is_passed_over(memory: Path, scripted: Nursery) -> None:
-    undisturbed = a_run(memory, "undisturbed", **SCRIPT)
-    assert scripted.work(undisturbed.path).code == 0
-    folder = a_run(memory, "run", **{**SCRIPT, "model": "scripted/crash-once-5"})
-    assert scripted.work(folder.path).code == 13
-    os.truncate(folder.checkpoint(4) / STATE / "score.json", 3)
+def test_a_damaged_checkpoint_is_passed_over(memory: Path, scripted: ProcessTree) -> None:
+    undisturbed = make_run(memory, "undisturbed", **SCRIPT)
+    assert scripted.run(undisturbed.path).code == 0
+    folder = make_run(memory, "run", **{**SCRIPT, "model": "scripted/crash-once-5"})
+    assert scripted.run(folder.path).code == 13
+    os.truncate(folder.checkpoint(4) / STATE_FOLDER / "score.json", 3)
     assert not is_resumable(folder.checkpoint(4))
-    assert mourn(folder) == 2
-    assert scripted.work(folder.path).code == 0
+    assert finalize(folder) == 2
+    assert scripted.run(folder.path).code == 0
     assert_same(folder, undisturbed)
 
 
@@ -249,9 +249,9 @@ def model(home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, model: Path, trainers: Nursery) -> RunFolder:
-    folder = a_run(home, "undisturbed", CHATS, model=str(model), **TRAINING)
-    assert trainers.work(folder.path).code == 0, folder.worker_log.read_text()
+def undisturbed(home: Path, model: Path, trainers: ProcessTree) -> RunFolder:
+    folder = make_run(home, "undisturbed", CHATS, model=str(model), **TRAINING)
+    assert trainers.run(folder.path).code == 0, folder.worker_log.read_text()
     return folder
 
 
@@ -265,13 +265,15 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
         str(folder.path.parent.parent),
     ]
     with folder.worker_log.open("ab") as output:
-        environment = {**os.environ, **ALONE}
+        environment = {**os.environ, **ENVIRONMENT}
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=folder.path, env=environment)
 
 
-def test_a_killed_trainer_and_the_next_one(home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder) -> None:
+def test_a_killed_trainer_and_the_next_one(
+    home: Path, model: Path, trainers: ProcessTree, undisturbed: RunFolder
+) -> None:
     """One process as the supervisor starts it."""
-    folder = a_run(home, "killed", CHATS, model=str(model), **TRAINING)
+    folder = make_run(home, "killed", CHATS, model=str(model), **TRAINING)
     with start(folder) as process:
         deadline = time.monotonic() + 60
         while b'"step":8' not in folder.events.read_bytes():
@@ -279,56 +281,56 @@ def test_a_killed_trainer_and_the_next_one(home: Path, model: Path, trainers: Nu
             assert process.poll() is None, folder.worker_log.read_text()
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-    assert mourn(folder) == 5
-    assert trainers.work(folder.path).code == 0, folder.worker_log.read_text()
+    assert finalize(folder) == 5
+    assert trainers.run(folder.path).code == 0, folder.worker_log.read_text()
     assert_same(folder, undisturbed)
-    assert told(folder, "training.resumed") == [
+    assert events_of_type(folder, "training.resumed") == [
         {"type": "training.resumed", "step": 5, "reason": "the worker was killed by SIGKILL"}
     ]
 
 
 def test_a_trainer_may_die_whenever_it_touches_a_file(
-    home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder, schedules: int
+    home: Path, model: Path, trainers: ProcessTree, undisturbed: RunFolder, schedules: int
 ) -> None:
-    whole = a_run(home, "whole", CHATS, model=str(model), **TRAINING)
-    moments = trainers.work(whole.path, touch=-1).moments
+    whole = make_run(home, "whole", CHATS, model=str(model), **TRAINING)
+    moments = trainers.run(whole.path, touch=-1).ticks
     assert_same(whole, undisturbed)
     for moment in random.Random(7).sample(range(1, moments + 1), min(schedules or 3, moments)):
-        folder = a_run(home, f"touch-{moment}", CHATS, model=str(model), **TRAINING)
+        folder = make_run(home, f"touch-{moment}", CHATS, model=str(model), **TRAINING)
         see_through(trainers, folder, touch=moment)
         assert_same(folder, undisturbed)
 
 
 def test_a_trainer_may_die_again_and_again(
-    home: Path, model: Path, trainers: Nursery, undisturbed: RunFolder, schedules: int
+    home: Path, model: Path, trainers: ProcessTree, undisturbed: RunFolder, schedules: int
 ) -> None:
     for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
-        folder = a_run(home, f"seed-{seed}", CHATS, model=str(model), **TRAINING)
+        folder = make_run(home, f"seed-{seed}", CHATS, model=str(model), **TRAINING)
         longest, deaths = 0.6, 0
-        while trainers.work(folder.path, seconds=chance.uniform(0.2, longest)).code:
+        while trainers.run(folder.path, seconds=chance.uniform(0.2, longest)).code:
             assert_whole(folder)
-            mourn(folder)
+            finalize(folder)
             longest, deaths = longest * 1.25, deaths + 1
         assert deaths
         assert_same(folder, undisturbed)
 
 
-def test_a_machine_may_be_shut_down_whenever(home: Path, model: Path, trainers: Nursery, schedules: int) -> None:
+def test_a_machine_may_be_shut_down_whenever(home: Path, model: Path, trainers: ProcessTree, schedules: int) -> None:
     """Batches that go through the model in parts, evaluations and checkpoints may all be left in the middle."""
     rows = [{"text": f"{number} " + "and so on " * 22} for number in range(30)]
     config = {"model": str(model), **TRAINING, "batchSize": 10, "maxSteps": 6, "saveSteps": 2, "evalSteps": 3}
-    whole = a_run(home, "whole-day", rows, **config)
-    assert trainers.work(whole.path).code == 0
+    whole = make_run(home, "whole-day", rows, **config)
+    assert trainers.run(whole.path).code == 0
     left = []
     for seed in range(max(1, schedules // 10)):
         chance = random.Random(seed)
-        folder = a_run(home, f"day-{seed}", rows, **config)
+        folder = make_run(home, f"day-{seed}", rows, **config)
         for text in ("training.started", '"step":2', '"step":4'):
-            left.append(trainers.work(folder.path, stop_at=text, politely=True, delay=chance.uniform(0, 0.4)).code)
-            mourn(folder, "the machine was shut down")
-        trainers.work(folder.path)
-        assert told(folder, "training.log") == told(whole, "training.log")
+            left.append(trainers.run(folder.path, stop_at=text, politely=True, delay=chance.uniform(0, 0.4)).code)
+            finalize(folder, "the machine was shut down")
+        trainers.run(folder.path)
+        assert events_of_type(folder, "training.log") == events_of_type(whole, "training.log")
         weights = "adapter_model.safetensors"
         assert (folder.final / weights).read_bytes() == (whole.final / weights).read_bytes()
     assert EXIT_TERMINATED in left
@@ -338,41 +340,41 @@ def test_a_machine_may_be_shut_down_whenever(home: Path, model: Path, trainers: 
     "settings",
     [{"optim": "adafactor"}, {"optim": "sgd", "lrSchedulerType": "warmup_stable_decay"}],
 )
-def test_every_optimizer_goes_on(home: Path, model: Path, trainers: Nursery, settings: dict[str, Any]) -> None:
+def test_every_optimizer_goes_on(home: Path, model: Path, trainers: ProcessTree, settings: dict[str, Any]) -> None:
     config = {"model": str(model), **TRAINING, **settings}
-    whole = a_run(home, f"whole-{settings['optim']}", CHATS, **config)
-    assert trainers.work(whole.path).code == 0
-    folder = a_run(home, f"killed-{settings['optim']}", CHATS, **config)
-    assert trainers.work(folder.path, **LATE).code == -signal.SIGKILL
-    assert mourn(folder) == 10
-    assert trainers.work(folder.path).code == 0
+    whole = make_run(home, f"whole-{settings['optim']}", CHATS, **config)
+    assert trainers.run(whole.path).code == 0
+    folder = make_run(home, f"killed-{settings['optim']}", CHATS, **config)
+    assert trainers.run(folder.path, **LATE).code == -signal.SIGKILL
+    assert finalize(folder) == 10
+    assert trainers.run(folder.path).code == 0
     assert_same(folder, whole)
 
 
-def killed_late(home: Path, model: Path, trainers: Nursery, name: str) -> RunFolder:
-    folder = a_run(home, name, CHATS, model=str(model), **TRAINING)
-    assert trainers.work(folder.path, **LATE).code == -signal.SIGKILL
+def killed_late(home: Path, model: Path, trainers: ProcessTree, name: str) -> RunFolder:
+    folder = make_run(home, name, CHATS, model=str(model), **TRAINING)
+    assert trainers.run(folder.path, **LATE).code == -signal.SIGKILL
     return folder
 
 
-def test_a_state_is_no_pickle_and_not_kept_for_ever(home: Path, model: Path, trainers: Nursery) -> None:
+def test_a_state_is_no_pickle_and_not_kept_for_ever(home: Path, model: Path, trainers: ProcessTree) -> None:
     folder = killed_late(home, model, trainers, "stateful")
-    files = {path.name for path in (folder.checkpoint(10) / STATE).iterdir()}
+    files = {path.name for path in (folder.checkpoint(10) / STATE_FOLDER).iterdir()}
     assert files == {"training.json", "training.safetensors", "trainer_state.json", "files.json"}
     assert not [path for path in folder.path.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
-    mourn(folder)
-    assert trainers.work(folder.path).code == 0
-    assert not list(folder.path.rglob(STATE))
+    finalize(folder)
+    assert trainers.run(folder.path).code == 0
+    assert not list(folder.path.rglob(STATE_FOLDER))
 
 
-def test_other_rows_are_not_gone_on_with(home: Path, model: Path, trainers: Nursery) -> None:
+def test_other_rows_are_not_gone_on_with(home: Path, model: Path, trainers: ProcessTree) -> None:
     folder = killed_late(home, model, trainers, "other-rows")
     job = folder.read_job()
-    other = a_run(home, "other", [*CHATS[:-1], CHATS[0]], model=str(model)).read_job()
+    other = make_run(home, "other", [*CHATS[:-1], CHATS[0]], model=str(model)).read_job()
     job["config"]["datasetSource"] = other["config"]["datasetSource"]
     folder.job.write_text(json.dumps(job))
-    mourn(folder)
-    assert trainers.work(folder.path).code == 0
+    finalize(folder)
+    assert trainers.run(folder.path).code == 0
     end = lines(folder)[-1]
     assert end["type"] == "training.failed"
     assert end["error"] == (

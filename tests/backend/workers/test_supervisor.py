@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from arkor.backend.runs.event_log import is_held
+from arkor.backend.runs.event_log import is_locked
 from arkor.backend.runs.paths import RunFolder, run_folder
 from arkor.backend.runs.sse import END
 from arkor.protocol.events import now
@@ -89,7 +89,7 @@ def test_a_killed_server_is_not_missed(backend: Backend, again: Again) -> None:
     folder = run_folder(backend.home, running)
     pid = pid_of(folder)
     kill(backend)
-    assert is_held(folder.events)
+    assert is_locked(folder.events)
     second = again(backend)
     caller = owner(second)
     assert caller.job(running)["status"] == "running"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.runs.event_log import LogWriter, is_held, read_events, read_standing
+from arkor.backend.runs.event_log import LogWriter, is_locked, read_events, read_status
 from arkor.backend.runs.paths import RunFolder, create_run, prepare
 from arkor.backend.workers.worker import EXIT_LOG_HELD, EXIT_TERMINATED
 from arkor.protocol.jobs import JobStatus
@@ -20,7 +20,7 @@ from arkor.protocol.jobs import JobStatus
 SOURCE = {"type": "huggingface", "name": "rows"}
 
 
-def a_run(tmp_path: Path, token: str | None = None, **config: Any) -> RunFolder:
+def make_run(tmp_path: Path, token: str | None = None, **config: Any) -> RunFolder:
     home = tmp_path / "home"
     prepare(home)
     job = {"id": "run-1", "name": "a run", "config": {"model": "m", "datasetSource": SOURCE, **config}}
@@ -34,7 +34,7 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, "--engine", "scripted"], stdout=output, stderr=output, cwd=folder.path)
 
 
-def play(folder: RunFolder) -> int:
+def run_worker_process(folder: RunFolder) -> int:
     with start(folder) as process:
         return process.wait(timeout=30)
 
@@ -51,8 +51,8 @@ def wait_for_step(folder: RunFolder, step: int) -> None:
 
 
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
-    folder = a_run(tmp_path, maxSteps=5, saveSteps=2, evalSteps=5, learningRate=0.01)
-    assert play(folder) == 0
+    folder = make_run(tmp_path, maxSteps=5, saveSteps=2, evalSteps=5, learningRate=0.01)
+    assert run_worker_process(folder) == 0
     events = logged(folder)
     kinds = [event["type"].split(".")[1] for event in events]
     assert kinds == ["preparing", "started", "log", "log", "saved", "log", "log", "saved", "log", "log", "completed"]
@@ -75,17 +75,17 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
 
 
 def test_what_only_a_living_worker_needs_is_gone_at_the_end(tmp_path: Path) -> None:
-    folder = a_run(tmp_path, token="a secret")
+    folder = make_run(tmp_path, token="a secret")
     assert folder.secret.stat().st_mode & 0o777 == 0o600
-    assert play(folder) == 0
+    assert run_worker_process(folder) == 0
     assert not folder.secret.exists()
     assert not folder.pid.exists()
-    assert not is_held(folder.events)
+    assert not is_locked(folder.events)
 
 
 def test_a_diverging_run_is_no_crash(tmp_path: Path) -> None:
-    folder = a_run(tmp_path, learningRate=1e6, maxSteps=2)
-    assert play(folder) == 0
+    folder = make_run(tmp_path, learningRate=1e6, maxSteps=2)
+    assert run_worker_process(folder) == 0
     events = logged(folder)
     assert all(e["loss"] is None and e["nonFinite"] == {"loss": "nan"} for e in events if e["type"] == "training.log")
     assert events[-1]["type"] == "training.completed"
@@ -93,16 +93,16 @@ def test_a_diverging_run_is_no_crash(tmp_path: Path) -> None:
 
 
 def test_what_a_person_can_mend_is_their_sentence(tmp_path: Path) -> None:
-    folder = a_run(tmp_path, model="scripted/fail")
-    assert play(folder) == 0
+    folder = make_run(tmp_path, model="scripted/fail")
+    assert run_worker_process(folder) == 0
     assert logged(folder)[-1]["error"] == "This model fails by design; name another one."
     assert "Traceback" not in folder.worker_log.read_text()
 
 
 def test_what_nobody_foresaw_is_a_sentence_too(tmp_path: Path) -> None:
-    folder = a_run(tmp_path)
+    folder = make_run(tmp_path)
     (folder.path / ".final.partial").write_text("a file in the way")
-    assert play(folder) == 0
+    assert run_worker_process(folder) == 0
     error = logged(folder)[-1]["error"]
     assert "Error: " in error
     assert str(folder.worker_log) in error
@@ -111,10 +111,10 @@ def test_what_nobody_foresaw_is_a_sentence_too(tmp_path: Path) -> None:
 
 def test_cancelling_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
-    folder = a_run(tmp_path, maxSteps=1000, saveSteps=1)
+    folder = make_run(tmp_path, maxSteps=1000, saveSteps=1)
     with start(folder) as process:
         wait_for_step(folder, 2)
-        assert is_held(folder.events)
+        assert is_locked(folder.events)
         assert folder.worker_pid() == process.pid
         folder.cancelled.touch()
         process.send_signal(signal.SIGTERM)
@@ -127,33 +127,33 @@ def test_cancelling_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_machine_that_is_shut_down_cancels_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
-    folder = a_run(tmp_path, maxSteps=20, saveSteps=5)
+    folder = make_run(tmp_path, maxSteps=20, saveSteps=5)
     with start(folder) as process:
         wait_for_step(folder, 6)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == EXIT_TERMINATED
     assert logged(folder)[-1]["type"] == "training.log"
-    assert play(folder) == 0
+    assert run_worker_process(folder) == 0
     assert [line["step"] for line in logged(folder) if line["type"] == "training.log"] == list(range(1, 21))
 
 
 def test_a_second_worker_keeps_out(tmp_path: Path) -> None:
-    folder = a_run(tmp_path)
+    folder = make_run(tmp_path)
     with LogWriter(folder.events):
-        assert play(folder) == EXIT_LOG_HELD
+        assert run_worker_process(folder) == EXIT_LOG_HELD
     assert logged(folder) == []
 
 
 def test_a_run_that_has_ended_is_not_run_again(tmp_path: Path) -> None:
-    folder = a_run(tmp_path)
-    assert play(folder) == 0
+    folder = make_run(tmp_path)
+    assert run_worker_process(folder) == 0
     before = folder.events.read_bytes()
-    assert play(folder) == 0
+    assert run_worker_process(folder) == 0
     assert folder.events.read_bytes() == before
 
 
 def test_a_run_folder_can_be_copied_away(tmp_path: Path) -> None:
-    folder = a_run(tmp_path)
-    assert play(folder) == 0
+    folder = make_run(tmp_path)
+    assert run_worker_process(folder) == 0
     subprocess.run(["cp", "-r", str(folder.path), str(tmp_path / "kept")], check=True)
-    assert read_standing(tmp_path / "kept" / "events.jsonl").status == JobStatus.COMPLETED
+    assert read_status(tmp_path / "kept" / "events.jsonl").status == JobStatus.COMPLETED

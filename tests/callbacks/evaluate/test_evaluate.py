@@ -16,7 +16,7 @@ import pytest
 from arkor import BlobDataset, FileDataset, InvalidConfig, Trainer, TrainerAborted
 from arkor.callbacks import Evaluate
 from arkor.callbacks.evaluate.metrics import exact_match, json_valid
-from arkor.callbacks.evaluate.questions import questions_from
+from arkor.callbacks.evaluate.questions import parse_questions
 from arkor.results.evaluation import Answer, Evaluation
 from tests.conftest import Backend
 from tests.fakes.run_server import completed, running
@@ -37,13 +37,13 @@ def make(**settings: Any) -> Trainer:
 def test_questions_in_all_their_shapes(tmp_path: Path) -> None:
     file = tmp_path / "held out.jsonl"
     file.write_text("\ufeff" + json.dumps(ROW) + "\n\n" + json.dumps({"prompt": "a\u2028b", "completion": "c"}) + "\n")
-    from_file = [(question.text, question.expected) for question in questions_from(FileDataset(str(file)))]
+    from_file = [(question.text, question.expected) for question in parse_questions(FileDataset(str(file)))]
     assert from_file == [("Hi", "scripted: Hi"), ("a\u2028b", "c")]
-    assert questions_from(file) == questions_from({"type": "file", "path": str(file)})
-    listed = questions_from(["One?", ("Two?", "2"), ROW, ROW["messages"], ROW["messages"][:2], {"prompt": "Three?"}])
+    assert parse_questions(file) == parse_questions({"type": "file", "path": str(file)})
+    listed = parse_questions(["One?", ("Two?", "2"), ROW, ROW["messages"], ROW["messages"][:2], {"prompt": "Three?"}])
     assert [question.expected for question in listed] == [None, "2", "scripted: Hi", "scripted: Hi", None, None]
     assert [len(question.messages) for question in listed] == [1, 1, 2, 2, 2, 1]
-    assert [question.expected for question in questions_from({"One?": "1", "Two?": "2"})] == ["1", "2"]
+    assert [question.expected for question in parse_questions({"One?": "1", "Two?": "2"})] == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_questions_in_all_their_shapes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_row_is_asked_as_it_is_trained_on(row: dict[str, Any]) -> None:
-    (question,) = questions_from([row])
+    (question,) = parse_questions([row])
     assert [(message["role"], message["content"]) for message in question.messages] == [
         ("system", "Name the topic."),
         ("user", "Hi"),
@@ -66,10 +66,10 @@ def test_a_row_is_asked_as_it_is_trained_on(row: dict[str, Any]) -> None:
 
 
 def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
-    (question,) = questions_from([{"system": "Name the topic.", "prompt": "Hi"}])
+    (question,) = parse_questions([{"system": "Name the topic.", "prompt": "Hi"}])
     assert [message["role"] for message in question.messages] == ["system", "user"]
     assert question.expected is None
-    assert len(questions_from({"type": "a word", "name": "another"})) == 2, "these are prompts"
+    assert len(parse_questions({"type": "a word", "name": "another"})) == 2, "these are prompts"
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_an_evaluation_shows_both_models() -> None:
 # A real run
 
 
-def test_the_same_questions_at_every_checkpoint(shared_backend: Backend) -> None:
-    told: list[Evaluation] = []
-    evaluate = Evaluate([ROW, ("Yo", "Yo?")], tell=told.append, name="greetings", max_tokens=9)
+def test_the_same_questions_at_every_checkpoint(backend_env: Backend) -> None:
+    output: list[Evaluation] = []
+    evaluate = Evaluate([ROW, ("Yo", "Yo?")], tell=output.append, name="greetings", max_tokens=9)
     result = make(max_steps=4, save_steps=2, callbacks=[evaluate]).wait()
     assert [evaluation.step for evaluation in result.evaluations] == [2, 4, None]
-    assert tuple(told) == result.evaluations == evaluate.evaluations
+    assert tuple(output) == result.evaluations == evaluate.evaluations
     assert [evaluation.score for evaluation in result.evaluations] == [0.5, 0.5, 0.5]
     assert result.evaluations[0].answers == (
         Answer("Hi", "scripted: Hi", "scripted: Hi", 1.0, None, "scripted: Hi", 1.0),
@@ -182,7 +182,7 @@ def test_the_same_questions_at_every_checkpoint(shared_backend: Backend) -> None
     )
 
 
-def test_every_other_checkpoint_and_the_final_adapter(shared_backend: Backend) -> None:
+def test_every_other_checkpoint_and_the_final_adapter(backend_env: Backend) -> None:
     evaluate = Evaluate(["Hi"], every=2, base=False)
     result = make(max_steps=3, save_steps=1, callbacks=[evaluate]).wait()
     assert [evaluation.step for evaluation in result.evaluations] == [2, None]
@@ -190,7 +190,7 @@ def test_every_other_checkpoint_and_the_final_adapter(shared_backend: Backend) -
     assert (answer.text, answer.score, answer.base_text) == ("scripted: Hi", None, None)
 
 
-def test_a_function_of_yours_scores_and_may_fail(shared_backend: Backend) -> None:
+def test_a_function_of_yours_scores_and_may_fail(backend_env: Backend) -> None:
     def length(answer: str, expected: str | None) -> float:
         if answer.endswith("Yo"):
             raise RuntimeError("my mistake")
@@ -240,7 +240,7 @@ def test_a_second_process_evaluates_a_run_that_goes_on(slow_backend: Backend) ->
     assert watcher.stdout == "6\n12\nNone\n[0.5, 0.5, 0.5]\n"
 
 
-def test_two_sheets_are_both_in_the_result(shared_backend: Backend) -> None:
+def test_two_sheets_are_both_in_the_result(backend_env: Backend) -> None:
     sheets = [Evaluate(["Hi"], name="one", base=False), Evaluate(["Yo"], name="two", base=False)]
     result = make(max_steps=1, save_steps=1, callbacks=sheets).wait()
     assert [evaluation.name for evaluation in result.evaluations] == ["one", "one", "two", "two"]

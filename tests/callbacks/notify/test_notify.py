@@ -17,8 +17,8 @@ import pytest
 
 from arkor import InvalidConfig, Trainer
 from arkor.callbacks import Notify
-from arkor.callbacks.notify.delivery_queue import IDLE_SECONDS, Postman
-from arkor.callbacks.notify.message_formats import SHAPES, News, kind_of
+from arkor.callbacks.notify.delivery_queue import IDLE_SECONDS, DeliveryQueue
+from arkor.callbacks.notify.message_formats import MESSAGE_FORMATS, Notification, detect_kind
 from arkor.formatting import seconds_between
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import TrainingJob
@@ -38,51 +38,54 @@ def make(**settings: Any) -> Trainer:
 # What is told
 
 
-def news(event: str, **changes: Any) -> News:
+def news(event: str, **changes: Any) -> Notification:
     job: TrainingJob = from_wire(TrainingJob, {**JOB, **RAN, "status": event, **changes})
-    return News(event, job, 60, 0.04743, seconds_between(job.started_at, job.completed_at))
+    return Notification(event, job, 60, 0.04743, seconds_between(job.started_at, job.completed_at))
 
 
 def test_a_message_names_run_status_loss_and_duration() -> None:
     assert news("completed").text == "a run completed\nRun: j\nStep: 60\nLast loss: 0.04743\nDuration: 3 min 12 s"
     failed = news("failed", error="the data cannot be read")
     assert failed.title == "a run failed"
-    assert failed.facts["Error"] == "the data cannot be read"
+    assert failed.details["Error"] == "the data cannot be read"
     assert news("cancelled").title == "a run was cancelled"
-    assert News("checkpoint", failed.job, 20, 1.5).text == "a run has a checkpoint at step 20\nRun: j\nLast loss: 1.5"
+    assert (
+        Notification("checkpoint", failed.job, 20, 1.5).text
+        == "a run has a checkpoint at step 20\nRun: j\nLast loss: 1.5"
+    )
 
 
 def test_what_a_backend_does_not_say_is_left_out() -> None:
     job: TrainingJob = from_wire(TrainingJob, {**JOB, "startedAt": "yesterday", "completedAt": None})
     assert seconds_between(job.started_at, job.completed_at) is None
-    assert News("completed", job).text == "a run completed\nRun: j"
+    assert Notification("completed", job).text == "a run completed\nRun: j"
     assert seconds_between(True, 5) is None
 
 
 def test_slack_calls_nobody_by_the_name_of_a_run() -> None:
-    body = SHAPES["slack"](news("failed", name="<!channel> & co", error="x" * 5000))
+    body = MESSAGE_FORMATS["slack"](news("failed", name="<!channel> & co", error="x" * 5000))
     assert body["text"].startswith("&lt;!channel&gt; &amp; co failed\n")
     assert len(body["text"]) < 1200
 
 
 def test_discord_takes_two_thousand_characters() -> None:
-    body = SHAPES["discord"](news("failed", name="n" * 3000, error="x" * 5000))
+    body = MESSAGE_FORMATS["discord"](news("failed", name="n" * 3000, error="x" * 5000))
     assert len(body["content"]) == 2000
     assert body["allowed_mentions"] == {"parse": []}
 
 
 def test_teams_gets_a_card() -> None:
-    workflow = SHAPES["teams"](news("completed"))
+    workflow = MESSAGE_FORMATS["teams"](news("completed"))
     card = workflow["attachments"][0]["content"]
     assert (workflow["type"], card["type"]) == ("message", "AdaptiveCard")
     assert card["body"][1]["facts"][-1] == {"title": "Duration", "value": "3 min 12 s"}
-    connector = SHAPES["teams-connector"](news("completed"))
+    connector = MESSAGE_FORMATS["teams-connector"](news("completed"))
     assert (connector["@type"], connector["title"]) == ("MessageCard", "a run completed")
     assert connector["sections"][0]["facts"][0] == {"name": "Run", "value": "j"}
 
 
 def test_a_plain_webhook_gets_fields() -> None:
-    body = SHAPES["plain"](attrs.evolve(news("completed"), loss=float("nan")))
+    body = MESSAGE_FORMATS["plain"](attrs.evolve(news("completed"), loss=float("nan")))
     assert json.loads(json.dumps(body, allow_nan=False)) == {
         "event": "completed",
         "text": "a run completed\nRun: j\nStep: 60\nLast loss: nan\nDuration: 3 min 12 s",
@@ -113,7 +116,7 @@ def test_a_plain_webhook_gets_fields() -> None:
     ],
 )
 def test_the_host_tells_the_messenger(url: str, kind: str) -> None:
-    assert kind_of(url) == kind
+    assert detect_kind(url) == kind
     assert repr(Notify(url)) == f"Notify(<{kind}>, on=('completed', 'failed'))"
 
 
@@ -152,7 +155,7 @@ def events(requests: list[Request]) -> list[str]:
     return [request.json()["event"] for request in requests]
 
 
-def test_every_event_of_a_run_can_be_told(shared_backend: Backend) -> None:
+def test_every_event_of_a_run_can_be_told(backend_env: Backend) -> None:
     with answering(Answer(204)) as server:
         every = Notify(server.url, on=("started", "checkpoint", "completed", "failed", "cancelled"))
         make(max_steps=4, save_steps=2, callbacks=[every]).wait()
@@ -168,8 +171,8 @@ def test_every_event_of_a_run_can_be_told(shared_backend: Backend) -> None:
 
 def test_by_default_the_end_is_told_and_a_cancelled_run_is_none(slow_backend: Backend) -> None:
     with answering(Answer(200)) as server:
-        told, untold = Notify(server.url, on="cancelled"), Notify(server.url)
-        make(max_steps=1000, callbacks=[told, untold, {"on_log": lambda ctx: ctx.cancel()}]).wait()
+        output, untold = Notify(server.url, on="cancelled"), Notify(server.url)
+        make(max_steps=1000, callbacks=[output, untold, {"on_log": lambda ctx: ctx.cancel()}]).wait()
         assert events(server.requests) == ["cancelled"]
 
 
@@ -219,9 +222,9 @@ def test_who_leaves_early_has_sent_what_there_was(slow_backend: Backend) -> None
 
 
 def deliver(url: str, *, attempts: int = 4, timeout: float = 5.0, within: float = 20.0) -> bool:
-    postman = Postman(url, "Notify (plain)", timeout=timeout, attempts=attempts)
-    postman.send("completed", {"event": "completed"})
-    return postman.flush(within)
+    queue = DeliveryQueue(url, "Notify (plain)", timeout=timeout, attempts=attempts)
+    queue.send("completed", {"event": "completed"})
+    return queue.flush(within)
 
 
 @pytest.mark.parametrize("fault", [Answer(500), Answer(429, headers={"Retry-After": "0.3"}), Answer(None), Answer(408)])
@@ -258,7 +261,7 @@ def test_a_teams_connector_says_429_with_status_200() -> None:
 
 
 def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
-    shared_backend: Backend, caplog: pytest.LogCaptureFixture
+    backend_env: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     woken = threading.Event()
 
@@ -279,7 +282,7 @@ def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
     assert "not everything was delivered in 0.7 s" in caplog.text
 
 
-def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(shared_backend: Backend) -> None:
+def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(backend_env: Backend) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -301,7 +304,7 @@ def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(shared_b
     listener.close()
 
 
-def test_nobody_there_is_a_warning(shared_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_there_is_a_warning(backend_env: Backend, caplog: pytest.LogCaptureFixture) -> None:
     result = make(max_steps=1, callbacks=Notify(f"http://127.0.0.1:9/{SECRET}", attempts=1)).wait()
     assert result.job.status == "completed"
     assert "Notify (plain): the message 'completed' was not delivered: no connection" in caplog.text
@@ -311,10 +314,10 @@ def test_nobody_there_is_a_warning(shared_backend: Backend, caplog: pytest.LogCa
 def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
     others = set(threading.enumerate())
     with answering(Answer(200)) as server:
-        postman = Postman(server.url, "Notify (plain)", timeout=5, attempts=1)
+        queue = DeliveryQueue(server.url, "Notify (plain)", timeout=5, attempts=1)
         for count in (1, 2):
-            postman.send("completed", {"event": "completed"})
-            assert postman.flush(10)
+            queue.send("completed", {"event": "completed"})
+            assert queue.flush(10)
             assert len(server.requests) == count
             deadline = time.monotonic() + IDLE_SECONDS + 10
             while any(thread.name == "arkor-notify" for thread in set(threading.enumerate()) - others):
@@ -325,7 +328,7 @@ def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
 # The address is a secret
 
 
-def test_the_address_is_in_no_log_however_loud(shared_backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_address_is_in_no_log_however_loud(backend_env: Backend, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with answering(Answer(500), Answer(404), Answer(200)) as server:
         notify = Notify(f"{server.url}/{SECRET}", on=("started", "completed"))

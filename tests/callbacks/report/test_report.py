@@ -15,7 +15,7 @@ import pytest
 
 from arkor import BlobDataset, InvalidConfig, Trainer
 from arkor.callbacks import Report
-from arkor.callbacks.report.trackers import need, settings_of
+from arkor.callbacks.report.trackers import require_module, settings_of
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import TrainingJob
 from tests.callbacks.replays import completed, log, logs, replay
@@ -145,7 +145,7 @@ def test_tensorboard_gets_every_number_once(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb: pip install wandb"):
-        need("a_library_that_is_nowhere", package="wandb")
+        require_module("a_library_that_is_nowhere", package="wandb")
 
 
 @pytest.mark.parametrize("to", ["run.txt", "tensorbord", "", 5, None])

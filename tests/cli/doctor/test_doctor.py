@@ -24,7 +24,7 @@ from tests.fakes.http_server import Answer, answering
 
 pytestmark = [
     pytest.mark.slow,  # every test starts processes of its own
-    pytest.mark.usefixtures("quick_libraries"),
+    pytest.mark.usefixtures("fast_imports"),
 ]
 
 TOKEN = "arkor_secret-token-of-somebody-0123456789"
@@ -65,7 +65,7 @@ def test_one_that_is_well_and_new(run_anew: Run) -> None:
     assert not arkor_home().exists()
 
 
-def test_one_at_work(run: Run, backend: Backend, finished_alone: str) -> None:
+def test_one_at_work(run: Run, backend: Backend, finished_run: str) -> None:
     time.sleep(1)  # the worker is through with its folder then
     before = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
     done = run("doctor")
@@ -77,8 +77,8 @@ def test_one_at_work(run: Run, backend: Backend, finished_alone: str) -> None:
     assert after == before
 
 
-def test_packages_that_are_not_there(run_anew: Run, quick_libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (quick_libraries / "sitecustomize.py").write_text(HIDING.format(hidden={"torch", "sqlalchemy"}))
+def test_packages_that_are_not_there(run_anew: Run, fast_imports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fast_imports / "sitecustomize.py").write_text(HIDING.format(hidden={"torch", "sqlalchemy"}))
     found = ailments(run_anew)["packages"]
     assert (found["level"], found["sentence"]) == ("problem", "not installed: sqlalchemy, torch")
     assert found["remedy"] == 'pip install "arkor[local]"'
@@ -86,11 +86,11 @@ def test_packages_that_are_not_there(run_anew: Run, quick_libraries: Path, monke
     assert "packages" not in ailments(run_anew)
 
 
-def test_a_library_that_is_broken(run: Run, quick_libraries: Path) -> None:
-    (quick_libraries / "trl" / "__init__.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
+def test_a_library_that_is_broken(run: Run, fast_imports: Path) -> None:
+    (fast_imports / "trl" / "__init__.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
     found = ailments(run)["device"]
     assert found["sentence"] == "trl cannot be imported (libfoo.so: cannot open shared object file)"
-    (quick_libraries / "trl" / "__init__.py").write_text("import os\nos.kill(os.getpid(), 11)")
+    (fast_imports / "trl" / "__init__.py").write_text("import os\nos.kill(os.getpid(), 11)")
     assert ailments(run)["device"]["sentence"] == "it cannot be looked at (signal 11)"
 
 
@@ -180,8 +180,8 @@ def test_a_backend_of_another_version(run: Run, version: str, protocol: int, say
     health = {"status": "ok", "version": version, "protocol": protocol, "activeRuns": 2}
     arkor_home().mkdir(mode=0o700)
     with answering(Answer(200, health)) as server:
-        listing = {"url": server.url, "token": TOKEN, "pid": os.getpid()}
-        (arkor_home() / "backend.json").write_text(json.dumps(listing))
+        info = {"url": server.url, "token": TOKEN, "pid": os.getpid()}
+        (arkor_home() / "backend.json").write_text(json.dumps(info))
         found = ailments(run)
     assert (says in found["process"]["sentence"]) if says else not found
 
@@ -189,17 +189,17 @@ def test_a_backend_of_another_version(run: Run, version: str, protocol: int, say
 def test_the_last_error_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "backend.log"
     log.write_text(f"2001-01-01 00:00:00,000 ERROR arkor.backend: an old one\nTraceback\n  {TOKEN}\n")
-    assert list(local_backend.look_at_log(log)) == []
+    assert list(local_backend.check_log(log)) == []
     late = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     log.write_text(f"{late},000 ERROR arkor.backend: it broke ({TOKEN})\n{late},001 INFO arkor.backend: fine\n")
-    (found,) = local_backend.look_at_log(log)
+    (found,) = local_backend.check_log(log)
     assert found.sentence == f"{late}: it broke (…)"
     log.write_text("x\nThe backend cannot use /x: full.\n\n")
-    (found,) = local_backend.look_at_log(log)
+    (found,) = local_backend.check_log(log)
     assert found.sentence == "The backend cannot use /x: full."
 
 
-def test_rebuilding(run: Run, backend: Backend, finished_alone: str) -> None:
+def test_rebuilding(run: Run, backend: Backend, finished_run: str) -> None:
     refused = run("doctor", "--rebuild")
     assert refused.returncode == 1
     assert refused.stderr.endswith(f"then try again: kill {backend.process.pid}\n")
@@ -212,7 +212,7 @@ def test_rebuilding(run: Run, backend: Backend, finished_alone: str) -> None:
     assert "with the 1 runs" in done.stdout
     assert (backend.home / "arkor.db.aside-1").read_bytes().startswith(b"garbage")
     again = start_backend(backend.home, "--engine", "scripted")
-    assert finished_alone in run("jobs").stdout
+    assert finished_run in run("jobs").stdout
     again.process.kill()
     again.process.wait()
 

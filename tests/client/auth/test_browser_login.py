@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from arkor.client.auth.browser_login import SignInConfig, sign_in, sign_in_config
-from arkor.client.auth.callback_server import Landing, read_arrival
-from arkor.client.auth.oauth import OAuthAccess
-from arkor.client.http.client import Access, Http
+from arkor.client.auth.callback_server import CallbackServer, parse_authorization_response
+from arkor.client.auth.oauth import OAuthAuth
+from arkor.client.http.client import Auth, HttpClient
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
 from tests.fakes.http_server import Answer, answering
@@ -66,20 +66,20 @@ def bring(**query: str) -> Callable[[str], requests.Response]:
     """A browser that comes back with that query, and with the right state where it says so."""
 
     def visit(address: str) -> requests.Response:
-        asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
-        given = {name: value.replace("STATE", asked["state"]) for name, value in query.items()}
-        return requests.get(f"{asked['redirect_uri']}?{urlencode(given)}", timeout=10)
+        payload = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
+        given = {name: value.replace("STATE", payload["state"]) for name, value in query.items()}
+        return requests.get(f"{payload['redirect_uri']}?{urlencode(given)}", timeout=10)
 
     return visit
 
 
 def signing_in(config: SignInConfig, browser: Browser, seconds: float = 10) -> object:
-    return sign_in(URL, config, tell=browser.tell, browser=False, seconds=seconds)
+    return sign_in(URL, config, announce=browser.tell, browser=False, seconds=seconds)
 
 
 def test_a_person_signs_in(auth: AuthorizationServer) -> None:
     browser, config = Browser(), config_of(auth)
-    found = sign_in(URL, config, tell=browser.tell, browser=False)
+    found = sign_in(URL, config, announce=browser.tell, browser=False)
     (token,) = auth.tokens
     assert (found.access_token, found.refresh_token) == (token.access_token, token.refresh_token)
     assert found.expires_at == pytest.approx(time.time() + 3600, abs=30)
@@ -91,12 +91,12 @@ def test_a_person_signs_in(auth: AuthorizationServer) -> None:
 
 def test_what_is_asked_for(auth: AuthorizationServer) -> None:
     config = config_of(auth)
-    sign_in(URL, config, tell=Browser().tell, browser=False)
-    asked, exchanged = auth.requests
+    sign_in(URL, config, announce=Browser().tell, browser=False)
+    payload, exchanged = auth.requests
     form = {name: values[0] for name, values in parse_qs(exchanged.body.decode()).items()}
     digest = hashlib.sha256(form["code_verifier"].encode()).digest()
     redirect_uri = f"http://127.0.0.1:{config.callback_ports[0]}/callback"
-    assert {name: value for name, value in asked.query.items() if name != "state"} == {
+    assert {name: value for name, value in payload.query.items() if name != "state"} == {
         "response_type": "code",
         "client_id": CLIENT_ID,
         "redirect_uri": redirect_uri,
@@ -105,7 +105,7 @@ def test_what_is_asked_for(auth: AuthorizationServer) -> None:
         "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
         "code_challenge_method": "S256",
     }
-    assert len(asked.query["state"]) >= 32
+    assert len(payload.query["state"]) >= 32
     assert form == {
         "grant_type": "authorization_code",
         "client_id": CLIENT_ID,
@@ -118,18 +118,18 @@ def test_what_is_asked_for(auth: AuthorizationServer) -> None:
 def test_every_sign_in_has_its_own_secrets(auth: AuthorizationServer) -> None:
     config = config_of(auth)
     for _ in range(2):
-        sign_in(URL, config, tell=Browser().tell, browser=False)
+        sign_in(URL, config, announce=Browser().tell, browser=False)
     first, second = (request.query for request in auth.requests if request.path == "/authorize")
     assert first["state"] != second["state"]
     assert first["code_challenge"] != second["code_challenge"]
 
 
 def test_the_sign_in_renews_itself_later(auth: AuthorizationServer) -> None:
-    found = sign_in(URL, config_of(auth), tell=Browser().tell, browser=False)
+    found = sign_in(URL, config_of(auth), announce=Browser().tell, browser=False)
     auth.expire_all()
     refused = Answer(401, {"error": "expired"})
     with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else refused) as api:
-        assert Http(OAuthAccess(api.url, found)).call("GET", "/v1/x") == {"ok": True}
+        assert HttpClient(OAuthAuth(api.url, found)).call("GET", "/v1/x") == {"ok": True}
 
 
 # Ports
@@ -173,9 +173,9 @@ def test_the_state_must_match(auth: AuthorizationServer, given: dict[str, str]) 
 
 
 def test_a_state_that_comes_twice_is_none() -> None:
-    assert read_arrival("code=c&state=s", "s").code == "c"
-    assert read_arrival("code=c&state=s&state=x", "s").problem
-    assert read_arrival("code=c&code=d&state=s", "s").problem == "the browser came back without a code"
+    assert parse_authorization_response("code=c&state=s", "s").code == "c"
+    assert parse_authorization_response("code=c&state=s&state=x", "s").problem
+    assert parse_authorization_response("code=c&code=d&state=s", "s").problem == "the browser came back without a code"
 
 
 def test_a_person_who_says_no(auth: AuthorizationServer) -> None:
@@ -228,17 +228,17 @@ def test_what_else_a_browser_asks_for_is_no_answer(auth: AuthorizationServer) ->
 
 
 def test_only_the_first_redirect_counts() -> None:
-    with Landing(free_ports(1), "s") as landing:
-        first = requests.get(f"{landing.redirect_uri}?code=one&state=s", timeout=30)
-        second = requests.get(f"{landing.redirect_uri}?code=two&state=s", timeout=30)
-        assert landing.wait(30) == "one"
+    with CallbackServer(free_ports(1), "s") as callback_server:
+        first = requests.get(f"{callback_server.redirect_uri}?code=one&state=s", timeout=30)
+        second = requests.get(f"{callback_server.redirect_uri}?code=two&state=s", timeout=30)
+        assert callback_server.wait(30) == "one"
     assert (first.status_code, second.status_code) == (200, 404)
 
 
 def test_nobody_comes_back(auth: AuthorizationServer) -> None:
     config = config_of(auth)
     with pytest.raises(CredentialsError, match=r"nobody came back .* within 0\.005 minutes"):
-        sign_in(URL, config, tell=lambda *_: None, browser=False, seconds=0.3)
+        sign_in(URL, config, announce=lambda *_: None, browser=False, seconds=0.3)
     socket.create_server(("127.0.0.1", config.callback_ports[0])).close()
 
 
@@ -281,7 +281,7 @@ def test_a_sign_in_server_that_is_away(auth: AuthorizationServer) -> None:
 def test_one_that_gives_no_refresh_token(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(body={"access_token": "t", "expires_in": 60})]
     browser = Browser(bring(code="c", state="STATE"))
-    found = sign_in(URL, config_of(auth), tell=browser.tell, browser=False)
+    found = sign_in(URL, config_of(auth), announce=browser.tell, browser=False)
     assert (found.access_token, found.refresh_token) == ("t", "")
 
 
@@ -340,4 +340,4 @@ def test_a_backend_that_says_nothing_sensible(wrong: dict[str, object]) -> None:
 def test_an_address_where_nothing_is() -> None:
     with answering(Answer(404, {"error": "Not found."})) as server, pytest.raises(CloudApiError):
         sign_in_config(server.url)
-    assert Access(server.url).token is None
+    assert Auth(server.url).token is None

@@ -18,10 +18,10 @@ from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     OAuthCredentials,
+    credentials_lock,
     credentials_path,
     default_cloud_api_url,
     ensure_credentials,
-    only_writer,
     read_credentials,
     remove_credentials,
     request_anonymous_token,
@@ -254,7 +254,7 @@ def test_a_sign_in_that_comes_meanwhile_is_kept() -> None:
     with answering(Answer(201, IDENTITY)) as server:
         mine = AnonymousCredentials("mine", "a", server.url, "org-1")
         with ThreadPoolExecutor(1) as pool:
-            with only_writer():
+            with credentials_lock():
                 waiting = pool.submit(ensure_credentials, server.url)
                 write_credentials(mine)
             assert waiting.result(10) == mine == read_credentials()

@@ -25,9 +25,9 @@ from arkor.client.auth.credentials import (
     read_credentials,
     write_credentials,
 )
-from arkor.client.auth.oauth import OAuthAccess, access_for, authorization_server, refresh
+from arkor.client.auth.oauth import OAuthAuth, auth_for, authorization_server, refresh
 from arkor.client.connect import connect
-from arkor.client.http.client import Access, Http
+from arkor.client.http.client import Auth, HttpClient
 from arkor.client.project_state import ProjectState, write_state
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, TrainerAborted
 from tests.fakes.authorization_server import AuthorizationServer, authorizing
@@ -57,8 +57,8 @@ def expired(auth: AuthorizationServer, url: str) -> OAuthCredentials:
     return credentials
 
 
-def called(access: Access) -> object:
-    return Http(access, retry_budget=0).call("GET", "/v1/x")
+def called(access: Auth) -> object:
+    return HttpClient(access, retry_budget=0).call("GET", "/v1/x")
 
 
 # Once
@@ -66,7 +66,7 @@ def called(access: Access) -> object:
 
 def test_a_refused_token_is_renewed_and_the_call_goes_on(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
-    access = OAuthAccess(api.url, old)
+    access = OAuthAuth(api.url, old)
     assert called(access) == called(access) == {"ok": True}
     (request,) = auth.requests
     assert parse_qs(request.body.decode()) == {
@@ -81,28 +81,28 @@ def test_a_refused_token_is_renewed_and_the_call_goes_on(auth: AuthorizationServ
 def test_a_token_that_ends_within_a_minute_is_renewed_before_it_is_sent(
     auth: AuthorizationServer, api: HttpServer
 ) -> None:
-    assert called(OAuthAccess(api.url, auth.sign_in(seconds_left=50))) == {"ok": True}
+    assert called(OAuthAuth(api.url, auth.sign_in(seconds_left=50))) == {"ok": True}
     assert (len(auth.requests), len(api.requests)) == (1, 1)
-    assert called(OAuthAccess(api.url, auth.sign_in(seconds_left=70))) == {"ok": True}
+    assert called(OAuthAuth(api.url, auth.sign_in(seconds_left=70))) == {"ok": True}
     assert (len(auth.requests), len(api.requests)) == (1, 2)
 
 
 def test_a_token_that_is_refused_twice_is_an_error_of_the_backend(auth: AuthorizationServer) -> None:
     with answering(REFUSED) as api, pytest.raises(CloudApiError, match="has expired") as caught:
-        called(OAuthAccess(api.url, auth.sign_in()))
+        called(OAuthAuth(api.url, auth.sign_in()))
     assert caught.value.status == 401
     assert (len(auth.requests), len(api.requests)) == (1, 2)
 
 
 def test_a_backend_that_is_away_costs_no_token(auth: AuthorizationServer) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
-        called(OAuthAccess("http://127.0.0.1:1", auth.sign_in()))
+        called(OAuthAuth("http://127.0.0.1:1", auth.sign_in()))
     assert auth.requests == []
 
 
 def test_ten_threads_renew_once(api: HttpServer, auth: AuthorizationServer) -> None:
     auth.delay = 0.2
-    http = Http(OAuthAccess(api.url, expired(auth, api.url)))
+    http = HttpClient(OAuthAuth(api.url, expired(auth, api.url)))
     barrier = threading.Barrier(10)
 
     def call(_: int) -> object:
@@ -116,17 +116,17 @@ def test_ten_threads_renew_once(api: HttpServer, auth: AuthorizationServer) -> N
 
 def test_clients_of_one_process_share_what_one_of_them_got(auth: AuthorizationServer, api: HttpServer) -> None:
     credentials = expired(auth, api.url)
-    first, second = (OAuthAccess(api.url, credentials) for _ in range(2))
-    assert called(first) == called(second) == called(OAuthAccess(api.url, credentials)) == {"ok": True}
+    first, second = (OAuthAuth(api.url, credentials) for _ in range(2))
+    assert called(first) == called(second) == called(OAuthAuth(api.url, credentials)) == {"ok": True}
     assert len(auth.requests) == 1
 
 
 PROCESS = """
 import sys
 from arkor.client.auth.credentials import read_credentials
-from arkor.client.http.client import Http
-from arkor.client.auth.oauth import access_for
-http = Http(access_for(sys.argv[1], read_credentials(), from_file=True))
+from arkor.client.http.client import HttpClient
+from arkor.client.auth.oauth import auth_for
+http = HttpClient(auth_for(sys.argv[1], read_credentials(), from_file=True))
 print("ready", flush=True)
 sys.stdin.readline()
 print(http.call("GET", "/v1/x"))
@@ -143,8 +143,8 @@ def test_processes_renew_once(auth: AuthorizationServer, api: HttpServer) -> Non
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=30) for process in processes]
-    assert said == [("{'ok': True}\n", "")] * 3
+    output = [process.communicate(timeout=30) for process in processes]
+    assert output == [("{'ok': True}\n", "")] * 3
     assert len(auth.requests) == 1
     found = read_credentials()
     assert found is not None
@@ -157,14 +157,14 @@ import os, threading
 from arkor.client.auth import oauth
 held, done = threading.Event(), threading.Event()
 def hold():
-    with oauth._renewing:
+    with oauth._refresh_lock:
         held.set()
         done.wait()
 threading.Thread(target=hold).start()
 held.wait()
 child = os.fork()
 if not child:
-    os._exit(0 if oauth._renewing.acquire(timeout=1) else 1)
+    os._exit(0 if oauth._refresh_lock.acquire(timeout=1) else 1)
 done.set()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -177,7 +177,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_the_file_gets_what_became_of_its_sign_in(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
-    called(access_for(api.url, old, from_file=True))
+    called(auth_for(api.url, old, from_file=True))
     new = read_credentials()
     assert isinstance(new, OAuthCredentials)
     assert auth.accepts({"authorization": f"Bearer {new.access_token}"})
@@ -196,11 +196,11 @@ def test_a_refresh_token_that_is_not_replaced_stays(auth: AuthorizationServer) -
 
 
 def test_a_sign_in_that_was_passed_is_written_nowhere(auth: AuthorizationServer, api: HttpServer) -> None:
-    called(access_for(api.url, expired(auth, api.url)))
+    called(auth_for(api.url, expired(auth, api.url)))
     assert read_credentials() is None
     other = AnonymousCredentials("t", "a", api.url, "org-1")
     write_credentials(other)
-    called(access_for(api.url, expired(auth, api.url)))
+    called(auth_for(api.url, expired(auth, api.url)))
     assert read_credentials() == other
 
 
@@ -208,7 +208,7 @@ def test_one_that_was_read_from_the_file_and_passed_is_that_of_the_file(
     auth: AuthorizationServer, api: HttpServer
 ) -> None:
     write_credentials(expired(auth, api.url))
-    called(access_for(api.url, read_credentials()))
+    called(auth_for(api.url, read_credentials()))
     found = read_credentials()
     assert found is not None
     assert auth.accepts({"authorization": f"Bearer {found.bearer}"})
@@ -218,7 +218,7 @@ def test_one_that_was_read_from_the_file_and_passed_is_that_of_the_file(
 def test_another_sign_in_is_never_overwritten(auth: AuthorizationServer, api: HttpServer, meanwhile: str) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
-    access = access_for(api.url, old, from_file=True)
+    access = auth_for(api.url, old, from_file=True)
     credentials_path().unlink()
     other = None if meanwhile == "signed out" else auth.sign_in("https://elsewhere.example")
     if other:
@@ -230,7 +230,7 @@ def test_another_sign_in_is_never_overwritten(auth: AuthorizationServer, api: Ht
 def test_a_new_sign_in_for_the_same_backend_is_taken_over(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
-    access = access_for(api.url, old, from_file=True)
+    access = auth_for(api.url, old, from_file=True)
     auth.ended.add(auth.tokens[-1].family)
     write_credentials(auth.sign_in(api.url))
     assert called(access) == {"ok": True}
@@ -239,7 +239,7 @@ def test_a_new_sign_in_for_the_same_backend_is_taken_over(auth: AuthorizationSer
 
 def test_what_another_process_got_long_ago_is_renewed_in_its_turn(auth: AuthorizationServer, api: HttpServer) -> None:
     first = expired(auth, api.url)
-    access = access_for(api.url, first, from_file=True)
+    access = auth_for(api.url, first, from_file=True)
     write_credentials(evolve(auth.sign_in(api.url), expires_at=time.time() - 7200))
     auth.expire_all()
     assert called(access) == {"ok": True}
@@ -274,7 +274,7 @@ def said_of(error: pytest.ExceptionInfo[BaseException], auth: AuthorizationServe
 
 
 def test_a_sign_in_that_has_ended_says_so_and_asks_once(auth: AuthorizationServer, api: HttpServer) -> None:
-    access = OAuthAccess(api.url, expired(auth, api.url))
+    access = OAuthAuth(api.url, expired(auth, api.url))
     auth.ended.add(auth.tokens[0].family)
     for _ in range(3):
         with pytest.raises(CredentialsError) as caught:
@@ -285,7 +285,7 @@ def test_a_sign_in_that_has_ended_says_so_and_asks_once(auth: AuthorizationServe
 
 def test_a_sign_in_without_a_refresh_token(auth: AuthorizationServer, api: HttpServer) -> None:
     with pytest.raises(CredentialsError, match="nothing to be renewed with; sign in again"):
-        called(OAuthAccess(api.url, evolve(expired(auth, api.url), refresh_token="")))
+        called(OAuthAuth(api.url, evolve(expired(auth, api.url), refresh_token="")))
     assert auth.requests == []
 
 
@@ -328,7 +328,7 @@ def test_a_refusal_that_quotes_the_token_is_not_quoted(auth: AuthorizationServer
 
 def test_while_the_old_token_is_good_a_fault_is_none(auth: AuthorizationServer, api: HttpServer) -> None:
     auth.faults = [Answer(503)]
-    access = OAuthAccess(api.url, auth.sign_in(seconds_left=30))
+    access = OAuthAuth(api.url, auth.sign_in(seconds_left=30))
     assert called(access) == called(access) == {"ok": True}
     assert len(auth.requests) == 1  # it is not tried again with every call
 
@@ -343,7 +343,7 @@ def test_whatever_lifetime_the_server_names(auth: AuthorizationServer, expires_i
 
 def test_tokens_that_hold_for_seconds_are_not_renewed_with_every_call() -> None:
     with authorizing(lifetime=20) as auth:
-        access = OAuthAccess("http://127.0.0.1:1", auth.sign_in(seconds_left=0))
+        access = OAuthAuth("http://127.0.0.1:1", auth.sign_in(seconds_left=0))
         for _ in range(20):
             access.prepare()
     assert len(auth.requests) == 1
@@ -385,13 +385,13 @@ def test_no_secret_shows(auth: AuthorizationServer, api: HttpServer, caplog: pyt
     caplog.set_level(logging.DEBUG)
     logging.getLogger("authlib").setLevel(logging.WARNING)
     credentials = expired(auth, api.url)
-    access = OAuthAccess(api.url, credentials)
+    access = OAuthAuth(api.url, credentials)
     called(access)
     auth.faults = [Answer(503)]
     with pytest.raises(BackendUnavailable):
-        access.renew_token(access.token)
+        access.refresh_token(access.token)
     assert "the sign-in was renewed" in caplog.text
-    shown = f"{caplog.text} {access!r} {access!s} {credentials!r} {Http(access)!r}"
+    shown = f"{caplog.text} {access!r} {access!s} {credentials!r} {HttpClient(access)!r}"
     assert not [secret for secret in auth.secrets if secret in shown]
 
 

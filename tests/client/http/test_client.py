@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.http.client import Access, Http
+from arkor.client.http.client import Auth, HttpClient
 from arkor.client.http.urls import checked_url, is_loopback
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
@@ -21,8 +21,8 @@ from tests.fakes.http_server import Answer, HttpServer, Request, answering
 TOKEN = "a-secret-token"
 
 
-def http(server: HttpServer, **rest: float) -> Http:
-    return Http(Access(server.url, TOKEN), **rest)
+def http(server: HttpServer, **rest: float) -> HttpClient:
+    return HttpClient(Auth(server.url, TOKEN), **rest)
 
 
 def unused_url() -> str:
@@ -46,7 +46,7 @@ def test_says_who_we_are() -> None:
 
 def test_says_so_without_a_token_too() -> None:
     with answering(Answer()) as server:
-        Http(Access(server.url)).call("GET", "/healthz")
+        HttpClient(Auth(server.url)).call("GET", "/healthz")
     (request,) = server.requests
     assert "authorization" not in request.headers
     assert request.headers["x-arkor-client"] == f"arkor/{VERSION}"
@@ -54,7 +54,7 @@ def test_says_so_without_a_token_too() -> None:
 
 def test_a_path_in_the_base_url_is_kept() -> None:
     with answering(Answer()) as server:
-        Http(Access(f"{server.url}/arkor/")).call("GET", "/v1/me")
+        HttpClient(Auth(f"{server.url}/arkor/")).call("GET", "/v1/me")
     assert server.requests[0].target == "/arkor/v1/me"
 
 
@@ -76,10 +76,10 @@ def test_proxies_are_for_others_than_this_machine(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
         assert http(server).call("GET", "/v1/x") == {"from": "backend"}
-        assert Http(Access("http://backend.example", TOKEN)).call("GET", "/v1/x") == {"from": "proxy"}
+        assert HttpClient(Auth("http://backend.example", TOKEN)).call("GET", "/v1/x") == {"from": "proxy"}
         monkeypatch.setenv("NO_PROXY", "backend.example")
         with pytest.raises(BackendUnavailable):
-            Http(Access("http://backend.example"), retry_budget=0).call("GET", "/v1/x")
+            HttpClient(Auth("http://backend.example"), retry_budget=0).call("GET", "/v1/x")
     assert proxy.requests[0].target == "http://backend.example/v1/x"
 
 
@@ -91,10 +91,10 @@ def test_a_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.
     redirect = Answer(307, headers={"Location": "/v1/y"})
     with answering(Answer(), redirect, Answer(), Answer()) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
-        caller = Http(Access("http://backend.example", TOKEN))
+        caller = HttpClient(Auth("http://backend.example", TOKEN))
         caller.call("GET", "/v1/x")
         caller.call("GET", "/v1/x")
-        Http(Access("http://backend.example")).call("GET", "/v1/x")
+        HttpClient(Auth("http://backend.example")).call("GET", "/v1/x")
     first, redirected, followed, anonymous = proxy.requests
     assert {r.headers["authorization"] for r in (first, redirected, followed)} == {f"Bearer {TOKEN}"}
     assert "authorization" not in anonymous.headers
@@ -103,7 +103,7 @@ def test_a_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("token", ["", "with blank", "with\nline", "with\x00nul"])
 def test_a_token_that_is_none_is_refused_unseen(token: str) -> None:
     with pytest.raises(CredentialsError) as caught:
-        Access("http://127.0.0.1", token)
+        Auth("http://127.0.0.1", token)
     assert not token or token not in str(caught.value)
 
 
@@ -235,7 +235,7 @@ def test_a_success_that_is_no_json_object(body: bytes) -> None:
 def test_nobody_there_names_the_url() -> None:
     url = unused_url()
     with pytest.raises(BackendUnavailable) as caught:
-        Http(Access(url, TOKEN), retry_budget=0).call("GET", "/v1/x", query={"q": "private"})
+        HttpClient(Auth(url, TOKEN), retry_budget=0).call("GET", "/v1/x", query={"q": "private"})
     assert url in str(caught.value)
     assert "Connection refused" in str(caught.value)
     assert "private" not in str(caught.value)
@@ -244,9 +244,9 @@ def test_nobody_there_names_the_url() -> None:
 
 def test_a_silent_backend_runs_into_the_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        access = Access(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        access = Auth(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(BackendUnavailable, match="did not answer in time"):
-            Http(access, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 0.1))
+            HttpClient(access, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 0.1))
 
 
 def test_an_answer_that_breaks_off() -> None:
@@ -318,20 +318,20 @@ def test_a_wait_beyond_the_budget_is_not_begun() -> None:
 
 
 def test_a_backend_that_comes_back_is_found_even_by_a_post() -> None:
-    class Moved(Access):
+    class Moved(Auth):
         """Stands for the backend of this machine, which comes back at another address."""
 
-        def renew(self) -> bool:
+        def refresh(self) -> bool:
             self.base_url = server.url
             return True
 
     with answering(Answer(body={"a": 1})) as server:
-        assert Http(Moved(unused_url(), TOKEN)).call("POST", "/v1/x", body={}) == {"a": 1}
+        assert HttpClient(Moved(unused_url(), TOKEN)).call("POST", "/v1/x", body={}) == {"a": 1}
 
 
 def test_a_refused_token_is_renewed_once() -> None:
-    class Renewed(Access):
-        def renew(self) -> bool:
+    class Renewed(Auth):
+        def refresh(self) -> bool:
             self.token = "another"
             return True
 
@@ -339,7 +339,7 @@ def test_a_refused_token_is_renewed_once() -> None:
         return Answer() if request.headers["authorization"] == "Bearer another" else Answer(401, {"error": "no"})
 
     with answering(gate) as server:
-        Http(Renewed(server.url, TOKEN)).call("POST", "/v1/x", body={})
+        HttpClient(Renewed(server.url, TOKEN)).call("POST", "/v1/x", body={})
     assert len(server.requests) == 2
 
 
@@ -381,7 +381,7 @@ def test_a_deprecation_is_shown_once_and_never_fails_a_call(options: list[str]) 
     code = """
 import sys
 from arkor.client.http.client import *
-h = Http(Access(sys.argv[1]))
+h = HttpClient(Auth(sys.argv[1]))
 for _ in range(3):
     h.call("GET", "/x")
 """
@@ -397,7 +397,7 @@ def test_a_forked_process_has_its_own_connection() -> None:
     code = """
 import os, sys
 from arkor.client.http.client import *
-h = Http(Access(sys.argv[1]))
+h = HttpClient(Auth(sys.argv[1]))
 h.call("GET", "/x")
 child = os.fork()
 answers = {h.call("GET", "/%d" % os.getpid())["target"] for _ in range(20)}

@@ -15,7 +15,7 @@ import pytest
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
 from arkor.client.http import client as http_room
-from arkor.client.http.client import Access, Http
+from arkor.client.http.client import Auth, HttpClient
 from arkor.client.http.errors import retry_after
 from arkor.client.http.versions import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
@@ -29,7 +29,7 @@ TOKEN = "s3cret/token+of=the-caller"
 
 def refused(answer: Answer) -> CloudApiError:
     with answering(answer) as server, pytest.raises(CloudApiError) as caught:
-        Http(Access(server.url, TOKEN), retry_budget=0).call("GET", "/v1/x")
+        HttpClient(Auth(server.url, TOKEN), retry_budget=0).call("GET", "/v1/x")
     return caught.value
 
 
@@ -157,8 +157,8 @@ def test_an_anonymous_identity_that_is_gone_has_a_way_out(code: str) -> None:
 
 
 def test_426_does_not_say_it_twice() -> None:
-    said = str(refused(Answer(426, {"error": f"Too old: {upgrade_command()}"})))
-    assert said.count(upgrade_command()) == 1
+    output = str(refused(Answer(426, {"error": f"Too old: {upgrade_command()}"})))
+    assert output.count(upgrade_command()) == 1
 
 
 # When to come back
@@ -179,7 +179,7 @@ def test_however_long_a_backend_wants_us_to_wait_the_budget_holds() -> None:
     for value in ("31", "999999999", formatdate(time.time() + 86_400 * 365, usegmt=True)):
         began = time.monotonic()
         with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError):
-            Http(Access(server.url, TOKEN)).call("GET", "/v1/x")
+            HttpClient(Auth(server.url, TOKEN)).call("GET", "/v1/x")
         assert time.monotonic() - began < 10
         assert len(server.requests) == 1
 
@@ -190,7 +190,7 @@ def test_however_long_a_backend_wants_us_to_wait_the_budget_holds() -> None:
 @pytest.mark.parametrize("lost", [Answer(None), Answer(502), Answer(504), Answer(408)])
 def test_a_deletion_whose_answer_was_lost_is_done(lost: Answer) -> None:
     with answering(lost, Answer(404, {"error": "There is no such endpoint."})) as server:
-        Http(Access(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
+        HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
 
 
@@ -198,13 +198,13 @@ def test_a_deletion_whose_answer_was_lost_is_done(lost: Answer) -> None:
 def test_what_was_never_there_is_not_deleted(first: Answer) -> None:
     with answering(first, Answer(404, {"error": "There is no such endpoint."})) as server:
         with pytest.raises(CloudApiError) as caught:
-            Http(Access(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
+            HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert caught.value.status == 404
 
 
 def test_something_else_that_is_gone_stays_an_error() -> None:
     with answering(Answer(502), Answer(404)) as server, pytest.raises(CloudApiError):
-        Http(Access(server.url, TOKEN)).call("GET", "/v1/jobs/j")
+        HttpClient(Auth(server.url, TOKEN)).call("GET", "/v1/jobs/j")
 
 
 @pytest.mark.parametrize("lost", [Answer(None), Answer(500), Answer(503), Answer(429), Answer(408)])
@@ -229,11 +229,11 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
             while not done.wait(0.1):
                 handler.wfile.write(b" ")  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(http_room, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(http_room, "RESPONSE_SECONDS", 0.5)
     server, began = Trickle(), time.monotonic()
     try:
         with pytest.raises(BackendUnavailable, match="did not answer in time"):
-            Http(Access(server.url, TOKEN), retry_budget=0).call("GET", "/v1/x")
+            HttpClient(Auth(server.url, TOKEN), retry_budget=0).call("GET", "/v1/x")
     finally:
         done.set()
         server.close()
@@ -242,7 +242,7 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
 
 def test_the_next_call_begins_without_doubts() -> None:
     with answering(Answer(502), Answer(204, b""), Answer(404)) as server:
-        caller = Http(Access(server.url, TOKEN))
+        caller = HttpClient(Auth(server.url, TOKEN))
         caller.call("DELETE", "/v1/endpoints/d")
         with pytest.raises(CloudApiError):
             caller.call("DELETE", "/v1/endpoints/d")

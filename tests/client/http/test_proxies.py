@@ -12,15 +12,15 @@ import pytest
 
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
-from arkor.client.auth.oauth import ask_for_token
-from arkor.client.http.client import Access, Http
-from arkor.client.http.deadline import Patience
+from arkor.client.auth.oauth import request_token
+from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.event_stream import EventStream
 from arkor.errors import ArkorError, BackendUnavailable, TrainerAborted
 from arkor.protocol.events import TrainingLog
 from arkor.protocol.jobs import Scope
-from tests.fakes.company import Company
+from tests.fakes.corporate_proxy import CorporateProxy
 from tests.fakes.http_server import Answer, answering
 from tests.fakes.sse_server import log_frame, send_and_hold, serving
 
@@ -30,9 +30,9 @@ TOKEN = "the-token-of-the-caller"
 
 
 @pytest.fixture
-def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Company]:
+def corporate_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CorporateProxy]:
     """A company whose proxy and authority are in the environment, as the usual variables have it."""
-    with closing(Company(tmp_path)) as found:
+    with closing(CorporateProxy(tmp_path)) as found:
         for other in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             monkeypatch.delenv(other, raising=False)
         monkeypatch.setenv("HTTPS_PROXY", found.proxy_url)
@@ -40,19 +40,19 @@ def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Company
         yield found
 
 
-def test_a_call_goes_through_a_tunnel(company: Company) -> None:
+def test_a_call_goes_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
     with answering(Answer(body={"a": 1})) as server:
-        company.serve(HOST, server.url)
-        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
-    assert company.tunnels == [f"CONNECT {HOST}:443"]
+        corporate_proxy.serve(HOST, server.url)
+        assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+    assert corporate_proxy.tunnels == [f"CONNECT {HOST}:443"]
     assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
 
 
-def test_an_upload_goes_through_a_tunnel(company: Company, tmp_path: Path) -> None:
+def test_an_upload_goes_through_a_tunnel(corporate_proxy: CorporateProxy, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b'{"text": "a row"}\n' * 200_000)
     with answering(Answer(201, {"dataset": {"url": "/v1/datasets/d"}})) as server:
-        company.serve(HOST, server.url)
+        corporate_proxy.serve(HOST, server.url)
         client = CloudApiClient(URL, TokenCredentials(TOKEN, URL), scope=Scope("o", "p"))
         assert client.upload_dataset(rows).url == "/v1/datasets/d"
     assert server.requests[0].body == rows.read_bytes()
@@ -60,14 +60,14 @@ def test_an_upload_goes_through_a_tunnel(company: Company, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("tunnelled", [True, False])
 def test_an_abort_wakes_a_stream_behind_tls_at_once(
-    company: Company, monkeypatch: pytest.MonkeyPatch, tunnelled: bool
+    corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, tunnelled: bool
 ) -> None:
     released, abort, set_at = threading.Event(), threading.Event(), []
     with serving(send_and_hold(log_frame(1), until=released)) as server:
-        port = company.serve("localhost" if not tunnelled else HOST, server.url)
-        http = Http(Access(URL if tunnelled else f"https://localhost:{port}", TOKEN))
+        port = corporate_proxy.serve("localhost" if not tunnelled else HOST, server.url)
+        http = HttpClient(Auth(URL if tunnelled else f"https://localhost:{port}", TOKEN))
         stream = EventStream(lambda cursor: http.open("GET", "/"), ReconnectPolicy(max_attempts=0))
-        with closing(stream.events(Patience.until(abort, None))) as events:
+        with closing(stream.events(Deadline.after(abort, None))) as events:
             assert isinstance(next(events), TrainingLog)
             timer = threading.Timer(0.3, lambda: (set_at.append(time.monotonic()), abort.set()))
             timer.start()
@@ -75,50 +75,56 @@ def test_an_abort_wakes_a_stream_behind_tls_at_once(
                 next(events)
         assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
         released.set()
-    assert bool(company.tunnels) == tunnelled
+    assert bool(corporate_proxy.tunnels) == tunnelled
 
 
-def test_a_token_is_asked_for_through_a_tunnel(company: Company) -> None:
+def test_a_token_is_asked_for_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
     with answering(Answer(body={"access_token": "another-token"})) as server:
-        company.serve("login.example", server.url)
-        assert ask_for_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
-    assert company.tunnels == ["CONNECT login.example:443"]
+        corporate_proxy.serve("login.example", server.url)
+        assert request_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
+    assert corporate_proxy.tunnels == ["CONNECT login.example:443"]
 
 
-def test_loopback_needs_no_proxy_but_the_authority(company: Company) -> None:
+def test_loopback_needs_no_proxy_but_the_authority(corporate_proxy: CorporateProxy) -> None:
     with answering(Answer(308, headers={"Location": "/v1/y"}), Answer(body={"a": 1})) as server:
-        port = company.serve("localhost", server.url)
-        assert Http(Access(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x") == {"a": 1}
-    assert company.tunnels == []
+        port = corporate_proxy.serve("localhost", server.url)
+        assert HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x") == {"a": 1}
+    assert corporate_proxy.tunnels == []
 
 
 @pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
-def test_what_is_excepted_goes_straight(company: Company, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_what_is_excepted_goes_straight(
+    corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.setenv(variable, ".example")
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
-        Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x")
-    assert company.tunnels == []
+        HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x")
+    assert corporate_proxy.tunnels == []
 
 
 @pytest.mark.parametrize("variable", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_any_variable_may_name_the_authority(company: Company, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, str(company.authority.bundle))
+def test_any_variable_may_name_the_authority(
+    corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(corporate_proxy.authority.bundle))
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with answering(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
-        company.serve(HOST, server.url)
-        company.serve("login.example", server.url)
-        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
-        assert ask_for_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
+        corporate_proxy.serve(HOST, server.url)
+        corporate_proxy.serve("login.example", server.url)
+        assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        assert request_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
 
 
-def test_what_requests_knows_goes_first(company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_requests_knows_goes_first(
+    corporate_proxy: CorporateProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
     with answering(Answer(body={"a": 1})) as server:
-        company.serve(HOST, server.url)
-        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
+        corporate_proxy.serve(HOST, server.url)
+        assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-        said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
-    assert said.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
+        output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert output.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
 
 
 def sentence_of(call: object) -> str:
@@ -129,15 +135,15 @@ def sentence_of(call: object) -> str:
     return str(caught.value)
 
 
-def test_an_authority_that_is_not_trusted(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authority_that_is_not_trusted(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with answering(Answer()) as server:
-        company.serve(HOST, server.url)
-        company.serve("login.example", server.url)
+        corporate_proxy.serve(HOST, server.url)
+        corporate_proxy.serve("login.example", server.url)
         began = time.monotonic()
-        said = sentence_of(lambda: Http(Access(URL, TOKEN)).call("GET", "/v1/x"))
-        login = sentence_of(lambda: ask_for_token("login.example", {}))
-    for sentence in (said, login):
+        output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x"))
+        login = sentence_of(lambda: request_token("login.example", {}))
+    for sentence in (output, login):
         assert "does not trust (unable to get local issuer certificate)" in sentence
         assert "own authority, point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates" in sentence
     assert time.monotonic() - began < 10  # not tried again
@@ -146,58 +152,62 @@ def test_an_authority_that_is_not_trusted(company: Company, monkeypatch: pytest.
 
 @pytest.mark.parametrize("content", [None, b"", b"this is no certificate"])
 def test_a_bundle_that_is_none(
-    company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+    corporate_proxy: CorporateProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     bundle = tmp_path / "bundle.pem"
     if content is not None:
         bundle.write_bytes(content)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     with answering(Answer()) as server:
-        company.serve(HOST, server.url)
-        company.serve("login.example", server.url)
+        corporate_proxy.serve(HOST, server.url)
+        corporate_proxy.serve("login.example", server.url)
         for call in (
-            lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"),
-            lambda: ask_for_token("login.example", {}),
+            lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"),
+            lambda: request_token("login.example", {}),
         ):
             assert "REQUESTS_CA_BUNDLE" in sentence_of(call)
 
 
-def test_a_certificate_of_another_host(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_of_another_host(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Answer()) as server:
-        port = company.serve("other.example", server.url)
-        said = sentence_of(lambda: Http(Access(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
-    assert "is not valid for 'localhost'); look at the address" in said
-    assert "authority" not in said
+        port = corporate_proxy.serve("other.example", server.url)
+        output = sentence_of(lambda: HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
+    assert "is not valid for 'localhost'); look at the address" in output
+    assert "authority" not in output
     assert server.requests == []
 
 
-def test_a_proxy_that_blocks_says_so(company: Company) -> None:
-    said = sentence_of(lambda: Http(Access("https://forbidden.example", TOKEN), retry_budget=0).call("GET", "/v1/x"))
-    assert "cannot be reached through the proxy (403 Blocked by the company); look at HTTPS_PROXY and NO_PROXY" in said
+def test_a_proxy_that_blocks_says_so(corporate_proxy: CorporateProxy) -> None:
+    output = sentence_of(
+        lambda: HttpClient(Auth("https://forbidden.example", TOKEN), retry_budget=0).call("GET", "/v1/x")
+    )
+    assert (
+        "cannot be reached through the proxy (403 Blocked by the company); look at HTTPS_PROXY and NO_PROXY" in output
+    )
 
 
 def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(Company(tmp_path, password="a-password-of-mine")) as company, answering(Answer()) as server:
+    with closing(CorporateProxy(tmp_path, password="a-password-of-mine")) as company, answering(Answer()) as server:
         company.serve(HOST, server.url)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(company.authority.bundle))
         monkeypatch.setenv("HTTPS_PROXY", company.proxy_url)
-        assert Http(Access(URL, TOKEN)).call("GET", "/v1/x") == {}
+        assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {}
         monkeypatch.setenv("HTTPS_PROXY", company.proxy_url.replace("a-password", "not-the-password"))
-        said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
-    assert "407 Proxy Authentication Required" in said
-    assert "password" not in said.replace("Proxy Authentication", "")
+        output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+    assert "407 Proxy Authentication Required" in output
+    assert "password" not in output.replace("Proxy Authentication", "")
 
 
 def test_a_proxy_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:a-password-of-mine@127.0.0.1:1")
     began = time.monotonic()
-    said = sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("POST", "/v1/x", body={}))
-    assert "through the proxy" in said
-    assert "a-password-of-mine" not in said
+    output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("POST", "/v1/x", body={}))
+    assert "through the proxy" in output
+    assert "a-password-of-mine" not in output
     assert time.monotonic() - began < 10
 
 
 def test_a_proxy_whose_address_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("http://", "ftp://x", "http://[::1", "not a proxy", "socks5://127.0.0.1:1"):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
-        assert sentence_of(lambda: Http(Access(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
+        assert sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))

@@ -42,14 +42,14 @@ def test_what_is_found_is_put_together_and_progress_is_told() -> None:
         'check.found {"found": {"notes": ["b"], "later": 1}}',
         "end {}",
     )
-    told: list[str] = []
+    output: list[str] = []
     with answering(answer) as server:
-        found = client_of(server.url).check(CONFIG, say=told.append)
+        found = client_of(server.url).check(CONFIG, say=output.append)
         assert server.requests[0].json() == {
             "config": {"model": "a/model", "datasetSource": {"type": "blob", "url": "https://example.org/rows.jsonl"}}
         }
     assert found == Check(train_rows=3, notes=("a", "b"), extra={"later": 1})
-    assert told == ["Reading the data"]
+    assert output == ["Reading the data"]
 
 
 @pytest.mark.parametrize(

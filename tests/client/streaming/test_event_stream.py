@@ -14,8 +14,8 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arkor.client.http.client import Access, Http
-from arkor.client.http.deadline import Patience
+from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
 from arkor.client.streaming.event_stream import EventStream
@@ -38,7 +38,7 @@ FAST = ReconnectPolicy(initial_delay=0.001, max_delay=0.01)
 
 
 def open_stream(server: ScriptedServer, policy: ReconnectPolicy = FAST, cursor: str | None = None) -> EventStream:
-    http = Http(Access(server.url))
+    http = HttpClient(Auth(server.url))
 
     def opener(after: str | None) -> requests.Response:
         headers = {} if after is None else {"Last-Event-ID": after.encode()}
@@ -47,9 +47,9 @@ def open_stream(server: ScriptedServer, policy: ReconnectPolicy = FAST, cursor: 
     return EventStream(opener, policy, cursor)
 
 
-def steps_until_end(stream: EventStream, patience: Patience | None = None) -> list[int]:
+def steps_until_end(stream: EventStream, deadline: Deadline | None = None) -> list[int]:
     steps = []
-    with closing(stream.events(patience or Patience())) as events:
+    with closing(stream.events(deadline or Deadline())) as events:
         for event in events:
             if isinstance(event, StreamEnd):
                 return steps
@@ -110,9 +110,9 @@ def test_faults_count_and_are_survived(fault: object, caplog: pytest.LogCaptureF
     with serving(fault, fault, send(log_frame(1), END_FRAME)) as server:  # type: ignore[arg-type]
         with caplog.at_level(logging.INFO, "arkor"):
             assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
-        told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert len(told) == 2
-        assert all("reconnecting in" in line for line in told)
+        output = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(output) == 2
+        assert all("reconnecting in" in line for line in output)
         assert not any(record.exc_info for record in caplog.records)
     with serving(fault) as server:  # type: ignore[arg-type]
         with pytest.raises(StreamLost, match="failed 3 times in a row") as lost:
@@ -163,7 +163,7 @@ def test_json_is_read_as_the_standard_library_reads_it(tree: object, escaped: bo
 def test_numbers_that_are_not_finite_stay_visible() -> None:
     data = '{"type":"training.log","jobId":"j","timestamp":"t","step":1,"loss":NaN,"evalLoss":1e999,"epoch":null,"learningRate":null,"nonFinite":{"learningRate":"-inf"}}'
     with serving(send(frame(1, "training.log", data), END_FRAME)) as server:
-        with closing(open_stream(server).events(Patience())) as events:
+        with closing(open_stream(server).events(Deadline())) as events:
             event = next(events)
     assert isinstance(event, TrainingLog)
     assert event.loss is not None
@@ -174,7 +174,7 @@ def test_numbers_that_are_not_finite_stay_visible() -> None:
 def test_a_fault_thrown_in_reconnects_behind_the_event_that_was_last() -> None:
     with serving(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
-        with closing(stream.events(Patience())) as events:
+        with closing(stream.events(Deadline())) as events:
             assert next(events).step == 1  # type: ignore[union-attr]
             assert events.throw(StreamFault("the callback raised")).step == 2  # type: ignore[union-attr]
         assert server.requests[1]["last-event-id"] == "1"
@@ -200,7 +200,7 @@ def test_an_abort_ends_the_wait_within_a_tenth_of_a_second(state: str) -> None:
         timer = threading.Timer(0.3, lambda: (set_at.append(time.monotonic()), abort.set()))
         timer.start()
         with pytest.raises(TrainerAborted):
-            steps_until_end(open_stream(server, policy), Patience.until(abort, None))
+            steps_until_end(open_stream(server, policy), Deadline.after(abort, None))
         assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
         released.set()
 
@@ -210,7 +210,7 @@ def test_a_timeout_is_a_timeout_error_and_the_next_wait_goes_on() -> None:
     with serving(send_and_hold(log_frame(1), until=released), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
         with pytest.raises(TimeoutError):
-            steps_until_end(stream, Patience.until(None, 0.2))
+            steps_until_end(stream, Deadline.after(None, 0.2))
         released.set()
         assert steps_until_end(stream) == [2]
 
@@ -220,7 +220,7 @@ def test_no_reader_stays_behind() -> None:
     with serving(send_and_hold(log_frame(1), until=released)) as server:
         for _ in range(20):
             stream = open_stream(server)
-            with closing(stream.events(Patience())) as events:
+            with closing(stream.events(Deadline())) as events:
                 next(events)
         names = [thread.name for thread in threading.enumerate()]
         released.set()
@@ -274,12 +274,12 @@ def delays_told(caplog: pytest.LogCaptureFixture) -> list[float]:
     return [float(match[1]) for match in found if match]
 
 
-@pytest.mark.parametrize(("asked", "told"), [("Retry-After: 0.2", 0.2), ("Retry-After: 3600", 0.3)])
-def test_a_retry_after_is_honoured_up_to_the_cap(asked: str, told: float, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("payload", "output"), [("Retry-After: 0.2", 0.2), ("Retry-After: 3600", 0.3)])
+def test_a_retry_after_is_honoured_up_to_the_cap(payload: str, output: float, caplog: pytest.LogCaptureFixture) -> None:
     policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.3)
-    with serving(answer(429, b"", asked), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
+    with serving(answer(429, b"", payload), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
         assert steps_until_end(open_stream(server, policy)) == [1]
-    assert delays_told(caplog) == [told]
+    assert delays_told(caplog) == [output]
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def test_a_wish_of_the_server_is_the_base_delay(
         began = time.monotonic()
         assert steps_until_end(open_stream(server, policy)) == [1, 2]
         assert time.monotonic() - began > 0.07
-    (told,) = delays_told(caplog)
-    assert least <= told <= most
+    (output,) = delays_told(caplog)
+    assert least <= output <= most
 
 
 def test_a_server_that_nobody_is_at_is_a_fault_that_is_told(caplog: pytest.LogCaptureFixture) -> None:

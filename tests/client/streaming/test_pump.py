@@ -39,10 +39,10 @@ FINAL = (401, 403, 410, 426)
 class Log:
     """The events of a run as frames. Ids are opaque: offsets, words, numbers that fall."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self.length = dice.randint(1, 40)
-        style = dice.choice(["offset", "word", "shuffled"])
-        numbers = dice.sample(range(1000), self.length + 1)
+    def __init__(self, rng: random.Random) -> None:
+        self.length = rng.randint(1, 40)
+        style = rng.choice(["offset", "word", "shuffled"])
+        numbers = rng.sample(range(1000), self.length + 1)
         offset = [str(200 * n) for n in range(1, self.length + 2)]
         self.ids = {"offset": offset, "word": [f"é {n}" for n in numbers], "shuffled": [str(n) for n in numbers]}[style]
 
@@ -63,9 +63,9 @@ def reset(connection: socket.socket, headers: dict[str, str]) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def send_in_pieces(data: bytes, dice: random.Random, end: Step | None = None) -> Step:
+def send_in_pieces(data: bytes, rng: random.Random, end: Step | None = None) -> Step:
     """The bytes of a stream split anywhere, then its end."""
-    cuts = sorted(dice.sample(range(len(data) + 1), min(len(data) + 1, 4)))
+    cuts = sorted(rng.sample(range(len(data) + 1), min(len(data) + 1, 4)))
     pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
     def step(connection: socket.socket, headers: dict[str, str]) -> None:
@@ -83,11 +83,11 @@ def stall(connection: socket.socket, headers: dict[str, str]) -> None:
     time.sleep(0.02)
 
 
-def misbehave(log: Log, dice: random.Random, go_away: Callable[[float], None]) -> Step:
+def misbehave(log: Log, rng: random.Random, go_away: Callable[[float], None]) -> Step:
     """One connection on which something goes wrong after `count` events."""
     kinds = "cut mid-frame mid-chunk stall reset gone away status portal garbage over gzip".split()
-    kind, count, where = dice.choice(kinds), dice.randint(0, log.length), dice.random()
-    gap = [dice.choice(GARBAGE) for _ in range(log.length + 1)]
+    kind, count, where = rng.choice(kinds), rng.randint(0, log.length), rng.random()
+    gap = [rng.choice(GARBAGE) for _ in range(log.length + 1)]
 
     def play(connection: socket.socket, headers: dict[str, str]) -> None:
         everything = log.frames_behind(None)
@@ -97,17 +97,17 @@ def misbehave(log: Log, dice: random.Random, go_away: Callable[[float], None]) -
         known = len(everything) - len(behind)
         too_much = everything[int(known * where) : known + count]
         steps: dict[str, Step] = {
-            "cut": send_in_pieces(some, dice),
-            "mid-frame": send_in_pieces(cut_off, dice),
+            "cut": send_in_pieces(some, rng),
+            "mid-frame": send_in_pieces(cut_off, rng),
             "mid-chunk": send_chunked([*behind[:count], b"id: 1\ndata: {"], finish=False),
-            "stall": send_in_pieces(cut_off, dice, stall),
-            "reset": send_in_pieces(some, dice, reset),
+            "stall": send_in_pieces(cut_off, rng, stall),
+            "reset": send_in_pieces(some, rng, reset),
             "gone": hang_up if where < 0.5 else reset,
             "away": lambda *_: go_away(where / 20),
             "status": answer(STATUSES[count % len(STATUSES)], b"", "Retry-After: 0"),
             "portal": answer(200, b"<html>Sign in to this network</html>", kind="text/html"),
-            "garbage": send_in_pieces(b"".join(a + b for a, b in zip(gap, [b"", *behind[:count]], strict=False)), dice),
-            "over": send_in_pieces(b"".join(too_much), dice),
+            "garbage": send_in_pieces(b"".join(a + b for a, b in zip(gap, [b"", *behind[:count]], strict=False)), rng),
+            "over": send_in_pieces(b"".join(too_much), rng),
             "gzip": send_chunked(behind[:count], coding="gzip"),
         }
         steps[kind](connection, headers)
@@ -115,13 +115,13 @@ def misbehave(log: Log, dice: random.Random, go_away: Callable[[float], None]) -
     return play
 
 
-def behave(log: Log, dice: random.Random) -> Step:
+def behave(log: Log, rng: random.Random) -> Step:
     """The last connection: from the cursor to the end."""
-    chunked = dice.random() < 0.5
+    chunked = rng.random() < 0.5
 
     def play(connection: socket.socket, headers: dict[str, str]) -> None:
         behind = log.frames_behind(headers.get("last-event-id"))
-        step = send_chunked([*behind, END_FRAME]) if chunked else send_in_pieces(b"".join([*behind, END_FRAME]), dice)
+        step = send_chunked([*behind, END_FRAME]) if chunked else send_in_pieces(b"".join([*behind, END_FRAME]), rng)
         step(connection, headers)
 
     return play
@@ -130,11 +130,11 @@ def behave(log: Log, dice: random.Random) -> Step:
 class Caller:
     """What the script does: its callbacks raise now and then, its waits are cut short."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self.dice = dice
+    def __init__(self, rng: random.Random) -> None:
+        self.dice = rng
         self.steps: list[int] = []
         self.abort = threading.Event()
-        self.callback_errors = dice.choice(["reconnect", "raise", "log"])
+        self.callback_errors = rng.choice(["reconnect", "raise", "log"])
         self._tries = 12
 
     def on_log(self, ctx: Any) -> None:
@@ -148,11 +148,11 @@ class Caller:
 
 
 def play(seed: int, folder: Path) -> None:
-    dice = random.Random(seed)
-    log, caller = Log(dice), Caller(dice)
+    rng = random.Random(seed)
+    log, caller = Log(rng), Caller(rng)
     away = lambda seconds: server.go_away(seconds)  # noqa: E731, PLW0108 - the server is there a moment later
-    steps = [misbehave(log, dice, away) for _ in range(dice.randint(0, 8))]
-    with running(*steps, behave(log, dice)) as server:
+    steps = [misbehave(log, rng, away) for _ in range(rng.randint(0, 8))]
+    with running(*steps, behave(log, rng)) as server:
         trainer = server.watch(
             folder,
             callbacks=caller,

@@ -199,7 +199,7 @@ EVENTS = st.lists(
         st.builds(ev.TrainingLog, TEXT, TEXT, STEP, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER),
         st.builds(ev.CheckpointSaved, TEXT, TEXT, STEP),
         st.builds(ev.TrainingCompleted, TEXT, TEXT, st.none() | st.dictionaries(TEXT, JSON, max_size=3)),
-        st.builds(ev.TrainingFailed, TEXT, TEXT, TEXT.filter(bool), st.none() | STEP),
+        st.builds(ev.TrainingFailedEvent, TEXT, TEXT, TEXT.filter(bool), st.none() | STEP),
         st.builds(ev.TrainingCancelled, TEXT, TEXT, st.none() | STEP),
     ),
     max_size=8,
@@ -212,7 +212,7 @@ def sent(events: list[ev.Event], mark_every: int = 0) -> list[bytes]:
     for number, event in enumerate(events, start=1):
         framed = sse.frame(number, dumps(ev.encode_event(event)).encode())
         assert framed is not None
-        found.append((sse.mark(number) if mark_every and not number % mark_every else b"") + framed[1])
+        found.append((sse.cursor_frame(number) if mark_every and not number % mark_every else b"") + framed[1])
     return found
 
 

@@ -24,7 +24,7 @@ NAME = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def talking_studio(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def chat_studio(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """Studio beside a backend whose steps and tokens take a tenth of a second."""
     for name in ("ARKOR_SCRIPTED_TOKEN_SECONDS", "ARKOR_SCRIPTED_STEP_SECONDS"):
         monkeypatch.setenv(name, "0.1")
@@ -37,7 +37,7 @@ def talking_studio(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def talking_client(talking_studio: Studio) -> Iterator[CloudApiClient]:
+def chat_client(chat_studio: Studio) -> Iterator[CloudApiClient]:
     from arkor.client.connect import connect  # noqa: PLC0415 - behind the fixture that sets the home
 
     found = connect()
@@ -61,11 +61,11 @@ def send(page: Any, text: str) -> None:
 
 
 def test_a_checkpoint_answers_while_its_run_goes_on(
-    talking_studio: Studio, talking_client: CloudApiClient, new_tab: Callable[..., Tab]
+    chat_studio: Studio, chat_client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    job = submit(talking_client, NAME, max_steps=150, save_steps=10)
-    until(talking_client, job, "running")
-    page = playground(new_tab(talking_studio), f"run={job}")
+    job = submit(chat_client, NAME, max_steps=150, save_steps=10)
+    until(chat_client, job, "running")
+    page = playground(new_tab(chat_studio), f"run={job}")
     steps = page.get_by_label("Model: which weights of it", exact=True)
     expect(steps).to_have_value(re.compile(r"^[2-9]\d|\d{3}$"))  # it follows the latest one
     send(page, f"{NAME} **bold** [a](http://b)")
@@ -75,7 +75,7 @@ def test_a_checkpoint_answers_while_its_run_goes_on(
     )
     held = steps.input_value()
     assert f"step={held}" in page.url
-    until(talking_client, job, "completed")
+    until(chat_client, job, "completed")
     expect(steps.locator("option", has_text="Final")).to_have_count(1)
     expect(steps).to_have_value(held)  # whoever talks to one is not moved to another
 
@@ -89,9 +89,9 @@ def test_what_is_pressed_before_it_is_alive_is_not_lost(studio: Studio, new_tab:
 
 
 def test_stop_keeps_what_was_said_and_the_next_question_knows_it(
-    talking_studio: Studio, new_tab: Callable[..., Tab]
+    chat_studio: Studio, new_tab: Callable[..., Tab]
 ) -> None:
-    tab = new_tab(talking_studio)
+    tab = new_tab(chat_studio)
     page = playground(tab, "model=org/small-model")
     bodies: list[dict[str, Any]] = []
     page.on("request", lambda request: bodies.append(request.post_data_json) if "answers" in request.url else None)
@@ -100,47 +100,47 @@ def test_stop_keeps_what_was_said_and_the_next_question_knows_it(
     expect(page.locator(".said")).to_contain_text("scripted: word word")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".note")).to_have_text("Stopped.")
-    said = page.locator(".said").inner_text()
-    assert len(said) < 500
+    output = page.locator(".said").inner_text()
+    assert len(output) < 500
     send(page, "and then?")
     expect(page.locator(".said").nth(1)).to_have_text("scripted: and then?")
     roles = [message["role"] for message in bodies[1]["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
-    assert bodies[1]["messages"][2]["content"].strip() == said.strip()
+    assert bodies[1]["messages"][2]["content"].strip() == output.strip()
     page.get_by_role("button", name="Ask again").click()
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     assert bodies[2]["messages"] == bodies[1]["messages"]
 
 
 def test_a_conversation_stays_with_its_tab_until_it_is_cleared(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
     job = trained(client, NAME)
-    tab = new_tab(shared_studio)
+    tab = new_tab(studio_env)
     page = playground(tab, f"run={job}&step=4&run2={job}&step2=base")
     for text in (NAME, "and then?"):
         send(page, text)
         expect(page.locator(".asked", has_text=text)).to_have_count(2)
         expect(page.get_by_role("button", name="Send")).to_be_visible()
-    said = page.locator(".log").all_inner_texts()
+    output = page.locator(".log").all_inner_texts()
     page.reload()
     page.locator("[data-ready]").wait_for()
-    assert page.locator(".log").all_inner_texts() == said
+    assert page.locator(".log").all_inner_texts() == output
     tab.open("/runs")
     page = playground(tab, "")  # as the navigation has it
     expect(page.get_by_label("Model: which weights of it", exact=True)).to_have_value("4")
     expect(page.get_by_label("Second model: which weights of it")).to_have_value("base")
-    assert page.locator(".log").all_inner_texts() == said
+    assert page.locator(".log").all_inner_texts() == output
     bodies: list[dict[str, Any]] = []
     page.on("request", lambda request: bodies.append(request.post_data_json) if "answers" in request.url else None)
     send(page, "so?")
     expect(page.locator(".said")).to_have_count(6)
     assert [message["role"] for message in bodies[0]["messages"]] == ["user", "assistant"] * 2 + ["user"]
-    assert shared_studio.token not in page.evaluate("JSON.stringify(sessionStorage)")
+    assert studio_env.token not in page.evaluate("JSON.stringify(sessionStorage)")
     playground(tab, "model=org/other")  # nobody's but the first two's
     expect(page.locator(".turn")).to_have_count(0)
     other = page.context.new_page()
-    other.goto(f"{shared_studio.url}/playground?run={job}&step=4&run2={job}&step2=base")
+    other.goto(f"{studio_env.url}/playground?run={job}&step=4&run2={job}&step2=base")
     other.locator("[data-ready]").wait_for()
     expect(other.locator(".turn")).to_have_count(0)
     page = playground(tab, "")
@@ -151,9 +151,9 @@ def test_a_conversation_stays_with_its_tab_until_it_is_cleared(
 
 
 def test_a_conversation_that_is_left_in_the_middle_is_there_as_far_as_it_came(
-    talking_studio: Studio, new_tab: Callable[..., Tab]
+    chat_studio: Studio, new_tab: Callable[..., Tab]
 ) -> None:
-    page = playground(new_tab(talking_studio), "model=org/small-model")
+    page = playground(new_tab(chat_studio), "model=org/small-model")
     send(page, "word " * 300)
     expect(page.locator(".said")).to_contain_text("scripted: word word")
     page.reload()
@@ -162,10 +162,10 @@ def test_a_conversation_that_is_left_in_the_middle_is_there_as_far_as_it_came(
     expect(page.locator(".note")).to_have_text(re.compile("the page was left|broke off before its end"))
 
 
-def test_a_fault_is_a_sentence_in_its_place(shared_studio: Studio, chromium: Any) -> None:
+def test_a_fault_is_a_sentence_in_its_place(studio_env: Studio, chromium: Any) -> None:
     context = chromium.new_context()
     context.set_default_timeout(10_000)
-    page = playground(Tab(context.new_page(), shared_studio), "model=scripted/fail")
+    page = playground(Tab(context.new_page(), studio_env), "model=scripted/fail")
     send(page, "Hi")
     expect(page.locator(".note[role=alert]")).to_have_text("The scripted generator fails, as it was asked to.")
     expect(page.locator(".said")).to_have_count(0)
@@ -179,9 +179,9 @@ def test_a_fault_is_a_sentence_in_its_place(shared_studio: Studio, chromium: Any
 
 
 def test_settings_that_make_no_sense_are_named_before_anything_is_asked(
-    shared_studio: Studio, new_tab: Callable[..., Tab]
+    studio_env: Studio, new_tab: Callable[..., Tab]
 ) -> None:
-    tab = new_tab(shared_studio)
+    tab = new_tab(studio_env)
     page = playground(tab, "model=org/small-model")
     page.get_by_label("Form of the answer").select_option("json")
     problem = page.locator("[data-problem]")
@@ -203,11 +203,9 @@ def test_settings_that_make_no_sense_are_named_before_anything_is_asked(
     expect(page.locator(".said")).to_have_text('{"a": 1}')
 
 
-def test_two_side_by_side_and_as_code(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
-) -> None:
+def test_two_side_by_side_and_as_code(studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]) -> None:
     one, other = trained(client, "the first"), trained(client, "the second")
-    page = playground(new_tab(shared_studio), f"run={one}")
+    page = playground(new_tab(studio_env), f"run={one}")
     page.get_by_role("button", name="Side by side").click()
     expect(page.get_by_label("Second model: which weights of it")).to_have_value("base")
     page.get_by_role("button", name="Second model: the first").press("Enter")
@@ -228,14 +226,14 @@ def test_two_side_by_side_and_as_code(
 
 
 def test_the_same_question_to_runs_beside_each_other(
-    talking_studio: Studio, talking_client: CloudApiClient, new_tab: Callable[..., Tab]
+    chat_studio: Studio, chat_client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    done = submit(talking_client, "done", max_steps=5)
-    until(talking_client, done, "completed")
-    going = submit(talking_client, "going", max_steps=200, save_steps=2)
-    failed = submit(talking_client, "failed", model="scripted/fail")
-    until(talking_client, going, "running")
-    page = new_tab(talking_studio).open(f"/compare?run={done}&run={going}&run={failed}")
+    done = submit(chat_client, "done", max_steps=5)
+    until(chat_client, done, "completed")
+    going = submit(chat_client, "going", max_steps=200, save_steps=2)
+    failed = submit(chat_client, "failed", model="scripted/fail")
+    until(chat_client, going, "running")
+    page = new_tab(chat_studio).open(f"/compare?run={done}&run={going}&run={failed}")
     page.locator("[data-ready]").wait_for()
     bodies: list[dict[str, Any]] = []
     page.on("request", lambda request: bodies.append(request.post_data_json) if "answers" in request.url else None)
@@ -246,19 +244,19 @@ def test_the_same_question_to_runs_beside_each_other(
     expect(answers.nth(0)).to_contain_text(re.compile("done, final adapter.*scripted: Hi all", re.DOTALL))
     expect(answers.nth(1)).to_contain_text(re.compile(r"going, step \d+.*scripted: Hi all", re.DOTALL))
     expect(answers.nth(2)).to_contain_text("It has no checkpoint yet")
-    said = [[message["role"] for message in body["messages"]] for body in bodies]
-    assert said == [["system", "user"]] * 2
-    talking_client.cancel_job(going)
+    output = [[message["role"] for message in body["messages"]] for body in bodies]
+    assert output == [["system", "user"]] * 2
+    chat_client.cancel_job(going)
 
 
 # Endpoints
 
 
 def test_from_nothing_to_a_key_and_to_nothing_again(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
     job = trained(client, NAME)
-    tab = new_tab(shared_studio)
+    tab = new_tab(studio_env)
     page = tab.open("/endpoints")
     page.get_by_role("link", name="Make the first one").click()
     expect(page.get_by_role("button", name=f"Model: {NAME}")).to_be_visible()
@@ -297,14 +295,14 @@ def test_from_nothing_to_a_key_and_to_nothing_again(
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 380)])
 def test_everybody_can_use_them(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], theme: str, width: int
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab], theme: str, width: int
 ) -> None:
     axe = Axe()
     job = trained(client, "a name that is longer than a picker has room for, by far, and goes on and on")
     made = client.create_deployment(
         f"an-endpoint-{theme}", {"kind": "base_model", "baseModel": "org/m"}, "fixed_api_key"
     )
-    tab = new_tab(shared_studio, width=width, theme=theme)
+    tab = new_tab(studio_env, width=width, theme=theme)
 
     def check(what: str) -> None:
         tab.page.wait_for_timeout(400)
@@ -333,9 +331,9 @@ def test_everybody_can_use_them(
     client.delete_deployment(made.id)
 
 
-def test_they_weigh_little(shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]) -> None:
+def test_they_weigh_little(studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]) -> None:
     for place in (f"/playground?run={trained(client)}", "/endpoints/new"):
-        tab, sizes = new_tab(shared_studio), []
+        tab, sizes = new_tab(studio_env), []
         tab.page.on(
             "response",
             lambda answer, sizes=sizes: (
@@ -347,10 +345,10 @@ def test_they_weigh_little(shared_studio: Studio, client: CloudApiClient, new_ta
 
 
 def test_a_conversation_by_keyboard_alone(
-    shared_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
+    studio_env: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
     trained(client, "the one")
-    page = playground(new_tab(shared_studio), "model=org/m")
+    page = playground(new_tab(studio_env), "model=org/m")
     expect(page.get_by_label("Your message")).to_be_focused()
     page.get_by_role("button", name="Model: org/m").focus()
     page.keyboard.press("Enter")

@@ -25,7 +25,7 @@ NAME = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def endpoint(shared_studio: Studio, client: CloudApiClient) -> Iterator[Deployment]:
+def endpoint(studio_env: Studio, client: CloudApiClient) -> Iterator[Deployment]:
     """One that asks for a key."""
     made = client.create_deployment("an-endpoint", BASE, "fixed_api_key")
     yield made
@@ -45,7 +45,7 @@ def new_key(studio: Studio, endpoint: Deployment, label: str = "laptop") -> tupl
 # Making one
 
 
-def test_a_new_one_of_a_checkpoint(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_a_new_one_of_a_checkpoint(studio_env: Studio, client: CloudApiClient) -> None:
     job = trained(client)
     form = {
         "slug": " new-one ",
@@ -56,7 +56,7 @@ def test_a_new_one_of_a_checkpoint(shared_studio: Studio, client: CloudApiClient
         "keep": "disabled",
         "days": "7",
     }
-    answer = shared_studio.post("/actions/endpoints", data=form)
+    answer = studio_env.post("/actions/endpoints", data=form)
     assert answer.status_code == 204, answer.text
     made = client.get_deployment(answer.headers["HX-Redirect"].removeprefix("/endpoints/"))
     assert made.target == {"kind": "adapter", "adapter": {"kind": "checkpoint", "jobId": job, "step": 4}}
@@ -81,10 +81,10 @@ def test_a_new_one_of_a_checkpoint(shared_studio: Studio, client: CloudApiClient
     ids=str,
 )
 def test_what_is_wrong_is_said_in_the_form(
-    shared_studio: Studio, client: CloudApiClient, endpoint: Deployment, change: dict[str, str], sentence: str
+    studio_env: Studio, client: CloudApiClient, endpoint: Deployment, change: dict[str, str], sentence: str
 ) -> None:
     form = {"slug": "fine", "model": "org/small-model", "auth_mode": "none", "keep": "days", "days": "7", **change}
-    answer = shared_studio.post("/actions/endpoints", data=form)
+    answer = studio_env.post("/actions/endpoints", data=form)
     assert answer.status_code == 400
     assert answer.headers["HX-Retarget"] == "#form-error"
     assert sentence in answer.text
@@ -96,10 +96,8 @@ def test_what_is_wrong_is_said_in_the_form(
     ("slug", "verdict"),
     [("a", "must be 2 to 50"), ("An", "must be"), ("an-endpoint", "is taken"), ("free", "/e/free/v1"), (NAME, "must be"), ("", "2 to 50")],
 )  # fmt: skip
-def test_a_slug_is_judged_while_it_is_typed(
-    shared_studio: Studio, endpoint: Deployment, slug: str, verdict: str
-) -> None:
-    text = shared_studio.get("/parts/slug", params={"slug": slug}).text
+def test_a_slug_is_judged_while_it_is_typed(studio_env: Studio, endpoint: Deployment, slug: str, verdict: str) -> None:
+    text = studio_env.get("/parts/slug", params={"slug": slug}).text
     assert verdict in text
     assert NAME not in text
     assert ('data-verdict="yes"' in text) is (slug == "free")
@@ -108,16 +106,16 @@ def test_a_slug_is_judged_while_it_is_typed(
 # What there is, and changing it
 
 
-def test_the_list(shared_studio: Studio, client: CloudApiClient) -> None:
-    assert "No endpoints yet" in shared_studio.get("/parts/endpoints").text
+def test_the_list(studio_env: Studio, client: CloudApiClient) -> None:
+    assert "No endpoints yet" in studio_env.get("/parts/endpoints").text
     job = trained(client, NAME)
     made = [
         client.create_deployment("first", {"kind": "adapter", "adapter": {"kind": "final", "jobId": job}}, "none"),
         client.create_deployment("second", BASE, "fixed_api_key"),
     ]
     client.update_deployment(made[1].id, enabled=False)
-    eventually(lambda: NAME in html.unescape(shared_studio.get("/parts/endpoints").text))  # the list is a second old
-    text = shared_studio.get("/parts/endpoints").text
+    eventually(lambda: NAME in html.unescape(studio_env.get("/parts/endpoints").text))  # the list is a second old
+    text = studio_env.get("/parts/endpoints").text
     assert NAME not in text
     assert f"{html.escape(NAME, quote=False)}, final adapter" in text
     assert f"{client.base_url}/e/first/v1" in text
@@ -127,63 +125,63 @@ def test_the_list(shared_studio: Studio, client: CloudApiClient) -> None:
 
 
 def test_disabled_enabled_and_with_another_model(
-    shared_studio: Studio, client: CloudApiClient, endpoint: Deployment
+    studio_env: Studio, client: CloudApiClient, endpoint: Deployment
 ) -> None:
     path = f"/actions/endpoints/{endpoint.id}"
-    assert "disabled" in shared_studio.post(path, data={"enabled": "0"}).text
-    key, _ = new_key(shared_studio, endpoint)
+    assert "disabled" in studio_env.post(path, data={"enabled": "0"}).text
+    key, _ = new_key(studio_env, endpoint)
     assert ask_endpoint(client, endpoint.slug, key).status_code == 404
-    shared_studio.post(path, data={"enabled": "1"})
+    studio_env.post(path, data={"enabled": "1"})
     assert ask_endpoint(client, endpoint.slug, key).json()["choices"][0]["message"]["content"] == "scripted: Hi"
     job = trained(client, "the next one")
-    assert "the next one, final adapter" in shared_studio.post(path, data={"run": job, "step": "", "model": "x"}).text
+    assert "the next one, final adapter" in studio_env.post(path, data={"run": job, "step": "", "model": "x"}).text
     assert client.get_deployment(endpoint.id).target["adapter"] == {"kind": "final", "jobId": job}
-    shared_studio.post(path, data={"run": job, "step": "base", "model": ""})
+    studio_env.post(path, data={"run": job, "step": "base", "model": ""})
     assert client.get_deployment(endpoint.id).target == BASE
-    shared_studio.post(path, data={"auth_mode": "none", "keep": "days", "days": "30"})
+    studio_env.post(path, data={"auth_mode": "none", "keep": "days", "days": "30"})
     changed = client.get_deployment(endpoint.id)
     assert (changed.auth_mode, changed.run_retention_days, changed.target) == ("none", 30, BASE)
-    wrong = shared_studio.post(path, data={"run": "nothing"})
+    wrong = studio_env.post(path, data={"run": "nothing"})
     assert wrong.headers["HX-Retarget"] == "#toasts"
     assert "has no job" in wrong.text
 
 
-def test_deleting_needs_its_name(shared_studio: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
+def test_deleting_needs_its_name(studio_env: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
     path = f"/actions/endpoints/{endpoint.id}/delete"
     for typed in ("", "another", "AN-ENDPOINT"):
-        refused = shared_studio.post(path, data={"slug": typed})
+        refused = studio_env.post(path, data={"slug": typed})
         assert refused.status_code == 400
         assert "type an-endpoint to delete" in refused.text
-    assert shared_studio.post(path, data={"slug": "an-endpoint"}).headers["HX-Redirect"] == "/endpoints"
+    assert studio_env.post(path, data={"slug": "an-endpoint"}).headers["HX-Redirect"] == "/endpoints"
     assert client.list_deployments() == []
-    assert shared_studio.get(f"/endpoints/{endpoint.id}").status_code == 404
+    assert studio_env.get(f"/endpoints/{endpoint.id}").status_code == 404
 
 
 # Keys
 
 
-def test_a_key_is_shown_once(shared_studio: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
-    key, page = new_key(shared_studio, endpoint, NAME)
+def test_a_key_is_shown_once(studio_env: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
+    key, page = new_key(studio_env, endpoint, NAME)
     assert NAME not in page
     assert ask_endpoint(client, endpoint.slug, key).status_code == 200
     for place in (f"/endpoints/{endpoint.id}", f"/parts/endpoints/{endpoint.id}", "/parts/endpoints"):
-        text = shared_studio.get(place).text
+        text = studio_env.get(place).text
         assert key not in text
         assert key[:40] not in text
-    assert key[:13] in text or key[:13] in shared_studio.get(f"/endpoints/{endpoint.id}").text
-    assert key not in (shared_studio.folder / "studio.log").read_text()
+    assert key[:13] in text or key[:13] in studio_env.get(f"/endpoints/{endpoint.id}").text
+    assert key not in (studio_env.folder / "studio.log").read_text()
 
 
-def test_a_revoked_key_opens_nothing(shared_studio: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
-    key, _ = new_key(shared_studio, endpoint)
+def test_a_revoked_key_opens_nothing(studio_env: Studio, client: CloudApiClient, endpoint: Deployment) -> None:
+    key, _ = new_key(studio_env, endpoint)
     id_ = client.list_deployment_keys(endpoint.id)[0].id
-    assert "revoked" in shared_studio.post(f"/actions/endpoints/{endpoint.id}/keys/{id_}/revoke").text
+    assert "revoked" in studio_env.post(f"/actions/endpoints/{endpoint.id}/keys/{id_}/revoke").text
     assert ask_endpoint(client, endpoint.slug, key).status_code == 401
 
 
 @pytest.mark.parametrize("label", ["", "   ", "x" * 81])
-def test_a_label_that_is_none(shared_studio: Studio, endpoint: Deployment, label: str) -> None:
-    answer = shared_studio.post(f"/actions/endpoints/{endpoint.id}/keys", data={"label": label})
+def test_a_label_that_is_none(studio_env: Studio, endpoint: Deployment, label: str) -> None:
+    answer = studio_env.post(f"/actions/endpoints/{endpoint.id}/keys", data={"label": label})
     assert answer.status_code == 400
     assert "Label: must have 1 to 80 characters" in answer.text
 
@@ -193,16 +191,16 @@ def test_a_label_that_is_none(shared_studio: Studio, endpoint: Deployment, label
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["with a key", "without"])
 def test_the_quick_start_works_when_pasted(
-    shared_studio: Studio, client: CloudApiClient, endpoint: Deployment, keyed: bool
+    studio_env: Studio, client: CloudApiClient, endpoint: Deployment, keyed: bool
 ) -> None:
     pytest.importorskip("openai", reason="the code for OpenAI's package needs it")
     if keyed:
-        _, page = new_key(shared_studio, endpoint)
+        _, page = new_key(studio_env, endpoint)
     else:
         client.update_deployment(endpoint.id, auth_mode="none")
-        page = shared_studio.get(f"/endpoints/{endpoint.id}").text
+        page = studio_env.get(f"/endpoints/{endpoint.id}").text
     assert "YOUR_KEY" not in page
-    code, folder = shown(page), shared_studio.folder
+    code, folder = shown(page), studio_env.folder
     assert run(code["Python"], folder) == "scripted: Hello!\n"
     answered = json.loads(run(code["curl"], folder, shell=True))
     assert answered["choices"][0]["message"]["content"] == "scripted: Hello!"
@@ -215,23 +213,23 @@ def test_the_quick_start_works_when_pasted(
 
 
 def test_nothing_changes_by_get_or_without_the_token(
-    shared_studio: Studio, client: CloudApiClient, endpoint: Deployment
+    studio_env: Studio, client: CloudApiClient, endpoint: Deployment
 ) -> None:
     actions = ["", f"/{endpoint.id}", f"/{endpoint.id}/delete", f"/{endpoint.id}/keys", f"/{endpoint.id}/keys/x/revoke"]
     for action in actions:
         path = f"/actions/endpoints{action}"
         form = {"slug": "an-endpoint", "enabled": "0", "label": "x", "model": "m", "auth_mode": "none"}
-        assert shared_studio.get(path).status_code == 405
-        assert requests.post(shared_studio.url + path, data=form, timeout=10).status_code == 401
-        assert shared_studio.post(path, data=form, headers={"Origin": "http://example.com"}).status_code == 403
+        assert studio_env.get(path).status_code == 405
+        assert requests.post(studio_env.url + path, data=form, timeout=10).status_code == 401
+        assert studio_env.post(path, data=form, headers={"Origin": "http://example.com"}).status_code == 403
     assert [(one.slug, one.enabled) for one in client.list_deployments()] == [("an-endpoint", True)]
     assert client.list_deployment_keys(endpoint.id) == []
 
 
-def test_one_of_another_project_is_not_there(shared_studio: Studio) -> None:
-    assert shared_studio.get("/endpoints/nothing").status_code == 404
-    assert shared_studio.get("/endpoints/%2e%2e%2fjobs").status_code == 404
-    assert shared_studio.post("/actions/endpoints/nothing", data={"enabled": "0"}).status_code == 404
+def test_one_of_another_project_is_not_there(studio_env: Studio) -> None:
+    assert studio_env.get("/endpoints/nothing").status_code == 404
+    assert studio_env.get("/endpoints/%2e%2e%2fjobs").status_code == 404
+    assert studio_env.post("/actions/endpoints/nothing", data={"enabled": "0"}).status_code == 404
 
 
 # A backend that lacks them
@@ -268,7 +266,7 @@ class Sparse(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def sparse_studio(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def minimal_studio(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """Studio of a backend elsewhere that has neither endpoints nor a chat."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sparse)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -282,15 +280,15 @@ def sparse_studio(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
     server.server_close()
 
 
-def test_a_backend_that_lacks_them_says_so(sparse_studio: Studio) -> None:
-    assert "This backend has no endpoints" in sparse_studio.get("/parts/endpoints").text
+def test_a_backend_that_lacks_them_says_so(minimal_studio: Studio) -> None:
+    assert "This backend has no endpoints" in minimal_studio.get("/parts/endpoints").text
     form = {"slug": "fine", "model": "org/m", "auth_mode": "none"}
-    assert "no endpoints" in sparse_studio.post("/actions/endpoints", data=form).text
+    assert "no endpoints" in minimal_studio.post("/actions/endpoints", data=form).text
     body = {"messages": [{"role": "user", "content": "Hi"}], "baseModel": "org/m"}
-    answer = sparse_studio.post("/streams/answers", json=body)
+    answer = minimal_studio.post("/streams/answers", json=body)
     assert answer.text == "This backend has no such model, or cannot be talked to (Not Found)."
-    page = sparse_studio.get("/playground").text
+    page = minimal_studio.get("/playground").text
     assert "Choose a model" in page
-    code = shown(sparse_studio.post("/parts/code", json=body).text)
+    code = shown(minimal_studio.post("/parts/code", json=body).text)
     assert "$ARKOR_TOKEN" in code["curl"]
     assert "a-token-of" not in code["curl"]

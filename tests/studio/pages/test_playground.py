@@ -54,10 +54,10 @@ def ask_endpoint(client: CloudApiClient, slug: str, key: str | None) -> requests
 # Asking
 
 
-def test_an_answer_comes_as_the_backend_gives_it(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_an_answer_comes_as_the_backend_gives_it(studio_env: Studio, client: CloudApiClient) -> None:
     job = trained(client)
     for weights in ({"kind": "final", "jobId": job}, {"kind": "checkpoint", "jobId": job, "step": 4}):
-        answer = shared_studio.post("/streams/answers", json={**asked(), "baseModel": None, "adapter": weights})
+        answer = studio_env.post("/streams/answers", json={**asked(), "baseModel": None, "adapter": weights})
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         assert text_of(answer) == "scripted: Hi there"
         assert '"usage":{"prompt_tokens":2,"completion_tokens":3' in answer.text
@@ -80,34 +80,36 @@ def test_an_answer_comes_as_the_backend_gives_it(shared_studio: Studio, client: 
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_cannot_be_answered_is_a_sentence(shared_studio: Studio, body: Any, status: int, sentence: str) -> None:
+def test_what_cannot_be_answered_is_a_sentence(studio_env: Studio, body: Any, status: int, sentence: str) -> None:
     sent = {"data": body} if isinstance(body, bytes) else {"json": body}
-    answer = shared_studio.post("/streams/answers", **sent)
+    answer = studio_env.post("/streams/answers", **sent)
     assert answer.status_code == status
     assert sentence in answer.text
     assert "<" not in answer.text
     assert "Traceback" not in answer.text
 
 
-def test_a_fault_in_mid_answer_comes_behind_its_words(shared_studio: Studio) -> None:
-    answer = shared_studio.post("/streams/answers", json=asked("one two three", baseModel="scripted/break"))
+def test_a_fault_in_mid_answer_comes_behind_its_words(studio_env: Studio) -> None:
+    answer = studio_env.post("/streams/answers", json=asked("one two three", baseModel="scripted/break"))
     assert answer.status_code == 200
     assert "The scripted generator fails" in answer.text.split('"content":"one "')[1]
 
 
-def test_only_by_post_and_with_the_token(shared_studio: Studio) -> None:
+def test_only_by_post_and_with_the_token(studio_env: Studio) -> None:
     for path in ("/streams/answers", "/parts/code"):
-        assert shared_studio.get(path).status_code == 405
-        assert requests.post(shared_studio.url + path, json=asked(), timeout=10).status_code == 401
+        assert studio_env.get(path).status_code == 405
+        assert requests.post(studio_env.url + path, json=asked(), timeout=10).status_code == 401
         foreign = {"Origin": "http://example.com"}
-        assert shared_studio.post(path, json=asked(), headers=foreign).status_code == 403
+        assert studio_env.post(path, json=asked(), headers=foreign).status_code == 403
 
 
 # Stopping
 
 
 @pytest.fixture
-def patient(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Any]]:
+def slow_studio_factory(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[float], Any]]:
     """Studio and a backend whose tokens take so many seconds, and whose idle serving process leaves at once."""
     monkeypatch.setenv("ARKOR_SERVING_IDLE_SECONDS", "0.2")
     started: list[Any] = []
@@ -140,8 +142,8 @@ def eventually(what: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_a_stop_ends_what_the_backend_computes(patient: Callable[[float], Any]) -> None:
-    studio, backend = patient(0.1)
+def test_a_stop_ends_what_the_backend_computes(slow_studio_factory: Callable[[float], Any]) -> None:
+    studio, backend = slow_studio_factory(0.1)
     headers = {TOKEN_HEADER: studio.token}
     body = asked("word " * 3000)  # five minutes of words
     with requests.post(f"{studio.url}/streams/answers", json=body, headers=headers, stream=True, timeout=20) as answer:
@@ -153,8 +155,8 @@ def test_a_stop_ends_what_the_backend_computes(patient: Callable[[float], Any]) 
     eventually(lambda: not serving(backend))  # and leaves once it owes nobody anything
 
 
-def test_a_stop_before_the_first_word_is_not_waited_for(patient: Callable[[float], Any]) -> None:
-    studio, backend = patient(20)
+def test_a_stop_before_the_first_word_is_not_waited_for(slow_studio_factory: Callable[[float], Any]) -> None:
+    studio, backend = slow_studio_factory(20)
     before = connections(backend)
     headers = {TOKEN_HEADER: studio.token}
     with pytest.raises(requests.ReadTimeout):
@@ -168,16 +170,16 @@ def test_a_stop_before_the_first_word_is_not_waited_for(patient: Callable[[float
 # What there is to choose from
 
 
-def test_choices_are_searched_newest_first_and_escaped(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_choices_are_searched_newest_first_and_escaped(studio_env: Studio, client: CloudApiClient) -> None:
     first, second = trained(client, "alpha"), trained(client, NAME)
-    text = shared_studio.get("/parts/choices").text
+    text = studio_env.get("/parts/choices").text
     assert text.index(second) < text.index(first)
     assert NAME not in text
     assert html.escape(NAME, quote=False) in text
-    found = shared_studio.get("/parts/choices?q=alpha").text
+    found = studio_env.get("/parts/choices?q=alpha").text
     assert first in found
     assert second not in found
-    strange = shared_studio.get("/parts/choices", params={"q": NAME + "?"}).text
+    strange = studio_env.get("/parts/choices", params={"q": NAME + "?"}).text
     assert "No run is like" in strange
     assert NAME not in strange
     assert 'data-model="smollm2-135m-instruct"' in text
@@ -186,17 +188,17 @@ def test_choices_are_searched_newest_first_and_escaped(shared_studio: Studio, cl
 @pytest.mark.parametrize(
     ("query", "step"), [("", ""), ("&step=4", "4"), ("&step=base", "base"), ("&run2=RUN&step2=6", "")]
 )
-def test_the_address_says_who_is_asked(shared_studio: Studio, client: CloudApiClient, query: str, step: str) -> None:
+def test_the_address_says_who_is_asked(studio_env: Studio, client: CloudApiClient, query: str, step: str) -> None:
     job = trained(client)
-    text = shared_studio.get(f"/playground?run={job}{query.replace('RUN', job)}").text
+    text = studio_env.get(f"/playground?run={job}{query.replace('RUN', job)}").text
     assert f'data-run="{job}" data-step="{step}"' in text
     assert ('data-step="6"' in text) is ("step2=6" in query)
 
 
-def test_an_address_that_makes_no_sense(shared_studio: Studio, client: CloudApiClient) -> None:
-    assert shared_studio.get("/playground?run=nothing").status_code == 404
-    assert shared_studio.get(f"/playground?run={submit(client)}&step=²").status_code == 400
-    assert shared_studio.get("/playground?model=org/other").status_code == 200
+def test_an_address_that_makes_no_sense(studio_env: Studio, client: CloudApiClient) -> None:
+    assert studio_env.get("/playground?run=nothing").status_code == 404
+    assert studio_env.get(f"/playground?run={submit(client)}&step=²").status_code == 400
+    assert studio_env.get("/playground?model=org/other").status_code == 200
 
 
 # As code
@@ -218,35 +220,35 @@ def shown(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("text", ["Hello", HOSTILE], ids=["plain", "hostile"])
-def test_the_shown_code_asks_the_same(shared_studio: Studio, client: CloudApiClient, text: str) -> None:
+def test_the_shown_code_asks_the_same(studio_env: Studio, client: CloudApiClient, text: str) -> None:
     job = trained(client)
     request = {
         "messages": [{"role": "system", "content": text}, {"role": "user", "content": text}],
         "adapter": {"kind": "checkpoint", "jobId": job, "step": 4},
         "temperature": 0.5, "topP": 0.9, "maxTokens": 40, "seed": 7, "stop": ["STOP"],
     }  # fmt: skip
-    page = shared_studio.post("/parts/code", json=request).text
+    page = studio_env.post("/parts/code", json=request).text
     assert "<b>x" not in page
     code = shown(page)
-    said = f"scripted: {text}"
-    assert run(code["Python"], shared_studio.folder) == said + "\n"
-    answered = json.loads(run(code["curl"], shared_studio.folder, shell=True))
-    assert answered["choices"][0]["message"]["content"] == said
-    assert str(client.http.access.token) not in page
+    output = f"scripted: {text}"
+    assert run(code["Python"], studio_env.folder) == output + "\n"
+    answered = json.loads(run(code["curl"], studio_env.folder, shell=True))
+    assert answered["choices"][0]["message"]["content"] == output
+    assert str(client.http.auth.token) not in page
 
 
-def test_code_of_an_endpoint_that_answers_with_these_weights(shared_studio: Studio, client: CloudApiClient) -> None:
+def test_code_of_an_endpoint_that_answers_with_these_weights(studio_env: Studio, client: CloudApiClient) -> None:
     pytest.importorskip("openai", reason="the code for OpenAI's package needs it")
     job = trained(client)
     request = {**asked("Hi"), "baseModel": None, "adapter": {"kind": "final", "jobId": job}}
     request["structuredOutputs"] = {"choice": ["yes", "no"]}
-    before = shared_studio.post("/parts/code", json=request).text
+    before = studio_env.post("/parts/code", json=request).text
     assert f"/endpoints/new?run={job}" in html.unescape(before)
     made = client.create_deployment("of-these-weights", {"kind": "adapter", "adapter": request["adapter"]}, "none")
-    after = shared_studio.post("/parts/code", json=request).text
+    after = studio_env.post("/parts/code", json=request).text
     code = shown(after.split('class="published"')[1])
-    assert run(code["Python"], shared_studio.folder) == "yes\n"
-    assert json.loads(run(code["curl"], shared_studio.folder, shell=True))["model"] == "of-these-weights"
+    assert run(code["Python"], studio_env.folder) == "yes\n"
+    assert json.loads(run(code["curl"], studio_env.folder, shell=True))["model"] == "of-these-weights"
     client.delete_deployment(made.id)
 
 

@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arkor.backend.http.openapi import PROJECT, TEXT, Answer, Parameter, body_of, route
-from arkor.backend.http.requests import Refusal, invalid, require_scope, save_body
-from arkor.backend.runs.paths import UPLOADING, datasets_folder
+from arkor.backend.http.openapi import PROJECT, TEXT, Parameter, ResponseSpec, object_schema, route
+from arkor.backend.http.requests import ApiError, invalid_field, require_scope, save_body
+from arkor.backend.runs.paths import PARTIAL_SUFFIX, datasets_folder
 
 UPLOAD_LIMIT = 8 * 1024**3
 
@@ -25,7 +25,7 @@ async def upload(request: Request) -> Response:
     filename = _filename(request)
     digest, size = await _receive(request, datasets_folder(request.app.state.home))
     if not size:
-        raise Refusal(400, f"The file {filename!r} is empty; its bytes are the body of the request.", "empty")
+        raise ApiError(400, f"The file {filename!r} is empty; its bytes are the body of the request.", "empty")
     await run_in_threadpool(request.app.state.store.add_dataset, scope.project, digest, filename, size)
     url = f"/v1/datasets/{digest}/{quote(filename)}"
     return JSONResponse({"dataset": {"id": digest, "filename": filename, "bytes": size, "url": url}}, 201)
@@ -33,14 +33,14 @@ async def upload(request: Request) -> Response:
 
 def _filename(request: Request) -> str:
     name = request.query_params.get("filename", "").strip()
-    if not name or len(name) > 255 or name in (".", "..") or any(mark in name for mark in "/\\\0"):
-        raise invalid("filename", "must name the file, in the query, without its folder")
+    if not name or len(name) > 255 or name in (".", "..") or any(forbidden in name for forbidden in "/\\\0"):
+        raise invalid_field("filename", "must name the file, in the query, without its folder")
     return name
 
 
 async def _receive(request: Request, folder: Path) -> tuple[str, int]:
     """The body → `folder/<SHA-256>`, which is there whole or not at all; returns the digest and the size in bytes."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=UPLOADING)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=PARTIAL_SUFFIX)
     os.close(handle)
     temporary = Path(name)
     digest = hashlib.sha256()
@@ -53,7 +53,7 @@ async def _receive(request: Request, folder: Path) -> tuple[str, int]:
 
 
 _TEXT = {"type": "string"}
-_UPLOADED = body_of(id=_TEXT, filename=_TEXT, bytes={"type": "integer"}, url=_TEXT)
+_UPLOADED = object_schema(id=_TEXT, filename=_TEXT, bytes={"type": "integer"}, url=_TEXT)
 _FILENAME = {"type": "string", "maxLength": 255, "pattern": r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$"}
 
 routes = [
@@ -66,6 +66,6 @@ routes = [
         body=TEXT,
         body_type="application/octet-stream",
         parameters=[Parameter("filename", _FILENAME, "What it is called, without its folder.", required=True)],
-        answers={201: Answer("Its `url` is what a job names as its data.", body_of(dataset=_UPLOADED))},
+        responses={201: ResponseSpec("Its `url` is what a job names as its data.", object_schema(dataset=_UPLOADED))},
     )
 ]

@@ -12,16 +12,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arkor.backend.compute.models import submission_problem
-from arkor.backend.http.openapi import PROJECT, TEXT, Answer, body_of, fields_of, list_of, one_of, route
-from arkor.backend.http.requests import Refusal, check_fields, invalid, read_object, require_scope, shown
-from arkor.backend.inference.messages import CannotAnswer
+from arkor.backend.http.openapi import (
+    PROJECT,
+    TEXT,
+    ResponseSpec,
+    array_schema,
+    field_names,
+    object_schema,
+    one_of,
+    route,
+)
+from arkor.backend.http.requests import ApiError, check_fields, invalid_field, quote, read_json_object, require_scope
+from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
-from arkor.backend.store.deployments import SlugTaken
-from arkor.backend.store.store import Project, new_id
+from arkor.backend.store.deployments import SlugAlreadyExists
+from arkor.backend.store.store import ProjectRecord, new_id
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import Adapter
-from arkor.protocol.codec import camel, from_wire, to_wire
+from arkor.protocol.codec import camel_case, from_wire, to_wire
 from arkor.protocol.deployments import (
     AUTH_MODES,
     RETENTION_MODES,
@@ -86,10 +95,10 @@ RESERVED = frozenset(
 )
 
 #: How long conversations are kept where nobody says so.
-RETENTION_MODE, RETENTION_DAYS = "days", 7
+DEFAULT_RETENTION_MODE, DEFAULT_RETENTION_DAYS = "days", 7
 
 #: The longest retention, in days: a century.
-LONGEST_RETENTION = 36_500
+MAX_RETENTION_DAYS = 36_500
 
 
 # Deployments
@@ -98,28 +107,28 @@ LONGEST_RETENTION = 36_500
 async def list_deployments(request: Request) -> Response:
     """`GET /v1/endpoints`, by slug."""
     scope = await require_scope(request)
-    found = await run_in_threadpool(request.app.state.store.endpoints.of_project, scope.project.id)
+    found = await run_in_threadpool(request.app.state.store.deployments.of_project, scope.project.id)
     return JSONResponse({"deployments": [deployment_json(deployment) for deployment in found]})
 
 
 async def create_deployment(request: Request) -> Response:
     """`POST /v1/endpoints`: 409 when the slug is taken; slugs are the backend's, not a project's."""
     scope = await require_scope(request)
-    body = await read_object(request)
-    check_fields(body, *fields_of(NEW_DEPLOYMENT))
-    wanted = {"slug": checked_slug(body["slug"]), **checked_change(body, None)}
-    place = {"org_id": scope.org.id, "project_id": scope.project.id, "created_at": now(), "updated_at": now()}
-    deployment = Deployment(**{"id": new_id(), **place, **wanted})
+    body = await read_json_object(request)
+    check_fields(body, *field_names(NEW_DEPLOYMENT))
+    fields = {"slug": checked_slug(body["slug"]), **checked_change(body, None)}
+    owner = {"org_id": scope.org.id, "project_id": scope.project.id, "created_at": now(), "updated_at": now()}
+    deployment = Deployment(**{"id": new_id(), **owner, **fields})
     state = request.app.state
 
     def write() -> None:
-        with _answering_with(state, scope.project, deployment.id, deployment.target):
-            state.store.endpoints.add(deployment)
+        with _pinned_target(state, scope.project, deployment.id, deployment.target):
+            state.store.deployments.add(deployment)
 
     try:
         await run_in_threadpool(write)
-    except SlugTaken:
-        raise Refusal(409, f"The slug {deployment.slug!r} is taken; choose another.", "slug_taken") from None
+    except SlugAlreadyExists:
+        raise ApiError(409, f"The slug {deployment.slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": deployment_json(deployment)}, 201)
 
 
@@ -132,17 +141,17 @@ async def get_deployment(request: Request) -> Response:
 async def update_deployment(request: Request) -> Response:
     """`PATCH /v1/endpoints/:id`: what is named is changed, at once; what is kept too long by a new setting goes."""
     project, deployment = await require_deployment(request)
-    body = await read_object(request)
-    check_fields(body, *fields_of(CHANGE))
+    body = await read_json_object(request)
+    check_fields(body, *field_names(DEPLOYMENT_CHANGE))
     change = checked_change(body, deployment)
     state = request.app.state
 
     def write() -> Deployment:
-        with _answering_with(state, project, deployment.id, change.get("target")):
-            changed: Deployment | None = state.store.endpoints.replace(deployment.id, change)
+        with _pinned_target(state, project, deployment.id, change.get("target")):
+            changed: Deployment | None = state.store.deployments.replace(deployment.id, change)
             if changed is None:
-                raise no_deployment(project, deployment.id)
-        state.conversations.obey(changed)
+                raise deployment_not_found(project, deployment.id)
+        state.conversations.apply_retention(changed)
         return changed
 
     changed = await run_in_threadpool(write)
@@ -155,29 +164,29 @@ async def delete_deployment(request: Request) -> Response:
     state = request.app.state
 
     def remove() -> None:
-        state.conversations.forget(deployment.id)
-        with state.pins.moved(deployment.id, lambda: state.store.endpoints.get(deployment.id), None):
-            state.store.endpoints.remove(deployment.id)
-        state.conversations.forget(deployment.id)  # what was kept in between
+        state.conversations.delete(deployment.id)
+        with state.checkpoint_pins.pin_moved(deployment.id, lambda: state.store.deployments.get(deployment.id), None):
+            state.store.deployments.remove(deployment.id)
+        state.conversations.delete(deployment.id)  # what was kept in between
 
     await run_in_threadpool(remove)
     return Response(status_code=204)
 
 
-async def require_deployment(request: Request) -> tuple[Project, Deployment]:
+async def require_deployment(request: Request) -> tuple[ProjectRecord, Deployment]:
     """The deployment of the path's id, in the project that the call is about, else a 404."""
     scope = await require_scope(request)
     deployment_id = request.path_params["id"]
-    found = await run_in_threadpool(request.app.state.store.endpoints.get, deployment_id)
+    found = await run_in_threadpool(request.app.state.store.deployments.get, deployment_id)
     if found is None or found.project_id != scope.project.id:
-        raise no_deployment(scope.project, deployment_id)
+        raise deployment_not_found(scope.project, deployment_id)
     return scope.project, found
 
 
-def no_deployment(project: Project, deployment_id: str) -> Refusal:
+def deployment_not_found(project: ProjectRecord, deployment_id: str) -> ApiError:
     """A 404."""
-    sentence = f"The project {project.slug!r} has no deployment {shown(deployment_id)}."
-    return Refusal(404, sentence, "deployment_not_found")
+    sentence = f"The project {project.slug!r} has no deployment {quote(deployment_id)}."
+    return ApiError(404, sentence, "deployment_not_found")
 
 
 def deployment_json(deployment: Deployment) -> dict[str, Any]:
@@ -190,27 +199,27 @@ def deployment_json(deployment: Deployment) -> dict[str, Any]:
 
 
 @contextmanager
-def naming_the_field() -> Iterator[None]:
+def wire_field_errors() -> Iterator[None]:
     """An `InvalidConfig` in here becomes a 400 that names the field as it is on the wire."""
     try:
         yield
     except InvalidConfig as error:
-        raise invalid(".".join(map(camel, error.field.split("."))), error.problem) from None
+        raise invalid_field(".".join(map(camel_case, error.field.split("."))), error.problem) from None
 
 
 def checked_slug(slug: Any) -> str:
     """A slug that may be had, else a 400."""
-    with naming_the_field():
+    with wire_field_errors():
         check_slug(slug)
     if slug in RESERVED or slug.startswith("xn--"):
-        raise invalid("slug", f"{slug!r} is reserved, since it could be taken for something else; choose another")
+        raise invalid_field("slug", f"{slug!r} is reserved, since it could be taken for something else; choose another")
     return str(slug)
 
 
-def checked_change(body: Mapping[str, Any], before: Deployment | None) -> dict[str, Any]:
-    """The fields that the body names, checked, by their names in Python; else a 400. `before` None: a new one."""
+def checked_change(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
+    """The fields that the body names, checked, by their names in Python; else a 400. `current` None: a new one."""
     change: dict[str, Any] = {}
-    with naming_the_field():
+    with wire_field_errors():
         if "target" in body:
             change["target"] = checked_target(body["target"])
         if "authMode" in body:
@@ -218,9 +227,9 @@ def checked_change(body: Mapping[str, Any], before: Deployment | None) -> dict[s
             change["auth_mode"] = body["authMode"]
     if "enabled" in body:
         if not isinstance(body["enabled"], bool):
-            raise invalid("enabled", f"must be true or false, not {body['enabled']!r}"[:200])
+            raise invalid_field("enabled", f"must be true or false, not {body['enabled']!r}"[:200])
         change["enabled"] = body["enabled"]
-    return {**change, **_checked_retention(body, before)}
+    return {**change, **_checked_retention(body, current)}
 
 
 def checked_target(target: Any) -> dict[str, Any]:
@@ -228,102 +237,104 @@ def checked_target(target: Any) -> dict[str, Any]:
     check_target(target)
     inner = {"adapter": ("kind", "jobId", "step"), "baseModel": ()}
     name = "adapter" if target["kind"] == "adapter" else "baseModel"
-    _refuse_others("target", target, ("kind", name))
+    _reject_unknown("target", target, ("kind", name))
     if name == "baseModel":
         return {"kind": "base_model", "baseModel": target["baseModel"]}
     adapter = {key: value for key, value in target["adapter"].items() if value is not None}
     known = inner[name] if adapter["kind"] == "checkpoint" else inner[name][:2]
-    _refuse_others("target.adapter", adapter, known)
+    _reject_unknown("target.adapter", adapter, known)
     return {"kind": "adapter", "adapter": adapter}
 
 
-def _refuse_others(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _reject_unknown(path: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for field in given:
         if field not in known:
-            raise invalid(f"{where}.{field}"[:120], f"does not belong there; {' and '.join(known)} do")
+            raise invalid_field(f"{path}.{field}"[:120], f"does not belong there; {' and '.join(known)} do")
 
 
-def _checked_retention(body: Mapping[str, Any], before: Deployment | None) -> dict[str, Any]:
+def _checked_retention(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
     """The pair as it is to be; nothing when the body does not speak of it."""
     mode, days = body.get("runRetentionMode"), body.get("runRetentionDays")
-    if before is not None and not {"runRetentionMode", "runRetentionDays"} & body.keys():
+    if current is not None and not {"runRetentionMode", "runRetentionDays"} & body.keys():
         return {}
-    if before is not None and mode is None and "runRetentionMode" in body:
-        raise invalid("runRetentionMode", 'must be "unlimited", "disabled" or "days", not null')
-    mode = mode or (before.run_retention_mode if before else None) or RETENTION_MODE
-    with naming_the_field():
+    if current is not None and mode is None and "runRetentionMode" in body:
+        raise invalid_field("runRetentionMode", 'must be "unlimited", "disabled" or "days", not null')
+    mode = mode or (current.run_retention_mode if current else None) or DEFAULT_RETENTION_MODE
+    with wire_field_errors():
         check_retention(mode, days)
     if mode != "days":
         return {"run_retention_mode": mode, "run_retention_days": None}
-    days = days or (before.run_retention_days if before else None) or RETENTION_DAYS
-    if days > LONGEST_RETENTION:
-        raise invalid("runRetentionDays", f'must be at most {LONGEST_RETENTION}; "unlimited" keeps everything')
+    days = days or (current.run_retention_days if current else None) or DEFAULT_RETENTION_DAYS
+    if days > MAX_RETENTION_DAYS:
+        raise invalid_field("runRetentionDays", f'must be at most {MAX_RETENTION_DAYS}; "unlimited" keeps everything')
     return {"run_retention_mode": mode, "run_retention_days": days}
 
 
 # Which weights answer
 
 
-def weights_of(state: State, project: Project, target: Mapping[str, Any]) -> tuple[str, str | None]:
+def resolve_target(state: State, project: ProjectRecord, target: Mapping[str, Any]) -> tuple[str, str | None]:
     """The base model and the adapter's folder. A 400 or 404 when they cannot answer."""
     if target["kind"] == "base_model":
-        return _base(state, target["baseModel"]), None
+        return _base_model(state, target["baseModel"]), None
     adapter = from_wire(Adapter, target["adapter"])
     job = state.store.job(project, adapter.job_id)
     if job is None:
-        raise Refusal(404, f"The project {project.slug!r} has no job {shown(adapter.job_id)}.", "job_not_found")
+        raise ApiError(404, f"The project {project.slug!r} has no job {quote(adapter.job_id)}.", "job_not_found")
     try:
         return str(job.config["model"]), str(adapter_folder(run_folder(state.home, job.id), adapter))
-    except CannotAnswer as error:
-        raise Refusal(error.status, error.sentence, error.code) from None
+    except GenerationError as error:
+        raise ApiError(error.status, error.sentence, error.code) from None
 
 
 @contextmanager
-def _answering_with(
-    state: State, project: Project, deployment_id: str, target: Mapping[str, Any] | None
+def _pinned_target(
+    state: State, project: ProjectRecord, deployment_id: str, target: Mapping[str, Any] | None
 ) -> Iterator[None]:
     """The deployment answers with `target` (None: with what it did) from here on. A 400 or 404 when that cannot."""
     if target is None:
         yield
         return
-    weights_of(state, project, target)
-    with state.pins.moved(deployment_id, lambda: state.store.endpoints.get(deployment_id), target):
-        weights_of(state, project, target)  # it may have been cleared away before it was pinned
+    resolve_target(state, project, target)
+    with state.checkpoint_pins.pin_moved(deployment_id, lambda: state.store.deployments.get(deployment_id), target):
+        resolve_target(state, project, target)  # it may have been cleared away before it was pinned
         yield
 
 
-def _base(state: State, model: str) -> str:
+def _base_model(state: State, model: str) -> str:
     problem = submission_problem(model, state.home) if state.engine == "trl" else None
     if problem:
-        raise invalid("target.baseModel", problem.removeprefix("model: ").rstrip("."))
+        raise invalid_field("target.baseModel", problem.removeprefix("model: ").rstrip("."))
     return model
 
 
 # What is described
 
 _TARGET = one_of(
-    body_of(kind={"const": "base_model"}, baseModel=TEXT),
-    body_of(
+    object_schema(kind={"const": "base_model"}, baseModel=TEXT),
+    object_schema(
         kind={"const": "adapter"},
         adapter=one_of(
-            body_of(kind={"const": "final"}, jobId=TEXT),
-            body_of(kind={"const": "checkpoint"}, jobId=TEXT, step={"type": "integer", "minimum": 0}),
+            object_schema(kind={"const": "final"}, jobId=TEXT),
+            object_schema(kind={"const": "checkpoint"}, jobId=TEXT, step={"type": "integer", "minimum": 0}),
         ),
     ),
 )
 _RETENTION = {
     "runRetentionMode": {"enum": [*RETENTION_MODES]},
-    "runRetentionDays": {"type": ["integer", "null"], "minimum": 1, "maximum": LONGEST_RETENTION},
+    "runRetentionDays": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_RETENTION_DAYS},
 }
 _SLUG = {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]*[a-z0-9]$", "minLength": 2, "maxLength": 50}
 _AUTH_MODE = {"enum": [*AUTH_MODES]}
 
-NEW_DEPLOYMENT = body_of(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
-CHANGE = body_of({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": {"type": "boolean"}, **_RETENTION})
+NEW_DEPLOYMENT = object_schema(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
+DEPLOYMENT_CHANGE = object_schema(
+    {"target": _TARGET, "authMode": _AUTH_MODE, "enabled": {"type": "boolean"}, **_RETENTION}
+)
 
-_ITS_ID = {"parameters": {"id": "$response.body#/deployment/id"}}
+_DEPLOYMENT_ID_LINK = {"parameters": {"id": "$response.body#/deployment/id"}}
 _LINKS = {
-    name: {"operationId": operation, **_ITS_ID}
+    name: {"operationId": operation, **_DEPLOYMENT_ID_LINK}
     for name, operation in (
         ("deployment", "getV1EndpointsId"),
         ("change", "patchV1EndpointsId"),
@@ -331,11 +342,11 @@ _LINKS = {
         ("key", "postV1EndpointsIdKeys"),
     )
 }
-_DEPLOYMENT = Answer("The deployment.", body_of(deployment=Deployment))
-_MADE = Answer("The deployment.", body_of(deployment=Deployment), links=_LINKS)
-_NO_WEIGHTS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
+_DEPLOYMENT = ResponseSpec("The deployment.", object_schema(deployment=Deployment))
+_CREATED = ResponseSpec("The deployment.", object_schema(deployment=Deployment), links=_LINKS)
+_MODEL_ERRORS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
-ONE = "/v1/endpoints/{id}"
+DEPLOYMENT_PATH = "/v1/endpoints/{id}"
 
 routes = [
     route(
@@ -344,7 +355,7 @@ routes = [
         list_deployments,
         PROJECT,
         "The deployments of the project.",
-        answers={200: Answer("By slug.", body_of(deployments=list_of(Deployment)))},
+        responses={200: ResponseSpec("By slug.", object_schema(deployments=array_schema(Deployment)))},
     ),
     route(
         "POST",
@@ -353,26 +364,26 @@ routes = [
         PROJECT,
         "Put a model behind an address.",
         body=NEW_DEPLOYMENT,
-        answers={201: _MADE},
-        errors={**_NO_WEIGHTS, 409: "The slug is taken."},
+        responses={201: _CREATED},
+        errors={**_MODEL_ERRORS, 409: "The slug is taken."},
     ),
-    route("GET", ONE, get_deployment, PROJECT, "A deployment.", answers={200: _DEPLOYMENT}),
+    route("GET", DEPLOYMENT_PATH, get_deployment, PROJECT, "A deployment.", responses={200: _DEPLOYMENT}),
     route(
         "PATCH",
-        ONE,
+        DEPLOYMENT_PATH,
         update_deployment,
         PROJECT,
         "Change what is named, at once.",
-        body=CHANGE,
-        answers={200: _DEPLOYMENT},
-        errors=_NO_WEIGHTS,
+        body=DEPLOYMENT_CHANGE,
+        responses={200: _DEPLOYMENT},
+        errors=_MODEL_ERRORS,
     ),
     route(
         "DELETE",
-        ONE,
+        DEPLOYMENT_PATH,
         delete_deployment,
         PROJECT,
         "Take it down, with its keys and its conversations.",
-        answers={204: Answer("It is gone.")},
+        responses={204: ResponseSpec("It is gone.")},
     ),
 ]

@@ -17,14 +17,24 @@ from starlette.types import Receive, Scope, Send
 
 from arkor.backend.compute.models import submission_problem
 from arkor.backend.engine.hyperparameters import check_names
-from arkor.backend.http.openapi import EVENTS, PROJECT, TEXT, Answer, Parameter, body_of, fields_of, list_of, route
+from arkor.backend.http.openapi import (
+    EVENTS,
+    PROJECT,
+    TEXT,
+    Parameter,
+    ResponseSpec,
+    array_schema,
+    field_names,
+    object_schema,
+    route,
+)
 from arkor.backend.http.requests import (
     NAME,
+    ApiError,
     CallScope,
-    Refusal,
     check_fields,
-    invalid,
-    read_object,
+    invalid_field,
+    read_json_object,
     require_job,
     require_scope,
     require_text,
@@ -33,20 +43,20 @@ from arkor.backend.inference.service import checkpoint_steps
 from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
-from arkor.backend.runs.sse import cursor, mark
-from arkor.backend.store.rebuild import record
-from arkor.backend.store.store import Job, Org, Project, Taken, User, new_id
-from arkor.backend.workers.supervisor import AlreadyOver
+from arkor.backend.runs.sse import cursor_frame, parse_cursor
+from arkor.backend.store.rebuild import manifest
+from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, UserRecord, new_id
+from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig
-from arkor.protocol.codec import camel, from_wire, to_wire
+from arkor.protocol.codec import camel_case, from_wire, to_wire
 from arkor.protocol.events import now
 from arkor.protocol.jobs import BlobDataset, JobConfig, JobStatus, TrainingJob, parse_dataset
-from arkor.settings import queued_runs_allowed, streams_allowed
+from arkor.settings import max_queued_runs, max_streams
 
 #: How many jobs are listed at once, where the caller does not say, and at most.
-PAGE, LONGEST_PAGE = 100, 1000
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 
-NEW_JOB = body_of(name=NAME, config=JobConfig)
+NEW_JOB = object_schema(name=NAME, config=JobConfig)
 
 # Submitting
 
@@ -54,11 +64,11 @@ NEW_JOB = body_of(name=NAME, config=JobConfig)
 async def submit(request: Request) -> Response:
     """`POST /v1/jobs`; with an `Idempotency-Key` that the project knows, the job of that key, once more."""
     scope = await require_scope(request)
-    body = await read_object(request)
-    check_fields(body, *fields_of(NEW_JOB))
+    body = await read_json_object(request)
+    check_fields(body, *field_names(NEW_JOB))
     key = request.headers.get("idempotency-key") or None
     if key and len(key) > 255:
-        raise invalid("Idempotency-Key", "must have at most 255 characters")
+        raise invalid_field("Idempotency-Key", "must have at most 255 characters")
     config, token = split_token(checked_config(body["config"]))
     submission = Submission(scope, require_text(body, "name"), config, token, key)
     job, new = await run_in_threadpool(_submit, request.app.state, submission)
@@ -76,36 +86,38 @@ class Submission:
     key: str | None
 
 
-def _submit(state: State, asked: Submission) -> tuple[Job, bool]:
+def _submit(state: State, submission: Submission) -> tuple[JobRecord, bool]:
     """The job, and whether it is a new one."""
-    if known := _known(state, asked):
-        return known, False
-    refuse_hopeless(state, asked.scope.project, asked.config)
+    if existing := _existing_job(state, submission):
+        return existing, False
+    reject_unrunnable(state, submission.scope.project, submission.config)
     with state.submitting:  # or of those that come at once, each would find room
-        _refuse_too_many(state, asked.scope.org)
-        return _queue(state, asked)
+        _reject_too_many(state, submission.scope.org)
+        return _queue(state, submission)
 
 
-def _refuse_too_many(state: State, org: Org) -> None:
+def _reject_too_many(state: State, org: OrgRecord) -> None:
     """A 409, for room comes when a run ends and not with time: waiting for a moment and trying again does not help."""
-    allowed = queued_runs_allowed()
+    allowed = max_queued_runs()
     unfinished = (job for job in state.store.unfinished() if job.org_id == org.id)
     if sum(not state.supervisor.current(job).status.terminal for job in unfinished) >= allowed:
         sentence = f"The organisation {org.slug!r} has {allowed} runs that wait or train, the most there may be; "
-        raise Refusal(409, f"{sentence}wait for one to end, or cancel one.", "queue_full")
+        raise ApiError(409, f"{sentence}wait for one to end, or cancel one.", "queue_full")
 
 
-def _queue(state: State, asked: Submission) -> tuple[Job, bool]:
+def _queue(state: State, submission: Submission) -> tuple[JobRecord, bool]:
     """The job's folder is there before the row that lets a slot take it."""
-    project = asked.scope.project
-    job = Job(new_id(), project.org_id, project.id, asked.name, JobStatus.QUEUED, to_wire(asked.config), now())
-    folder = create_run(state.home, record(job, asked.scope.org, project, asked.key), asked.token)
+    project = submission.scope.project
+    job = JobRecord(
+        new_id(), project.org_id, project.id, submission.name, JobStatus.QUEUED, to_wire(submission.config), now()
+    )
+    folder = create_run(state.home, manifest(job, submission.scope.org, project, submission.key), submission.token)
     try:
-        state.store.add_job(job, asked.key)
-    except Taken:
+        state.store.add_job(job, submission.key)
+    except AlreadyExists:
         folder.remove()
-        if known := _known(state, asked):
-            return known, False
+        if existing := _existing_job(state, submission):
+            return existing, False
         raise
     except Exception:
         folder.remove()
@@ -114,41 +126,41 @@ def _queue(state: State, asked: Submission) -> tuple[Job, bool]:
     return job, True
 
 
-def _known(state: State, asked: Submission) -> Job | None:
-    job = state.store.job_of_key(asked.scope.project, asked.key) if asked.key else None
+def _existing_job(state: State, submission: Submission) -> JobRecord | None:
+    job = state.store.job_of_key(submission.scope.project, submission.key) if submission.key else None
     return state.supervisor.current(job) if job else None
 
 
 def checked_config(value: Any) -> JobConfig:
     """The `config` of a request, else a 400 that names the field as it is on the wire."""
     if not isinstance(value, Mapping):
-        raise invalid("config", "must be an object")
+        raise invalid_field("config", "must be an object")
     for name in ("model", "datasetSource"):
         if value.get(name) is None:
-            raise invalid(f"config.{name}", "is missing")
+            raise invalid_field(f"config.{name}", "is missing")
     source = value["datasetSource"]
     if isinstance(source, Mapping) and source.get("type") == "file":
         problem = 'a file must be uploaded first (POST /v1/datasets) and named as {"type": "blob", "url": …}'
-        raise invalid("config.datasetSource", problem)
+        raise invalid_field("config.datasetSource", problem)
     config = from_wire(JobConfig, value)
-    with naming_the_field():
+    with wire_field_errors():
         config.check()
     return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source, tolerant=True))
 
 
 @contextmanager
-def naming_the_field() -> Iterator[None]:
+def wire_field_errors() -> Iterator[None]:
     """An `InvalidConfig` in here becomes a 400 that names the field as it is on the wire."""
     try:
         yield
     except InvalidConfig as error:
-        raise invalid(_wire_name(error.field), error.problem) from None
+        raise invalid_field(_wire_name(error.field), error.problem) from None
 
 
 def _wire_name(field: str) -> str:
     """`"dataset.url"` → `"config.datasetSource.url"`, `"lora_r"` → `"config.loraR"`."""
     head, *rest = field.split(".")
-    return ".".join(["config", "datasetSource" if head == "dataset" else camel(head), *map(camel, rest)])
+    return ".".join(["config", "datasetSource" if head == "dataset" else camel_case(head), *map(camel_case, rest)])
 
 
 def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
@@ -159,18 +171,18 @@ def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
     return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
-def refuse_hopeless(state: State, project: Project, config: JobConfig) -> None:
+def reject_unrunnable(state: State, project: ProjectRecord, config: JobConfig) -> None:
     """A 400 for a run that cannot work, as far as that can be known at once."""
     source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
         if not state.store.has_dataset(project, digest):
-            raise invalid("config.datasetSource.url", "no file of this project was uploaded under it")
+            raise invalid_field("config.datasetSource.url", "no file of this project was uploaded under it")
     if state.engine != "trl":
         return
     if problem := submission_problem(config.model, state.home):
-        raise invalid("config.model", problem)
-    with naming_the_field():
+        raise invalid_field("config.model", problem)
+    with wire_field_errors():
         check_names(config)
 
 
@@ -191,16 +203,16 @@ async def list_jobs(request: Request) -> Response:
 
     def read() -> dict[str, Any]:
         found = state.store.jobs(scope.project, limit + 1, before=before, prefix=prefix)
-        page = [_standing_json(state, job) for job in found[:limit]]
+        page = [_current_json(state, job) for job in found[:limit]]
         return {"jobs": page, **({"nextBefore": found[limit - 1].id} if len(found) > limit else {})}
 
     return JSONResponse(await run_in_threadpool(read))
 
 
 def _limit(request: Request) -> int:
-    given = request.query_params.get("limit", str(PAGE))
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:10]) <= LONGEST_PAGE):
-        raise invalid("limit", f"must be a whole number from 1 to {LONGEST_PAGE}")
+    given = request.query_params.get("limit", str(DEFAULT_PAGE_SIZE))
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:10]) <= MAX_PAGE_SIZE):
+        raise invalid_field("limit", f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
     return int(given)
 
 
@@ -213,7 +225,7 @@ async def get_job(request: Request) -> Response:
 
     def read() -> dict[str, Any]:
         kept = checkpoint_steps(run_folder(state.home, job.id))
-        return {**_standing_json(state, job), "checkpoints": kept}
+        return {**_current_json(state, job), "checkpoints": kept}
 
     answer = await run_in_threadpool(read)
     if answer["status"] == JobStatus.RUNNING and (since := state.supervisor.stalled_since(job.id)):
@@ -227,17 +239,17 @@ async def cancel_job(request: Request) -> Response:
     supervisor = request.app.state.supervisor
     try:
         await run_in_threadpool(supervisor.cancel, job)
-    except AlreadyOver as error:
-        raise Refusal(409, f"The job {job.id!r} is {error} already.", "already_over") from None
+    except JobFinished as error:
+        raise ApiError(409, f"The job {job.id!r} is {error} already.", "already_over") from None
     return JSONResponse({"job": job_json(await run_in_threadpool(supervisor.current, job))}, 202)
 
 
-def _standing_json(state: State, job: Job) -> dict[str, Any]:
+def _current_json(state: State, job: JobRecord) -> dict[str, Any]:
     """A job as its log has it now, with where it stands."""
     return {**job_json(state.supervisor.current(job)), **summary(run_folder(state.home, job.id).events)}
 
 
-def job_json(job: Job) -> dict[str, Any]:
+def job_json(job: JobRecord) -> dict[str, Any]:
     """A job as on the wire."""
     answer: dict[str, Any] = to_wire(job)
     answer.pop("cancelRequestedAt", None)
@@ -255,47 +267,47 @@ async def stream_events(request: Request) -> Response:
     scope = await require_scope(request)
     job = await require_job(request, scope, request.path_params["id"])
     if request.method == "HEAD":
-        return Response(media_type=EventStream.media_type)
+        return Response(media_type=EventStreamResponse.media_type)
     events = run_folder(request.app.state.home, job.id).events
-    seen = request.headers.get("last-event-id")
-    from_now = seen is None and request.query_params.get("since") == "now"
-    after = last_id(events) if from_now else cursor(seen)
-    greeting = mark(after) if from_now else b""
-    source = request.app.state.lookout.follow(events, after, over=job.status.terminal, greeting=greeting)
-    return EventStream(source, enter(request.app.state.streams, scope.user))
+    last_event_id = request.headers.get("last-event-id")
+    from_now = last_event_id is None and request.query_params.get("since") == "now"
+    after = last_id(events) if from_now else parse_cursor(last_event_id)
+    first_frame = cursor_frame(after) if from_now else b""
+    source = request.app.state.log_watcher.follow(events, after, over=job.status.terminal, greeting=first_frame)
+    return EventStreamResponse(source, open_stream(request.app.state.streams, scope.user))
 
 
-def enter(streams: Counter[str], user: User) -> Callable[[], None]:
+def open_stream(streams: Counter[str], user: UserRecord) -> Callable[[], None]:
     """Count one more open stream of the user; returns what ends it. Else a 429."""
-    if streams[user.id] >= streams_allowed():
+    if streams[user.id] >= max_streams():
         sentence = f"You have {streams[user.id]} event streams open, which is the most there may be; close one."
-        raise Refusal(429, sentence, "too_many_streams", {"Retry-After": "5"})
+        raise ApiError(429, sentence, "too_many_streams", {"Retry-After": "5"})
     streams[user.id] += 1
 
-    def leave() -> None:
+    def close_stream() -> None:
         streams[user.id] -= 1
         if not streams[user.id]:
             del streams[user.id]
 
-    return leave
+    return close_stream
 
 
-class EventStream(StreamingResponse):
+class EventStreamResponse(StreamingResponse):
     """Frames, as they come from a generator that is closed at once when the reader goes away; `leave` is told."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[bytes, None], leave: Callable[[], None]) -> None:
+    def __init__(self, source: AsyncGenerator[bytes, None], on_close: Callable[[], None]) -> None:
         super().__init__(source, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._source = source
-        self._leave = leave
+        self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._leave()
+            self._on_close()
 
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._source):
@@ -303,10 +315,10 @@ class EventStream(StreamingResponse):
 
 
 _KEY = {"type": "string", "maxLength": 255}
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE}
-_ITS_ID = {"parameters": {"id": "$response.body#/job/id"}}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}
+_JOB_ID_LINK = {"parameters": {"id": "$response.body#/job/id"}}
 _LINKS = {
-    name: {"operationId": operation, **_ITS_ID}
+    name: {"operationId": operation, **_JOB_ID_LINK}
     for name, operation in (("job", "getV1JobsId"), ("cancel", "postV1JobsIdCancel"))
 }
 
@@ -319,9 +331,9 @@ routes = [
         "Submit a run.",
         body=NEW_JOB,
         parameters=[Parameter("Idempotency-Key", _KEY, "Makes one job, however often it is sent.", where="header")],
-        answers={
-            201: Answer("The job, which waits for its turn.", body_of(job=TrainingJob), links=_LINKS),
-            200: Answer("The job of that key, once more.", body_of(job=TrainingJob), links=_LINKS),
+        responses={
+            201: ResponseSpec("The job, which waits for its turn.", object_schema(job=TrainingJob), links=_LINKS),
+            200: ResponseSpec("The job of that key, once more.", object_schema(job=TrainingJob), links=_LINKS),
         },
         errors={400: "The run cannot work.", 409: "Too many runs wait already."},
     ),
@@ -332,14 +344,14 @@ routes = [
         PROJECT,
         "The jobs of the project, newest first.",
         parameters=[
-            Parameter("limit", _LIMIT, f"How many at most; {PAGE} where it is not given."),
+            Parameter("limit", _LIMIT, f"How many at most; {DEFAULT_PAGE_SIZE} where it is not given."),
             Parameter("before", {"type": "string"}, "Those that are older than the job of this id."),
             Parameter("idPrefix", {"type": "string"}, "Those whose id begins like this."),
         ],
-        answers={
-            200: Answer(
+        responses={
+            200: ResponseSpec(
                 "`nextBefore` is the `before` of the next page, where there is one.",
-                body_of({"nextBefore": TEXT}, jobs=list_of(TrainingJob)),
+                object_schema({"nextBefore": TEXT}, jobs=array_schema(TrainingJob)),
             )
         },
         errors={404: "There is no job `before` in this project."},
@@ -350,10 +362,10 @@ routes = [
         get_job,
         PROJECT,
         "A job as it stands now.",
-        answers={
-            200: Answer(
+        responses={
+            200: ResponseSpec(
                 "`checkpoints`: the steps of those that it keeps; `stalledSince` when its worker stands still.",
-                body_of(job=TrainingJob),
+                object_schema(job=TrainingJob),
             )
         },
     ),
@@ -363,7 +375,7 @@ routes = [
         cancel_job,
         PROJECT,
         "Stop a run; what it has by then stays.",
-        answers={202: Answer("It stops.", body_of(job=TrainingJob))},
+        responses={202: ResponseSpec("It stops.", object_schema(job=TrainingJob))},
         errors={409: "It is over already."},
     ),
     route(
@@ -376,7 +388,7 @@ routes = [
             Parameter("Last-Event-ID", {"type": "string"}, "Only what came after this event.", where="header"),
             Parameter("since", {"type": "string"}, "`now` leaves out what was before."),
         ],
-        answers={200: Answer("Server-sent events; after the last comes `end`.", EVENTS, "text/event-stream")},
+        responses={200: ResponseSpec("Server-sent events; after the last comes `end`.", EVENTS, "text/event-stream")},
         errors={429: "Too many streams are open; `Retry-After` says when to come back."},
     ),
 ]

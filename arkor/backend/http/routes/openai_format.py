@@ -15,16 +15,16 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
-from arkor.backend.http.openapi import body_of, class_schema
-from arkor.backend.http.requests import Refusal, invalid
+from arkor.backend.http.openapi import class_schema, object_schema
+from arkor.backend.http.requests import ApiError, invalid_field
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest
-from arkor.protocol.codec import camel, dumps
+from arkor.protocol.codec import camel_case, dumps
 
 _BOOL = {"type": "boolean"}
 
 #: Fields that are honoured, by the same names as in `InferenceRequest`.
-_SAME = [
+_SHARED_FIELDS = [
     "messages",
     "temperature",
     "top_p",
@@ -37,10 +37,10 @@ _SAME = [
     "structured_outputs",
 ]
 
-_OURS = (*_SAME, "max_tokens", "max_completion_tokens", "stream", "stream_options")
+_SUPPORTED = (*_SHARED_FIELDS, "max_tokens", "max_completion_tokens", "stream", "stream_options")
 
 #: Fields that change nothing of an answer.
-_HARMLESS = [
+_IGNORED = [
     "model",
     "user",
     "store",
@@ -52,7 +52,7 @@ _HARMLESS = [
 ]
 
 #: Fields that are not honoured → the values that ask for nothing, beside null.
-_UNABLE: Mapping[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "logprobs": (False,),
@@ -77,81 +77,81 @@ _UNABLE: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (),
 }
 
-_INSTEAD = {
+_ALTERNATIVES = {
     "n": "one answer is given per request; leave it out",
     "functions": "is an older name; use tools",
     "function_call": "is an older name; use tool_choice",
-    **{name: "is an older name; use structured_outputs" for name in _UNABLE if name.startswith("guided_")},
+    **{name: "is an older name; use structured_outputs" for name in _UNSUPPORTED if name.startswith("guided_")},
 }
 
-_KNOWN = (*_OURS, *_HARMLESS, *_UNABLE)
+_KNOWN = (*_SUPPORTED, *_IGNORED, *_UNSUPPORTED)
 
 #: So many messages take a fraction of a second to look at, and are more than a context holds.
-MOST_MESSAGES = 10_000
+MAX_MESSAGES = 10_000
 
 #: The fields of a message that mean something to a model here.
-_OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
+_MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
 
 
 # What is asked
 
 
 @frozen
-class Asked:
+class ChatRequest:
     """A request in our words; `include_usage`: a stream ends with a chunk that has the counts and nothing else."""
 
     request: InferenceRequest
     include_usage: bool
 
 
-def read_request(body: Mapping[str, Any], base_model: str) -> Asked:
+def read_request(body: Mapping[str, Any], base_model: str) -> ChatRequest:
     """The body of a chat completion that `base_model` is to answer, perhaps with an adapter. Else a 400."""
-    _refuse_others(body)
-    fields = {name: body[name] for name in _SAME if body.get(name) is not None}
+    _reject_unknown(body)
+    fields = {name: body[name] for name in _SHARED_FIELDS if body.get(name) is not None}
     fields["messages"] = _messages(body.get("messages"))
     stream: Any = False if body.get("stream") is None else body["stream"]
     request = InferenceRequest(**fields, base_model=base_model, max_tokens=_max_tokens(body), stream=stream)
     try:
         request.check()
     except InvalidConfig as error:
-        renamed = error.field == "max_tokens" and body.get("max_tokens") is None
-        raise invalid("max_completion_tokens" if renamed else error.field, error.problem) from None
-    return Asked(request, _include_usage(body))
+        field_name = error.field == "max_tokens" and body.get("max_tokens") is None
+        raise invalid_field("max_completion_tokens" if field_name else error.field, error.problem) from None
+    return ChatRequest(request, _include_usage(body))
 
 
-def _refuse_others(body: Mapping[str, Any]) -> None:
+def _reject_unknown(body: Mapping[str, Any]) -> None:
     for name, value in body.items():
         if name not in _KNOWN:
-            near = difflib.get_close_matches(name[:80], _KNOWN, n=1)
-            hint = f"did you mean {near[0]}?" if near else "it is not part of a chat completion here"
-            raise invalid(name[:80], f"is no field that is known; {hint}")
-        if name in _UNABLE and value is not None and value not in _UNABLE[name]:
-            raise invalid(name, _INSTEAD.get(name, "cannot be honoured here; leave it out"))
+            suggestions = difflib.get_close_matches(name[:80], _KNOWN, n=1)
+            hint = f"did you mean {suggestions[0]}?" if suggestions else "it is not part of a chat completion here"
+            raise invalid_field(name[:80], f"is no field that is known; {hint}")
+        if name in _UNSUPPORTED and value is not None and value not in _UNSUPPORTED[name]:
+            raise invalid_field(name, _ALTERNATIVES.get(name, "cannot be honoured here; leave it out"))
 
 
 def _messages(value: Any) -> Any:
     """As they came, in the roles that models know, without what says nothing."""
     if not isinstance(value, list):
         return value
-    if len(value) > MOST_MESSAGES:
-        raise invalid("messages", f"are {len(value)}; at most {MOST_MESSAGES} are taken")
+    if len(value) > MAX_MESSAGES:
+        raise invalid_field("messages", f"are {len(value)}; at most {MAX_MESSAGES} are taken")
     return [_message(f"messages[{index}]", message) for index, message in enumerate(value)]
 
 
-def _message(where: str, message: Any) -> Any:
+def _message(path: str, message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message
     for name in ("audio", "function_call"):
         if message.get(name):
-            raise invalid(f"{where}.{name}", "cannot be honoured here; leave it out")
-    said = {name: message[name] for name in _OF_A_MESSAGE if message.get(name) is not None}
-    return {**said, "role": "system"} if said.get("role") == "developer" else said
+            raise invalid_field(f"{path}.{name}", "cannot be honoured here; leave it out")
+    fields = {name: message[name] for name in _MESSAGE_FIELDS if message.get(name) is not None}
+    return {**fields, "role": "system"} if fields.get("role") == "developer" else fields
 
 
 def _max_tokens(body: Mapping[str, Any]) -> Any:
     older, newer = body.get("max_tokens"), body.get("max_completion_tokens")
     if older is not None and newer is not None and older != newer:
-        raise invalid("max_tokens", "differs from max_completion_tokens, which means the same; send one of them")
+        raise invalid_field("max_tokens", "differs from max_completion_tokens, which means the same; send one of them")
     return newer if older is None else older
 
 
@@ -161,12 +161,14 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
         return False
     known = ("include_usage", "include_obfuscation")
     if not isinstance(options, Mapping) or not all(isinstance(value, bool) for value in options.values()):
-        raise invalid("stream_options", 'must be an object like {"include_usage": true}')
+        raise invalid_field("stream_options", 'must be an object like {"include_usage": true}')
     for name in options:
         if name not in known:
-            raise invalid(f"stream_options.{name[:80]}", f"is no field that is known; there are {' and '.join(known)}")
+            raise invalid_field(
+                f"stream_options.{name[:80]}", f"is no field that is known; there are {' and '.join(known)}"
+            )
     if not body.get("stream"):
-        raise invalid("stream_options", "belongs to a stream; ask for stream: true, or leave it out")
+        raise invalid_field("stream_options", "belongs to a stream; ask for stream: true, or leave it out")
     return bool(options.get("include_usage"))
 
 
@@ -174,20 +176,20 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
 
 _INFERENCE = class_schema(InferenceRequest)["properties"]
 _COUNT = _INFERENCE["maxTokens"]
-_USAGE = {"anyOf": [body_of({"include_usage": _BOOL, "include_obfuscation": _BOOL}), {"type": "null"}]}
+_USAGE = {"anyOf": [object_schema({"include_usage": _BOOL, "include_obfuscation": _BOOL}), {"type": "null"}]}
 
 #: The body of a chat completion.
 CHAT_REQUEST = {
     "type": "object",
     "required": ["messages"],
     "properties": {
-        **{name: _INFERENCE[camel(name)] for name in _SAME},
+        **{name: _INFERENCE[camel_case(name)] for name in _SHARED_FIELDS},
         "max_tokens": _COUNT,
         "max_completion_tokens": _COUNT,
         "stream": _BOOL,
         "stream_options": _USAGE,
-        **{name: {} for name in _HARMLESS},
-        **{name: {"enum": [*values, None]} for name, values in _UNABLE.items()},
+        **{name: {} for name in _IGNORED},
+        **{name: {"enum": [*values, None]} for name, values in _UNSUPPORTED.items()},
     },
     "additionalProperties": False,
 }
@@ -195,29 +197,29 @@ CHAT_REQUEST = {
 
 # How it is refused
 
-_WIRE_NAMES = {camel(one.name): one.name for one in attrs.fields(InferenceRequest) if "_" in one.name}
+_WIRE_NAMES = {camel_case(one.name): one.name for one in attrs.fields(InferenceRequest) if "_" in one.name}
 _ANY_WIRE_NAME = re.compile(rf"\b({'|'.join(_WIRE_NAMES)})\b")
 _PARAM = re.compile(r"([A-Za-z_]+(?:\.[\w$]+|\[\d+\])*): ")
 
 
-def by_openais_names(sentence: str) -> str:
+def with_openai_names(sentence: str) -> str:
     """The sentence with its fields by the names that they have in a chat completion."""
     return _ANY_WIRE_NAME.sub(lambda found: _WIRE_NAMES[found[1]], sentence)
 
 
-def error_json(refusal: Refusal) -> dict[str, Any]:
+def error_json(refusal: ApiError) -> dict[str, Any]:
     """The body of an error as OpenAI's clients read it."""
     param = _PARAM.match(refusal.sentence) if refusal.status == 400 else None
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    told = {"message": refusal.sentence, "type": kind, "param": param and param[1], "code": refusal.code}
-    return {"error": told}
+    body = {"message": refusal.sentence, "type": kind, "param": param and param[1], "code": refusal.code}
+    return {"error": body}
 
 
 # What is answered
 
 
 @define
-class Told:
+class OpenAIResponse:
     """What has been said of an answer so far."""
 
     id: str | None = None
@@ -227,14 +229,14 @@ class Told:
     usage: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
 
-    def whole(self, completion: Mapping[str, Any]) -> None:
+    def add_completion(self, completion: Mapping[str, Any]) -> None:
         """Take in an answer that came at once."""
         self.id, choice = completion["id"], completion["choices"][0]
         self.text = [choice["message"].get("content") or ""]
         self.calls = dict(enumerate(choice["message"].get("tool_calls") or ()))
         self.finish_reason, self.usage = choice["finish_reason"], completion.get("usage")
 
-    def chunk(self, chunk: Mapping[str, Any]) -> None:
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Take in a piece."""
         self.id = chunk.get("id") or self.id
         self.usage = chunk.get("usage") or self.usage
@@ -243,46 +245,48 @@ class Told:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             self.text.append(choice["delta"].get("content") or "")
             for call in choice["delta"].get("tool_calls") or ():
-                self._call(call)
+                self._add_call(call)
 
-    def _call(self, delta: Mapping[str, Any]) -> None:
-        told = self.calls.setdefault(delta["index"], {"function": {"name": "", "arguments": ""}})
-        told.update({name: value for name, value in delta.items() if name not in ("index", "function")})
+    def _add_call(self, delta: Mapping[str, Any]) -> None:
+        call = self.calls.setdefault(delta["index"], {"function": {"name": "", "arguments": ""}})
+        call.update({name: value for name, value in delta.items() if name not in ("index", "function")})
         for name, value in (delta.get("function") or {}).items():
-            told["function"][name] += value
+            call["function"][name] += value
 
     def to_json(self) -> dict[str, Any]:
         """The message, why it ended, what it cost; or what went wrong. `finish_reason` None: it was broken off."""
         calls = [self.calls[index] for index in sorted(self.calls)]
         message = {"role": "assistant", "content": "".join(self.text), **({"tool_calls": calls} if calls else {})}
-        said = {"id": self.id, "message": message, "finish_reason": self.finish_reason, "usage": self.usage}
-        return {**said, **({"error": self.error} if self.error else {})}
+        data = {"id": self.id, "message": message, "finish_reason": self.finish_reason, "usage": self.usage}
+        return {**data, **({"error": self.error} if self.error else {})}
 
 
 Sentence = Callable[[str], str]
 
 
-async def retold(
-    pieces: AsyncIterable[Any], told: Told, *, include_usage: bool, outward: Sentence
+async def openai_frames(
+    chunks: AsyncIterable[Any], output: OpenAIResponse, *, include_usage: bool, redact: Sentence
 ) -> AsyncIterator[bytes]:
-    """The frames of a stream as OpenAI's clients expect them, errors as `outward` words them; `told` listens."""
+    """The frames of a stream as OpenAI's clients expect them, errors as `redact` words them; `output` listens."""
     pending = b""
-    async for piece in pieces:
-        *frames, pending = (pending + bytes(piece)).split(b"\n\n")
-        yield b"".join(_retell(frame, told, include_usage, outward) for frame in frames)
+    async for chunk in chunks:
+        *frames, pending = (pending + bytes(chunk)).split(b"\n\n")
+        yield b"".join(_openai_frame(frame, output, include_usage, redact) for frame in frames)
 
 
-def _retell(frame: bytes, told: Told, include_usage: bool, outward: Sentence) -> bytes:
+def _openai_frame(frame: bytes, output: OpenAIResponse, include_usage: bool, redact: Sentence) -> bytes:
     if not frame.startswith(b"data: {"):  # the end, or a comment
         return frame + b"\n\n"
     chunk = json.loads(frame.removeprefix(b"data: "))
     if error := chunk.get("error"):
-        chunk["error"] = {"param": None, **error, "message": outward(error["message"])}
-    told.chunk(chunk)
-    return b"".join(b"data: " + dumps(one).encode() + b"\n\n" for one in _respelled(chunk, include_usage))
+        chunk["error"] = {"param": None, **error, "message": redact(error["message"])}
+    output.add_chunk(chunk)
+    return b"".join(
+        b"data: " + dumps(openai_chunk).encode() + b"\n\n" for openai_chunk in _openai_chunks(chunk, include_usage)
+    )
 
 
-def _respelled(chunk: dict[str, Any], include_usage: bool) -> Iterator[Mapping[str, Any]]:
+def _openai_chunks(chunk: dict[str, Any], include_usage: bool) -> Iterator[Mapping[str, Any]]:
     if "error" in chunk:
         yield chunk
         return

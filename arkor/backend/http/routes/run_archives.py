@@ -10,15 +10,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from arkor.backend.http.openapi import FILE, PROJECT, Answer, body_of, route
-from arkor.backend.http.requests import Refusal, require_job, require_scope, save_body
+from arkor.backend.http.openapi import FILE, PROJECT, ResponseSpec, object_schema, route
+from arkor.backend.http.requests import ApiError, require_job, require_scope, save_body
 from arkor.backend.http.routes.jobs import job_json
-from arkor.backend.runs.paths import UNFINISHED, run_folder, runs_folder
-from arkor.backend.store.import_run import AnotherHasIt, Owner, take_in
-from arkor.backend.store.rebuild import NoRun
+from arkor.backend.runs.paths import NEW_SUFFIX, run_folder, runs_folder
+from arkor.backend.store.import_run import JobIdConflict, Owner, import_archive
+from arkor.backend.store.rebuild import InvalidRunFolder
 from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import TrainingJob
-from arkor.protocol.run_archive import contents, pack
+from arkor.protocol.run_archive import archived_files, pack
 
 #: How large a zip may be, in bytes.
 IMPORT_LIMIT = 16 * 1024**3
@@ -31,19 +31,19 @@ async def import_job(request: Request) -> Response:
     """
     scope = await require_scope(request)
     state = request.app.state
-    room = Path(tempfile.mkdtemp(dir=runs_folder(state.home), prefix=".", suffix=UNFINISHED))
-    archive, beside = room / "run.zip", room / "run"
+    scratch = Path(tempfile.mkdtemp(dir=runs_folder(state.home), prefix=".", suffix=NEW_SUFFIX))
+    archive, unpacked = scratch / "run.zip", scratch / "run"
     try:
-        beside.mkdir()
+        unpacked.mkdir()
         await save_body(request, archive, IMPORT_LIMIT)
         owner = Owner(scope.org, scope.project)
-        job, new = await run_in_threadpool(take_in, state.home, state.store, archive, beside, owner)
-    except NoRun as problem:
-        raise Refusal(400, str(problem), "no_run") from None
-    except AnotherHasIt as problem:
-        raise Refusal(409, str(problem), "taken") from None
+        job, new = await run_in_threadpool(import_archive, state.home, state.store, archive, unpacked, owner)
+    except InvalidRunFolder as problem:
+        raise ApiError(400, str(problem), "no_run") from None
+    except JobIdConflict as problem:
+        raise ApiError(409, str(problem), "taken") from None
     finally:
-        await run_in_threadpool(shutil.rmtree, room, ignore_errors=True)
+        await run_in_threadpool(shutil.rmtree, scratch, ignore_errors=True)
     current = await run_in_threadpool(state.supervisor.current, job)
     return JSONResponse({"job": job_json(current)}, 201 if new else 200)
 
@@ -54,12 +54,12 @@ async def export_job(request: Request) -> Response:
     job = await run_in_threadpool(request.app.state.supervisor.current, found)
     if not job.status.terminal:
         sentence = f"The job {job.id!r} is still {job.status}; wait for its end, or cancel it."
-        raise Refusal(409, sentence, "not_over")
+        raise ApiError(409, sentence, "not_over")
     folder = run_folder(request.app.state.home, job.id).path
     try:
-        files = await run_in_threadpool(contents, folder)
+        files = await run_in_threadpool(archived_files, folder)
     except InvalidConfig as error:
-        raise Refusal(409, f"The job {job.id!r} cannot be packed: {error.problem}.", "incomplete") from None
+        raise ApiError(409, f"The job {job.id!r} cannot be packed: {error.problem}.", "incomplete") from None
     if request.method == "HEAD":
         return Response(media_type="application/zip")
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.zip"'}
@@ -75,9 +75,9 @@ routes = [
         "Take in a run that was exported elsewhere.",
         body=FILE,
         body_type="application/zip",
-        answers={
-            201: Answer("The job.", body_of(job=TrainingJob)),
-            200: Answer("The job, which this project had already.", body_of(job=TrainingJob)),
+        responses={
+            201: ResponseSpec("The job.", object_schema(job=TrainingJob)),
+            200: ResponseSpec("The job, which this project had already.", object_schema(job=TrainingJob)),
         },
         errors={400: "The zip holds no run.", 409: "Another project has that run."},
     ),
@@ -87,7 +87,7 @@ routes = [
         export_job,
         PROJECT,
         "A run's folder as a zip.",
-        answers={200: Answer("The zip.", FILE, "application/zip")},
+        responses={200: ResponseSpec("The zip.", FILE, "application/zip")},
         errors={409: "The run goes on, or its folder is not whole."},
     ),
 ]

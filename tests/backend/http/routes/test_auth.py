@@ -12,34 +12,34 @@ import requests
 
 from arkor.settings import PROTOCOL, VERSION
 from tests.backend.caller import Caller, owner, stranger
-from tests.backend.line import head, line_to, reply
+from tests.backend.raw_socket import connect, head, reply
 from tests.conftest import Backend
 
 
-def test_health_needs_no_token(shared_backend: Backend) -> None:
-    answer = requests.get(f"{shared_backend.url}/healthz", timeout=10)
+def test_health_needs_no_token(backend_env: Backend) -> None:
+    answer = requests.get(f"{backend_env.url}/healthz", timeout=10)
     expected = {"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": 0}
     assert answer.json() == expected
 
 
-def test_an_anonymous_identity(shared_backend: Backend) -> None:
+def test_an_anonymous_identity(backend_env: Backend) -> None:
     body = {"kind": "web"}
-    answer = requests.post(f"{shared_backend.url}/v1/auth/anonymous", json=body, timeout=10)
+    answer = requests.post(f"{backend_env.url}/v1/auth/anonymous", json=body, timeout=10)
     identity = answer.json()
     assert set(identity) == {"token", "anonymousId", "kind", "personalOrg"}
     assert identity["kind"] == "web"
-    me = Caller(shared_backend.url, identity["token"], {}).call("GET", "/v1/me").json()
+    me = Caller(backend_env.url, identity["token"], {}).call("GET", "/v1/me").json()
     assert me == {"user": {"id": identity["anonymousId"], "email": None}, "orgs": [identity["personalOrg"]]}
 
 
-def test_the_kind_is_checked(shared_backend: Backend) -> None:
-    answer = requests.post(f"{shared_backend.url}/v1/auth/anonymous", json={"kind": "robot"}, timeout=10)
+def test_the_kind_is_checked(backend_env: Backend) -> None:
+    answer = requests.post(f"{backend_env.url}/v1/auth/anonymous", json={"kind": "robot"}, timeout=10)
     assert answer.status_code == 400
     assert answer.json()["error"] == 'kind: must be "cli" or "web"'
 
 
-def test_there_is_no_oauth(shared_backend: Backend) -> None:
-    answer = requests.get(f"{shared_backend.url}/v1/auth/cli/config", timeout=10)
+def test_there_is_no_oauth(backend_env: Backend) -> None:
+    answer = requests.get(f"{backend_env.url}/v1/auth/cli/config", timeout=10)
     assert answer.json() == {"auth0Domain": None, "clientId": None, "audience": None, "callbackPorts": []}
 
 
@@ -54,15 +54,15 @@ def test_the_owner(caller: Caller) -> None:
     [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic abc", "Bearer \xe9\xff", "Bearer a b c", "x" * 9000],
 )
 @pytest.mark.parametrize("path", ["/v1/me", "/v1/projects", "/v1/jobs", "/v1/jobs/x/events/stream"])
-def test_no_way_in_without_a_token(shared_backend: Backend, path: str, header: str | None) -> None:
+def test_no_way_in_without_a_token(backend_env: Backend, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
-    answer = requests.get(shared_backend.url + path, headers=headers, timeout=10)
+    answer = requests.get(backend_env.url + path, headers=headers, timeout=10)
     assert answer.status_code == 401
     assert answer.json()["code"] == "unauthorized"
 
 
-def test_the_scope_must_be_there_and_ones_own(shared_backend: Backend) -> None:
-    caller, other = owner(shared_backend), stranger(shared_backend)
+def test_the_scope_must_be_there_and_ones_own(backend_env: Backend) -> None:
+    caller, other = owner(backend_env), stranger(backend_env)
     cases = [
         ({}, 400, None),
         ({"orgSlug": "local"}, 400, None),
@@ -121,8 +121,8 @@ def test_another_sites_name_leads_nowhere(caller: Caller, host: str) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "OPTIONS", "GET"])
-def test_a_page_of_another_site_calls_in_vain(shared_backend: Backend, method: str, origin: str) -> None:
-    url = f"{shared_backend.url}/v1/auth/anonymous" if method != "GET" else f"{shared_backend.url}/healthz"
+def test_a_page_of_another_site_calls_in_vain(backend_env: Backend, method: str, origin: str) -> None:
+    url = f"{backend_env.url}/v1/auth/anonymous" if method != "GET" else f"{backend_env.url}/healthz"
     answer = requests.request(method, url, json={"kind": "web"}, headers={"Origin": origin}, timeout=10)
     assert (answer.status_code, answer.json()["code"]) == (403, "bad_origin")
     assert not [name for name in answer.headers if name.lower().startswith("access-control")]
@@ -138,25 +138,25 @@ def test_a_page_that_was_opened_here_may_call(caller: Caller) -> None:
 
 
 def test_two_tokens_are_none(caller: Caller) -> None:
-    with line_to(caller.url) as line:
+    with connect(caller.url) as line:
         token = f"Bearer {caller.token}"
         line.sendall(head("GET", "/v1/me", Authorization=token)[:-2] + b"Authorization: Bearer other\r\n\r\n")
         assert reply(line).status == 401
 
 
-def test_who_is_not_let_in_learns_how(shared_backend: Backend) -> None:
-    answer = requests.get(f"{shared_backend.url}/v1/me", timeout=10)
+def test_who_is_not_let_in_learns_how(backend_env: Backend) -> None:
+    answer = requests.get(f"{backend_env.url}/v1/me", timeout=10)
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
-def test_what_a_proxy_hands_on_is_not_the_owners(shared_backend: Backend, header: str) -> None:
-    url = f"{shared_backend.url}/v1/auth/anonymous"
+def test_what_a_proxy_hands_on_is_not_the_owners(backend_env: Backend, header: str) -> None:
+    url = f"{backend_env.url}/v1/auth/anonymous"
     for value in ("127.0.0.1", "for=127.0.0.1"):
         answer = requests.post(url, json={"kind": "cli"}, headers={header: value}, timeout=10)
         assert (answer.status_code, answer.json()["code"]) == (401, "token_required")
         assert "arkor login" in answer.json()["error"]
-    owners = {"Authorization": f"Bearer {shared_backend.token}", header: "127.0.0.1"}
+    owners = {"Authorization": f"Bearer {backend_env.token}", header: "127.0.0.1"}
     assert requests.post(url, json={"kind": "cli"}, headers=owners, timeout=10).status_code == 201
 
 
@@ -171,18 +171,18 @@ print(line.recv(12).decode()[9:])
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/net/tcp").exists(), reason="only root can be somebody else")
-def test_another_user_of_this_machine_gets_no_identity(shared_backend: Backend) -> None:
-    port = shared_backend.url.rsplit(":", 1)[1]
-    owners = {"Authorization": f"Bearer {shared_backend.token}"}
+def test_another_user_of_this_machine_gets_no_identity(backend_env: Backend) -> None:
+    port = backend_env.url.rsplit(":", 1)[1]
+    owners = {"Authorization": f"Bearer {backend_env.token}"}
     for uid, headers, status in ((0, {}, "201"), (65534, {}, "401"), (65534, owners, "201")):
         call = head("POST", "/v1/auth/anonymous", Content_Length="15", **headers).decode()
         command = [sys.executable, "-I", "-c", SIGN_UP, port, str(uid), call]
         assert subprocess.check_output(command, text=True, timeout=30).strip() == status
 
 
-def test_a_stranger_signs_nobody_up(shared_backend: Backend) -> None:
-    for token in (stranger(shared_backend).token, "wrong"):
-        answer = Caller(shared_backend.url, token, {}).call("POST", "/v1/auth/anonymous", json={"kind": "cli"})
+def test_a_stranger_signs_nobody_up(backend_env: Backend) -> None:
+    for token in (stranger(backend_env).token, "wrong"):
+        answer = Caller(backend_env.url, token, {}).call("POST", "/v1/auth/anonymous", json={"kind": "cli"})
         assert answer.status_code == 401
 
 
@@ -202,13 +202,13 @@ def test_names_of_this_machine_lead_in(caller: Caller, host: str) -> None:
     ],
 )
 def test_which_methods_a_path_takes(caller: Caller, path: str, allowed: str) -> None:
-    refused, asked = caller.call("BREW", path), caller.call("OPTIONS", path)
+    refused, payload = caller.call("BREW", path), caller.call("OPTIONS", path)
     assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
-    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b"")
+    assert (payload.status_code, payload.headers["allow"], payload.content) == (204, allowed, b"")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/v1/jobs", "/v1/me", "/v1/projects"])
 def test_a_head_is_a_get_without_its_body(caller: Caller, path: str) -> None:
-    asked, whole = caller.call("HEAD", path), caller.call("GET", path)
-    assert (asked.status_code, asked.content) == (200, b"")
-    assert asked.headers["content-length"] == str(len(whole.content))
+    payload, whole = caller.call("HEAD", path), caller.call("GET", path)
+    assert (payload.status_code, payload.content) == (200, b"")
+    assert payload.headers["content-length"] == str(len(whole.content))

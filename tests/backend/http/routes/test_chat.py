@@ -62,7 +62,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def slow_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripted generator takes 20 ms a word."""
     monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.02")
 
@@ -100,7 +100,7 @@ def test_whole_when_asked(shared: Backend) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
-@pytest.mark.usefixtures("slow_words")
+@pytest.mark.usefixtures("slow_tokens")
 def test_every_word_comes_when_it_exists(backend: Backend) -> None:
     chat(owner(backend), BASE)
     times = []
@@ -154,7 +154,7 @@ def test_another_project_sees_nothing_of_it(shared: Backend, job: str) -> None:
     refused(chat(owner(shared), body, params={"orgSlug": "local"}), 400)
 
 
-@pytest.mark.usefixtures("slow_words")
+@pytest.mark.usefixtures("slow_tokens")
 def test_a_checkpoint_answers_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.05")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
@@ -342,7 +342,7 @@ def test_a_crash_fails_what_is_in_progress_and_the_next_request_is_answered(shar
     assert chunks(chat(owner(shared), BASE))
 
 
-@pytest.mark.usefixtures("slow_words")
+@pytest.mark.usefixtures("slow_tokens")
 def test_a_killed_process_ends_the_streams_with_a_sentence(backend: Backend) -> None:
     long = {**BASE, "messages": [{"role": "user", "content": "word " * 500}]}
     with chat(owner(backend), long, stream=True) as answer:
@@ -356,7 +356,7 @@ def test_a_killed_process_ends_the_streams_with_a_sentence(backend: Backend) -> 
     assert chunks(chat(owner(backend), BASE))
 
 
-@pytest.mark.usefixtures("slow_words")
+@pytest.mark.usefixtures("slow_tokens")
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_the_generation(backend: Backend, stream: bool) -> None:
     chunks(chat(owner(backend), BASE))
@@ -381,7 +381,7 @@ def writes(process: psutil.Process, seconds: float = 0.2) -> int:
     return int(process.io_counters().write_count - before)
 
 
-@pytest.mark.usefixtures("slow_words")
+@pytest.mark.usefixtures("slow_tokens")
 def test_several_clients_are_answered_side_by_side(backend: Backend) -> None:
     """The last of them hears its first word before the first has heard all of its own."""
     chunks(chat(owner(backend), BASE))
@@ -407,7 +407,7 @@ def test_several_clients_are_answered_side_by_side(backend: Backend) -> None:
 
 
 @pytest.fixture
-def brief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def short_lived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """A backend whose serving process leaves after 0.3 s."""
     monkeypatch.setenv("ARKOR_SERVING_IDLE_SECONDS", "0.3")
     started = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
@@ -416,14 +416,14 @@ def brief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
         started.process.kill()
 
 
-def test_it_leaves_when_it_is_not_needed_and_comes_back(brief: Backend) -> None:
-    chunks(chat(owner(brief), BASE))
-    assert serving_process(brief) is not None
+def test_it_leaves_when_it_is_not_needed_and_comes_back(short_lived: Backend) -> None:
+    chunks(chat(owner(short_lived), BASE))
+    assert serving_process(short_lived) is not None
     deadline = time.monotonic() + 30
-    while serving_process(brief) is not None:
+    while serving_process(short_lived) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    chunks(chat(owner(brief), BASE))
+    chunks(chat(owner(short_lived), BASE))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -465,12 +465,12 @@ def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: 
         caller = owner(backend)
         weights = [{"adapter": {"kind": "final", "jobId": job}}, {"baseModel": base}]
         weights.append({"adapter": {"kind": "checkpoint", "jobId": job, "step": 8}})
-        said = []
+        output = []
         for one in (*weights, *weights):
             parts = chunks(chat(caller, {"messages": QUESTION, "maxTokens": 12, **one}))
-            said.append("".join(part["choices"][0]["delta"].get("content", "") for part in parts))
-        assert said[:3] == said[3:]
-        assert len(set(said[:3])) == 3
+            output.append("".join(part["choices"][0]["delta"].get("content", "") for part in parts))
+        assert output[:3] == output[3:]
+        assert len(set(output[:3])) == 3
         long = {"messages": [{"role": "user", "content": "x" * 200}], "baseModel": base}
         assert "takes 128" in refused(chat(caller, long), 400)
         assert "no folder" in refused(chat(caller, {"messages": QUESTION, "baseModel": "/nowhere"}), 400)

@@ -46,9 +46,9 @@ def refused(answer: requests.Response, status: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(shared_backend: Backend) -> str:
+def finished(backend_env: Backend) -> str:
     """A run that is over, with a final adapter and checkpoints of steps 2, 4, … 10."""
-    caller = owner(shared_backend)
+    caller = owner(backend_env)
     job_id = caller.submit()
     caller.until(job_id, "completed")
     return job_id
@@ -102,9 +102,9 @@ def test_an_adapter_may_be_a_target(caller: Caller, finished: str) -> None:
 
 
 def test_a_slug_is_there_once_on_the_whole_backend(
-    shared_backend: Backend, caller: Caller, deployment: dict[str, Any]
+    backend_env: Backend, caller: Caller, deployment: dict[str, Any]
 ) -> None:
-    for someone in (caller, stranger(shared_backend)):
+    for someone in (caller, stranger(backend_env)):
         answer = someone.call("POST", "/v1/endpoints", json=body(slug=deployment["slug"]))
         assert repr(deployment["slug"]) in refused(answer, 409)
         assert answer.json()["code"] == "slug_taken"
@@ -183,8 +183,8 @@ def test_a_step_that_is_not_there_says_which_are(caller: Caller, finished: str) 
     assert "step 8, 10." in sentence
 
 
-def test_the_adapter_of_another_project_is_not_there(shared_backend: Backend, caller: Caller, finished: str) -> None:
-    other = stranger(shared_backend)
+def test_the_adapter_of_another_project_is_not_there(backend_env: Backend, caller: Caller, finished: str) -> None:
+    other = stranger(backend_env)
     answer = other.call("POST", "/v1/endpoints", json=body(**adapter(jobId=finished)))
     assert "has no job" in refused(answer, 404)
     mine = create(other)
@@ -258,7 +258,7 @@ def test_a_change_that_cannot_be(
 # Who
 
 
-def test_others_see_and_change_nothing(shared_backend: Backend, caller: Caller, deployment: dict[str, Any]) -> None:
+def test_others_see_and_change_nothing(backend_env: Backend, caller: Caller, deployment: dict[str, Any]) -> None:
     path = f"/v1/endpoints/{deployment['id']}"
     key = caller.call("POST", f"{path}/keys", json={"label": "web"}).json()["key"]
     calls: list[tuple[str, str, Any]] = [
@@ -269,13 +269,13 @@ def test_others_see_and_change_nothing(shared_backend: Backend, caller: Caller, 
         ("POST", f"{path}/keys", {"label": "mine"}),
         ("DELETE", f"{path}/keys/{key['id']}", None),
     ]
-    other = stranger(shared_backend)
+    other = stranger(backend_env)
     assert other.call("GET", "/v1/endpoints").json() == {"deployments": []}
     for method, where, sent in calls:
         refused(other.call(method, where, json=sent), 404)
         refused(evolve(other, scope=caller.scope).call(method, where, json=sent), 403)
-        refused(Caller(shared_backend.url, key["plaintext"]).call(method, where, json=sent), 401)
-        refused(Caller(shared_backend.url, None).call(method, where, json=sent), 401)
+        refused(Caller(backend_env.url, key["plaintext"]).call(method, where, json=sent), 401)
+        refused(Caller(backend_env.url, None).call(method, where, json=sent), 401)
         refused(caller.call(method, where, json=sent, params={"orgSlug": "local"}), 400)
     assert caller.call("GET", path).json()["deployment"] == deployment
     assert len(caller.call("GET", f"{path}/keys").json()["keys"]) == 1
@@ -293,7 +293,7 @@ def test_a_hostile_id_is_nobodys(caller: Caller, hostile: str) -> None:
 # Keys
 
 
-def test_the_plaintext_is_shown_once(shared_backend: Backend, caller: Caller, deployment: dict[str, Any]) -> None:
+def test_the_plaintext_is_shown_once(backend_env: Backend, caller: Caller, deployment: dict[str, Any]) -> None:
     path = f"/v1/endpoints/{deployment['id']}/keys"
     answer = caller.call("POST", path, json={"label": "  web  "})
     assert answer.status_code == 201
@@ -304,7 +304,7 @@ def test_the_plaintext_is_shown_once(shared_backend: Backend, caller: Caller, de
     (listed,) = caller.call("GET", path).json()["keys"]
     shown = {name: key[name] for name in ("id", "label", "prefix", "createdAt")}
     assert listed == {**shown, "enabled": True, "lastUsedAt": None}
-    for file in shared_backend.home.rglob("*"):
+    for file in backend_env.home.rglob("*"):
         assert not file.is_file() or key["plaintext"].encode() not in file.read_bytes()
 
 

@@ -12,8 +12,8 @@ from attrs import evolve
 
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare
-from arkor.backend.store.rebuild import record
-from arkor.backend.store.store import Job, Org, Project, Store, new_id
+from arkor.backend.store.rebuild import manifest
+from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
 from arkor.protocol.events import TrainingCompleted, TrainingStarted
 from arkor.protocol.jobs import JobStatus
 from tests.backend.caller import Caller, owner
@@ -103,7 +103,7 @@ def test_the_list_tells_of_running_runs_what_their_logs_say(tmp_path: Path) -> N
     store.ensure_owner("token")
     project = store.ensure_project("local", "Local", "default", "Default")
     for _ in range(100):
-        job = Job(new_id(), project.org_id, project.id, "run", JobStatus.QUEUED, {"model": "m"}, "2026")
+        job = JobRecord(new_id(), project.org_id, project.id, "run", JobStatus.QUEUED, {"model": "m"}, "2026")
         make_run(home, job, project)
         store.add_job(job, None)
     store.close()
@@ -116,8 +116,8 @@ def test_the_list_tells_of_running_runs_what_their_logs_say(tmp_path: Path) -> N
     backend.process.wait()
 
 
-def make_run(home: Path, job: Job, project: Project) -> None:
-    folder = create_run(home, record(job, Org("", "local", "Local"), project, None), None)
+def make_run(home: Path, job: JobRecord, project: ProjectRecord) -> None:
+    folder = create_run(home, manifest(job, OrgRecord("", "local", "Local"), project, None), None)
     with LogWriter(folder.events) as log:
         for event in (TrainingStarted("", "1"), TrainingCompleted("", "2")):
             log.append(evolve(event, job_id=job.id))

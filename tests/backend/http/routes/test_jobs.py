@@ -116,22 +116,22 @@ def test_a_key_makes_one_job(caller: Caller) -> None:
     assert sorted(status for status, _ in answers) == [200] * 15 + [201]
 
 
-def test_a_key_is_good_for_its_project_alone(caller: Caller, shared_backend: Backend) -> None:
-    assert caller.submit(key="shared") != stranger(shared_backend).submit(key="shared")
+def test_a_key_is_good_for_its_project_alone(caller: Caller, backend_env: Backend) -> None:
+    assert caller.submit(key="shared") != stranger(backend_env).submit(key="shared")
 
 
-def test_a_token_is_never_shown_again(caller: Caller, shared_backend: Backend) -> None:
+def test_a_token_is_never_shown_again(caller: Caller, backend_env: Backend) -> None:
     answer = caller.call("POST", "/v1/jobs", json={"name": "n", "config": {**CONFIG, "datasetSource": BLOB}})
     job = answer.json()["job"]
     assert job["config"]["datasetSource"] == {"type": "blob", "url": BLOB["url"]}
     caller.until(job["id"], "completed")
     assert "hush-hush" not in answer.text + caller.call("GET", "/v1/jobs").text
-    assert "hush-hush" not in run_folder(shared_backend.home, job["id"]).job.read_text()
+    assert "hush-hush" not in run_folder(backend_env.home, job["id"]).job.read_text()
 
 
-def test_another_projects_job_is_not_there(caller: Caller, shared_backend: Backend) -> None:
+def test_another_projects_job_is_not_there(caller: Caller, backend_env: Backend) -> None:
     job = caller.submit()
-    other = stranger(shared_backend)
+    other = stranger(backend_env)
     for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events/stream")):
         answer = other.call(method, f"/v1/jobs/{job}{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
@@ -143,8 +143,8 @@ def test_an_unknown_job_is_a_404(caller: Caller, job: str) -> None:
     assert caller.call("GET", f"/v1/jobs/{job}/events/stream").status_code == 404
 
 
-def test_jobs_are_listed_newest_first(shared_backend: Backend) -> None:
-    caller = stranger(shared_backend)
+def test_jobs_are_listed_newest_first(backend_env: Backend) -> None:
+    caller = stranger(backend_env)
     jobs = [caller.submit(name=str(number), maxSteps=1) for number in range(3)]
     assert [job["id"] for job in caller.call("GET", "/v1/jobs").json()["jobs"]] == jobs[::-1]
 
@@ -174,14 +174,14 @@ def test_no_more_runs_wait_than_may(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     backend.process.wait()
 
 
-def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller, shared_backend: Backend) -> None:
+def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller, backend_env: Backend) -> None:
     job = caller.submit(maxSteps=1, learningRat=0.1, whatIsThis={"deep": [1, None]})
     caller.until(job, "completed")
     assert caller.job(job)["config"]["learningRat"] == 0.1
-    kept = json.loads(run_folder(shared_backend.home, job).job.read_text())["config"]
+    kept = json.loads(run_folder(backend_env.home, job).job.read_text())["config"]
     assert (kept["learningRat"], kept["whatIsThis"]) == (0.1, {"deep": [1, None]})
-    doubts = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
-    assert doubts == [
+    incompatibilities = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
+    assert incompatibilities == [
         "config.learningRat is no field that this backend knows. Did you mean learningRate?",
         "config.whatIsThis is no field that this backend knows. It changes nothing here.",
     ]
@@ -209,9 +209,9 @@ def test_what_may_be_a_secret_is_not_kept_under_another_name(caller: Caller, nam
 def test_there_is_an_end_to_doubts(caller: Caller) -> None:
     job = caller.submit(maxSteps=1, **{f"x{number}": 1 for number in range(500)})
     caller.until(job, "completed")
-    doubts = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
-    assert len(doubts) == 11
-    assert "490 other fields" in doubts[-1]
+    incompatibilities = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
+    assert len(incompatibilities) == 11
+    assert "490 other fields" in incompatibilities[-1]
 
 
 def test_a_whole_number_is_one_however_it_is_written(caller: Caller) -> None:
@@ -233,9 +233,9 @@ def test_a_number_that_no_float_holds_is_refused(caller: Caller) -> None:
 def test_who_asks_for_the_head_alone_waits_for_no_body(caller: Caller, path: str) -> None:
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
-    asked, whole = (caller.call(method, f"/v1/jobs/{job}/{path}") for method in ("HEAD", "GET"))
-    assert (asked.status_code, asked.content) == (200, b"")
-    assert asked.headers["content-type"] == whole.headers["content-type"]
+    payload, whole = (caller.call(method, f"/v1/jobs/{job}/{path}") for method in ("HEAD", "GET"))
+    assert (payload.status_code, payload.content) == (200, b"")
+    assert payload.headers["content-type"] == whole.headers["content-type"]
 
 
 def test_a_user_has_so_many_streams_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,12 +259,12 @@ def test_a_user_has_so_many_streams_and_no_more(tmp_path: Path, monkeypatch: pyt
     backend.process.wait()
 
 
-def test_the_stream_is_the_log(caller: Caller, shared_backend: Backend) -> None:
+def test_the_stream_is_the_log(caller: Caller, backend_env: Backend) -> None:
     job = caller.submit(maxSteps=3)
     *frames, end = caller.events(job)
     assert (end.id, end.event, end.data) == (None, "end", {})
     assert [frame.event for frame in frames] == [frame.data["type"] for frame in frames]
-    lines = run_folder(shared_backend.home, job).events.read_text().splitlines()
+    lines = run_folder(backend_env.home, job).events.read_text().splitlines()
     assert [frame.data for frame in frames] == [json.loads(line) for line in lines]
     assert frames[-1].event == "training.completed"
 
@@ -311,10 +311,10 @@ def test_events_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     backend.process.wait()
 
 
-def test_a_long_history_comes_fast(caller: Caller, shared_backend: Backend) -> None:
+def test_a_long_history_comes_fast(caller: Caller, backend_env: Backend) -> None:
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
-    log = run_folder(shared_backend.home, job).events
+    log = run_folder(backend_env.home, job).events
     log.unlink()
     with LogWriter(log) as writer:
         for step in range(50_000):

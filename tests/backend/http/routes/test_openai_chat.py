@@ -27,7 +27,7 @@ ASKED = {"model": "whatever", "messages": QUESTION}
 
 
 @frozen
-class Door:
+class PublicDeployment:
     """A deployment's address, and a key that opens it."""
 
     owner: Caller
@@ -55,20 +55,22 @@ class Door:
         return keys
 
 
-def open_door(caller: Caller, *, model: str = "any/model", auth_mode: str = "fixed_api_key", **more: Any) -> Door:
+def deploy(
+    caller: Caller, *, model: str = "any/model", auth_mode: str = "fixed_api_key", **more: Any
+) -> PublicDeployment:
     slug = f"bot-{uuid4().hex[:12]}"
     body = {"slug": slug, "target": {"kind": "base_model", "baseModel": model}, "authMode": auth_mode, **more}
     made = caller.call("POST", "/v1/endpoints", json=body)
     assert made.status_code == 201, made.text
     made_id = made.json()["deployment"]["id"]
     key = caller.call("POST", f"/v1/endpoints/{made_id}/keys", json={"label": "test"}).json()["key"]["plaintext"]
-    return Door(caller, made_id, slug, key)
+    return PublicDeployment(caller, made_id, slug, key)
 
 
 @pytest.fixture(scope="module")
-def door(shared_backend: Backend) -> Door:
+def openai_deployment(backend_env: Backend) -> PublicDeployment:
     """A deployment with a key; tests leave it as it was."""
-    return open_door(owner(shared_backend))
+    return deploy(owner(backend_env))
 
 
 def refused(answer: requests.Response, status: int) -> dict[str, Any]:
@@ -91,25 +93,25 @@ def chunks(answer: requests.Response) -> list[Any]:
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
-def kept(home: Path, door: Door) -> list[dict[str, Any]]:
+def kept(home: Path, deployment: PublicDeployment) -> list[dict[str, Any]]:
     """The stored conversations of a deployment; they are written just behind the end of the answer."""
     time.sleep(0.2)
-    files = sorted((home / "conversations" / door.id).glob("*.jsonl"))
+    files = sorted((home / "conversations" / deployment.id).glob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
 # Who gets in
 
 
-def test_the_key_comes_in_either_header(door: Door) -> None:
+def test_the_key_comes_in_either_header(openai_deployment: PublicDeployment) -> None:
     for headers in (
-        {"Authorization": f"Bearer {door.key}"},
-        {"Authorization": f"bearer   {door.key}  "},
-        {"x-api-key": f"{door.key}"},
-        {"X-API-Key": f"{door.key}", "Authorization": f"Bearer {door.key}"},
-        {"x-api-key": f"{door.key}", "Authorization": "Bearer "},
+        {"Authorization": f"Bearer {openai_deployment.key}"},
+        {"Authorization": f"bearer   {openai_deployment.key}  "},
+        {"x-api-key": f"{openai_deployment.key}"},
+        {"X-API-Key": f"{openai_deployment.key}", "Authorization": f"Bearer {openai_deployment.key}"},
+        {"x-api-key": f"{openai_deployment.key}", "Authorization": "Bearer "},
     ):
-        answer = door.ask(headers=headers)
+        answer = openai_deployment.ask(headers=headers)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"] == {"role": "assistant", "content": ANSWER}
 
@@ -131,64 +133,68 @@ def test_the_key_comes_in_either_header(door: Door) -> None:
     ],
     ids=lambda headers: str(headers)[:50],
 )
-def test_without_the_right_key_nobody_does(door: Door, headers: dict[str, Any]) -> None:
+def test_without_the_right_key_nobody_does(openai_deployment: PublicDeployment, headers: dict[str, Any]) -> None:
     sent = {
-        name: value.replace("KEY", str(door.key)) if isinstance(value, str) else value
+        name: value.replace("KEY", str(openai_deployment.key)) if isinstance(value, str) else value
         for name, value in headers.items()
     }
-    for answer in (door.ask(headers=sent), door.ask({}, headers=sent), door.call("GET", "/models", headers=sent)):
+    for answer in (
+        openai_deployment.ask(headers=sent),
+        openai_deployment.ask({}, headers=sent),
+        openai_deployment.call("GET", "/models", headers=sent),
+    ):
         assert refused(answer, 401)["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert str(door.key) not in answer.text
+        assert str(openai_deployment.key) not in answer.text
 
 
-def test_the_owners_token_is_no_key(shared_backend: Backend, door: Door) -> None:
-    refused(door.ask(headers={"Authorization": f"Bearer {shared_backend.token}"}), 401)
+def test_the_owners_token_is_no_key(backend_env: Backend, openai_deployment: PublicDeployment) -> None:
+    refused(openai_deployment.ask(headers={"Authorization": f"Bearer {backend_env.token}"}), 401)
 
 
-def test_a_deployment_may_need_no_key(shared_backend: Backend) -> None:
-    door = evolve(open_door(owner(shared_backend), auth_mode="none"), key=None)
-    assert door.ask().status_code == 200
-    assert door.ask(headers={"Authorization": "Bearer sk-anything"}).status_code == 200
-    door.change(authMode="fixed_api_key")
-    refused(door.ask(), 401)
+def test_a_deployment_may_need_no_key(backend_env: Backend) -> None:
+    deployment = evolve(deploy(owner(backend_env), auth_mode="none"), key=None)
+    assert deployment.ask().status_code == 200
+    assert deployment.ask(headers={"Authorization": "Bearer sk-anything"}).status_code == 200
+    deployment.change(authMode="fixed_api_key")
+    refused(deployment.ask(), 401)
 
 
-def test_a_revoked_key_opens_nothing_from_then_on(shared_backend: Backend) -> None:
-    door = open_door(owner(shared_backend))
-    assert door.ask().status_code == 200
-    (key,) = door.keys()
+def test_a_revoked_key_opens_nothing_from_then_on(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env))
+    assert deployment.ask().status_code == 200
+    (key,) = deployment.keys()
     assert key["lastUsedAt"] > key["createdAt"]
-    door.owner.call("DELETE", f"/v1/endpoints/{door.id}/keys/{key['id']}")
+    deployment.owner.call("DELETE", f"/v1/endpoints/{deployment.id}/keys/{key['id']}")
     for body in (ASKED, {**ASKED, "stream": True}):
-        assert "revoked" in refused(door.ask(body), 401)["message"]
+        assert "revoked" in refused(deployment.ask(body), 401)["message"]
 
 
-def test_nobody_can_tell_a_disabled_one_from_none(shared_backend: Backend) -> None:
-    door = open_door(owner(shared_backend))
-    door.change(enabled=False)
-    nowhere = evolve(door, slug="bot-nowhere")
-    for headers in ({}, {"Authorization": f"Bearer {door.key}"}, {"Authorization": "Bearer wrong"}):
-        for method, path in (("POST", "/chat/completions"), ("GET", "/models"), ("GET", f"/models/{door.slug}")):
-            one, other = (each.call(method, path, headers=headers, json=ASKED) for each in (door, nowhere))
+def test_nobody_can_tell_a_disabled_one_from_none(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env))
+    deployment.change(enabled=False)
+    nowhere = evolve(deployment, slug="bot-nowhere")
+    for headers in ({}, {"Authorization": f"Bearer {deployment.key}"}, {"Authorization": "Bearer wrong"}):
+        for method, path in (("POST", "/chat/completions"), ("GET", "/models"), ("GET", f"/models/{deployment.slug}")):
+            one, other = (each.call(method, path, headers=headers, json=ASKED) for each in (deployment, nowhere))
             assert (one.status_code, one.content) == (other.status_code, other.content)
             assert refused(one, 404)["code"] == "deployment_not_found"
-    door.change(enabled=True)
-    assert door.ask().status_code == 200
+    deployment.change(enabled=True)
+    assert deployment.ask().status_code == 200
 
 
 @pytest.mark.parametrize(
     "slug", ["..", "%2e%2e", "%2e%2e%2f%2e%2e", "%00", "x" * 3000, "%ff", "a%0d%0ab", "' OR 1=1 --"]
 )
-def test_a_hostile_slug_leads_nowhere(door: Door, slug: str) -> None:
-    answer = evolve(door, slug=slug).ask()
+def test_a_hostile_slug_leads_nowhere(openai_deployment: PublicDeployment, slug: str) -> None:
+    answer = evolve(openai_deployment, slug=slug).ask()
     assert answer.status_code == 404
     assert "x-injected" not in answer.headers
 
 
-def raw(door: Door, head: str, body: bytes = b"") -> bytes:
+def raw(deployment: PublicDeployment, head: str, body: bytes = b"") -> bytes:
     """What comes back for these very bytes, until the other side closes."""
-    url = urlsplit(door.url)
+    url = urlsplit(deployment.url)
     request = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode(
         "latin-1"
     )
@@ -211,19 +217,21 @@ def raw(door: Door, head: str, body: bytes = b"") -> bytes:
         ("Authorization: Bearer KEY\r\nTransfer-Encoding: gzip\r\nContent-Length: LEN\r\n", b"4"),
     ],
 )
-def test_smuggled_headers_get_nowhere(door: Door, head: str, status: bytes) -> None:
+def test_smuggled_headers_get_nowhere(openai_deployment: PublicDeployment, head: str, status: bytes) -> None:
     body = json.dumps(ASKED).encode() + (b"\r\n" if "chunked" in head else b"")
-    smuggled = raw(door, head.replace("KEY", str(door.key)).replace("LEN", str(len(body))), body)
+    smuggled = raw(
+        openai_deployment, head.replace("KEY", str(openai_deployment.key)).replace("LEN", str(len(body))), body
+    )
     assert smuggled.split(b" ", 2)[1].startswith(status), smuggled
     assert ANSWER.encode() not in smuggled
     assert smuggled.count(b"HTTP/1.1 ") == 1
-    assert door.ask().status_code == 200
+    assert openai_deployment.ask().status_code == 200
 
 
 # What is understood
 
 
-def test_everything_that_openai_knows_and_nothing_hangs_on_is_taken(door: Door) -> None:
+def test_everything_that_openai_knows_and_nothing_hangs_on_is_taken(openai_deployment: PublicDeployment) -> None:
     harmless = {
         "user": "u",
         "store": True,
@@ -246,18 +254,18 @@ def test_everything_that_openai_knows_and_nothing_hangs_on_is_taken(door: Door) 
         "stream": False,
         "stream_options": None,
     }
-    assert door.ask({**ASKED, **harmless}).json()["choices"][0]["message"]["content"] == ANSWER
-    assert door.ask({"messages": QUESTION}).status_code == 200
+    assert openai_deployment.ask({**ASKED, **harmless}).json()["choices"][0]["message"]["content"] == ANSWER
+    assert openai_deployment.ask({"messages": QUESTION}).status_code == 200
 
 
-def test_messages_as_openais_clients_send_them(door: Door) -> None:
+def test_messages_as_openais_clients_send_them(openai_deployment: PublicDeployment) -> None:
     messages = [
         {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
         {"role": "user", "content": "a", "name": "kim"},
         {"role": "assistant", "content": "b", "refusal": None, "annotations": [], "audio": None, "tool_calls": None},
         {"role": "user", "content": [{"type": "text", "text": "c d"}]},
     ]
-    answer = door.ask({"messages": messages}).json()
+    answer = openai_deployment.ask({"messages": messages}).json()
     assert answer["choices"][0]["message"]["content"] == "scripted: c d"
     assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9}
 
@@ -319,8 +327,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("param", "change"), WRONG, ids=lambda value: str(value)[:60])
-def test_what_is_wrong_is_named_in_openais_words(door: Door, param: str, change: dict[str, Any]) -> None:
-    error = refused(door.ask({**ASKED, **change}), 400)
+def test_what_is_wrong_is_named_in_openais_words(
+    openai_deployment: PublicDeployment, param: str, change: dict[str, Any]
+) -> None:
+    error = refused(openai_deployment.ask({**ASKED, **change}), 400)
     assert error["param"] == param
     assert error["message"].startswith(f"{param}: ")
     assert not {"maxTokens", "topP", "toolChoice", "responseFormat"} - change.keys() & set(error["message"].split())
@@ -329,75 +339,77 @@ def test_what_is_wrong_is_named_in_openais_words(door: Door, param: str, change:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff", b'{"messages": NaN}', b"[" * 100_000, b'{"a": "\\ud800"}']
 )
-def test_a_body_that_is_none(door: Door, body: bytes) -> None:
-    answer = door.call("POST", "/chat/completions", data=body)
+def test_a_body_that_is_none(openai_deployment: PublicDeployment, body: bytes) -> None:
+    answer = openai_deployment.call("POST", "/chat/completions", data=body)
     refused(answer, 400)
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(door: Door) -> None:
+def test_what_is_too_large_is_refused_before_it_is_read(openai_deployment: PublicDeployment) -> None:
     for size in (5_000_000, 10_000_000, 40_000_000):
         began = time.monotonic()
-        error = refused(door.ask({"messages": [{"role": "user", "content": "x" * size}]}), 413)
+        error = refused(openai_deployment.ask({"messages": [{"role": "user", "content": "x" * size}]}), 413)
         assert time.monotonic() - began < 10
         assert "larger" in error["message"]
-    assert door.ask().status_code == 200
+    assert openai_deployment.ask().status_code == 200
 
 
-def test_other_methods_and_other_paths(door: Door) -> None:
-    assert door.call("GET", "/chat/completions").status_code == 405
-    assert door.call("POST", "/embeddings", json={}).status_code == 404
-    assert door.call("DELETE", f"/models/{door.slug}").status_code == 405
+def test_other_methods_and_other_paths(openai_deployment: PublicDeployment) -> None:
+    assert openai_deployment.call("GET", "/chat/completions").status_code == 405
+    assert openai_deployment.call("POST", "/embeddings", json={}).status_code == 404
+    assert openai_deployment.call("DELETE", f"/models/{openai_deployment.slug}").status_code == 405
 
 
-def test_a_page_of_another_site_gets_no_answer(door: Door) -> None:
-    headers = {"Authorization": f"Bearer {door.key}", "Origin": "https://evil.example"}
-    answer = door.ask(headers=headers)
+def test_a_page_of_another_site_gets_no_answer(openai_deployment: PublicDeployment) -> None:
+    headers = {"Authorization": f"Bearer {openai_deployment.key}", "Origin": "https://evil.example"}
+    answer = openai_deployment.ask(headers=headers)
     assert "access-control-allow-origin" not in answer.headers
-    preflight = door.call("OPTIONS", "/chat/completions", headers={**headers, "Access-Control-Request-Method": "POST"})
+    preflight = openai_deployment.call(
+        "OPTIONS", "/chat/completions", headers={**headers, "Access-Control-Request-Method": "POST"}
+    )
     assert not {name for name in preflight.headers if name.lower().startswith("access-control")}
 
 
 # What is answered
 
 
-def test_the_model_goes_by_the_slug(door: Door) -> None:
-    listed = door.call("GET", "/models").json()
+def test_the_model_goes_by_the_slug(openai_deployment: PublicDeployment) -> None:
+    listed = openai_deployment.call("GET", "/models").json()
     (model,) = listed.pop("data")
     assert listed == {"object": "list"}
     assert abs(model.pop("created") - time.time()) < 600
-    assert model == {"id": door.slug, "object": "model", "owned_by": "arkor"}
-    assert door.call("GET", f"/models/{door.slug}").json()["id"] == door.slug
-    assert refused(door.call("GET", "/models/gpt-9"), 404)["code"] == "model_not_found"
-    assert door.ask().json()["model"] == door.slug
+    assert model == {"id": openai_deployment.slug, "object": "model", "owned_by": "arkor"}
+    assert openai_deployment.call("GET", f"/models/{openai_deployment.slug}").json()["id"] == openai_deployment.slug
+    assert refused(openai_deployment.call("GET", "/models/gpt-9"), 404)["code"] == "model_not_found"
+    assert openai_deployment.ask().json()["model"] == openai_deployment.slug
 
 
-def test_a_stream(door: Door) -> None:
-    first, *middle, last = chunks(door.ask({**ASKED, "stream": True}))
+def test_a_stream(openai_deployment: PublicDeployment) -> None:
+    first, *middle, last = chunks(openai_deployment.ask({**ASKED, "stream": True}))
     assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in middle) == ANSWER
     assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
     for chunk in (first, *middle, last):
         assert chunk["object"] == "chat.completion.chunk"
-        assert (chunk["model"], chunk["id"]) == (door.slug, first["id"])
+        assert (chunk["model"], chunk["id"]) == (openai_deployment.slug, first["id"])
         assert "usage" not in chunk
 
 
-def test_a_stream_with_usage_ends_with_a_chunk_of_nothing_else(door: Door) -> None:
-    *told, last = chunks(door.ask({**ASKED, "stream": True, "stream_options": {"include_usage": True}}))
-    assert all(chunk["usage"] is None and chunk["choices"] for chunk in told)
+def test_a_stream_with_usage_ends_with_a_chunk_of_nothing_else(openai_deployment: PublicDeployment) -> None:
+    *output, last = chunks(openai_deployment.ask({**ASKED, "stream": True, "stream_options": {"include_usage": True}}))
+    assert all(chunk["usage"] is None and chunk["choices"] for chunk in output)
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
 
 
-def test_failures_before_and_within_a_stream(shared_backend: Backend) -> None:
-    caller = owner(shared_backend)
+def test_failures_before_and_within_a_stream(backend_env: Backend) -> None:
+    caller = owner(backend_env)
     for stream in (True, False):
-        answer = open_door(caller, model="scripted/fail").ask({**ASKED, "stream": stream})
+        answer = deploy(caller, model="scripted/fail").ask({**ASKED, "stream": stream})
         assert "as it was asked to" in refused(answer, 503)["message"]
-    door = open_door(caller, model="scripted/break")
-    *_, last = chunks(door.ask({**ASKED, "stream": True}))
+    deployment = deploy(caller, model="scripted/break")
+    *_, last = chunks(deployment.ask({**ASKED, "stream": True}))
     assert "as it was asked to" in last["error"]["message"]
-    (entry,) = kept(shared_backend.home, door)
+    (entry,) = kept(backend_env.home, deployment)
     assert entry["answer"]["error"]["code"] == "scripted"
     assert entry["answer"]["message"]["content"] == "scripted: Wie "
 
@@ -405,33 +417,33 @@ def test_failures_before_and_within_a_stream(shared_backend: Backend) -> None:
 # What is kept
 
 
-def test_a_conversation_is_kept_word_for_word(shared_backend: Backend) -> None:
-    door = open_door(owner(shared_backend), runRetentionMode="unlimited")
-    whole = door.ask({**ASKED, "user": "u-1"}).json()
-    told = chunks(door.ask({**ASKED, "stream": True}))
-    first, second = kept(shared_backend.home, door)
+def test_a_conversation_is_kept_word_for_word(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env), runRetentionMode="unlimited")
+    whole = deployment.ask({**ASKED, "user": "u-1"}).json()
+    output = chunks(deployment.ask({**ASKED, "stream": True}))
+    first, second = kept(backend_env.home, deployment)
     assert first["request"] == {**ASKED, "user": "u-1"}
-    assert (first["answer"].pop("id"), second["answer"].pop("id")) == (whole["id"], told[0]["id"])
+    assert (first["answer"].pop("id"), second["answer"].pop("id")) == (whole["id"], output[0]["id"])
     assert first["answer"] == second["answer"]
     assert first["answer"]["message"] == whole["choices"][0]["message"]
     assert first["answer"]["usage"] == whole["usage"]
-    assert first["keyId"] == door.keys()[0]["id"]
-    assert door.key is not None
-    assert door.key not in json.dumps([first, second])
-    door.change(runRetentionMode="days", runRetentionDays=1)
-    assert len(kept(shared_backend.home, door)) == 2
-    door.change(runRetentionMode="disabled")
-    assert not (shared_backend.home / "conversations" / door.id).exists()
+    assert first["keyId"] == deployment.keys()[0]["id"]
+    assert deployment.key is not None
+    assert deployment.key not in json.dumps([first, second])
+    deployment.change(runRetentionMode="days", runRetentionDays=1)
+    assert len(kept(backend_env.home, deployment)) == 2
+    deployment.change(runRetentionMode="disabled")
+    assert not (backend_env.home / "conversations" / deployment.id).exists()
 
 
-def test_tool_calls_are_kept_as_a_client_would_put_them_together(shared_backend: Backend) -> None:
-    door = open_door(owner(shared_backend))
+def test_tool_calls_are_kept_as_a_client_would_put_them_together(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env))
     function = {"name": "look_up", "parameters": {"type": "object", "properties": {"city": {"enum": ["Bern"]}}}}
-    asked = {**ASKED, "tools": [{"type": "function", "function": function}], "tool_choice": "required"}
-    whole = door.ask(asked).json()["choices"][0]
+    payload = {**ASKED, "tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    whole = deployment.ask(payload).json()["choices"][0]
     assert whole["finish_reason"] == "tool_calls"
-    chunks(door.ask({**asked, "stream": True}))
-    first, second = (entry["answer"] for entry in kept(shared_backend.home, door))
+    chunks(deployment.ask({**payload, "stream": True}))
+    first, second = (entry["answer"] for entry in kept(backend_env.home, deployment))
     assert first["message"] == {**whole["message"], "content": ""}
     for answer in (first, second):
         (call,) = answer["message"]["tool_calls"]
@@ -441,24 +453,24 @@ def test_tool_calls_are_kept_as_a_client_would_put_them_together(shared_backend:
         assert answer["finish_reason"] == "tool_calls"
 
 
-def test_conversations_go_with_their_deployment(shared_backend: Backend) -> None:
-    door = open_door(owner(shared_backend))
-    door.ask()
-    assert len(kept(shared_backend.home, door)) == 1
-    door.owner.call("DELETE", f"/v1/endpoints/{door.id}")
-    assert not (shared_backend.home / "conversations" / door.id).exists()
+def test_conversations_go_with_their_deployment(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env))
+    deployment.ask()
+    assert len(kept(backend_env.home, deployment)) == 1
+    deployment.owner.call("DELETE", f"/v1/endpoints/{deployment.id}")
+    assert not (backend_env.home / "conversations" / deployment.id).exists()
 
 
 def test_an_answer_is_given_where_there_is_no_room_to_keep_it(tmp_path: Path) -> None:
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
     with backend.process:
         (backend.home / "conversations").write_text("something in the way")
-        door = open_door(owner(backend))
-        assert door.ask().json()["choices"][0]["message"]["content"] == ANSWER
-        assert chunks(door.ask({**ASKED, "stream": True}))
+        deployment = deploy(owner(backend))
+        assert deployment.ask().json()["choices"][0]["message"]["content"] == ANSWER
+        assert chunks(deployment.ask({**ASKED, "stream": True}))
         time.sleep(0.2)
         log = (backend.home / "test-backend.log").read_text()
-        assert log.count(f"A conversation of {door.slug} could not be kept") == 2
+        assert log.count(f"A conversation of {deployment.slug} could not be kept") == 2
         assert "Traceback" not in log
         backend.process.kill()
 
@@ -469,14 +481,14 @@ CANARY = "xylophone-kumquat-7351"
 def test_who_keeps_nothing_leaves_no_word_of_it_anywhere(tmp_path: Path) -> None:
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
     with backend.process:
-        asked = {"messages": [{"role": "user", "content": f"{CANARY} " * 3}]}
+        payload = {"messages": [{"role": "user", "content": f"{CANARY} " * 3}]}
         for model in ("any/model", "scripted/fail", "scripted/break", "scripted/crash"):
-            door = open_door(owner(backend), model=model, runRetentionMode="disabled")
-            for body in (asked, {**asked, "stream": True}, {**asked, "n": CANARY}, {**asked, "max_tokens": -1}):
-                door.ask(body)
-            door.call("POST", "/chat/completions", data=f'{{"messages": "{CANARY}')
-            door.ask({"messages": [{"role": CANARY, "content": CANARY}], CANARY: CANARY})
-            door.call("GET", f"/models/{CANARY}")
+            deployment = deploy(owner(backend), model=model, runRetentionMode="disabled")
+            for body in (payload, {**payload, "stream": True}, {**payload, "n": CANARY}, {**payload, "max_tokens": -1}):
+                deployment.ask(body)
+            deployment.call("POST", "/chat/completions", data=f'{{"messages": "{CANARY}')
+            deployment.ask({"messages": [{"role": CANARY, "content": CANARY}], CANARY: CANARY})
+            deployment.call("GET", f"/models/{CANARY}")
         backend.process.terminate()
         backend.process.wait()
     written = [file for file in backend.home.rglob("*") if file.is_file()]
@@ -485,37 +497,37 @@ def test_who_keeps_nothing_leaves_no_word_of_it_anywhere(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def slow_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Backend, Door]]:
+def slow_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Backend, PublicDeployment]]:
     """A deployment of a scripted model that takes 20 ms a word."""
     monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.02")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
     with backend.process:
-        yield backend, open_door(owner(backend))
+        yield backend, deploy(owner(backend))
         backend.process.kill()
 
 
 LONG = {"messages": [{"role": "user", "content": "word " * 400}], "stream": True}
 
 
-def test_what_was_said_until_a_client_left_is_kept(slow_door: tuple[Backend, Door]) -> None:
-    backend, door = slow_door
-    with door.ask(LONG, stream=True) as answer:
+def test_what_was_said_until_a_client_left_is_kept(slow_deployment: tuple[Backend, PublicDeployment]) -> None:
+    backend, deployment = slow_deployment
+    with deployment.ask(LONG, stream=True) as answer:
         assert answer.raw.read1()
         time.sleep(0.3)
     time.sleep(0.3)
-    (entry,) = kept(backend.home, door)
-    said = len(entry["answer"]["message"]["content"].split())
-    assert 5 < said < 60
+    (entry,) = kept(backend.home, deployment)
+    output = len(entry["answer"]["message"]["content"].split())
+    assert 5 < output < 60
     assert entry["answer"]["finish_reason"] is None
 
 
-def test_a_stream_that_is_turned_off_in_between_is_not_kept(slow_door: tuple[Backend, Door]) -> None:
-    backend, door = slow_door
-    with door.ask({**LONG, "max_tokens": 30}, stream=True) as answer:
+def test_a_stream_that_is_turned_off_in_between_is_not_kept(slow_deployment: tuple[Backend, PublicDeployment]) -> None:
+    backend, deployment = slow_deployment
+    with deployment.ask({**LONG, "max_tokens": 30}, stream=True) as answer:
         assert answer.raw.read1()
-        door.change(runRetentionMode="disabled")
+        deployment.change(runRetentionMode="disabled")
         assert b"[DONE]" in answer.raw.read()
-    assert kept(backend.home, door) == []
+    assert kept(backend.home, deployment) == []
 
 
 # What survives
@@ -524,27 +536,27 @@ def test_a_stream_that_is_turned_off_in_between_is_not_kept(slow_door: tuple[Bac
 def test_a_deployment_and_its_keys_survive_a_restart(tmp_path: Path) -> None:
     home = tmp_path / "arkor-home"
     first = start_backend(home, "--engine", "scripted")
-    door = open_door(owner(first))
-    assert door.ask().status_code == 200
+    deployment = deploy(owner(first))
+    assert deployment.ask().status_code == 200
     first.process.kill()
     first.process.wait()
     second = start_backend(home, "--engine", "scripted")
     with second.process:
-        door = evolve(door, owner=owner(second))
-        assert door.keys()[0]["lastUsedAt"]
-        assert door.ask().status_code == 200
+        deployment = evolve(deployment, owner=owner(second))
+        assert deployment.keys()[0]["lastUsedAt"]
+        assert deployment.ask().status_code == 200
         second.process.kill()
 
 
 def test_what_is_too_old_goes_when_the_server_starts(tmp_path: Path) -> None:
     home = tmp_path / "arkor-home"
     first = start_backend(home, "--engine", "scripted")
-    door = open_door(owner(first))
-    door.ask()
-    (entry,) = kept(home, door)
+    deployment = deploy(owner(first))
+    deployment.ask()
+    (entry,) = kept(home, deployment)
     first.process.kill()
     first.process.wait()
-    folder = home / "conversations" / door.id
+    folder = home / "conversations" / deployment.id
     old = json.dumps({**entry, "createdAt": "2020-01-01T00:00:00.000Z"})
     (folder / "2020-01-01.jsonl").write_text(old + "\n")
     second = start_backend(home, "--engine", "scripted")
@@ -553,7 +565,7 @@ def test_what_is_too_old_goes_when_the_server_starts(tmp_path: Path) -> None:
         while (folder / "2020-01-01.jsonl").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert kept(home, door) == [entry]
+        assert kept(home, deployment) == [entry]
         second.process.kill()
 
 
@@ -563,15 +575,15 @@ def test_a_deployment_whose_run_is_gone_says_so(tmp_path: Path) -> None:
         caller = owner(backend)
         job = caller.submit()
         caller.until(job, "completed")
-        door = open_door(caller)
-        door.change(target={"kind": "adapter", "adapter": {"kind": "final", "jobId": job}})
-        assert door.ask().status_code == 200
+        deployment = deploy(caller)
+        deployment.change(target={"kind": "adapter", "adapter": {"kind": "final", "jobId": job}})
+        assert deployment.ask().status_code == 200
         shutil.rmtree(backend.home / "runs" / job)
-        error = refused(door.ask(), 404)
+        error = refused(deployment.ask(), 404)
         assert error["code"] == "model_not_found"
         assert job not in error["message"]
         assert job in (backend.home / "test-backend.log").read_text()
-        assert door.call("GET", "/models").status_code == 200
-        door.change(target={"kind": "base_model", "baseModel": "any/model"})
-        assert door.ask().status_code == 200
+        assert deployment.call("GET", "/models").status_code == 200
+        deployment.change(target={"kind": "base_model", "baseModel": "any/model"})
+        assert deployment.ask().status_code == 200
         backend.process.kill()

@@ -14,8 +14,8 @@ def test_projects_are_listed(caller: Caller) -> None:
     assert [(p["slug"], p["name"]) for p in answer["projects"]] == [("default", "Default")]
 
 
-def test_a_project_is_made_once(shared_backend: Backend) -> None:
-    caller = stranger(shared_backend)
+def test_a_project_is_made_once(backend_env: Backend) -> None:
+    caller = stranger(backend_env)
     made = caller.call("POST", "/v1/projects", json={"name": " My bot ", "slug": "my-bot"})
     assert made.status_code == 201
     project = made.json()["project"]
@@ -23,7 +23,7 @@ def test_a_project_is_made_once(shared_backend: Backend) -> None:
     again = caller.call("POST", "/v1/projects", json={"name": "Again", "slug": "my-bot"})
     assert (again.status_code, again.json()["code"]) == (409, "slug_taken")
     assert project in caller.call("GET", "/v1/projects").json()["projects"]
-    assert stranger(shared_backend).call("POST", "/v1/projects", json=project | {"slug": "my-bot"}).status_code == 400
+    assert stranger(backend_env).call("POST", "/v1/projects", json=project | {"slug": "my-bot"}).status_code == 400
 
 
 @pytest.mark.parametrize("slug", ["", "-a", "A", "a b", "a" * 41, "ä", "a\n", 5, None, ["a"]])

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 #: What `python -m arkor.backend` imports, some of it when it begins to serve.
-ROOMS = [
+PRELOADED = [
     "arkor.backend.http.app",
     "arkor.backend.http.connection",
     "arkor.backend.http.middleware",
@@ -29,16 +29,16 @@ ROOMS = [
 ]
 
 
-class Fork:
+class ForkedProcess:
     """A forked process, as `subprocess.Popen` would show it."""
 
     def __init__(self, live: Callable[..., None], *arguments: Any) -> None:
-        self._process = _forks().Process(target=live, args=arguments, daemon=True)
+        self._process = _forkserver().Process(target=live, args=arguments, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
-    def __enter__(self) -> Fork:
+    def __enter__(self) -> ForkedProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -69,15 +69,15 @@ class Fork:
 
 
 @cache
-def _forks() -> Any:
+def _forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(ROOMS)
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
-def backend(log: Path, arguments: tuple[str, ...]) -> Fork:
+def fork_backend(log: Path, arguments: tuple[str, ...]) -> ForkedProcess:
     """`python -m arkor.backend` with these arguments, in the environment of this moment."""
-    return Fork(_serve, log, arguments, dict(os.environ))
+    return ForkedProcess(_serve, log, arguments, dict(os.environ))
 
 
 def _serve(log: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:

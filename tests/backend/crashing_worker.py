@@ -9,15 +9,15 @@ from typing import Any
 
 from arkor.backend.runs.checkpoints import is_resumable, resume_step
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.log_queries import read_past
-from arkor.backend.runs.paths import STATE, RunFolder, create_run, prepare
+from arkor.backend.runs.log_queries import read_resume_point
+from arkor.backend.runs.paths import STATE_FOLDER, RunFolder, create_run, prepare
 from arkor.protocol.events import TrainingResumed, now
 
 #: What differs between two runs that are the same.
 FREE = ("timestamp", "jobId", "samplesPerSecond")
 
 
-def a_run(home: Path, name: str, rows: list[dict[str, Any]] | None = None, **config: Any) -> RunFolder:
+def make_run(home: Path, name: str, rows: list[dict[str, Any]] | None = None, **config: Any) -> RunFolder:
     """A run that nobody has begun."""
     prepare(home)
     data = "\n".join(json.dumps(row) for row in rows or []).encode()
@@ -28,10 +28,10 @@ def a_run(home: Path, name: str, rows: list[dict[str, Any]] | None = None, **con
     return create_run(home, job, None)
 
 
-def mourn(folder: RunFolder, reason: str = "the worker was killed by SIGKILL") -> int:
+def finalize(folder: RunFolder, reason: str = "the worker was killed by SIGKILL") -> int:
     """What the supervisor does when a worker is dead; returns the step that the run goes on from."""
     with LogWriter(folder.events, wait=True) as log:
-        step = resume_step(folder, read_past(folder).saved) or 0
+        step = resume_step(folder, read_resume_point(folder).saved) or 0
         if not log.tail.terminal:
             log.append(TrainingResumed(folder.id, now(), step, reason), sync=True)
     return step
@@ -44,7 +44,7 @@ def lines(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
 
 
-def told(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+def events_of_type(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
     """The events of one type, without what is free to differ."""
     return [{k: v for k, v in line.items() if k not in FREE} for line in lines(folder) if line["type"] == kind]
 
@@ -52,8 +52,8 @@ def told(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
 def assert_same(folder: RunFolder, undisturbed: RunFolder) -> None:
     """The run has come to the very end that the other one came to, and its log tells of the same way there."""
     for kind in ("training.started", "training.log", "checkpoint.saved"):
-        assert told(folder, kind) == told(undisturbed, kind)
-    (end,), (other,) = told(folder, "training.completed"), told(undisturbed, "training.completed")
+        assert events_of_type(folder, kind) == events_of_type(undisturbed, kind)
+    (end,), (other,) = events_of_type(folder, "training.completed"), events_of_type(undisturbed, "training.completed")
     for metrics in (end["metrics"], other["metrics"]):
         for measured in ("seconds", "memory_bytes"):
             metrics.pop(measured, None)
@@ -73,6 +73,6 @@ def assert_whole(folder: RunFolder) -> None:
         at = folder.checkpoint(step)
         if at.is_dir():
             assert (at / "adapter_model.safetensors").is_file()
-            assert is_resumable(at) or not (at / STATE).exists()
+            assert is_resumable(at) or not (at / STATE_FOLDER).exists()
     if listed and not folder.final.exists():
         assert is_resumable(folder.checkpoint(listed[-1]))

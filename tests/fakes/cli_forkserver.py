@@ -1,6 +1,6 @@
 """Commands by the hundred: a process that has imported what `arkor` needs forks one for each call.
 
-    python -m tests.fakes.switchboard FILE_NUMBER
+    python -m tests.fakes.cli_forkserver FILE_NUMBER
 
 Each is a process of its own, with the folder, the environment, the input and the outputs that it is given; all that it
 is spared is the quarter of a second in which Python imports the same again. Where it matters how Python itself starts
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, Any
 
 #: What the commands import, some of it when they are called.
-ROOMS = (
+PRELOADED = (
     "arkor.cli.main",
     "arkor.callbacks",
     "arkor.client.streaming.event_stream",
@@ -37,31 +37,36 @@ ROOMS = (
 SECONDS = 60
 
 
-class Switchboard:
+class CliForkserver:
     """The process, from the outside."""
 
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "tests.fakes.switchboard", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.fakes.cli_forkserver", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
-    def __enter__(self) -> Switchboard:
+    def __enter__(self) -> CliForkserver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._line.close()
         self._process.wait()
 
-    def call(self, arguments: tuple[str, ...], folder: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: tuple[str, ...], folder: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
         """`arkor` with these arguments, in that folder and in the environment of this moment, to its end."""
         call = {"arguments": arguments, "folder": str(folder), "environment": dict(os.environ)}
-        with TemporaryFile() as asked, TemporaryFile() as keys, TemporaryFile() as said, TemporaryFile() as errors:
-            write(asked, json.dumps(call))
+        with (
+            TemporaryFile() as request_file,
+            TemporaryFile() as keys,
+            TemporaryFile() as output,
+            TemporaryFile() as errors,
+        ):
+            write(request_file, json.dumps(call))
             write(keys, typed)
-            socket.send_fds(self._line, [b"."], [file.fileno() for file in (asked, keys, said, errors)])
+            socket.send_fds(self._line, [b"."], [file.fileno() for file in (request_file, keys, output, errors)])
             code = int.from_bytes(self._line.recv(4), "big", signed=True)
-            return subprocess.CompletedProcess(arguments, code, read(said), read(errors))
+            return subprocess.CompletedProcess(arguments, code, read(output), read(errors))
 
 
 def write(file: IO[bytes], text: str) -> None:
@@ -74,15 +79,15 @@ def read(file: IO[bytes]) -> str:
     return file.read().decode().replace("\r\n", "\n")
 
 
-def next_call(line: socket.socket) -> dict[str, Any] | None:
+def next_request(line: socket.socket) -> dict[str, Any] | None:
     """Fork for each call; returns it in the child, and None where there are no more."""
     while files := socket.recv_fds(line, 1, 4)[1]:
         if (child := os.fork()) == 0:
             line.close()
-            asked, *streams = files
+            request_file, *streams = files
             for number, file in enumerate(streams):
                 os.dup2(file, number)
-            with os.fdopen(asked, "rb") as call:
+            with os.fdopen(request_file, "rb") as call:
                 return dict(json.load(call))
         for file in files:
             os.close(file)
@@ -90,7 +95,7 @@ def next_call(line: socket.socket) -> dict[str, Any] | None:
     return None
 
 
-def live(call: dict[str, Any]) -> None:
+def run_child(call: dict[str, Any]) -> None:
     """A child's life: from here on it is `python -m arkor`, and ends as that ends."""
     signal.alarm(SECONDS)
     os.environ.clear()
@@ -104,13 +109,13 @@ def live(call: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for room in ROOMS:
+    for room in PRELOADED:
         __import__(room)
     gc.freeze()  # or a collection in a child would copy all of it
     with socket.socket(fileno=int(sys.argv[1])) as line:
-        call = next_call(line)
+        call = next_request(line)
     if call is not None:
-        live(call)
+        run_child(call)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from arkor.backend.runs.paths import models_folder
 from arkor.settings import STARTER_MODEL
 
 
-def convert_in(home: Path) -> Path:
+def convert_starter(home: Path) -> Path:
     """The folder of the converted model below `home`; several processes may ask for it at once."""
     return Path(local_folder(STARTER_MODEL, home, lambda _: None))
 
 
-def put_in(home: Path, starter: Path) -> None:
+def install_starter(home: Path, starter: Path) -> None:
     """That folder, in the place where a backend of `home` looks for it."""
     models_folder(home).mkdir(parents=True, mode=0o700)
     (models_folder(home) / STARTER_MODEL).symlink_to(starter)

@@ -26,7 +26,7 @@ class Reply:
 
 
 @contextmanager
-def line_to(url: str, seconds: float = 10) -> Iterator[socket.socket]:
+def connect(url: str, seconds: float = 10) -> Iterator[socket.socket]:
     """A connection that waits for at most so long."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout=seconds) as line:
@@ -52,7 +52,7 @@ def _some(line: socket.socket, most: int) -> bytes:
     return piece
 
 
-def seconds_until_hung_up(line: socket.socket) -> float:
+def seconds_until_closed(line: socket.socket) -> float:
     """How long it takes until the other end closes the line."""
     began = time.monotonic()
     try:

@@ -14,7 +14,7 @@ from arkor.protocol.events import (
     TrainingLog,
     TrainingStarted,
     encode_event,
-    stamp,
+    format_timestamp,
 )
 from tests.fakes.sse_server import frame
 
@@ -22,10 +22,10 @@ MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 def at(seconds: float) -> str:
-    return stamp(MIDNIGHT + timedelta(seconds=seconds))
+    return format_timestamp(MIDNIGHT + timedelta(seconds=seconds))
 
 
-def story(
+def scripted_run(
     steps: int, total: int | None = None, *, seconds_per_step: float = 2.0, save_every: int = 20
 ) -> Iterator[Event]:
     """The first `steps` of a run of `total`: losses that fall, an eval loss and a checkpoint now and then."""

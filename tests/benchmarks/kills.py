@@ -22,14 +22,14 @@ from arkor.backend.runs.event_log import is_finished, read_events
 from tests.backend.caller import Caller, owner
 from tests.benchmarks import stream
 from tests.conftest import start_backend
-from tests.kills.schedule import Disaster
+from tests.kills.schedule import FaultSchedule
 
 #: A run of the scripted engine.
 STEPS, SAVE_STEPS, STEP_SECONDS = 100, 10, "0.02"
 
 
 @frozen
-class Toll:
+class KillCounts:
     """Of so many events over so many kills: how many are missing somewhere, and how many are there again."""
 
     lost: int
@@ -56,7 +56,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> float:
 
 
 @define
-class Scene(Disaster):
+class Scenario(FaultSchedule):
     """A home whose server comes back at the same address, with somebody there who has only the SDK."""
 
     port: int = field(factory=free_port)
@@ -70,7 +70,7 @@ class Scene(Disaster):
 
     @property
     def kills(self) -> int:
-        return sum("killed" in line for line in self.told)
+        return sum("killed" in line for line in self.log_lines)
 
     @property
     def logged(self) -> int:
@@ -85,43 +85,49 @@ class Scene(Disaster):
         self.threads.append(threading.Thread(target=stream.arkor, args=(source, steps.append), daemon=True))
         self.threads[-1].start()
 
-    def die(self) -> None:
+    def kill_one(self) -> None:
         """One death or two, once there has been progress since the last."""
         if all(is_finished(folder.events) for folder in self.folders()):
             self.watched_run()
-        time.sleep(self.dice.uniform(0, 0.3))
+        time.sleep(self.rng.uniform(0, 0.3))
         self.serve()
         before = self.logged
         until(lambda: self.logged > before or is_finished(self.folders()[-1].events))
-        deaths = (self.kill_server, self.kill_worker, self.kill_both, self.kill_in_a_checkpoint, self.kill_an_adopter)
-        self.dice.choice(deaths)()
+        deaths = (
+            self.kill_server,
+            self.kill_worker,
+            self.kill_both,
+            self.kill_in_a_checkpoint,
+            self.kill_recovering_server,
+        )
+        self.rng.choice(deaths)()
 
 
-def play(home: Path, kills: int) -> Toll:
+def run_scenario(home: Path, kills: int) -> KillCounts:
     """Runs one after the other, until that many kills have been survived."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = STEP_SECONDS
-    scene = Scene(home, random.Random(kills))
+    scenario = Scenario(home, random.Random(kills))
     try:
-        while scene.kills < kills:
-            scene.die()
-        scene.see_it_through(60)
-        for thread in scene.threads:
+        while scenario.kills < kills:
+            scenario.kill_one()
+        scenario.wait_until_finished(60)
+        for thread in scenario.threads:
             thread.join(60)
     finally:
-        scene.clear_away()
-    lost, doubled = losses(scene)
-    return Toll(lost, doubled, sum(len(watcher.frames) for watcher in scene.watchers), scene.kills)
+        scenario.clean_up()
+    lost, doubled = losses(scenario)
+    return KillCounts(lost, doubled, sum(len(watcher.frames) for watcher in scenario.watchers), scenario.kills)
 
 
-def losses(scene: Scene) -> tuple[int, int]:
+def losses(scenario: Scenario) -> tuple[int, int]:
     """Events that are not there and events that are there again: steps in the logs, lines at those who watched."""
     lost = doubled = 0
-    for watcher, folder in zip(scene.watchers, scene.folders(), strict=True):
+    for watcher, folder in zip(scenario.watchers, scenario.folders(), strict=True):
         log = read_events(folder.events, limit_bytes=1 << 30)
         steps = range(1, STEPS + 1)
         pairs: list[tuple[Iterable[int], list[int]]] = [
             (steps, [json.loads(line)["step"] for _, kind, line in log if kind == "training.log"]),
-            (steps, scene.callbacks[folder.id]),
+            (steps, scenario.callbacks[folder.id]),
             ([event_id for event_id, _, _ in log], [int(frame.id or 0) for frame in watcher.frames]),
         ]
         for expected, found in pairs:

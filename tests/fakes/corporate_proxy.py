@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-class Listener:
+class TcpListener:
     """A port of loopback; each connection is handled on a thread of its own."""
 
     def __init__(self, handle: Callable[[socket.socket], None]) -> None:
@@ -62,7 +62,7 @@ def pipe(one: socket.socket, other: socket.socket) -> None:
     back.join()
 
 
-class Authority:
+class CertificateAuthority:
     """Signs certificates; `bundle` is the file that whoever trusts it names."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,11 +105,11 @@ class Authority:
         )
 
 
-class Company:
+class CorporateProxy:
     """`serve(host, url)` puts a plain server behind TLS and a name; `proxy_url` is the way to it."""
 
     def __init__(self, folder: Path, *, password: str | None = None) -> None:
-        self.authority = Authority(folder)
+        self.authority = CertificateAuthority(folder)
         self.tunnels: list[str] = []
         self._password = password
         self._ports: dict[str, int] = {}
@@ -118,8 +118,8 @@ class Company:
         user = f"user:{password}@" if password else ""
         self.proxy_url = f"http://{user}127.0.0.1:{self._proxy.port}"
 
-    def _listen(self, handle: Callable[[socket.socket], None]) -> Listener:
-        listener = Listener(handle)
+    def _listen(self, handle: Callable[[socket.socket], None]) -> TcpListener:
+        listener = TcpListener(handle)
         self._stack.callback(listener.close)
         return listener
 
@@ -145,7 +145,7 @@ class Company:
             head += piece
         method, target, *_ = head.decode("latin-1").split()
         self.tunnels.append(f"{method} {target}")
-        if self._password and not self._may_pass(head):
+        if self._password and not self._is_allowed(head):
             connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
         elif method != "CONNECT" or target not in self._ports:
             connection.sendall(b"HTTP/1.1 403 Blocked by the company\r\nContent-Length: 0\r\n\r\n")
@@ -154,7 +154,7 @@ class Company:
             with socket.create_connection(("127.0.0.1", self._ports[target])) as server:
                 pipe(connection, server)
 
-    def _may_pass(self, head: bytes) -> bool:
+    def _is_allowed(self, head: bytes) -> bool:
         expected = base64.b64encode(f"user:{self._password}".encode())
         return b"Basic " + expected in head
 

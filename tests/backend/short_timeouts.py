@@ -1,4 +1,4 @@
-"""`python -m tests.backend.hasty …` is the backend's process with next to no patience, so that tests need none either."""
+"""`python -m tests.backend.short_timeouts …` is the backend's process with next to no patience, so that tests need none either."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from arkor.backend import __main__ as backend
 from arkor.backend.http import connection, requests
 
 connection.HEAD_SECONDS = 1.0
-connection.MOST_CONNECTIONS = 30
+connection.MAX_CONNECTIONS = 30
 requests.BODY_SECONDS = 1.0
 
 if __name__ == "__main__":
