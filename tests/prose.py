@@ -59,9 +59,10 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("#: ")
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if len(_WORD.findall(node.value)) >= _MESSAGE_WORDS:
-                yield node.lineno, node.value
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if len(_WORD.findall(node.value)) >= _MESSAGE_WORDS:
+            yield node.lineno, node.value
 
 
 def scan(files: Iterable[Path]) -> tuple[int, list[Hit]]:
