@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig, TrainingFailed
+from arkor.formatting import quote
 from arkor.protocol.best_checkpoint import BestCheckpoint
 from arkor.protocol.codec import from_wire
 from arkor.protocol.estimates import Outcome
@@ -28,7 +29,6 @@ from arkor.protocol.validation import (
     Number,
     Validator,
     boolean,
-    quote,
     text,
 )
 from arkor.results.evaluation import Evaluation
@@ -265,9 +265,25 @@ def _config(value: Any) -> Any:
     return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
 
 
+def _int_or_none(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def _float_or_none(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
+
+
+def _steps(value: Any) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, (list, tuple)) and all(type(step) is int for step in value) else None
+
+
 @frozen(repr=False)
 class TrainingJob:
-    """A submitted run. Times are ISO 8601 in UTC."""
+    """A submitted run. Times are ISO 8601 in UTC.
+
+    `step` and `last_loss` (NaN if it diverged) are of the last logged step, `checkpoints` the steps of those that the
+    backend keeps; each is None where the backend does not report it.
+    """
 
     id: str
     org_id: str
@@ -279,6 +295,10 @@ class TrainingJob:
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
+    step: int | None = field(default=None, converter=_int_or_none)
+    total_steps: int | None = field(default=None, converter=_int_or_none)
+    last_loss: float | None = field(default=None, converter=_float_or_none)
+    checkpoints: tuple[int, ...] | None = field(default=None, converter=_steps)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def __repr__(self) -> str:
