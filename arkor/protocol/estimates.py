@@ -70,8 +70,9 @@ class Outcome:
         words = f"estimated {format_duration(self.estimate.seconds)}"
         if self.seconds and self.error is not None:
             words += f", took {format_duration(self.seconds)}: {_judged(self.error)}"
-        if self.memory_bytes and self.memory_error is not None:
-            words += f"; memory estimated {format_bytes(self.estimate.memory_bytes or 0)}, took {format_bytes(self.memory_bytes)}"
+        if self.memory_bytes and self.estimate.memory_bytes:
+            expected, peak = format_bytes(self.estimate.memory_bytes), format_bytes(self.memory_bytes)
+            words += f"; memory estimated {expected}, took {peak}"
         return words + (" (estimated while the machine was busy)" if self.estimate.busy else "")
 
 
