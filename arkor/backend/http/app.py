@@ -38,7 +38,7 @@ from arkor.backend.http.routes import (
 )
 from arkor.backend.inference.service import InferenceService
 from arkor.backend.preflight.service import CheckService, remove_stale_checks
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
+from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.paths import database_file, notifier_file
@@ -191,7 +191,9 @@ def _database_error(request: Request, error: Any) -> Response:
     if is_busy(error):
         return api_error(503, f"{path} is in use by another program; close that and try again.", "busy", RETRY_SOON)
     if is_corrupted(error):
-        return api_error(500, f"{path} is damaged: {error.orig}. Stop the backend. {recovery_advice(path)}", "damaged")
+        return api_error(
+            500, f"{path} is damaged: {error.orig}. Stop the backend, then {recovery_advice(path)}", "damaged"
+        )
     raise error
 
 
