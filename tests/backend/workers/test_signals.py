@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
-from arkor.backend.workers.heartbeat import STALL_CHECKS, HeartbeatMonitor, heartbeat
+from arkor.backend.workers.signals import STALL_CHECKS, HeartbeatMonitor, heartbeat
 
 
 def look(monitor: HeartbeatMonitor, file: Path, *beats: int) -> list[bool]:
@@ -28,7 +29,9 @@ def test_a_file_is_touched_for_as_long_as_the_block_lasts(tmp_path: Path) -> Non
         while file.stat().st_mtime < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    time.sleep(0.05)
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat":
+            thread.join()
     os.utime(file, (1, 1))
     time.sleep(0.05)
     assert file.stat().st_mtime == 1

@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from arkor.backend.workers.exit_report import crash_message, describe_exit, oom_remedy, stderr_tail, wait_for_exit
+from arkor.backend.compute.child_process import describe_exit
+from arkor.backend.workers.supervisor import crash_message, oom_remedy, stderr_tail, wait_for_exit
 
 
 def test_what_a_worker_has_started_ends_with_it() -> None:
