@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from arkor.backend.compute.models import INSTALL_STARTER, submission_problem
-from arkor.backend.runs.event_log import LogCorrupted, is_locked, read_status
+from arkor.backend.runs.event_log import LogCorrupted, read_status
 from arkor.backend.runs.paths import (
     NEW_SUFFIX,
     PARTIAL_SUFFIX,
@@ -28,8 +28,9 @@ from arkor.backend.runs.paths import (
     run_ids,
     runs_folder,
 )
-from arkor.backend.store.rebuild import InvalidRunFolder, read_manifest
+from arkor.backend.store.run_registry import InvalidRunFolder, read_manifest
 from arkor.backend.store.schema import SCHEMA_VERSION, recovery_advice
+from arkor.files import is_locked
 from arkor.protocol.codec import to_wire
 from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic
 from arkor.settings import STARTER_MODEL, arkor_home
@@ -62,7 +63,7 @@ def check_database(home: Path) -> tuple[Diagnostic, dict[str, str] | None]:
 def _read_database(connection: sqlite3.Connection, path: Path) -> tuple[Diagnostic, dict[str, str] | None]:
     if (fault := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         sentence = f"{path} is damaged ({str(fault).splitlines()[-1]})"
-        return Diagnostic("database", PROBLEM, sentence, _recovery_advice(path)), None
+        return Diagnostic("database", PROBLEM, sentence, recovery_advice(path)), None
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return Diagnostic("database", OK, "empty; the backend fills it when it starts"), None
@@ -88,12 +89,7 @@ def _unreadable(path: Path, error: sqlite3.Error) -> Diagnostic:
         return Diagnostic(
             "database", PROBLEM, sentence, "mend its permissions; if it is no file, move it out of the way"
         )
-    return Diagnostic("database", PROBLEM, f"{path} cannot be read ({error})", _recovery_advice(path))
-
-
-def _recovery_advice(path: Path) -> str:
-    text = recovery_advice(path)
-    return text[0].lower() + text[1:]
+    return Diagnostic("database", PROBLEM, f"{path} cannot be read ({error})", recovery_advice(path))
 
 
 def check_runs(home: Path, rows: dict[str, str] | None, serving: bool) -> Iterator[Diagnostic]:
@@ -128,7 +124,7 @@ def _invalid_reason(folder: RunFolder) -> str | None:
         read_manifest(folder)
         read_status(folder.events)
     except InvalidRunFolder as problem:
-        return str(problem).partition(" (")[0].rstrip(".")
+        return problem.problem
     except (LogCorrupted, OSError) as error:
         return f"{folder.events} is damaged ({error})"
     return None

@@ -1,7 +1,7 @@
 """A run's folder as one zip: which of its files travel, and how they are packed.
 
 What belongs to one machine alone stays behind: the data set's token, the worker's process id, anything half written.
-Taking a zip apart is the backend's (`backend/store/import_run.py`).
+Taking a zip apart is the backend's (`backend/store/run_registry.py`).
 """
 
 from __future__ import annotations

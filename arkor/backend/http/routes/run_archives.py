@@ -14,8 +14,7 @@ from arkor.backend.http.openapi import FILE, PROJECT, ResponseSpec, object_schem
 from arkor.backend.http.requests import ApiError, require_job, require_scope, save_body
 from arkor.backend.http.routes.jobs import job_json
 from arkor.backend.runs.paths import NEW_SUFFIX, run_folder, runs_folder
-from arkor.backend.store.import_run import JobIdConflict, Owner, import_archive
-from arkor.backend.store.rebuild import InvalidRunFolder
+from arkor.backend.store.run_registry import InvalidRunFolder, JobIdConflict, import_archive
 from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import TrainingJob
 from arkor.protocol.run_archive import archived_files, pack
@@ -36,8 +35,8 @@ async def import_job(request: Request) -> Response:
     try:
         unpacked.mkdir()
         await save_body(request, archive, IMPORT_LIMIT)
-        owner = Owner(scope.org, scope.project)
-        job, new = await run_in_threadpool(import_archive, state.home, state.store, archive, unpacked, owner)
+        owner = {"project": scope.project, "org": scope.org}
+        job, new = await run_in_threadpool(import_archive, state.home, state.store, archive, scratch=unpacked, **owner)
     except InvalidRunFolder as problem:
         raise ApiError(400, str(problem), "no_run") from None
     except JobIdConflict as problem:
