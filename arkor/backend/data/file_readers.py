@@ -1,8 +1,8 @@
-"""A file → its records, each with the place where it stands: JSONL, JSON, CSV or Parquet, plain or gzip, UTF-8.
+"""Read the records of a JSONL, JSON, CSV or Parquet file, plain or gzip, in UTF-8.
 
-What kind of file it is, its first bytes say, and its name where they leave it open. A record that cannot be read is
-handed on as a fault, so that all of them are told at once; what makes the whole file useless raises `DataError`.
-What the records mean is the business of `protocol/row_formats.py`.
+The first bytes determine the format, or the name if they are ambiguous. A record that cannot be
+read is yielded as a fault, so that all of them are reported together; an error of the whole file
+raises `DataError`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import IO, Any, cast
 from attrs import frozen
 
 from arkor.backend.engine.interface import RunError
+from arkor.formatting import one_line
 
-#: No line, and no JSON document, is longer than this: 64 MiB and 2 GiB.
+#: The longest line, 64 MiB, and the longest JSON document, 2 GiB.
 MAX_LINE_BYTES = 64 * 2**20
 MAX_DOCUMENT_BYTES = 2 * 2**30
 
@@ -29,20 +30,17 @@ _SPACE = re.compile(r"\s*")
 
 
 class DataError(RunError):
-    """The data cannot be trained on; the sentence says where and what to write instead.
+    """The data is invalid. `faults` lists the first invalid rows, `count` is their number."""
 
-    Where rows are at fault, `faults` are those that are told, and `count` is how many there are.
-    """
-
-    def __init__(self, sentence: str, faults: Sequence[str] = (), count: int = 0) -> None:
-        super().__init__(sentence)
+    def __init__(self, problem: str, faults: Sequence[str] = (), count: int = 0) -> None:
+        super().__init__(problem)
         self.faults = tuple(faults)
         self.count = count
 
 
 @frozen
 class Record:
-    """One record of a file: its `place` ("line 3") and its `value`, or the `fault` that kept it from being read."""
+    """A record of a file: its `place` ("line 3"), and its `value` or why it cannot be read."""
 
     place: str
     value: Any = None
@@ -50,11 +48,11 @@ class Record:
 
 
 def read_records(path: Path, name: str) -> Iterator[Record]:
-    """The records of the file at `path`, which a person knows as `name`. Raises `DataError`, also while iterating."""
+    """Yield the records of the file at `path`; `name` is used in messages. Raise `DataError`."""
     try:
         yield from _read(path, name)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DataError(f"{name} ends in the middle of its gzip stream: compress or upload it again.") from None
+        raise DataError(f"The gzip stream of {name} is incomplete. Compress or upload it again.") from None
 
 
 def _read(path: Path, name: str) -> Iterator[Record]:
@@ -69,12 +67,11 @@ def _read(path: Path, name: str) -> Iterator[Record]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked if they are gzip."""
+    """Open a file and decompress gzip."""
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path.open("rb")
-    unpacked: Any = gzip.open(path, "rb")  # noqa: SIM115 - the caller closes it
-    return cast("IO[bytes]", unpacked)
+    return cast("IO[bytes]", gzip.open(path, "rb"))
 
 
 _UNSUPPORTED_MAGIC = {
@@ -106,12 +103,12 @@ _KINDS = {"csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 
 def _detect_kind(head: bytes, name: str) -> str:
-    """What the first bytes say; where they leave it open, what the name says."""
+    """Return the format by the first bytes, or by the name if they are ambiguous."""
     ending = name.lower().removesuffix(".gz").rpartition(".")[2]
     if head.startswith(b"PAR1"):
         return "parquet"
     if ending in ("parquet", "pq"):
-        raise DataError(f"{name} is no Parquet file, whatever its name says.")
+        raise DataError(f"{name} is not a Parquet file, although its name ends like one.")
     if ending in _KINDS:
         return _KINDS[ending]
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -168,12 +165,12 @@ def _jsonl(data: IO[bytes], name: str) -> Iterator[Record]:
 
 def _json_problem(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"is no valid JSON ({error.msg.lower()} at column {error.colno})"
-    return f"holds a value that cannot be read ({error})"
+        return f"is not valid JSON ({error.msg} at column {error.colno})"
+    return f"contains a value that cannot be read ({error})"
 
 
 def _json(data: IO[bytes], name: str) -> Iterator[Record]:
-    """An array of records, or `{"data": [record, …]}`, decoded one record at a time."""
+    """Decode an array of records, or `{"data": [record, …]}`, one record at a time."""
     raw = data.read(MAX_DOCUMENT_BYTES + 1)
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise DataError(f"{name} is one JSON document of more than 2 GiB. Save it as JSONL, one row per line.")
@@ -196,7 +193,7 @@ def _decoded_document(raw: bytes, name: str) -> str:
 
 
 def _json_single(text: str, name: str) -> Iterator[Record]:
-    """A document that is no array: one record, or a reason to stop."""
+    """Decode a document without an array of records: it must be one record."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -229,7 +226,9 @@ def _array(text: str, position: int, name: str) -> Iterator[Record]:
             return
         if text[position : position + 1] != ",":
             line += text.count("\n", counted, position)
-            raise DataError(f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file whole?")
+            raise DataError(
+                f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file complete?"
+            )
         position = _skip_space(text, position + 1)
 
 
@@ -258,7 +257,7 @@ def _header(names: list[str], name: str) -> list[str]:
     header = [column.strip() for column in names]
     duplicates = sorted({column for column in header if header.count(column) > 1})
     if duplicates:
-        raise DataError(f"{name}, line 1: the column {duplicates[0]!r} is there twice; rename or drop one.")
+        raise DataError(f"{name}, line 1: the column {duplicates[0]!r} occurs twice; rename or remove one.")
     return header
 
 
@@ -270,7 +269,7 @@ def _csv_record(header: list[str], cells: list[str], line: int) -> Record:
 
 
 def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
-    import pyarrow as arrow  # noqa: PLC0415 - a quarter of a second that other files need not wait for
+    import pyarrow as arrow  # noqa: PLC0415 - takes 0.25 s, and other formats do not need it
     from pyarrow import parquet  # noqa: PLC0415 - as above
 
     source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
@@ -282,7 +281,7 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
                 yield Record(f"row {row}", value)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{name} cannot be read as Parquet ({str(error).splitlines()[0]}); is the file whole?"
+            f"{name} cannot be read as Parquet ({one_line(str(error), 160)}); is the file complete?"
         ) from None
     if row == 0:
         raise DataError(f"{name} is empty. A data set needs at least one row.")
