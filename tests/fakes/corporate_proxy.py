@@ -1,12 +1,11 @@
-"""A company's network on loopback: an authority of its own, servers behind TLS, and a proxy that is the only way out.
+"""A company network on loopback: a private certificate authority, servers behind TLS, and a CONNECT proxy.
 
-The proxy opens tunnels (CONNECT) to the hosts that it knows by name, and to nowhere else; it looks into none of them.
+The proxy opens tunnels to the hosts that were given a name with `serve`, and to no others.
 """
 
 from __future__ import annotations
 
 import base64
-import datetime
 import socket
 import ssl
 import threading
@@ -15,9 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import trustme
 
 
 class TcpListener:
@@ -62,54 +59,13 @@ def pipe(one: socket.socket, other: socket.socket) -> None:
     back.join()
 
 
-class CertificateAuthority:
-    """Signs certificates; `bundle` is the file that whoever trusts it names."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "The authority of the company")])
-        basic = x509.BasicConstraints(ca=True, path_length=None)
-        certificate = self._certificate(self._name, self._key.public_key(), basic)
-        self.bundle = folder / "company.pem"
-        self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def context_for(self, host: str) -> ssl.SSLContext:
-        """What a server of that name shows."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-        names = x509.SubjectAlternativeName([x509.DNSName(host)])
-        certificate = self._certificate(name, key.public_key(), names)
-        file = self._folder / f"{host}.pem"
-        private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        pem = serialization.Encoding.PEM
-        file.write_bytes(key.private_bytes(pem, *private) + certificate.public_bytes(pem))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        return context
-
-    def _certificate(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(extension, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-
-
 class CorporateProxy:
-    """`serve(host, url)` puts a plain server behind TLS and a name; `proxy_url` is the way to it."""
+    """`serve(host, url)` puts a plain server behind TLS and a name; `bundle` is the authority's certificate."""
 
     def __init__(self, folder: Path, *, password: str | None = None) -> None:
-        self.authority = CertificateAuthority(folder)
+        self._authority = trustme.CA()
+        self.bundle = folder / "company.pem"
+        self._authority.cert_pem.write_to_path(str(self.bundle))
         self.tunnels: list[str] = []
         self._password = password
         self._ports: dict[str, int] = {}
@@ -125,7 +81,8 @@ class CorporateProxy:
 
     def serve(self, host: str, url: str) -> int:
         """The port on which TLS ends; the proxy leads `host:443` to it."""
-        context, upstream = self.authority.context_for(host), urlsplit(url)
+        context, upstream = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), urlsplit(url)
+        self._authority.issue_cert(host).configure_cert(context)
 
         def handle(connection: socket.socket) -> None:
             with (
