@@ -16,30 +16,7 @@ from urllib.parse import urlsplit
 
 import trustme
 
-
-class TcpListener:
-    """A port of loopback; each connection is handled on a thread of its own."""
-
-    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
-        self._handle = handle
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._run, args=(connection,), daemon=True).start()
-
-    def _run(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection:
-            self._handle(connection)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+from tests.fakes.tcp import TcpListener, read_head
 
 
 def pipe(one: socket.socket, other: socket.socket) -> None:
@@ -95,14 +72,10 @@ class CorporateProxy:
         return self._ports[f"{host}:443"]
 
     def _tunnel(self, connection: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            if not (piece := connection.recv(4096)):
-                return
-            head += piece
-        method, target, *_ = head.decode("latin-1").split()
+        method, target, headers = read_head(connection)
         self.tunnels.append(f"{method} {target}")
-        if self._password and not self._is_allowed(head):
+        expected = base64.b64encode(f"user:{self._password}".encode()).decode()
+        if self._password and headers.get("proxy-authorization") != f"Basic {expected}":
             connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
         elif method != "CONNECT" or target not in self._ports:
             connection.sendall(b"HTTP/1.1 403 Blocked by the company\r\nContent-Length: 0\r\n\r\n")
@@ -110,10 +83,6 @@ class CorporateProxy:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             with socket.create_connection(("127.0.0.1", self._ports[target])) as server:
                 pipe(connection, server)
-
-    def _is_allowed(self, head: bytes) -> bool:
-        expected = base64.b64encode(f"user:{self._password}".encode())
-        return b"Basic " + expected in head
 
     def close(self) -> None:
         self._stack.close()
