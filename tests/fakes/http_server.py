@@ -36,7 +36,7 @@ class Request:
 
 @frozen
 class Answer:
-    """A status and a body: bytes as they are, anything else as JSON. None as a status hangs up without a word."""
+    """A status and a body: bytes as they are, anything else as JSON. With the status None, the connection is closed."""
 
     status: int | None = 200
     body: Any = field(factory=dict)
@@ -88,7 +88,8 @@ class HttpServer:
         for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(content)
+        if handler.command != "HEAD":
+            handler.wfile.write(content)
 
     def close(self) -> None:
         self._server.shutdown()
