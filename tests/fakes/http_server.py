@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -95,11 +94,11 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
 
+    def __enter__(self) -> HttpServer:
+        return self
 
-@contextmanager
-def answering(*answers: Answer | Callable[[Request], Answer]) -> Iterator[HttpServer]:
-    server = HttpServer(*answers)
-    try:
-        yield server
-    finally:
-        server.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+answering = HttpServer

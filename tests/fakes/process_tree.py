@@ -1,27 +1,25 @@
 """Workers as forks of a process that has imported everything; each one can be killed at a repeatable moment.
 
-    python -m tests.fakes.process_tree trl|scripted
-
-A line of JSON on stdin starts a worker, and the line on stdout is its `WorkerExit`. A repeatable moment is the n-th line
-of the backend's code that the worker executes, or its n-th file operation.
+Such a moment is the n-th line of the backend's code that the worker executes, or its n-th file operation.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 SOURCE_ROOT = str(Path(__file__).parent.parent.parent / "arkor" / "backend")
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
@@ -45,20 +43,23 @@ class WorkerExit:
 
 
 class ProcessTree:
-    """The forking process, as a context manager."""
+    """The forking process, as a context manager; `engine` is "trl" or "scripted"."""
 
     def __init__(self, engine: str, **environment: str) -> None:
         self._engine = engine
-        command = [sys.executable, "-m", "tests.fakes.process_tree", engine]
-        environment = {**os.environ, **ENVIRONMENT, **environment}
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        spawning = multiprocessing.get_context("spawn")
+        self._requests, theirs = spawning.Pipe()
+        arguments = (theirs, engine, {**ENVIRONMENT, **environment})
+        self._process = spawning.Process(target=serve, args=arguments)
+        self._process.start()
+        theirs.close()
 
     def __enter__(self) -> ProcessTree:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate()
+        self._requests.close()
+        self._process.join()
 
     def run(self, run: Path, **fault: Any) -> WorkerExit:
         """Run a worker on this run to its end: killed at `line=n`, `touch=n` (of files `below="…"`) or `seconds=s`.
@@ -66,12 +67,9 @@ class ProcessTree:
         With `stop_at`, it is cancelled `delay` seconds after its log contains that text; with `politely=True` it only
         gets SIGTERM, as when the machine shuts down. `largest` limits the size of each file that it writes, in bytes.
         """
-        assert self._process.stdin
-        assert self._process.stdout
-        request = {"run": str(run), "home": str(run.parent.parent), "engine": self._engine, **fault}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return WorkerExit(**json.loads(self._process.stdout.readline()))
+        self._requests.send({"run": str(run), "home": str(run.parent.parent), "engine": self._engine, **fault})
+        worker_exit: WorkerExit = self._requests.recv()
+        return worker_exit
 
 
 class Killer:
@@ -167,17 +165,14 @@ def send_signals(child: int, request: dict[str, Any], signalled_at: list[float],
         os.kill(child, number)
 
 
-def main() -> None:
-    import arkor.backend.workers.worker  # noqa: PLC0415 - so that each fork has it
-
-    if sys.argv[1] == "trl":
-        import datasets  # noqa: F401, PLC0415 - as above
-
-        import arkor.backend.training.sft_trainer  # noqa: PLC0415 - as above
-        import arkor.backend.training.trl_engine  # noqa: F401, PLC0415 - as above
-    for line in sys.stdin:
-        print(json.dumps(asdict(spawn(json.loads(line)))), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def serve(requests: Connection, engine: str, environment: dict[str, str]) -> None:
+    """Import what the engine needs, then fork a worker for each request."""
+    os.environ.update(environment)  # before torch is imported
+    modules = ["arkor.backend.workers.worker"]
+    if engine == "trl":
+        modules += ["datasets", "arkor.backend.training.sft_trainer", "arkor.backend.training.trl_engine"]
+    for module in modules:
+        import_module(module)
+    with suppress(EOFError):
+        while True:
+            requests.send(spawn(requests.recv()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+
+from typing_extensions import Self
 
 from tests.fakes.tcp import TcpListener, read_head
 
@@ -49,14 +50,14 @@ class ScriptedServer:
         self.released.set()
         self._listener.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def serving(*steps: Step) -> Iterator[ScriptedServer]:
-    server = ScriptedServer(*steps)
-    try:
-        yield server
-    finally:
-        server.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+serving = ScriptedServer
 
 
 # Steps
