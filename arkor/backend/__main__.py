@@ -18,7 +18,7 @@ from typing import NoReturn
 
 try:
     from arkor.backend.http.connection import raise_open_file_limit
-    from arkor.backend.http.server import NEW_TOKEN_COMMAND, ServeOptions, serve
+    from arkor.backend.http.server import NEW_TOKEN_COMMAND, serve
     from arkor.backend.store.home import StartupError, rebuild
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
@@ -76,7 +76,8 @@ def main() -> int:
             return 0
         token = read_operator_token(options.token_file)
         raise_open_file_limit()
-        serve(home, options.engine, ServeOptions(options.host, options.port, options.idle, token, options.greet))
+        where = {"host": options.host, "port": options.port}
+        serve(home, options.engine, **where, idle=options.idle, operator_token=token, greet=options.greet)
     except (StartupError, InvalidConfig) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, StartupError) else 2

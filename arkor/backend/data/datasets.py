@@ -235,16 +235,7 @@ def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | N
 
 
 def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
-    table = _hub_table(source, split)
-    if isinstance(table, Mapping):
-        names = list(table)
-        table = table["train" if "train" in table or len(names) > 1 else names[0]]
-    for number, value in enumerate(table, 1):
-        yield Record(f"row {number}", value)
-
-
-def _hub_table(source: HuggingFaceDataset, split: str | None) -> Any:
-    """Load with `datasets`: one table, or a mapping of all splits if `split` is None."""
+    """Yield the rows of a split; without a name, those of "train" or of the only split."""
     import datasets  # noqa: PLC0415 - takes a second, and other sources do not need it
 
     datasets.disable_progress_bars()
@@ -253,9 +244,13 @@ def _hub_table(source: HuggingFaceDataset, split: str | None) -> Any:
         table = load(source.name, source.subset, split=split)
     except Exception as error:  # from one of many libraries; the message names the type
         raise DataError(_hub_problem(source, split, error)) from error
-    if isinstance(table, Mapping) and len(table) > 1 and "train" not in table:
-        raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{next(iter(table))}".')
-    return table
+    if isinstance(table, Mapping):
+        first = next(iter(table))
+        if len(table) > 1 and "train" not in table:
+            raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{first}".')
+        table = table["train" if "train" in table else first]
+    for number, value in enumerate(table, 1):
+        yield Record(f"row {number}", value)
 
 
 #: Exceptions of the libraries below `datasets` that mean that the hub cannot be reached.

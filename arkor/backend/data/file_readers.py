@@ -138,20 +138,21 @@ def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _decoded(line: bytes, number: int, name: str) -> str:
+def _decode(data: bytes, name: str, first_line: int = 1) -> str:
     try:
-        return line.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        byte = line[error.start]
+        line = first_line + data.count(b"\n", 0, error.start)
+        column = error.start - data.rfind(b"\n", 0, error.start)
         raise DataError(
-            f"{name}, line {number} is not UTF-8 (byte 0x{byte:02X} at column {error.start + 1}). "
+            f"{name}, line {line} is not UTF-8 (byte 0x{data[error.start]:02X} at column {column}). "
             "Save the file as UTF-8; it may be Windows-1252 or Latin-1 now."
         ) from None
 
 
 def _jsonl(data: IO[bytes], name: str) -> Iterator[Record]:
     for number, line in _lines(data, name):
-        text = _decoded(line, number, name).strip()
+        text = _decode(line, name, number).strip()
         if not text:
             continue
         place = f"line {number}"
@@ -174,22 +175,13 @@ def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     raw = data.read(MAX_DOCUMENT_BYTES + 1)
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise DataError(f"{name} is one JSON document of more than 2 GiB. Save it as JSONL, one row per line.")
-    text = _decoded(raw, 1, name) if raw.isascii() else _decoded_document(raw, name)
+    text = _decode(raw, name)
     del raw
     start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
     if start is None:
         yield from _json_single(text, name)
         return
     yield from _array(text, start.end(), name)
-
-
-def _decoded_document(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        begin = raw.rfind(b"\n", 0, error.start) + 1
-        return _decoded(raw[begin : error.end], number, name)
 
 
 def _json_single(text: str, name: str) -> Iterator[Record]:
@@ -239,33 +231,24 @@ def _skip_space(text: str, position: int) -> int:
 
 def _csv(data: IO[bytes], name: str) -> Iterator[Record]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    text = (_decoded(line, number, name) for number, line in _lines(data, name))
+    text = (_decode(line, name, number) for number, line in _lines(data, name))
     delimiter = "\t" if name.lower().removesuffix(".gz").endswith(".tsv") else ","
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
-        header = _header(next(reader, []), name)
+        header = [column.strip() for column in next(reader, [])]
+        duplicates = sorted({column for column in header if header.count(column) > 1})
+        if duplicates:
+            raise DataError(f"{name}, line 1: the column {duplicates[0]!r} occurs twice; rename or remove one.")
         start_line = reader.line_num + 1
         for cells in reader:
-            if cells:
-                yield _csv_record(header, cells, start_line)
-            start_line = reader.line_num + 1
+            place, start_line = f"line {start_line}", reader.line_num + 1
+            if cells and len(cells) != len(header):
+                fault = f"has {len(cells)} cells, but the header has {len(header)}"
+                yield Record(place, fault=f"{fault}; put texts with commas in quotation marks")
+            elif cells:
+                yield Record(place, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num}: {error}. Is a quotation mark not closed?") from None
-
-
-def _header(names: list[str], name: str) -> list[str]:
-    header = [column.strip() for column in names]
-    duplicates = sorted({column for column in header if header.count(column) > 1})
-    if duplicates:
-        raise DataError(f"{name}, line 1: the column {duplicates[0]!r} occurs twice; rename or remove one.")
-    return header
-
-
-def _csv_record(header: list[str], cells: list[str], line: int) -> Record:
-    if len(cells) != len(header):
-        fault = f"has {len(cells)} cells, but the header has {len(header)}; put texts with commas in quotation marks"
-        return Record(f"line {line}", fault=fault)
-    return Record(f"line {line}", dict(zip(header, cells, strict=True)))
 
 
 def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:

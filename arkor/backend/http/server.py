@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
-from attrs import field, frozen
 from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.http.app import create_app
@@ -27,7 +26,6 @@ from arkor.backend.http.middleware import ConcurrencyMiddleware
 from arkor.backend.runs.paths import address_file, remove_leftovers, rotate_log
 from arkor.backend.store.home import StartupError, locked_home, open_store
 from arkor.backend.store.run_registry import register_orphans
-from arkor.backend.store.store import Store
 from arkor.files import write_atomically
 from arkor.protocol.validation import is_loopback
 from arkor.settings import PROTOCOL, VERSION
@@ -38,56 +36,52 @@ DRAIN_SECONDS = 0.5
 NEW_TOKEN_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 
 
-@frozen
-class ServeOptions:
-    """Where and for whom to serve; the server stops after `idle` seconds (0: never)."""
+def serve(
+    home: Path,
+    engine: str,
+    *,
+    host: str,
+    port: int,
+    idle: float = 0.0,
+    operator_token: str | None = None,
+    greet: bool = False,
+) -> None:
+    """Serve a home until a signal, or `idle` seconds without requests and runs (0: never).
 
-    host: str
-    port: int
-    idle: float
-    operator_token: str | None = field(default=None, repr=False)
-    greet: bool = False
-
-
-def serve(home: Path, engine: str, options: ServeOptions) -> None:
-    """Serve a home until a signal or the idle time stops the server. Raise `StartupError`."""
+    Raise `StartupError`.
+    """
     with locked_home(home), open_store(home) as (store, owner_token):
         remove_leftovers(home)
         register_orphans(home, store)
-        listener = listen(options.host, options.port)
+        listener = listen(host, port)
         on_loopback = is_loopback(listener.getsockname()[0])
-        if not on_loopback and options.operator_token is None:
+        if not on_loopback and operator_token is None:
             listener.close()
             raise StartupError(
-                f"Other machines could reach the backend on {options.host!r}, so it requires a token.",
+                f"Other machines could reach the backend on {host!r}, so it requires a token.",
                 remedy="Write one to a file that only you can read and pass it with --token-file, or set "
                 f"ARKOR_SERVE_TOKEN. To make one: {NEW_TOKEN_COMMAND}",
             )
-        own_machine_only = on_loopback and options.operator_token is None
-        app = create_app(home, store, engine, operator_token=options.operator_token, open_to_own_user=own_machine_only)
+        own_machine_only = on_loopback and operator_token is None
+        app = create_app(home, store, engine, operator_token=operator_token, open_to_own_user=own_machine_only)
         middleware = ConcurrencyMiddleware(app, loopback_only=own_machine_only)  # a proxy may use any host name
 
         def is_idle() -> bool:
             idle_since = middleware.idle_since()
-            expired = options.idle > 0 and idle_since is not None and time.monotonic() - idle_since >= options.idle
-            return expired and has_no_work(store)
+            if idle <= 0 or idle_since is None or time.monotonic() - idle_since < idle:
+                return False
+            with contextlib.suppress(DBAPIError):
+                return store.count_unfinished() == 0
+            return False
 
         def on_shutdown() -> None:
             address_file(home).unlink(missing_ok=True)
             app.state.log_notifier.close()
 
         url = announce(home, listener, owner_token)
-        if options.greet:
+        if greet:
             print(f"Serving {home} on {url}; Ctrl-C stops it (runs continue)", file=sys.stderr)  # noqa: T201
         Server(_config(middleware), home, is_idle, on_shutdown).run([listener])
-
-
-def has_no_work(store: Store) -> bool:
-    """Return whether every job has ended; False if the database cannot be read."""
-    try:
-        return store.count_unfinished() == 0
-    except DBAPIError:
-        return False
 
 
 class Server(uvicorn.Server):

@@ -47,7 +47,7 @@ class TooManyKeys(Exception):
 
 
 def hash_key(plaintext: str) -> str:
-    """Return the hash under which a key is stored."""
+    """Return the hash under which a key or token is stored."""
     return hashlib.sha256(plaintext.encode("utf-8", "replace")).hexdigest()
 
 

@@ -139,20 +139,18 @@ def register_orphans(home: Path, store: Store) -> list[str]:
     for job_id in run_ids(home):
         if job_id not in known:
             try:
-                orphans.append(_orphan_manifest(run_folder(home, job_id)))
+                orphan = read_manifest(run_folder(home, job_id))
             except InvalidRunFolder as error:
                 logger.warning("%s It is ignored.", error)
+                continue
+            if orphan.job.id == job_id:
+                orphans.append(orphan)
+            else:
+                logger.warning("The folder %s contains another run, %s. It is ignored.", job_id, orphan.job.id)
     orphans.sort(key=lambda orphan: orphan.job.created_at)
     for orphan in orphans:
         _register(home, store, orphan)
     return [orphan.job.id for orphan in orphans]
-
-
-def _orphan_manifest(folder: RunFolder) -> RunManifest:
-    run_manifest = read_manifest(folder)
-    if run_manifest.job.id != folder.id:
-        raise InvalidRunFolder(f"contains the run {run_manifest.job.id}, whose id is not its name", folder.path)
-    return run_manifest
 
 
 def _register(home: Path, store: Store, orphan: RunManifest) -> JobRecord:

@@ -6,7 +6,6 @@ status of a job is derived from the log and stored when it is final.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import secrets
@@ -21,7 +20,7 @@ from sqlalchemy import URL, Connection, Row, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from arkor.backend.store.deployments import DeploymentStore
+from arkor.backend.store.deployments import DeploymentStore, hash_key
 from arkor.backend.store.schema import (
     UNFINISHED,
     StoreError,
@@ -96,10 +95,6 @@ def new_token() -> str:
     return f"arkor_{secrets.token_urlsafe(32)}"
 
 
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-
-
 class Store:
     """The database of the server. Methods are thread-safe; opening it raises `StoreError`."""
 
@@ -129,7 +124,7 @@ class Store:
             if connection.scalar(select(users.c.id).where(users.c.id == OWNER_ID)) is None:
                 org = _add_identity(connection, OWNER_ID, "local", "Local")
                 connection.execute(projects.insert().values(id=new_id(), org_id=org.id, slug="default", name="Default"))
-            values = {"hash": _hash(token), "user_id": OWNER_ID, "created_at": now()}
+            values = {"hash": hash_key(token), "user_id": OWNER_ID, "created_at": now()}
             connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
 
     def create_identity(self) -> tuple[str, UserRecord, OrgRecord]:
@@ -137,12 +132,12 @@ class Store:
         token, user_id = new_token(), new_id()
         with self._engine.begin() as connection:
             org = _add_identity(connection, user_id, f"anon-{user_id[:12]}", "Personal")
-            connection.execute(tokens.insert().values(hash=_hash(token), user_id=user_id, created_at=now()))
+            connection.execute(tokens.insert().values(hash=hash_key(token), user_id=user_id, created_at=now()))
         return token, UserRecord(user_id, None), org
 
     def user(self, token: str) -> UserRecord | None:
         """Return the user with this token."""
-        digest = _hash(token)
+        digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
         with self._engine.connect() as connection:
             row = connection.execute(query).first()
