@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Engine, Row, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from arkor.backend.store.schema import deployment_keys as keys
@@ -117,9 +117,10 @@ class DeploymentStore:
         key = DeploymentKey(uuid.uuid4().hex, label, prefix, created_at=now(), plaintext=plaintext)
         values = {"id": key.id, "deployment_id": deployment_id, "label": label, "prefix": prefix}
         row = {**values, "hash": hash_key(plaintext), "enabled": True, "created_at": key.created_at}
+        active = select(func.count()).select_from(keys).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
         try:
             with self._engine.begin() as connection:
-                if _count_active_keys(connection, deployment_id) >= MAX_KEYS:
+                if (connection.scalar(active) or 0) >= MAX_KEYS:
                     raise TooManyKeys(deployment_id)
                 connection.execute(keys.insert().values(row))
         except IntegrityError:
@@ -131,7 +132,13 @@ class DeploymentStore:
         query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return [self._key_from_row(row) for row in rows]
+        used = self._last_used
+        return [
+            DeploymentKey(
+                row.id, row.label, row.prefix, row.enabled, row.created_at, used.get(row.id, row.last_used_at)
+            )
+            for row in rows
+        ]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
         """Disable a key, even again; return False if the deployment has no such key."""
@@ -177,15 +184,6 @@ class DeploymentStore:
                 connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
         except DBAPIError as error:  # the request itself can still be served
             logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
-
-    def _key_from_row(self, row: Row[Any]) -> DeploymentKey:
-        last_used = self._last_used.get(row.id, row.last_used_at)
-        return DeploymentKey(row.id, row.label, row.prefix, row.enabled, row.created_at, last_used)
-
-
-def _count_active_keys(connection: Connection, deployment_id: str) -> int:
-    query = select(func.count()).select_from(keys).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
-    return connection.scalar(query) or 0
 
 
 def _row_values(deployment: Deployment) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,10 @@ class Store:
         self.deployments.flush()
         self._engine.dispose()
 
+    def _rows(self, query: Any) -> Sequence[Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
     # Users
 
     def ensure_owner(self, token: str) -> None:
@@ -139,33 +143,27 @@ class Store:
         """Return the user with this token."""
         digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
-        with self._engine.connect() as connection:
-            row = connection.execute(query).first()
-        return UserRecord(row.id, row.email) if row and hmac.compare_digest(row.hash, digest) else None
+        valid = [row for row in self._rows(query) if hmac.compare_digest(row.hash, digest)]
+        return UserRecord(valid[0].id, valid[0].email) if valid else None
 
     def orgs(self, user: UserRecord) -> list[OrgRecord]:
-        """Return the orgs of a user."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(orgs).where(orgs.c.owner_id == user.id)).all()
+        rows = self._rows(select(orgs).where(orgs.c.owner_id == user.id))
         return [OrgRecord(row.id, row.slug, row.name) for row in rows]
 
     # Projects
 
     def projects(self, org: OrgRecord) -> list[ProjectRecord]:
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(projects).where(projects.c.org_id == org.id).order_by(projects.c.slug))
-            return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
+        return self._projects(projects.c.org_id == org.id)
 
     def project(self, org: OrgRecord, slug: str) -> ProjectRecord | None:
-        return self._project(projects.c.org_id == org.id, projects.c.slug == slug)
+        return next(iter(self._projects(projects.c.org_id == org.id, projects.c.slug == slug)), None)
 
     def project_of_id(self, project_id: str) -> ProjectRecord | None:
-        return self._project(projects.c.id == project_id)
+        return next(iter(self._projects(projects.c.id == project_id)), None)
 
-    def _project(self, *conditions: Any) -> ProjectRecord | None:
-        with self._engine.connect() as connection:
-            row = connection.execute(select(projects).where(*conditions)).first()
-        return ProjectRecord(row.id, row.slug, row.name, row.org_id) if row else None
+    def _projects(self, *conditions: Any) -> list[ProjectRecord]:
+        rows = self._rows(select(projects).where(*conditions).order_by(projects.c.slug))
+        return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
 
     def create_project(self, org: OrgRecord, name: str, slug: str) -> ProjectRecord:
         """Add a project. Raise `AlreadyExists` if the org has a project with this slug."""
@@ -209,40 +207,43 @@ class Store:
             raise AlreadyExists(idempotency_key) from error
 
     def job(self, project: ProjectRecord, job_id: str) -> JobRecord | None:
-        return self._job(project, jobs.c.id == job_id)
+        return next(iter(self._jobs(jobs.c.project_id == project.id, jobs.c.id == job_id)), None)
 
     def job_of_key(self, project: ProjectRecord, idempotency_key: str) -> JobRecord | None:
         """Return the job that was submitted with this key."""
-        return self._job(project, jobs.c.idempotency_key == idempotency_key)
-
-    def _job(self, project: ProjectRecord, condition: Any) -> JobRecord | None:
-        query = select(*_JOB).where(jobs.c.project_id == project.id, condition)
-        with self._engine.connect() as connection:
-            row = connection.execute(query).first()
-        return _job_from_row(row) if row else None
+        conditions = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
+        return next(iter(self._jobs(*conditions)), None)
 
     def jobs(
         self, project: ProjectRecord, limit: int, *, before: JobRecord | None = None, prefix: str = ""
     ) -> list[JobRecord]:
         """Return at most `limit` jobs, newest first: before `before`, ids with `prefix`."""
-        query = select(*_JOB).where(jobs.c.project_id == project.id).order_by(jobs.c.seq.desc()).limit(limit)
+        conditions = [jobs.c.project_id == project.id]
         if before is not None:
-            query = query.where(jobs.c.seq < select(jobs.c.seq).where(jobs.c.id == before.id).scalar_subquery())
+            conditions.append(jobs.c.seq < select(jobs.c.seq).where(jobs.c.id == before.id).scalar_subquery())
         if prefix:
-            query = query.where(jobs.c.id.startswith(prefix, autoescape=True))
-        with self._engine.connect() as connection:
-            return [_job_from_row(row) for row in connection.execute(query)]
+            conditions.append(jobs.c.id.startswith(prefix, autoescape=True))
+        return self._jobs(*conditions, newest=limit)
+
+    def unfinished(self) -> list[JobRecord]:
+        """Return the queued and running jobs of all projects in order of submission."""
+        return self._jobs(UNFINISHED)
+
+    def _jobs(self, *conditions: Any, newest: int | None = None) -> list[JobRecord]:
+        """Return jobs in order of submission, or the `newest` ones in reverse order."""
+        query = select(*_JOB).where(*conditions)
+        rows = self._rows(
+            query.order_by(jobs.c.seq.desc()).limit(newest) if newest is not None else query.order_by(jobs.c.seq)
+        )
+        values = [dict(row._mapping) for row in rows]
+        return [
+            JobRecord(**{**value, "status": JobStatus(value["status"]), "config": json.loads(value["config"])})
+            for value in values
+        ]
 
     def job_ids(self) -> set[str]:
         """Return the ids of all jobs."""
-        with self._engine.connect() as connection:
-            return set(connection.scalars(select(jobs.c.id)))
-
-    def unfinished(self) -> list[JobRecord]:
-        """Return all queued and running jobs in order of submission."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(*_JOB).where(UNFINISHED).order_by(jobs.c.seq)).all()
-        return [_job_from_row(row) for row in rows]
+        return {row.id for row in self._rows(select(jobs.c.id))}
 
     def count_unfinished(self) -> int:
         with self._engine.connect() as connection:
@@ -267,8 +268,7 @@ class Store:
 
     def has_dataset(self, project: ProjectRecord, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
-        with self._engine.connect() as connection:
-            return connection.execute(query).first() is not None
+        return bool(self._rows(query))
 
 
 def _opening_advice(path: Path, error: DBAPIError) -> str:
@@ -305,8 +305,3 @@ def _add_identity(connection: Connection, user_id: str, slug: str, name: str) ->
     connection.execute(users.insert().values(id=user_id, created_at=now()))
     connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
     return org
-
-
-def _job_from_row(row: Row[Any]) -> JobRecord:
-    values = dict(row._mapping)
-    return JobRecord(**{**values, "status": JobStatus(values["status"]), "config": json.loads(values["config"])})
