@@ -132,13 +132,7 @@ class DeploymentStore:
         query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        used = self._last_used
-        return [
-            DeploymentKey(
-                row.id, row.label, row.prefix, row.enabled, row.created_at, used.get(row.id, row.last_used_at)
-            )
-            for row in rows
-        ]
+        return [self._key_from_row(row) for row in rows]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
         """Disable a key, even again; return False if the deployment has no such key."""
@@ -184,6 +178,10 @@ class DeploymentStore:
                 connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
         except DBAPIError as error:  # the request itself can still be served
             logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
+
+    def _key_from_row(self, row: Row[Any]) -> DeploymentKey:
+        last_used = self._last_used.get(row.id, row.last_used_at)
+        return DeploymentKey(row.id, row.label, row.prefix, row.enabled, row.created_at, last_used)
 
 
 def _row_values(deployment: Deployment) -> dict[str, Any]:

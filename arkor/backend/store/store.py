@@ -231,15 +231,8 @@ class Store:
 
     def _jobs(self, *conditions: Any, newest: int | None = None) -> list[JobRecord]:
         """Return jobs in order of submission, or the `newest` ones in reverse order."""
-        query = select(*_JOB).where(*conditions)
-        rows = self._rows(
-            query.order_by(jobs.c.seq.desc()).limit(newest) if newest is not None else query.order_by(jobs.c.seq)
-        )
-        values = [dict(row._mapping) for row in rows]
-        return [
-            JobRecord(**{**value, "status": JobStatus(value["status"]), "config": json.loads(value["config"])})
-            for value in values
-        ]
+        query = select(*_JOB).where(*conditions).order_by(jobs.c.seq if newest is None else jobs.c.seq.desc())
+        return [_job_from_row(row) for row in self._rows(query.limit(newest))]
 
     def job_ids(self) -> set[str]:
         """Return the ids of all jobs."""
@@ -305,3 +298,8 @@ def _add_identity(connection: Connection, user_id: str, slug: str, name: str) ->
     connection.execute(users.insert().values(id=user_id, created_at=now()))
     connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
     return org
+
+
+def _job_from_row(row: Row[Any]) -> JobRecord:
+    values = dict(row._mapping)
+    return JobRecord(**{**values, "status": JobStatus(values["status"]), "config": json.loads(values["config"])})
