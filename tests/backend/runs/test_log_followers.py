@@ -336,7 +336,7 @@ def _rest(server: psutil.Process, seconds: float = 0.5) -> float:
     return (sum(server.cpu_times()[:2]) - before) / seconds
 
 
-def test_readers_that_take_nothing_cost_nobody_else_anything(unpolled_run: Run) -> None:
+def test_readers_that_stop_reading_do_not_delay_others(unpolled_run: Run) -> None:
     run = unpolled_run
     run.write(0, 0, "x" * 1000)
     for _ in range(4):
@@ -389,7 +389,7 @@ def test_the_server_leaves_whoever_watches(tmp_path: Path, monkeypatch: pytest.M
     assert (backend.home / "test-backend.log").read_text() == ""
 
 
-def test_a_lost_ring_is_made_up_for(run: Run) -> None:
+def test_polling_replaces_a_lost_notification(run: Run) -> None:
     with closing(run.watch()) as watcher, LogWriter(run.log) as log:
         time.sleep(0.1)
         log.append(TrainingLog(run.id, TIME, 1, 1.5))  # without a notification
