@@ -76,8 +76,15 @@ def main() -> int:
             return 0
         token = read_operator_token(options.token_file)
         raise_open_file_limit()
-        where = {"host": options.host, "port": options.port}
-        serve(home, options.engine, **where, idle=options.idle, operator_token=token, greet=options.greet)
+        serve(
+            home,
+            options.engine,
+            host=options.host,
+            port=options.port,
+            idle=options.idle,
+            operator_token=token,
+            greet=options.greet,
+        )
     except (StartupError, InvalidConfig) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, StartupError) else 2

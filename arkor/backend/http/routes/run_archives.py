@@ -35,8 +35,9 @@ async def import_job(request: Request) -> Response:
     try:
         unpacked.mkdir()
         await save_body(request, archive, IMPORT_LIMIT)
-        owner = {"project": scope.project, "org": scope.org}
-        job, new = await run_in_threadpool(import_archive, state.home, state.store, archive, scratch=unpacked, **owner)
+        job, new = await run_in_threadpool(
+            import_archive, state.home, state.store, archive, scratch=unpacked, project=scope.project, org=scope.org
+        )
     except InvalidRunFolder as problem:
         raise ApiError(400, str(problem), "no_run") from None
     except JobIdConflict as problem:
