@@ -32,7 +32,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def parse_constraint(request: InferenceRequest) -> Constraint | None:
-    """Return None if the answer is unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
+    """Return None if unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
     formatted = None if request.response_format is None else _of_response_format(request.response_format)
     if request.structured_outputs is None:
         return formatted
@@ -215,9 +215,6 @@ def _chosen_name(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
             "tool_choice", f"{function['name'][:80]!r} is not among the tools: {', '.join(names)[:300]}"
         )
     return str(function["name"])
-
-
-# Shared checks
 
 
 def _text(value: Any, field: str, description: str) -> str:
