@@ -150,7 +150,7 @@ def test_it_has_a_lower_priority_than_runs(served: Served) -> None:
 
 @pytest.mark.slow
 def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
-    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+    from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
 
     base = make_base(tmp_path / "base")
     served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
@@ -170,7 +170,7 @@ def test_out_of_memory_fails_one_answer_only(tmp_path: Path) -> None:
     """The memory limit of the process is barely above its current use."""
     import resource  # noqa: PLC0415 - not on every system
 
-    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+    from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
 
     base = make_base(tmp_path / "base", context=60_000)
     served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
