@@ -159,9 +159,10 @@ class TorchGenerator:
 
 def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceState:
     """Tokenize the prompt and compile the constraint. Raise `GenerationError`."""
-    tool_choice, constraint, parser = completion.tool_choice, completion.constraint, None
-    call_format = weights.prompts.call_format if tool_choice else None
-    if tool_choice and call_format:
+    tool_choice, constraint = completion.tool_choice, completion.constraint
+    parser: ToolCallParser | None = None
+    if tool_choice:
+        call_format = weights.prompts.call_format
         require_tool_support(tool_choice, call_format)
         constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
         parser = ToolCallParser(completion.id, call_format, tool_choice.forced)
