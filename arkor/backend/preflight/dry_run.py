@@ -29,7 +29,6 @@ from arkor.backend.training.trl_engine import (
     load_run_rows,
     max_length_of,
     silence_libraries,
-    training_arguments,
 )
 from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.protocol.codec import to_wire
@@ -111,13 +110,11 @@ class DryRun:
         from arkor.backend.preflight.step_timing import estimate_run  # noqa: PLC0415 - after `prepare_to_compute`
 
         self._emit_progress("Timing a few steps")
-        recorder = NullRecorder(self._emit_progress)
-        numbers = resolve_hyperparameters(run.config, len(examples[0]), evaluates=examples[1] is not None)
-        steps_only = evolve(numbers, eval_steps=None, save_steps=numbers.total_steps + 1)
-        arguments = {"output_dir": str(run.folder), **training_arguments(steps_only, device)}
-        trainer = build_trainer(loaded, arguments, device, examples, numbers=numbers, recorder=recorder)
+        hyperparameters = resolve_hyperparameters(run.config, len(examples[0]), evaluates=examples[1] is not None)
+        steps_only = evolve(hyperparameters, eval_steps=None, save_steps=hyperparameters.total_steps + 1)
+        trainer = build_trainer(run.folder, loaded, device, examples, steps_only, NullRecorder(self._emit_progress))
         preparing = round(time.perf_counter() - self._began, 1)
-        estimate = estimate_run(trainer, numbers, device, run.folder)
+        estimate = estimate_run(trainer, hyperparameters, device, run.folder)
         busy = self.busy or estimate.busy
         self._emit_result({"estimate": to_wire(evolve(estimate, preparing_seconds=preparing, busy=busy))})
 

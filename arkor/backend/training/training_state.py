@@ -123,7 +123,7 @@ def restore_random(states: dict[str, Any]) -> None:
 
 
 def fingerprints(
-    numbers: Hyperparameters, model: Any, train: EncodedDataset, evaluation: EncodedDataset | None
+    hyperparameters: Hyperparameters, model: Any, train: EncodedDataset, evaluation: EncodedDataset | None
 ) -> dict[str, Any]:
     """Return the fingerprints of a run's inputs, by description."""
     return {
@@ -131,7 +131,7 @@ def fingerprints(
         "the rows to evaluate on": _rows_fingerprint(evaluation) if evaluation else None,
         "the weights of the model": _weights_fingerprint(model),
         "the version of arkor": _FORMAT_VERSION,
-        "the configuration": json.loads(json.dumps(asdict(numbers))),
+        "the configuration": json.loads(json.dumps(asdict(hyperparameters))),
     }
 
 

@@ -61,12 +61,12 @@ class TrlEngine:
             rows = load_run_rows(run, recorder)
             loaded = load_run_model(run, device, recorder)
             train, evaluation = encode_rows(run.config, rows, loaded, recorder)
-            numbers = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
+            hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
-            arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            trainer = build_trainer(loaded, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
-            return _train_loop(trainer, numbers, recorder, run.checkpoint)
+            examples = (train, evaluation)
+            trainer = build_trainer(run.folder, loaded, device, examples, hyperparameters, recorder)
+            return _train_loop(trainer, hyperparameters, recorder, run.checkpoint)
 
 
 @frozen
@@ -172,7 +172,7 @@ def max_length_of(config: JobConfig, model: Any) -> int:
     return min(length, limit) if limit else length
 
 
-def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, Any]:
+def training_arguments(hyperparameters: Hyperparameters, device: Device) -> dict[str, Any]:
     """Return the arguments of TRL's `SFTConfig`; arguments not listed here have our names."""
     renamed = {
         "total_steps": "max_steps",
@@ -180,10 +180,10 @@ def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, An
         "schedule_settings": "lr_scheduler_kwargs",
     }
     return {
-        **{renamed.get(name, name): value for name, value in asdict(numbers).items()},
-        "per_device_eval_batch_size": numbers.batch_size,
+        **{renamed.get(name, name): value for name, value in asdict(hyperparameters).items()},
+        "per_device_eval_batch_size": hyperparameters.batch_size,
         "save_strategy": "steps",
-        "eval_strategy": "steps" if numbers.eval_steps else "no",
+        "eval_strategy": "steps" if hyperparameters.eval_steps else "no",
         "seed": SEED,
         "logging_nan_inf_filter": False,  # report losses that diverged
         "use_cpu": device.kind == "cpu",
@@ -197,13 +197,12 @@ def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, An
     }
 
 
-def build_trainer(
+def build_trainer(  # noqa: PLR0917 - they have no order to mistake
+    folder: Path,
     loaded: LoadedModel,
-    arguments: dict[str, Any],
     device: Device,
     examples: tuple[EncodedDataset, EncodedDataset | None],
-    *,
-    numbers: Hyperparameters,
+    hyperparameters: Hyperparameters,
     recorder: Recorder,
 ) -> Any:
     """Return a `LeanSFTTrainer` for the (training, evaluation) `examples`."""
@@ -217,9 +216,9 @@ def build_trainer(
     recompute = {recompute_argument(SFTConfig): is_large and device.kind != "cpu"}  # saves GPU memory
     return LeanSFTTrainer(
         recorder=recorder,
-        fingerprints=fingerprints(numbers, loaded.model, train, evaluation),
+        fingerprints=fingerprints(hyperparameters, loaded.model, train, evaluation),
         model=loaded.model,
-        args=SFTConfig(**recompute, **arguments),
+        args=SFTConfig(output_dir=str(folder), **recompute, **training_arguments(hyperparameters, device)),
         processing_class=loaded.tokenizer,
         data_collator=Collator(device.dtype, loaded.tokenizer.pad_token_id),
         train_dataset=_arrow_table(train),
@@ -243,14 +242,16 @@ def _arrow_table(examples: EncodedDataset) -> Any:
     return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
 
 
-def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
+def _train_loop(
+    trainer: Any, hyperparameters: Hyperparameters, recorder: Recorder, checkpoint: Path | None
+) -> dict[str, Any]:
     """Run the remaining steps and return metrics; save a checkpoint if stopped."""
     if checkpoint is None:
-        trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
+        trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
     else:
         recorder.preparing(f"Resuming from the checkpoint of step {checkpoint.name}")
         trainer.resume_from(checkpoint)
-    recorder.started(numbers.total_steps)
+    recorder.started(hyperparameters.total_steps)
     step = trainer.run_training()
     seconds, memory = trainer.seconds, peak_memory_bytes()
     if recorder.stopping:
