@@ -46,8 +46,9 @@ PLAIN_TEMPLATE = (
 def submission_problem(model: str, home: Path) -> Problem | None:
     """Return why `model` cannot be used, as far as that is known without loading it."""
     if model == STARTER_MODEL:
-        is_available = _is_converted(_starter_folder(home)) or _starter_gguf()
-        return None if is_available else _starter_package_missing()
+        if _is_converted(_starter_folder(home)) or _starter_gguf():
+            return None
+        return _problem(f"The weights of {STARTER_MODEL!r} are not installed.", f"Run: {INSTALL_STARTER}")
     if _is_folder_name(model):
         return _folder_problem(Path(model).expanduser())
     if not _HUB_ID.fullmatch(model):
@@ -117,10 +118,6 @@ def _starter_gguf() -> Path | None:
     spec = importlib.util.find_spec(STARTER_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     return next(iter(sorted(Path(folders[0]).glob("*.gguf"))), None) if folders else None
-
-
-def _starter_package_missing() -> Problem:
-    return _problem(f"The weights of {STARTER_MODEL!r} are not installed.", f"Run: {INSTALL_STARTER}")
 
 
 def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
