@@ -53,7 +53,8 @@ def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
     """Return the replies of each step. Raise `GenerationError`."""
     id_, tool_choice = completion.id, completion.tool_choice
     words = re.findall(r"\S+\s*|\s+", _scripted_text(completion)) or [""]
-    failure = [GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.").reply(id_)]
+    error = GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.")
+    failure: list[Reply] = [error.reply(id_)]
     if completion.model == "scripted/fail":
         return [failure]
     function = tool_choice.callable[0] if tool_choice is not None and tool_choice.forced else None
