@@ -11,13 +11,14 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arkor.backend.engine.interface import RunError
+from arkor.backend.runs.checkpoints import write_folder_atomically
 from arkor.backend.runs.paths import models_folder
 from arkor.errors import Problem
 from arkor.files import Lock
@@ -134,7 +135,7 @@ def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
         with lock:
             if not _is_converted(folder):
                 report("Converting the starter model (once, about 20 s)")
-                _convert_atomically(gguf, folder)
+                write_folder_atomically(folder, partial(_convert, gguf))
     return folder
 
 
@@ -155,19 +156,6 @@ def _disk_errors_as_run_errors(folder: Path) -> Iterator[None]:
 def _require_space(folder: Path) -> None:
     if shutil.disk_usage(folder).free < STARTER_BYTES:
         raise OSError(errno.ENOSPC, "less than 400 MiB are free")
-
-
-def _convert_atomically(gguf: Path, folder: Path) -> None:
-    """Convert into a temporary folder, then rename it."""
-    for leftover in folder.parent.glob(f".{STARTER_MODEL}.new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{STARTER_MODEL}.new-"))
-    try:
-        _convert(gguf, scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
