@@ -239,7 +239,7 @@ def test_max_length_cuts_rows_and_reports_it(bench: Bench) -> None:
 
 
 def test_no_label_within_max_length_is_an_error(bench: Bench) -> None:
-    with pytest.raises(RunError, match="raise max_length"):
+    with pytest.raises(RunError, match="increase max_length"):
         bench.run(max_length=8)
 
 
