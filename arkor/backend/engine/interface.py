@@ -41,15 +41,12 @@ class Recorder(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether the run was asked to stop; engines check it at least once a step."""
-        ...
 
     def preparing(self, message: str) -> None:
         """Report progress before the first step, such as "Loading the model"."""
-        ...
 
     def started(self, total_steps: int) -> None:
         """Report that the first step is about to run."""
-        ...
 
     def log(
         self,
@@ -65,7 +62,6 @@ class Recorder(Protocol):
 
         Steps that a previous worker recorded before it crashed are ignored.
         """
-        ...
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Save a checkpoint: `write(folder)` fills an empty folder, later `checkpoints/<step>`.
@@ -73,11 +69,9 @@ class Recorder(Protocol):
         The subfolder `paths.STATE_FOLDER` holds the training state. The run continues without the
         checkpoint if the disk is full.
         """
-        ...
 
     def final(self, write: Callable[[Path], None]) -> None:
         """Save the final adapter in `final/`, in the same way."""
-        ...
 
 
 class Engine(Protocol):
@@ -88,4 +82,3 @@ class Engine(Protocol):
 
         Raise `RunError` for a problem that the owner of the run can fix.
         """
-        ...

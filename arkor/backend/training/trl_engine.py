@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
@@ -48,7 +48,7 @@ SEED = 42
 class TrlEngine:
     """Fine-tunes on the fastest device; `precision` overrides the format of frozen weights."""
 
-    precision: str | None = field(default=None)
+    precision: str | None = None
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
         """See `arkor.backend.engine.interface.Engine.train`."""
