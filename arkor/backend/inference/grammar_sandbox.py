@@ -1,7 +1,7 @@
-"""Child process that compiles one grammar within limits: a JSON object on stdin, the result on
-stdout.
+"""Child process that compiles a grammar within limits; reads and writes a JSON object.
 
-    {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}  →  {"grammar"} | {"error"}
+    stdin   {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}
+    stdout  {"grammar": …} or {"error": …}
 
 llguidance limits most explosive grammars, but not all: those end this process instead of the one
 that generates. It is run as a file and imports nothing of arkor, to start fast.
@@ -19,6 +19,10 @@ from typing import Any
 #: Limits: seconds of CPU time, and bytes of memory.
 CPU_SECONDS, MEMORY_BYTES = 0.5, 2 * 2**30
 
+#: In JSON Schema these match ASCII only; llguidance matches all of Unicode.
+_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+
 
 def to_grammar(request: dict[str, Any]) -> str:
     """Convert a request to llguidance's grammar format. Raise ValueError for an invalid one."""
@@ -26,9 +30,13 @@ def to_grammar(request: dict[str, Any]) -> str:
 
     kind, value = request["kind"], request["value"]
     if kind == "regex":
-        return str(LLMatcher.grammar_from_regex(_ESCAPE.sub(_in_ascii, value)))
+        ascii_only = _ESCAPE.sub(lambda escape: _ASCII.get(escape[0], escape[0]), value)
+        return str(LLMatcher.grammar_from_regex(ascii_only))
     if kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(value, overrides=_json_options(request["whitespace"])))
+        pattern = request["whitespace"]
+        whitespace = {"whitespace_flexible": bool(pattern), "whitespace_pattern": pattern or None}
+        options = {**whitespace, "lenient": False, "coerce_one_of": False}
+        return str(LLMatcher.grammar_from_json_schema(value, overrides=options))
     if kind == "choice":
         value = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
     if kind == "grammar" and "::=" in value:
@@ -36,20 +44,6 @@ def to_grammar(request: dict[str, Any]) -> str:
 
         value = any_to_lark(value)
     return str(LLMatcher.grammar_from_lark(value))
-
-
-#: In JSON Schema these match ASCII only; llguidance matches all of Unicode.
-_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
-_ESCAPE = re.compile(r"\\.", re.DOTALL)
-
-
-def _in_ascii(escape: re.Match[str]) -> str:
-    return _ASCII.get(escape[0], escape[0])
-
-
-def _json_options(whitespace: str) -> dict[str, Any]:
-    flexible = {"whitespace_flexible": bool(whitespace), "whitespace_pattern": whitespace or None}
-    return {**flexible, "lenient": False, "coerce_one_of": False}
 
 
 def compile_grammar(request: dict[str, Any]) -> dict[str, str]:

@@ -41,7 +41,10 @@ class SequenceState:
         ended = ended or self.stop_strings.hit
         self.finished = ended or len(self.tokens) >= self.limit
         if self.finished:
-            replies += [*self._flush(), self._done(ended)]
+            replies += self._flush()
+            has_calls = self.call_parser is not None and self.call_parser.count > 0
+            reason = "length" if not ended else "tool_calls" if has_calls else "stop"
+            replies.append(Done(self.completion.id, reason, len(self.prompt), len(self.tokens)))
         return replies
 
     def _is_finished_by(self, token: int, is_stop: bool) -> bool:
@@ -68,7 +71,7 @@ class SequenceState:
         return visible
 
     def _flush(self) -> list[Reply]:
-        """Return the text that was withheld as a possible part of a character, of markup or of a stop string."""
+        """Return the text withheld for incomplete characters, markup and stop strings."""
         if self.stop_strings.hit:
             return []
         replies = self._deltas(self.text.flush())
@@ -76,8 +79,3 @@ class SequenceState:
             replies += self._without_stop_strings(self.call_parser.flush())
         text = "" if self.stop_strings.hit else self.stop_strings.flush()
         return [*replies, Delta(self.completion.id, text)] if text else replies
-
-    def _done(self, ended: bool) -> Done:
-        has_calls = self.call_parser is not None and self.call_parser.count > 0
-        reason = "length" if not ended else "tool_calls" if has_calls else "stop"
-        return Done(self.completion.id, reason, len(self.prompt), len(self.tokens))

@@ -41,13 +41,12 @@ CONTENTION_SHARE = 0.1
 EVALUATED_SECONDS = 4.0
 
 
-def estimate_run(trainer: Any, numbers: Hyperparameters, device: Device, folder: Path) -> Estimate:
-    """Run a few steps of `trainer` and estimate the run of `numbers`. Temporary files go to
-    `folder`.
+def estimate_run(trainer: Any, hyperparameters: Hyperparameters, device: Device, folder: Path) -> Estimate:
+    """Run a few steps of `trainer` and estimate the run; temporary files go to `folder`.
 
     The trainer must be configured without evaluations and checkpoints, which are timed separately.
     """
-    trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
+    trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
     collator = trainer.data_collator
     counter = trainer.data_collator = TokenCounter(collator)
     timer = StepTimer(torch.cuda.synchronize if device.kind == "cuda" else lambda: None)
@@ -63,10 +62,10 @@ def estimate_run(trainer: Any, numbers: Hyperparameters, device: Device, folder:
     # scale to the tokens of the batches ahead
     step = fmean(timed) * fmean(_token_counts_ahead(trainer) or token_counts) / fmean(token_counts)
     startup = timer.marks[0] - began + max(0.0, first - step)
-    between = _evaluation_seconds(trainer, numbers) + _checkpoint_seconds(trainer, numbers, folder)
+    between = _evaluation_seconds(trainer, hyperparameters) + _checkpoint_seconds(trainer, hyperparameters, folder)
     return Estimate(
-        steps=numbers.total_steps,
-        seconds=round(startup + numbers.total_steps * step + between, 3),
+        steps=hyperparameters.total_steps,
+        seconds=round(startup + hyperparameters.total_steps * step + between, 3),
         step_seconds=round(step, 4),
         memory_bytes=peak_memory_bytes(),
         device_memory_bytes=torch.cuda.max_memory_reserved() if device.kind == "cuda" else None,
@@ -103,7 +102,7 @@ class TokenCounter:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(examples)
-        self.token_counts.append(count_tokens(batch["pieces"]))
+        self.token_counts.append(count_tokens(batch["micro_batches"]))
         return batch
 
 
@@ -114,7 +113,7 @@ def count_tokens(micro_batches: Iterable[MicroBatch]) -> int:
 
 @define
 class StepTimer(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Records when steps begin and end (`time.perf_counter()`, in seconds), and ends the loop after enough steps."""
+    """Records when steps begin and end, in seconds; ends the loop after enough steps."""
 
     synchronize: Callable[[], None]
     marks: list[float] = field(factory=list)
@@ -141,8 +140,8 @@ def _token_counts_ahead(trainer: Any) -> list[int]:
     largest: Any = None
     deadline = time.perf_counter() + MAX_SECONDS_AHEAD
     for batch in itertools.islice(trainer.get_train_dataloader(), MAX_BATCHES_AHEAD):
-        token_counts.append(count_tokens(batch["pieces"]))
-        if largest is None or token_counts[-1] > count_tokens(largest["pieces"]):
+        token_counts.append(count_tokens(batch["micro_batches"]))
+        if largest is None or token_counts[-1] > count_tokens(largest["micro_batches"]):
             largest = batch
         if time.perf_counter() > deadline:
             break
@@ -152,27 +151,27 @@ def _token_counts_ahead(trainer: Any) -> list[int]:
     return token_counts
 
 
-def _evaluation_seconds(trainer: Any, numbers: Hyperparameters) -> float:
-    """Estimate the duration of all evaluations: time some batches, and scale to the tokens of all."""
-    if not numbers.eval_steps:
+def _evaluation_seconds(trainer: Any, hyperparameters: Hyperparameters) -> float:
+    """Estimate the seconds of all evaluations from some batches, scaled by tokens."""
+    if not hyperparameters.eval_steps:
         return 0.0
     trainer.model.eval()
     token_counts, done, seconds = [], 0, 0.0
     began = time.perf_counter()
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
-            token_counts.append(count_tokens(batch["pieces"]))
+            token_counts.append(count_tokens(batch["micro_batches"]))
             if time.perf_counter() - began > EVALUATED_SECONDS + MAX_SECONDS_AHEAD:
                 break
             if time.perf_counter() - began < EVALUATED_SECONDS:
-                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["pieces"]]
+                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["micro_batches"]]
                 done, seconds = sum(token_counts), time.perf_counter() - began
-    batches = math.ceil(len(trainer.eval_dataset) / numbers.batch_size)
-    return seconds / done * fmean(token_counts) * batches * (numbers.total_steps // numbers.eval_steps)
+    batches = math.ceil(len(trainer.eval_dataset) / hyperparameters.batch_size)
+    return seconds / done * fmean(token_counts) * batches * (hyperparameters.total_steps // hyperparameters.eval_steps)
 
 
-def _checkpoint_seconds(trainer: Any, numbers: Hyperparameters, folder: Path) -> float:
+def _checkpoint_seconds(trainer: Any, hyperparameters: Hyperparameters, folder: Path) -> float:
     """Time one checkpoint, and return the duration of all checkpoints of the run."""
     began = time.perf_counter()
     checkpoints.write_folder_atomically(folder / "checkpoint", trainer.write_checkpoint)
-    return (time.perf_counter() - began) * math.ceil(numbers.total_steps / numbers.save_steps)
+    return (time.perf_counter() - began) * math.ceil(hyperparameters.total_steps / hyperparameters.save_steps)

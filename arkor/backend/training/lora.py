@@ -23,11 +23,12 @@ from arkor.backend.engine.interface import RunError
 
 
 def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
-    """Add a LoRA adapter to each linear layer except the output head, and freeze the model. Raise `RunError`."""
+    """Freeze the model and add LoRA to all linear layers but the head. Raise `RunError`."""
     targets = target_modules(model)
     if not targets:
         raise RunError(f"A {type(model).__name__} has no linear layers to adapt.", remedy="Use another model.")
-    conv = all(isinstance(module, Conv1D) for name, module in model.named_modules() if _is_target(name, targets))
+    adapted_layers = [m for name, m in model.named_modules() if {name, name.rpartition(".")[2]} & set(targets)]
+    conv = all(isinstance(module, Conv1D) for module in adapted_layers)
     config = LoraConfig(
         r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=conv, lora_dropout=0.0
     )
@@ -59,10 +60,6 @@ def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
         fused = last == "out_proj" and hasattr(model.get_submodule(block), "conv1d")
         if isinstance(module, (nn.Linear, Conv1D)) and not fused:
             yield name, module
-
-
-def _is_target(name: str, targets: list[str]) -> bool:
-    return name in targets or name.rpartition(".")[2] in targets
 
 
 def _forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
@@ -46,9 +46,9 @@ SEED = 42
 
 @frozen
 class TrlEngine:
-    """Fine-tunes on the fastest device. `precision` overrides the number format of the frozen weights."""
+    """Fine-tunes on the fastest device; `precision` overrides the format of frozen weights."""
 
-    precision: str | None = field(default=None)
+    precision: str | None = None
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
         """See `arkor.backend.engine.interface.Engine.train`."""
@@ -61,12 +61,12 @@ class TrlEngine:
             rows = load_run_rows(run, recorder)
             loaded = load_run_model(run, device, recorder)
             train, evaluation = encode_rows(run.config, rows, loaded, recorder)
-            numbers = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
+            hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
-            arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            trainer = build_trainer(loaded, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
-            return _train_loop(trainer, numbers, recorder, run.checkpoint)
+            examples = (train, evaluation)
+            trainer = build_trainer(run.folder, loaded, device, examples, hyperparameters, recorder)
+            return _train_loop(trainer, hyperparameters, recorder, run.checkpoint)
 
 
 @frozen
@@ -75,9 +75,6 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
-
-
-# The stages
 
 
 def check_device(config: JobConfig, device: Device) -> None:
@@ -95,7 +92,7 @@ def check_device(config: JobConfig, device: Device) -> None:
 
 
 def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
-    """Return the validated rows; hold out evaluation rows if `eval_steps` requires it; cut them for a dry run."""
+    """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run."""
     config = run.config
     recorder.preparing("Reading the data")
     rows = load_rows(
@@ -167,7 +164,7 @@ def encode_rows(
 
 
 def max_length_of(config: JobConfig, model: Any) -> int:
-    """Return the maximum number of tokens per row, which never exceeds the context length of the model."""
+    """Return the maximum tokens per row, at most the context length of the model."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
         raise RunError(f"max_length is {config.max_length}, but {config.model} takes at most {limit} tokens.")
@@ -175,18 +172,18 @@ def max_length_of(config: JobConfig, model: Any) -> int:
     return min(length, limit) if limit else length
 
 
-def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, Any]:
-    """Return the arguments of TRL's `SFTConfig`; those that are not listed here have our names."""
+def training_arguments(hyperparameters: Hyperparameters, device: Device) -> dict[str, Any]:
+    """Return the arguments of TRL's `SFTConfig`; arguments not listed here have our names."""
     renamed = {
         "total_steps": "max_steps",
         "batch_size": "per_device_train_batch_size",
         "schedule_settings": "lr_scheduler_kwargs",
     }
     return {
-        **{renamed.get(name, name): value for name, value in asdict(numbers).items()},
-        "per_device_eval_batch_size": numbers.batch_size,
+        **{renamed.get(name, name): value for name, value in asdict(hyperparameters).items()},
+        "per_device_eval_batch_size": hyperparameters.batch_size,
         "save_strategy": "steps",
-        "eval_strategy": "steps" if numbers.eval_steps else "no",
+        "eval_strategy": "steps" if hyperparameters.eval_steps else "no",
         "seed": SEED,
         "logging_nan_inf_filter": False,  # report losses that diverged
         "use_cpu": device.kind == "cpu",
@@ -200,13 +197,12 @@ def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, An
     }
 
 
-def build_trainer(
+def build_trainer(  # noqa: PLR0917 - they have no order to mistake
+    folder: Path,
     loaded: LoadedModel,
-    arguments: dict[str, Any],
     device: Device,
     examples: tuple[EncodedDataset, EncodedDataset | None],
-    *,
-    numbers: Hyperparameters,
+    hyperparameters: Hyperparameters,
     recorder: Recorder,
 ) -> Any:
     """Return a `LeanSFTTrainer` for the (training, evaluation) `examples`."""
@@ -216,12 +212,13 @@ def build_trainer(
     from arkor.backend.training.training_state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    recompute = {recompute_argument(SFTConfig): _recomputes_activations(loaded.model, device)}
+    is_large = sum(weight.numel() for weight in loaded.model.parameters()) > 1e9
+    recompute = {recompute_argument(SFTConfig): is_large and device.kind != "cpu"}  # saves GPU memory
     return LeanSFTTrainer(
         recorder=recorder,
-        fingerprints=fingerprints(numbers, loaded.model, train, evaluation),
+        fingerprints=fingerprints(hyperparameters, loaded.model, train, evaluation),
         model=loaded.model,
-        args=SFTConfig(**recompute, **arguments),
+        args=SFTConfig(output_dir=str(folder), **recompute, **training_arguments(hyperparameters, device)),
         processing_class=loaded.tokenizer,
         data_collator=Collator(device.dtype, loaded.tokenizer.pad_token_id),
         train_dataset=_arrow_table(train),
@@ -235,11 +232,6 @@ def recompute_argument(config_class: type) -> str:
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
-def _recomputes_activations(model: Any, device: Device) -> bool:
-    """Whether to recompute activations in the backward pass to save memory: for 1e9 weights or more on a GPU."""
-    return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
-
-
 def _arrow_table(examples: EncodedDataset) -> Any:
     """Return an Arrow table of int32 lists in memory: 4 bytes per token and column."""
     import datasets  # noqa: PLC0415 - as above
@@ -250,14 +242,16 @@ def _arrow_table(examples: EncodedDataset) -> Any:
     return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
 
 
-def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
-    """Run the remaining steps and return the metrics; if the run is stopped, save a checkpoint and return none."""
+def _train_loop(
+    trainer: Any, hyperparameters: Hyperparameters, recorder: Recorder, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Run the remaining steps and return metrics; save a checkpoint if stopped."""
     if checkpoint is None:
-        trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
+        trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
     else:
         recorder.preparing(f"Resuming from the checkpoint of step {checkpoint.name}")
         trainer.resume_from(checkpoint)
-    recorder.started(numbers.total_steps)
+    recorder.started(hyperparameters.total_steps)
     step = trainer.run_training()
     seconds, memory = trainer.seconds, peak_memory_bytes()
     if recorder.stopping:
@@ -265,10 +259,7 @@ def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, chec
             recorder.checkpoint(step, trainer.write_checkpoint)
         return {}
     recorder.final(trainer.write_adapter)
-    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
-
-
-# The libraries
+    return {**trainer.last_losses, "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
 
 
 @contextmanager
