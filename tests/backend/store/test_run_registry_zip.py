@@ -215,7 +215,7 @@ def test_a_folder_with_a_link_is_not_packed(tmp_path: Path) -> None:
     for name, content in RUN.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "final").symlink_to("/etc")
-    with pytest.raises(InvalidConfig, match="final is a link"):
+    with pytest.raises(InvalidConfig, match="final is a symbolic link"):
         archived_files(tmp_path)
 
 

@@ -211,7 +211,7 @@ def test_there_is_an_end_to_doubts(caller: Caller) -> None:
     caller.until(job, "completed")
     incompatibilities = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
     assert len(incompatibilities) == 11
-    assert "490 other fields" in incompatibilities[-1]
+    assert "490 more unknown fields" in incompatibilities[-1]
 
 
 def test_a_whole_number_is_one_however_it_is_written(caller: Caller) -> None:
