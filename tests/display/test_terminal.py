@@ -110,7 +110,7 @@ def test_why_a_run_failed_is_told_to_the_end() -> None:
         progress.on_event(TrainingStarted("j", at(0), 30))
         progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
         time.sleep(0.4)
-        progress.on_event(TrainingFailed("j", at(2), "out of memory; a smaller batch_size needs less"))
+        progress.on_event(TrainingFailedEvent("j", at(2), "out of memory; a smaller batch_size needs less"))
         """,
         columns=40,
     )
