@@ -55,7 +55,6 @@ _EXPORTS = {
         "TrainerAborted",
         "TrainingFailed",
     ],
-    "project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
     "protocol.chat": ["Adapter", "InferenceRequest"],
     "protocol.checks": ["Check"],
     "protocol.estimates": ["Estimate"],
@@ -72,6 +71,7 @@ _EXPORTS = {
         "TrainingResult",
     ],
     "results.history": ["History"],
+    "trainer.project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
     "trainer.trainer": ["StartedJob", "Trainer", "create_trainer"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

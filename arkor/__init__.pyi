@@ -34,7 +34,6 @@ from arkor.errors import (
     TrainerAborted,
     TrainingFailed,
 )
-from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.checks import Check
 from arkor.protocol.estimates import Estimate
@@ -51,6 +50,7 @@ from arkor.protocol.jobs import (
     TrainingResult,
 )
 from arkor.results.history import History
+from arkor.trainer.project import Arkor, create_arkor, is_arkor, run_trainer
 from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str

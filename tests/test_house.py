@@ -25,7 +25,7 @@ client
 callbacks
 display
 trainer
-project __init__
+__init__
 studio
 cli
 __main__

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import arkor
-from arkor.project import load_entry
+from arkor.trainer.project import load_entry
 
 TEMPLATES = Path(arkor.__file__).parent / "templates"
 NAMES = ["redaction", "translate", "triage"]

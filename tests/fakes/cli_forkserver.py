@@ -28,7 +28,7 @@ PRELOADED = (
     "arkor.callbacks",
     "arkor.client.streaming.event_stream",
     "arkor.display",
-    "arkor.project",
+    "arkor.trainer.project",
     "arkor.trainer.trainer",
 )
 
