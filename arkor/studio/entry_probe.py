@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from arkor.errors import ArkorError
 from arkor.protocol.codec import to_wire
-from arkor.protocol.jobs import FileDataset
+from arkor.protocol.datasets import FileDataset
 from arkor.trainer.project import find_entry, inspect_entry
 from arkor.trainer.trainer import Trainer
 
