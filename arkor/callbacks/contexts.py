@@ -1,6 +1,6 @@
-"""What each callback gets: one context, with the job as it stands and what the moment brings.
+"""The contexts that callbacks receive: the current job and the data of the event.
 
-Who calls the callbacks, and what happens when one raises, is the business of `trainer/dispatcher.py`.
+`trainer/dispatcher.py` calls the callbacks and handles their exceptions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from arkor.results.training_result import TrainingResult
 
 @frozen
 class Infer:
-    """Ask one model: the base, a checkpoint or the final adapter of a run.
+    """Send messages to one model: the base model, a checkpoint or the final adapter of a run.
 
-    `abort_signal` is the trainer's own abort signal: whoever asks for long looks at it in between.
+    `abort_signal` is that of the trainer; a callback with many requests should check it between them.
     """
 
     _client: CloudApiClient = field(repr=False)
@@ -47,11 +47,12 @@ class Infer:
         seed: int | None = None,
         abort_signal: threading.Event | None = None,
     ) -> ChatResponse:
-        """A chat completion. `messages` are OpenAI's, or a string for one user message; `temperature` 0 is greedy.
+        """Return a chat completion.
 
-        With a class (attrs, dataclass, Pydantic) as `response_format`, the reply's `parsed` is an instance of it.
-        `stop` are up to four strings that end the answer; the same `seed` gives the same text.
-        Raises `CloudApiError` for a non-2xx answer.
+        `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes greedily.
+        With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the response is an
+        instance of it. `stop` are up to four strings that end the answer; the same `seed` gives the
+        same text. Raise `CloudApiError` for a response without a 2xx status.
         """
         request = InferenceRequest(
             messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
@@ -73,14 +74,14 @@ class Infer:
 
 @frozen
 class StartedContext(ControlledContext):
-    """The first step is about to be taken."""
+    """The training begins."""
 
     job: TrainingJob
 
 
-@frozen(slots=False)  # made twice as fast as one with slots, and of these there are many
+@frozen(slots=False)  # as `ControlledContext`
 class TrainingLogContext(ControlledContext):
-    """The numbers of one step, each None on steps that lack it; a diverged loss is `float("nan")`."""
+    """The metrics of one step. Each is None if the step lacks it; a diverged loss is `float("nan")`."""
 
     step: int
     loss: float | None
@@ -93,7 +94,7 @@ class TrainingLogContext(ControlledContext):
 
 @frozen
 class CheckpointContext(ControlledContext):
-    """A checkpoint that was just saved; `infer(messages, …)` talks to it while the run goes on."""
+    """A checkpoint was saved. `infer(messages, …)` uses it while the training continues."""
 
     step: int
     adapter: Adapter
@@ -104,7 +105,7 @@ class CheckpointContext(ControlledContext):
 
 @frozen
 class CompletedContext:
-    """The run has come to its end; `infer(messages, …)` talks to its final adapter."""
+    """The run has completed. `infer(messages, …)` uses its final adapter."""
 
     job: TrainingJob
     artifacts: tuple[Any, ...]
@@ -113,7 +114,7 @@ class CompletedContext:
 
 @frozen
 class FailedContext:
-    """`error` is the backend's sentence, not an exception."""
+    """The run has failed. `error` is the backend's message, not an exception."""
 
     job: TrainingJob
     error: str
@@ -121,9 +122,9 @@ class FailedContext:
 
 @frozen
 class FinishedContext:
-    """`wait()` is about to return `result`, or to raise `error`.
+    """`wait()` is about to return `result` or to raise `error`.
 
-    `result` is None while the run goes on: after a timeout, an abort, a Ctrl-C.
+    `result` is None if the run continues: after a timeout, an abort or Ctrl-C.
     """
 
     job: TrainingJob

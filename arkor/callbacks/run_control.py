@@ -1,7 +1,4 @@
-"""What a callback can do to the run that it is told of: stop it, or stop waiting for it.
-
-How the wait comes to hear of it is the business of `trainer/dispatcher.py`.
-"""
+"""Control of a run from its callbacks: cancel the run, or stop waiting for it."""
 
 from __future__ import annotations
 
@@ -11,32 +8,31 @@ from attrs import field, frozen
 
 from arkor.errors import ArkorError, CloudApiError
 
-#: How a backend refuses to stop a run that has ended.
-_CONFLICT = 409
+_CONFLICT = 409  # the status of a cancel request for a run that has ended
 
 
 def _no_control(*_: str) -> None:
-    raise ArkorError("this context was made by hand: there is no run behind it that could be stopped")
+    raise ArkorError("this context was not created by a trainer, so it has no run to control")
 
 
 @frozen
 class RunControl:
-    """The two things that a context can ask for, where a trainer made it."""
+    """The actions of a context, set by the trainer."""
 
     cancel: Callable[[], None] = _no_control
     stop_waiting: Callable[[str], None] = _no_control
 
 
-@frozen(slots=False)  # as `TrainingLogContext`
+@frozen(slots=False)  # without slots, an instance is created twice as fast; there is one per log
 class ControlledContext:
-    """A context of a run that is still going on."""
+    """Base of the contexts of a run that has not ended."""
 
     _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
 
     def cancel(self) -> bool:
-        """Ask the backend to stop the run; False when it had ended already. `wait()` stays until it has stopped.
+        """Ask the backend to stop the run. Return False if it had ended already.
 
-        Raises `CloudApiError` if the backend refuses for another reason.
+        `wait()` returns when the run has stopped. Raise `CloudApiError` if the backend refuses.
         """
         try:
             self._control.cancel()
@@ -47,8 +43,8 @@ class ControlledContext:
         return True
 
     def stop_waiting(self, reason: str = "a callback asked for it") -> None:
-        """`wait()` raises `TrainerAborted` with this reason when the callbacks of this event are through.
+        """Make `wait()` raise `TrainerAborted` with this reason after the callbacks of this event.
 
-        The run itself goes on, and a further `wait()` behind this event.
+        The run continues, and a further `wait()` resumes after this event.
         """
         self._control.stop_waiting(reason)

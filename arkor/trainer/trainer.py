@@ -138,36 +138,15 @@ class Trainer:
     ) -> None:
         text("name", name)
         watcher = _Watcher(
-            callbacks=callbacks,
-            callback_errors=callback_errors,
-            abort_signal=abort_signal,
-            progress=progress,
-            reconnect=reconnect,
-            base_url=base_url,
-            credentials=credentials,
-            project_dir=project_dir,
+            callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
         )
         config = build_config(
-            model,
-            dataset,
-            lora,
-            watcher.base_folder,
-            max_steps=max_steps,
-            num_train_epochs=num_train_epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            optim=optim,
-            lr_scheduler_type=lr_scheduler_type,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            logging_steps=logging_steps,
-            save_steps=save_steps,
-            eval_steps=eval_steps,
-            train_on_responses_only=train_on_responses_only,
-            dataset_format=dataset_format,
-            dataset_split=dataset_split,
-            dry_run=dry_run,
-        )
+            model, dataset, lora, watcher.base_folder,
+            max_steps=max_steps, num_train_epochs=num_train_epochs, learning_rate=learning_rate, batch_size=batch_size,
+            optim=optim, lr_scheduler_type=lr_scheduler_type, weight_decay=weight_decay, warmup_steps=warmup_steps,
+            logging_steps=logging_steps, save_steps=save_steps, eval_steps=eval_steps, dry_run=dry_run,
+            train_on_responses_only=train_on_responses_only, dataset_format=dataset_format, dataset_split=dataset_split,
+        )  # fmt: skip
         self._initialize(name, watcher, config=config)
 
     @classmethod
@@ -194,14 +173,7 @@ class Trainer:
         text("job_id", job_id)
         text("since", "start" if since is None else since)
         watcher = _Watcher(
-            callbacks=callbacks,
-            callback_errors=callback_errors,
-            abort_signal=abort_signal,
-            progress=progress,
-            reconnect=reconnect,
-            base_url=base_url,
-            credentials=credentials,
-            project_dir=project_dir,
+            callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
         )
         watcher.from_now = since == "now"
         watcher.stream.cursor = None if since in ("start", "now", None) else since
@@ -356,16 +328,15 @@ class _Watcher:
 
     def __init__(
         self,
-        *,
         callbacks: Any,
         callback_errors: CallbackErrors,
         abort_signal: threading.Event | None,
         progress: bool | Literal["auto"],
         reconnect: ReconnectPolicy | None,
-        base_url: str | None,
-        credentials: Credentials | None,
-        project_dir: str | Path | None,
+        *,
+        backend: tuple[str | None, Credentials | None, str | Path | None],
     ) -> None:
+        base_url, credentials, project_dir = backend
         if callback_errors not in ("reconnect", "raise", "log"):
             raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
         if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
@@ -389,7 +360,7 @@ class _Watcher:
         self.stream = EventStream(self._open_stream, reconnect or ReconnectPolicy())
         self._registry = CallbackRegistry(callbacks)
         self._callback_errors = callback_errors
-        self._connect_arguments = (base_url, credentials, project_dir)
+        self._backend = backend
         self._client: CloudApiClient | None = None
         self._dispatcher: Dispatcher | None = None
         self._run_progress = RunProgress()
@@ -401,7 +372,7 @@ class _Watcher:
 
     def client(self) -> CloudApiClient:
         if self._client is None:
-            self._client = connect(*self._connect_arguments)
+            self._client = connect(*self._backend)
         return self._client
 
     def disconnect(self) -> None:

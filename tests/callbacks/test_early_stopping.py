@@ -276,7 +276,7 @@ def test_a_context_made_by_hand_can_be_judged_but_not_stopped() -> None:
     stopping.on_started(StartedContext(job))
     stopping.on_log(TrainingLogContext(1, 2.0, None, None, None, None, job))
     assert stopping.stopped is None
-    with pytest.raises(ArkorError, match="no run behind it"):
+    with pytest.raises(ArkorError, match="no run to control"):
         stopping.on_log(TrainingLogContext(2, 9.0, None, None, None, None, job))
 
 

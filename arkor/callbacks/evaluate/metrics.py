@@ -1,4 +1,4 @@
-"""How good an answer is: a number for an answer and what was expected."""
+"""Metrics: functions that score an answer against the expected one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from arkor.errors import InvalidConfig
 from arkor.protocol.validation import signature_mismatch
 
-#: `(answer, expected)` → how good the answer is; `expected` is None where a question has none.
+#: `(answer, expected)` → a score; `expected` is None for a question without an expected answer.
 Metric = Callable[[str, "str | None"], float]
 
 
 def exact_match(answer: str, expected: str | None) -> float:
-    """1 when they are the same, blanks around them aside; else 0."""
+    """Return 1 if the texts are equal without surrounding white space, else 0."""
     return float(expected is not None and answer.strip() == expected.strip())
 
 
 def json_valid(answer: str, expected: str | None) -> float:  # noqa: ARG001 - a metric gets both
-    """1 when the answer is JSON and nothing else; NaN and Infinity are none."""
+    """Return 1 if the answer is one JSON document without NaN and Infinity, else 0."""
     try:
         json.loads(answer, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -31,7 +31,7 @@ METRICS: dict[str, Metric] = {"exact_match": exact_match, "json_valid": json_val
 
 
 def resolve_metric(given: Any) -> Metric:
-    """One of `METRICS` by its name, or the caller's own function. Raises `InvalidConfig`."""
+    """Return a metric by its name, or the caller's own function. Raise `InvalidConfig` for anything else."""
     if isinstance(given, str) and given in METRICS:
         return METRICS[given]
     if not callable(given):

@@ -76,10 +76,10 @@ def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
     ("given", "says"),
     [
         ("questions.jsonl", "FileDataset"),
-        ([], "no question in it"),
+        ([], "must contain at least one question"),
         (5, "not int"),
         ([5], r"questions\[0\]: must be a prompt"),
-        ([{"text": "x"}], "is a text, which asks nothing"),
+        ([{"text": "x"}], "is a plain text without a question"),
         ([{"question": "x"}], r"questions\[0\]: the row has question, but a row must have one of"),
         ([{"instruction": "x", "output": 5}], r"questions\[0\]: output: must be a string"),
         ([{"messages": []}], "at least one message"),

@@ -44,7 +44,7 @@ def news(event: str, **changes: Any) -> Notification:
 
 
 def test_a_message_names_run_status_loss_and_duration() -> None:
-    assert news("completed").text == "a run completed\nRun: j\nStep: 60\nLast loss: 0.04743\nDuration: 3 min 12 s"
+    assert news("completed").text == "a run completed\nRun: j\nStep: 60\nLast loss: 0.04743\nDuration: 3:12"
     failed = news("failed", error="the data cannot be read")
     assert failed.title == "a run failed"
     assert failed.details["Error"] == "the data cannot be read"
@@ -78,17 +78,16 @@ def test_teams_gets_a_card() -> None:
     workflow = MESSAGE_FORMATS["teams"](news("completed"))
     card = workflow["attachments"][0]["content"]
     assert (workflow["type"], card["type"]) == ("message", "AdaptiveCard")
-    assert card["body"][1]["facts"][-1] == {"title": "Duration", "value": "3 min 12 s"}
-    connector = MESSAGE_FORMATS["teams-connector"](news("completed"))
-    assert (connector["@type"], connector["title"]) == ("MessageCard", "a run completed")
-    assert connector["sections"][0]["facts"][0] == {"name": "Run", "value": "j"}
+    assert card["body"][1]["facts"][-1] == {"title": "Duration", "value": "3:12"}
+    assert card["body"][0]["text"] == "a run completed"
+    assert card["body"][1]["facts"][0] == {"title": "Run", "value": "j"}
 
 
 def test_a_plain_webhook_gets_fields() -> None:
     body = MESSAGE_FORMATS["plain"](attrs.evolve(news("completed"), loss=float("nan")))
     assert json.loads(json.dumps(body, allow_nan=False)) == {
         "event": "completed",
-        "text": "a run completed\nRun: j\nStep: 60\nLast loss: nan\nDuration: 3 min 12 s",
+        "text": "a run completed\nRun: j\nStep: 60\nLast loss: nan\nDuration: 3:12",
         "jobId": "j",
         "name": "a run",
         "status": "completed",
@@ -106,7 +105,7 @@ def test_a_plain_webhook_gets_fields() -> None:
         ("https://discord.com/api/webhooks/1/x", "discord"),
         ("https://canary.discord.com/api/webhooks/1/x", "discord"),
         ("https://discord.com/api/webhooks/1/x/slack", "slack"),
-        ("https://contoso.webhook.office.com/webhookb2/x", "teams-connector"),
+        ("https://contoso.webhook.office.com/webhookb2/x", "teams"),
         ("https://prod-1.westeurope.logic.azure.com:443/workflows/x?sig=s", "teams"),
         ("https://default1.2.environment.api.powerplatform.com:443/x", "teams"),
         ("http://127.0.0.1:9/hook", "plain"),
@@ -241,7 +240,7 @@ def test_the_attempts_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     with answering(Answer(503)) as server:
         assert deliver(server.url, attempts=2)
         assert len(server.requests) == 2
-    assert "'completed' was not delivered: the answer was 503" in caplog.text
+    assert "'completed' was not delivered: the server answered with status 503" in caplog.text
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 301, 307])
@@ -249,15 +248,7 @@ def test_what_does_not_pass_is_not_tried_again(status: int, caplog: pytest.LogCa
     with answering(Answer(status, headers={"Location": "http://127.0.0.1:9/"})) as server:
         assert deliver(server.url)
         assert len(server.requests) == 1
-    assert f"the answer was {status}" in caplog.text
-
-
-def test_a_teams_connector_says_429_with_status_200() -> None:
-    with answering(
-        Answer(200, b"Webhook message delivery failed with error: HTTP error 429"), Answer(200, b"1")
-    ) as server:
-        assert deliver(server.url)
-        assert len(server.requests) == 2
+    assert f"the server answered with status {status}" in caplog.text
 
 
 def test_a_messenger_that_hangs_costs_the_wait_its_bound_and_no_more(
@@ -307,7 +298,7 @@ def test_a_server_that_sends_its_head_byte_by_byte_cannot_hold_the_wait(backend_
 def test_nobody_there_is_a_warning(backend_env: Backend, caplog: pytest.LogCaptureFixture) -> None:
     result = make(max_steps=1, callbacks=Notify(f"http://127.0.0.1:9/{SECRET}", attempts=1)).wait()
     assert result.job.status == "completed"
-    assert "Notify (plain): the message 'completed' was not delivered: no connection" in caplog.text
+    assert "Notify (plain): the message 'completed' was not delivered: cannot connect to the server" in caplog.text
 
 
 @pytest.mark.slow

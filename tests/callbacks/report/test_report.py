@@ -83,7 +83,7 @@ def test_a_file_of_something_else_is_left_alone(
     completed(replay(Report(file), logs([2.0, 1.0])), [])
     assert file.read_bytes() == text.encode("latin-1")
     assert len(caplog.records) == 1
-    assert "holds something else" in caplog.text
+    assert "is not a metrics file" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -95,7 +95,7 @@ def test_a_disk_that_does_not_take_it_costs_the_report_and_not_the_watching(
     callbacks = [Report(tmp_path / "file" / "run.csv"), {"on_log": lambda ctx: steps.append(ctx.step)}]
     assert make(max_steps=3, callbacks=callbacks).wait().job.status == "completed"
     assert steps == [1, 2, 3]
-    assert sum("is left out from here on" in record.getMessage() for record in caplog.records) == 1
+    assert sum("failed and is disabled for this run" in record.getMessage() for record in caplog.records) == 1
 
 
 WATCH = """
@@ -144,7 +144,7 @@ def test_tensorboard_gets_every_number_once(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb: pip install wandb"):
+    with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb; install it: pip install wandb"):
         require_module("a_library_that_is_nowhere", package="wandb")
 
 
