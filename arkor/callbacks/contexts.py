@@ -6,24 +6,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
-from arkor.callbacks.run_control import ControlledContext
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
+from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
+
+_CONFLICT = 409  # the status of a cancel request for a run that has ended
 
 
 @frozen
 class Infer:
     """Send messages to one model: the base model, a checkpoint or the final adapter of a run.
 
-    `abort_signal` is that of the trainer; a callback with many requests should check it between them.
+    `abort_signal` is the trainer's; a callback with many requests should check it between them.
     """
 
     _client: CloudApiClient = field(repr=False)
@@ -72,6 +74,45 @@ class Infer:
         return self._client.chat(request, abort_signal=abort_signal)
 
 
+def _no_control(*_: str) -> None:
+    raise ArkorError("this context was not created by a trainer, so it has no run to control")
+
+
+@frozen
+class RunControl:
+    """The actions of a context, set by the trainer."""
+
+    cancel: Callable[[], None] = _no_control
+    stop_waiting: Callable[[str], None] = _no_control
+
+
+@frozen(slots=False)  # without slots, an instance is created twice as fast; there is one per log
+class ControlledContext:
+    """Base of the contexts of a run that has not ended."""
+
+    _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
+
+    def cancel(self) -> bool:
+        """Ask the backend to stop the run. Return False if it had ended already.
+
+        `wait()` returns when the run has stopped. Raise `CloudApiError` if the backend refuses.
+        """
+        try:
+            self._control.cancel()
+        except CloudApiError as error:
+            if error.status != _CONFLICT:
+                raise
+            return False
+        return True
+
+    def stop_waiting(self, reason: str = "a callback asked for it") -> None:
+        """Make `wait()` raise `TrainerAborted` with this reason after the callbacks of this event.
+
+        The run continues, and a further `wait()` resumes after this event.
+        """
+        self._control.stop_waiting(reason)
+
+
 @frozen
 class StartedContext(ControlledContext):
     """The training begins."""
@@ -81,7 +122,7 @@ class StartedContext(ControlledContext):
 
 @frozen(slots=False)  # as `ControlledContext`
 class TrainingLogContext(ControlledContext):
-    """The metrics of one step. Each is None if the step lacks it; a diverged loss is `float("nan")`."""
+    """The metrics of one step. A missing metric has the value None; a diverged loss is `float("nan")`."""
 
     step: int
     loss: float | None
@@ -124,7 +165,7 @@ class FailedContext:
 class FinishedContext:
     """`wait()` is about to return `result` or to raise `error`.
 
-    `result` is None if the run continues: after a timeout, an abort or Ctrl-C.
+    `result` stays None if the run continues: after a timeout, an abort or Ctrl-C.
     """
 
     job: TrainingJob

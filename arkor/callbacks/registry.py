@@ -11,14 +11,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from arkor.callbacks.contexts import (
-    CheckpointContext,
-    CompletedContext,
-    FailedContext,
-    FinishedContext,
-    StartedContext,
-    TrainingLogContext,
-)
+from arkor.callbacks import contexts
 from arkor.errors import InvalidConfig
 from arkor.protocol.validation import signature_mismatch
 
@@ -29,12 +22,12 @@ logger = logging.getLogger("arkor")
 class TrainerCallbacks:
     """Callbacks for the events of a run and the end of `wait()`: functions of one context, or None."""
 
-    on_started: Callable[[StartedContext], Any] | None = None
-    on_log: Callable[[TrainingLogContext], Any] | None = None
-    on_checkpoint: Callable[[CheckpointContext], Any] | None = None
-    on_completed: Callable[[CompletedContext], Any] | None = None
-    on_failed: Callable[[FailedContext], Any] | None = None
-    on_finished: Callable[[FinishedContext], Any] | None = None
+    on_started: Callable[[contexts.StartedContext], Any] | None = None
+    on_log: Callable[[contexts.TrainingLogContext], Any] | None = None
+    on_checkpoint: Callable[[contexts.CheckpointContext], Any] | None = None
+    on_completed: Callable[[contexts.CompletedContext], Any] | None = None
+    on_failed: Callable[[contexts.FailedContext], Any] | None = None
+    on_finished: Callable[[contexts.FinishedContext], Any] | None = None
 
 
 CALLBACK_NAMES = tuple(attrs.fields_dict(TrainerCallbacks))

@@ -1,16 +1,20 @@
-"""Progress of a run: in a notebook cell, as a line of a terminal, or as plain lines."""
+"""Progress of a run or of another long operation: in a notebook cell, on a line of a terminal, or as plain lines."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from html import escape
 from typing import Literal
 
-from arkor.display.notebook import NotebookProgress, in_a_notebook
+from arkor.display.notebook import DisplayHandle, NotebookProgress, in_a_notebook, line_html
 from arkor.display.plain import PlainProgress
 from arkor.display.run_progress import ProgressDisplay, RunProgress
 from arkor.display.terminal import TerminalProgress
-from arkor.display.terminal_io import can_redraw
+from arkor.display.terminal_io import ERASE, can_redraw, columns_of, trimmed
 from arkor.errors import InvalidConfig
+from arkor.formatting import one_line, replace_unencodable
 from arkor.protocol.jobs import JobConfig, TrainingJob
 from arkor.results.history import History
 
@@ -48,3 +52,40 @@ def run_progress_of(job: TrainingJob | None) -> RunProgress:
     if job is None:
         return RunProgress()
     return RunProgress(job.name, job.config.max_steps if isinstance(job.config, JobConfig) else None)
+
+
+@contextmanager
+def status_for(progress: bool | Literal["auto"]) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the status of a long operation, such as a check, until the end of the block.
+
+    In a terminal and in a notebook a message replaces the one before; elsewhere each is a line on
+    stderr. With `progress=False` nothing is shown.
+    """
+    stream = sys.stderr
+    if progress is False:
+        yield lambda _message: None
+    elif in_a_notebook():
+        handle = DisplayHandle()
+        try:
+            yield lambda message: handle.update(one_line(message), line_html(escape(one_line(message))))
+        finally:
+            handle.clear()
+    elif stream is None or stream.closed:
+        yield lambda _message: None
+    else:
+        redraws = can_redraw(stream)
+
+        def write(text: str) -> None:
+            with suppress(OSError, ValueError):  # a closed terminal must not end the operation
+                stream.write(replace_unencodable(text, stream))
+                stream.flush()
+
+        def show(message: str) -> None:
+            text = one_line(message)
+            write(f"{ERASE}{trimmed(text, columns_of(stream) - 1)}" if redraws else f"{text}\n")
+
+        try:
+            yield show
+        finally:
+            if redraws:
+                write(ERASE)

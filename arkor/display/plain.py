@@ -9,15 +9,7 @@ from typing import TextIO
 
 from arkor.display.run_progress import WORDS, ProgressDisplay, RunProgress, joined
 from arkor.formatting import one_line, replace_unencodable
-from arkor.protocol.events import (
-    CheckpointSaved,
-    Event,
-    TrainingLog,
-    TrainingPreparing,
-    TrainingResumed,
-    TrainingStarted,
-    TrainingWarning,
-)
+from arkor.protocol import events
 
 
 class PlainProgress(ProgressDisplay):
@@ -31,21 +23,21 @@ class PlainProgress(ProgressDisplay):
         self._every = every
         self._next_line = 0.0
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         run_progress = self._run_progress
         run_progress.update(event)
-        if isinstance(event, TrainingLog):
+        if isinstance(event, events.TrainingLog):
             if time.monotonic() >= self._next_line:
                 self._next_line = time.monotonic() + self._every
                 steps, loss = f"step {run_progress.steps()}", run_progress.losses(WORDS)
                 self._write(steps, loss, run_progress.speed(), run_progress.time_left())
-        elif isinstance(event, CheckpointSaved):
+        elif isinstance(event, events.CheckpointSaved):
             self._write(f"checkpoint {event.step} saved")
-        elif isinstance(event, TrainingStarted):
+        elif isinstance(event, events.TrainingStarted):
             self._write(f"training, {run_progress.total} steps" if run_progress.total else "training")
-        elif isinstance(event, (TrainingPreparing, TrainingResumed)):
+        elif isinstance(event, (events.TrainingPreparing, events.TrainingResumed)):
             self._write(run_progress.phase)
-        elif isinstance(event, TrainingWarning):
+        elif isinstance(event, events.TrainingWarning):
             self._write(one_line(f"warning: {event.message}"))
         else:
             steps, loss = f"step {run_progress.steps()}", run_progress.losses(WORDS)

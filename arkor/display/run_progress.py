@@ -12,18 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from arkor.formatting import format_duration, format_loss, one_line, seconds_between
+from arkor.protocol import events
 from arkor.protocol.estimates import Estimate, Outcome, outcome_of
-from arkor.protocol.events import (
-    CheckpointSaved,
-    Event,
-    TrainingCancelled,
-    TrainingCompleted,
-    TrainingFailedEvent,
-    TrainingLog,
-    TrainingPreparing,
-    TrainingResumed,
-    TrainingStarted,
-)
 
 _RECENT_STEPS = 24  # the window for speed and trend
 _MAX_STEPS = 2**53  # larger step numbers are capped, so that arithmetic with floats cannot overflow
@@ -51,7 +41,7 @@ class ProgressDisplay:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         """Process the next event."""
 
     def paused(self) -> AbstractContextManager[None]:
@@ -82,38 +72,38 @@ class RunProgress:
         self._estimate: Estimate | None = None
         self._outcome: Outcome | None = None
 
-    def update(self, event: Event) -> None:
+    def update(self, event: events.Event) -> None:
         """Apply the next event. Takes about a microsecond."""
-        if isinstance(event, TrainingLog):
+        if isinstance(event, events.TrainingLog):
             self.phase = "training"
             self.step = min(event.step, _MAX_STEPS)
             self._marks.append((self.step, event.timestamp))
             if event.loss is not None:
                 self._losses.append(event.loss)
-        elif isinstance(event, CheckpointSaved):
+        elif isinstance(event, events.CheckpointSaved):
             self.checkpoint = min(event.step, _MAX_STEPS)
             self.step = max(self.step, self.checkpoint)
-        elif isinstance(event, TrainingPreparing):
+        elif isinstance(event, events.TrainingPreparing):
             self.phase = one_line(event.message) or "preparing"
-        elif isinstance(event, TrainingStarted):
+        elif isinstance(event, events.TrainingStarted):
             self.total = _valid_total(event.total_steps) or self.total
             self._estimate = event.estimate
             self.phase, self._started_at = "training", event.timestamp
             self._marks.append((0, event.timestamp))
-        elif isinstance(event, TrainingResumed):
+        elif isinstance(event, events.TrainingResumed):
             self._marks.clear()  # the time of the outage must not count as the time of a step
             action = f"resuming from step {event.step}" if event.step else "starting again"
             self.phase = one_line(f"{action}: {event.reason or 'its worker died'}")
-        elif isinstance(event, (TrainingCompleted, TrainingFailedEvent, TrainingCancelled)):
-            self._end(event)
-
-    def _end(self, event: TrainingCompleted | TrainingFailedEvent | TrainingCancelled) -> None:
-        self.ended, self._ended_at = True, event.timestamp
-        if isinstance(event, TrainingCompleted):
-            self.phase = "completed"
+        elif isinstance(event, events.TrainingCompleted):
+            self._end("completed", event.timestamp)
             self._outcome = outcome_of(self._estimate, event.metrics)
-        else:
-            self.phase = one_line(f"failed: {event.error}") if isinstance(event, TrainingFailedEvent) else "cancelled"
+        elif isinstance(event, events.TrainingFailedEvent):
+            self._end(one_line(f"failed: {event.error}"), event.timestamp)
+        elif isinstance(event, events.TrainingCancelled):
+            self._end("cancelled", event.timestamp)
+
+    def _end(self, phase: str, timestamp: str) -> None:
+        self.phase, self._ended_at, self.ended = phase, timestamp, True
 
     @property
     def training(self) -> bool:
@@ -170,7 +160,7 @@ class RunProgress:
         return "" if seconds is None else f"in {format_duration(seconds)}"
 
     def estimate_verdict(self) -> str:
-        """Compare the estimate of an earlier check with the run; empty if there was none."""
+        """Compare the estimate of an earlier check with the run; empty without one."""
         return str(self._outcome) if self._outcome else ""
 
     def steps(self) -> str:

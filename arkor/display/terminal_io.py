@@ -42,7 +42,7 @@ class PrintHook:
 
     The hook replaces `write` of the stream objects, so that it also covers code that has kept a
     reference to one, such as the handlers of `logging`. It does not cover output that bypasses
-    Python's streams, such as that of a subprocess. `failed` is True if a stream rejected the hook.
+    Python's streams, such as a subprocess's. `failed` is True if a stream rejected the hook.
     """
 
     def __init__(self, on_write: Callable[[str], None], lock: threading.RLock) -> None:

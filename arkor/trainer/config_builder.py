@@ -37,7 +37,7 @@ _SYNONYMS = {
     "warmup_ratio": "warmup_steps",
     "signal": "abort_signal",
 }
-#: The fields of `LoraConfig`, under their own names and those of other libraries.
+#: The fields of `LoraConfig`, under their own names and the names in other libraries.
 _LORA_FIELDS = {
     **{name: name for name in attrs.fields_dict(LoraConfig)},
     "rank": "r",

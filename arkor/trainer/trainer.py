@@ -30,9 +30,8 @@ from arkor.client.http.urls import checked_url
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault
 from arkor.client.streaming.event_stream import EventStream
-from arkor.display import progress_for, run_progress_of
+from arkor.display import progress_for, run_progress_of, status_for
 from arkor.display.run_progress import RunProgress
-from arkor.display.status_line import status_for
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
@@ -81,7 +80,7 @@ class Trainer:
     """One fine-tuning run: its configuration, its callbacks and its backend.
 
     `name` appears in lists. `model` is a starter model, an id of the Hugging Face hub, or a folder.
-    `dataset` is the source of the rows. The backend chooses every setting that is None:
+    `dataset` is the source of the rows. The backend chooses every setting left at None:
 
     - `lora`: rank, scale, maximum row length in tokens, 4-bit loading.
     - `max_steps`, `num_train_epochs`: optimizer steps and passes over the data; the first limit ends
@@ -265,7 +264,7 @@ class Trainer:
     ) -> ChatResponse:
         """Send messages to the run's final adapter, its base model, or the checkpoint of a step.
 
-        `options` are those of `ctx.infer`. Raise `InvalidConfig` for an invalid `adapter`, and
+        `options` are as in `ctx.infer`. Raise `InvalidConfig` for an invalid `adapter`, and
         `CloudApiError` if that adapter does not exist (yet).
         """
         if adapter not in ("final", "base") and type(adapter) is not int:

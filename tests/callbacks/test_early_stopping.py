@@ -294,7 +294,7 @@ def test_forgotten_parentheses_are_named() -> None:
 
 def test_what_is_ready_to_use_is_loaded_when_it_is_asked_for() -> None:
     code = "import sys; from arkor import Trainer; print(*sorted(name[16:] for name in sys.modules if name.startswith('arkor.callbacks.')))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts registry run_control\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts registry\n"
     code = "from arkor.callbacks import *; print(EarlyStopping.__name__, Evaluate.__name__, Notify.__name__, Report.__name__)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "EarlyStopping Evaluate Notify Report\n"
     with pytest.raises(AttributeError, match="has no attribute 'EarlyStoping'"):

@@ -145,7 +145,7 @@ def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
 @SLOW
 def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: Path) -> None:
     cell = """
-    from arkor.display.status_line import status_for
+    from arkor.display import status_for
     with status_for("auto") as say:
         say("Reading <b>the data</b>")
         say("Timing a step")

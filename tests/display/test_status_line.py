@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # real terminals
 
 SCRIPT = """
 import sys, time
-from arkor.display.status_line import status_for
+from arkor.display import status_for
 with status_for("auto") as say:
     for sentence in ("Reading the data, which has " + "many " * 40 + "rows", "很长的消息" * 40, "\\x1b[31mTiming\\na step"):
         say(sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ import attrs
 from attrs import frozen
 
 from arkor.callbacks.contexts import CheckpointContext, CompletedContext, FinishedContext, Infer, StartedContext
-from arkor.callbacks.evaluate.metrics import Metric, resolve_metric
 from arkor.callbacks.evaluate.questions import Question, parse_questions
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
@@ -23,7 +23,10 @@ from arkor.protocol.validation import Integer, boolean, is_finite, signature_mis
 from arkor.results.evaluation import Answer, Evaluation
 from arkor.results.training_result import TrainingResult
 
-#: The parameters of `infer` that `Evaluate` sets itself, and those that it accepts.
+#: `(answer, expected)` → a score; `expected` may be None.
+Metric = Callable[[str, "str | None"], float]
+
+#: The parameters of `infer` that `Evaluate` sets itself, and the accepted ones.
 _RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "abort_signal"}
 _OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _RESERVED_OPTIONS]
 
@@ -50,7 +53,7 @@ class Evaluate:
 
     With `base`, the base model is asked once, for comparison in `result.evaluations`. `concurrency`
     requests run at a time, and an evaluation may take `timeout` seconds; failed and late answers are
-    left out. `tell(evaluation)` is called after each evaluation. `options` are those of `ctx.infer`;
+    left out. `tell(evaluation)` is called after each evaluation. `options` are as in `ctx.infer`;
     by default answers are greedy. Raise `InvalidConfig` for an invalid argument.
     """
 
@@ -210,3 +213,37 @@ def _check_options(options: Mapping[str, Any]) -> None:
         InferenceRequest([{"role": "user", "content": ""}], base_model="any", **options).check()
     except InvalidConfig as error:
         raise InvalidConfig(f"Evaluate.{error.field}", error.problem, error.remedy) from None
+
+
+def exact_match(answer: str, expected: str | None) -> float:
+    """Return 1 if the texts are equal without surrounding white space, else 0."""
+    return float(expected is not None and answer.strip() == expected.strip())
+
+
+def json_valid(answer: str, expected: str | None) -> float:  # noqa: ARG001 - a metric gets both
+    """Return 1 if the answer is one JSON document without NaN and Infinity, else 0."""
+    try:
+        json.loads(answer, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    return 1.0
+
+
+METRICS: dict[str, Metric] = {"exact_match": exact_match, "json_valid": json_valid}
+
+
+def resolve_metric(given: Any) -> Metric:
+    """Return a metric by its name, or the caller's own function. Raise `InvalidConfig` for anything else."""
+    if isinstance(given, str) and given in METRICS:
+        return METRICS[given]
+    if not callable(given):
+        names = ", ".join(map(repr, METRICS))
+        raise InvalidConfig("Evaluate.metric", f"must be {names}, or a function of (answer, expected), not {given!r}")
+    if signature := signature_mismatch(given, 2):
+        raise InvalidConfig("Evaluate.metric", f"must take (answer, expected), and this one takes {signature}")
+    metric: Metric = given
+    return metric
+
+
+def _reject_constant(constant: str) -> None:
+    raise ValueError(constant)

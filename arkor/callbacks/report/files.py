@@ -106,7 +106,7 @@ class JsonLinesMetrics(MetricsFile):
         row = {"job_id": self._job_id, "step": step, **numbers, **dict.fromkeys(non_finite)}
         return (json.dumps({**row, "nonFinite": non_finite} if non_finite else row) + "\n").encode()
 
-    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - there is no header
+    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - the format has no header
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

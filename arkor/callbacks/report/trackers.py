@@ -96,7 +96,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A wandb run with the id of the job; `options` are those of `wandb.init`."""
+    """A wandb run with the id of the job; `options` are passed to `wandb.init`."""
 
     def __init__(self, **options: Any) -> None:
         require_module("wandb", package="wandb")
@@ -115,7 +115,7 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A trackio run in `project`; `options` are those of `trackio.init`."""
+    """A trackio run in `project`; `options` are passed to `trackio.init`."""
 
     def __init__(self, project: str = "arkor", **options: Any) -> None:
         require_module("trackio", package="trackio")

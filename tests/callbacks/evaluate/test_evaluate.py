@@ -15,7 +15,7 @@ import pytest
 
 from arkor import BlobDataset, FileDataset, InvalidConfig, Trainer, TrainerAborted
 from arkor.callbacks import Evaluate
-from arkor.callbacks.evaluate.metrics import exact_match, json_valid
+from arkor.callbacks.evaluate.evaluate import exact_match, json_valid
 from arkor.callbacks.evaluate.questions import parse_questions
 from arkor.results.evaluation import Answer, Evaluation
 from tests.conftest import Backend
