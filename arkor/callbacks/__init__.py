@@ -1,7 +1,7 @@
 """Callbacks: functions that react to the events of a run, their contexts, and ready-made callbacks.
 
-Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events. The
-ready-made ones are imported on first use.
+Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events.
+The ready-made ones are imported on first use.
 """
 
 import importlib

@@ -51,10 +51,10 @@ class Infer:
     ) -> ChatResponse:
         """Return a chat completion.
 
-        `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes greedily.
-        With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the response is an
-        instance of it. `stop` are up to four strings that end the answer; the same `seed` gives the
-        same text. Raise `CloudApiError` for a response without a 2xx status.
+        `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes
+        greedily. With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the
+        response is an instance of it. `stop` are up to four strings that end the answer; the same
+        `seed` gives the same text. Raise `CloudApiError` for a response without a 2xx status.
         """
         request = InferenceRequest(
             messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
@@ -122,7 +122,7 @@ class StartedContext(ControlledContext):
 
 @frozen(slots=False)  # as `ControlledContext`
 class TrainingLogContext(ControlledContext):
-    """The metrics of one step. A missing metric has the value None; a diverged loss is `float("nan")`."""
+    """The metrics of one step: None for a missing one, `float("nan")` for a diverged loss."""
 
     step: int
     loss: float | None

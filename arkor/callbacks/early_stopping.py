@@ -1,6 +1,7 @@
 """`EarlyStopping`: stop a run whose loss has diverged, is too high, or no longer falls.
 
-The decision depends on the logged metrics only, so that a replay of the same log stops at the same step.
+The decision depends on the logged metrics only, so that a replay of the same log stops at the same
+step.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class EarlyStopping:
     """Stop a run, and the wait for it, when its metrics show that further training is useless.
 
     A non-finite training loss always stops the run, and so does a non-finite value of `on`. Finite
-    values of `on` are averaged over the last `window`; the run stops when the mean exceeds `ceiling`,
-    or when it has not fallen by more than `min_delta` for `patience` values in a row.
+    values of `on` are averaged over the last `window`; the run stops when the mean exceeds
+    `ceiling`, or when it has not fallen by more than `min_delta` for `patience` values in a row.
 
     With `cancel=False` the run continues and only the wait ends: `wait()` raises `TrainerAborted`.
 

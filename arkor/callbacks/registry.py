@@ -20,7 +20,7 @@ logger = logging.getLogger("arkor")
 
 @frozen
 class TrainerCallbacks:
-    """Callbacks for the events of a run and the end of `wait()`: functions of one context, or None."""
+    """Functions for the events of a run and the end of `wait()`; each takes one context."""
 
     on_started: Callable[[contexts.StartedContext], Any] | None = None
     on_log: Callable[[contexts.TrainingLogContext], Any] | None = None
@@ -48,7 +48,7 @@ class CallbackRegistry:
         self.each(name, lambda function: function(context))
 
     def each(self, name: str, call: Callable[[Callable[[Any], Any]], Any]) -> None:
-        """Call `call(function)` for each callback in order, even if one raises; then raise the first exception."""
+        """Pass each callback to `call`, even if one raises; then raise the first exception."""
         first: Exception | None = None
         for function in self._by_name[name]:
             try:
@@ -93,7 +93,7 @@ def _validate_callbacks(functions: Mapping[str, Any]) -> dict[str, Callable[[Any
 
 
 def _check_function(name: str, function: Any) -> None:
-    """Raise `InvalidConfig` for a callback that cannot be called, or that a call would not execute."""
+    """Raise `InvalidConfig` for a callback that a call would not execute."""
     field = f"callbacks.{name}"
     if not callable(function):
         raise InvalidConfig(field, f"must be a function, not {type(function).__name__}")

@@ -1,4 +1,4 @@
-"""Progress of a run or of another long operation: in a notebook cell, on a line of a terminal, or as plain lines."""
+"""Progress of a run or another operation, in a notebook cell, on a terminal, or as plain lines."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run_progress_of(job: TrainingJob | None) -> RunProgress:
 
 @contextmanager
 def status_for(progress: bool | Literal["auto"]) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the status of a long operation, such as a check, until the end of the block.
+    """Yield a function that shows the status of a long operation, until the end of the block.
 
     In a terminal and in a notebook a message replaces the one before; elsewhere each is a line on
     stderr. With `progress=False` nothing is shown.

@@ -1,7 +1,8 @@
 """Progress in a notebook cell: a line of text, a bar and a chart of the losses, updated in place.
 
-The output is HTML without scripts and an image, so that it remains in a saved notebook. `on_event()`
-only records; a thread draws, twice a second at first and less often as the run gets longer.
+The output is HTML without scripts and an image, so that it remains in a saved notebook.
+`on_event()` only records; a thread draws, twice a second at first and less often as the run gets
+longer.
 """
 
 from __future__ import annotations

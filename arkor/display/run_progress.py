@@ -127,7 +127,8 @@ class RunProgress:
         recent = list(self._losses)
         (older, older_error), (newer, newer_error) = _mean_and_error(recent[:half]), _mean_and_error(recent[-half:])
         change = newer - older
-        if abs(change) > max(_FLAT_TREND * abs(older), 2 * math.hypot(older_error, newer_error)):  # False for NaN
+        noise = 2 * math.hypot(older_error, newer_error)
+        if abs(change) > max(_FLAT_TREND * abs(older), noise):  # False for NaN
             return 1 if change > 0 else -1
         return 0
 
@@ -167,7 +168,7 @@ class RunProgress:
         return f"{self.step}/{self.total}" if self.total else str(self.step)
 
     def losses(self, arrows: Mapping[int, str]) -> str:
-        """Return `"loss 0.0474 ↘"`, with the sign of the trend from `arrows`; empty before the first loss."""
+        """Return `"loss 0.0474 ↘"`, with a sign for the trend; empty before the first loss."""
         return "" if self.loss is None else f"loss {format_loss(self.loss)}{arrows[self.trend]}"
 
     def checkpoint_text(self) -> str:

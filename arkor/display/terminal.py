@@ -39,7 +39,7 @@ class TerminalProgress(ProgressDisplay):
         self._run_progress = run_progress or RunProgress()
         self._unicode = "utf" in (getattr(self._stream, "encoding", None) or "").lower()
         self._arrows = ARROWS if self._unicode else NO_ARROWS
-        self._lock = threading.RLock()  # reentrant, since a signal handler may print while its thread draws
+        self._lock = threading.RLock()  # reentrant: a signal handler may print while its thread draws
         self._line = ""
         self._visible = False
         self._unfinished = False  # other code has printed part of a line and will print the rest
@@ -113,7 +113,7 @@ class TerminalProgress(ProgressDisplay):
             self._print_line(self._status() if self._run_progress.ended else self._compose())
 
     def _draw(self) -> None:
-        """Draw the current state, at most every `_REDRAW_SECONDS`; in between, restore an erased line."""
+        """Draw at most every `_REDRAW_SECONDS`; in between, only restore an erased line."""
         if self._closed or self._unfinished:
             return
         due = time.monotonic() - self._drawn_at >= _REDRAW_SECONDS
@@ -166,7 +166,7 @@ class TerminalProgress(ProgressDisplay):
         )
 
     def _facts(self) -> Iterator[str]:
-        """Yield the text after the bar: all facts, then fewer and fewer, the least important omitted first."""
+        """Yield texts for the right of the bar, from all facts to the most important ones."""
         run_progress = self._run_progress
         steps, loss = f"{run_progress.steps()} steps", run_progress.losses(self._arrows)
         speed, left = run_progress.speed(), run_progress.time_left(time.monotonic() - self._noted_at)

@@ -1,4 +1,4 @@
-"""Terminal output: redrawing a line, the width of a terminal, a hook on printed text, and a timer."""
+"""Terminal output: redrawing a line, its width, a hook on printed text, and a timer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trimmed(text: str, columns: int) -> str:
 
 
 class PrintHook:
-    """Call `on_write(text)`, under `lock`, before `text` is written to stdout or stderr of a terminal.
+    """Call `on_write(text)`, under `lock`, before `text` is written to a terminal.
 
     The hook replaces `write` of the stream objects, so that it also covers code that has kept a
     reference to one, such as the handlers of `logging`. It does not cover output that bypasses
@@ -95,7 +95,7 @@ class PrintHook:
 
 
 def _detach_hooks_in_child() -> None:
-    """Drop the hooks after a fork: the child has no line, and its copy of a held lock is never released."""
+    """Detach the hooks in a forked child: a lock held by another thread stays locked there."""
     for hook in _open_hooks:
         hook.detach()
 
@@ -111,14 +111,14 @@ class Ticker:
         self._tick = tick
         self._first_after = first_after
         self._closed = threading.Event()
-        context = contextvars.copy_context()  # Jupyter finds the cell that the output belongs to in it
+        context = contextvars.copy_context()  # Jupyter stores the current cell in it
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="arkor-progress", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Return when the last call has ended. The caller must not hold a lock that `tick` takes."""
+        """Wait for the end of the last call; the caller must not hold a lock that `tick` takes."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,6 +1,7 @@
 """The arguments of `Trainer(…)` → a `JobConfig`, and suggestions for unknown keywords.
 
-`protocol/validation.py` and `protocol/jobs.py` define the valid values; nothing here contacts a backend.
+`protocol/validation.py` and `protocol/jobs.py` define the valid values; nothing here contacts a
+backend.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def build_config(
     if isinstance(settings.get("dataset_format"), str):
         settings["dataset_format"] = {"type": settings["dataset_format"]}
     source = parse_dataset(dataset)
-    if isinstance(source, FileDataset):  # resolved now, since the script may change its working folder
+    if isinstance(source, FileDataset):  # the script may change its folder
         source = FileDataset(absolute_path("dataset.path", source.path, base_folder))
-    if isinstance(model, str) and model.startswith((".", "~", "/")):  # a folder; the backend runs in another one
+    if isinstance(model, str) and model.startswith((".", "~", "/")):  # a folder
         model = os.path.realpath(absolute_path("model", model, base_folder))
     config = JobConfig(model, source, **settings, **_adapter_fields(lora))
     config.check()

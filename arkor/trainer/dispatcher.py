@@ -1,4 +1,4 @@
-"""Dispatch of events to callbacks: keep the job up to date, build the contexts, handle exceptions of callbacks."""
+"""Dispatch of events to callbacks: the job, the contexts, and exceptions of callbacks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ CallbackErrors = Literal["reconnect", "raise", "log"]
 
 
 class Dispatcher:
-    """Updates `job` with each event and calls the callbacks; `result` stays None until the run has ended.
+    """Updates `job` with each event and calls the callbacks.
 
-    `result` is set before the callbacks of the terminal event are called, so that an exception in one
-    cannot lose it. `stop_reason` is set when a callback asks to end `wait()`.
+    `result` stays None until the run has ended. It is set before the callbacks of the terminal
+    event are called, so that an exception in one cannot lose it. `stop_reason` is set when a
+    callback asks to end `wait()`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Dispatcher:
         self._control = contexts.RunControl(self._cancel, self._stop_waiting)
 
     def dispatch(self, event: events.Event) -> str | None:
-        """Call the callbacks of an event. Return the reason if one raised and the stream must reconnect."""
+        """Call the callbacks; return the reason if one raised and the stream must reconnect."""
         handler = _HANDLERS.get(type(event))
         return handler(self, event) if handler else None
 
@@ -61,7 +62,7 @@ class Dispatcher:
         self.result = TrainingResult(job, history=self.history)
 
     def conclude(self, error: BaseException | None = None) -> None:
-        """Call `on_finished`, before `wait()` returns or raises `error`; a callback may replace the result."""
+        """Call `on_finished`, which may replace the result that `wait()` returns."""
 
         def call(on_finished: Callable[[contexts.FinishedContext], Any]) -> None:
             returned = on_finished(contexts.FinishedContext(self.job, self.result, error))

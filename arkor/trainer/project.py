@@ -69,7 +69,7 @@ def load_entry(path: str | Path | None = None) -> Trainer:
 
 
 def inspect_entry(path: str | Path | None = None) -> Trainer:
-    """Return the trainer like `load_entry`, but start no run if the file calls `start()` or `wait()` itself."""
+    """Return the trainer without starting a run, even if the file calls `start()` or `wait()`."""
     try:
         with prevent_start():
             return load_entry(path)
@@ -78,7 +78,7 @@ def inspect_entry(path: str | Path | None = None) -> Trainer:
 
 
 def find_entry(path: str | Path | None = None) -> Path:
-    """Return the absolute path of the entry file; `path` is the file or the project's folder (default: `.`)."""
+    """Return the absolute path of the entry file; `path` is the file or its folder."""
     given = Path(path or ".").absolute()
     if given.is_file():
         return given
@@ -107,14 +107,14 @@ def _configured_entry(file: Path) -> str | None:
 
 
 class _UncachedLoader(SourceFileLoader):
-    """Compile the source each time, as for a script: cached bytecode may miss an edit within a second."""
+    """Compile the source each time: cached bytecode would miss an edit within the same second."""
 
     def get_code(self, _fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _execute(file: Path) -> ModuleType:
-    """Execute the file as the module `arkor_entry`, with its folder first in `sys.path` as for a script."""
+    """Execute the file as the module `arkor_entry`, with its folder first in `sys.path`."""
     if file.suffix != ".py":
         raise InvalidConfig("entry", f"{file} is not a Python file")
     loader = _UncachedLoader("arkor_entry", str(file))

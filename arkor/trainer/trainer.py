@@ -1,7 +1,7 @@
 """The trainer: configure a run, start it, and wait for it while callbacks react to its events.
 
-`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on the
-caller's thread. The training itself happens in the backend.
+`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on
+the caller's thread. The training itself happens in the backend.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Trainer:
     `dataset` is the source of the rows. The backend chooses every setting left at None:
 
     - `lora`: rank, scale, maximum row length in tokens, 4-bit loading.
-    - `max_steps`, `num_train_epochs`: optimizer steps and passes over the data; the first limit ends
-      the run.
+    - `max_steps`, `num_train_epochs`: optimizer steps and passes over the data; the first limit
+      ends the run.
     - `batch_size`: rows per step. `learning_rate`: the peak. `warmup_steps`: steps, or a share of
       them if below 1.
     - `optim`, `lr_scheduler_type`, `weight_decay`: as in transformers.
@@ -93,11 +93,11 @@ class Trainer:
       `train_on_responses_only`: compute the loss on the assistant's messages only. `dry_run`: run
       every stage with a few rows and steps.
 
-    The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object with
-    some of its methods, or a list of these; `callback_errors` defines the effect of an exception in
-    one; `abort_signal` ends `wait()` when it is set; `progress=False` shows nothing; `reconnect` sets
-    the delays and attempts for a broken stream. `base_url` and `credentials` select a backend.
-    Relative paths start at `project_dir` (default: the current folder).
+    The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
+    with some of its methods, or a list of these; `callback_errors` defines the effect of an
+    exception in one; `abort_signal` ends `wait()` when it is set; `progress=False` shows nothing;
+    `reconnect` sets the delays and attempts for a broken stream. `base_url` and `credentials`
+    select a backend. Relative paths start at `project_dir` (default: the current folder).
 
     Raise `InvalidConfig` for a value of the wrong type or range, and `TypeError` for an unknown
     keyword. Nothing is sent before `start()`.
@@ -166,8 +166,8 @@ class Trainer:
     ) -> Trainer:
         """Watch a run that was submitted elsewhere.
 
-        `since` is `"start"` or None (the whole history, then live events), `"now"`, or the id of the
-        last event to skip. A backend without support for `"now"` sends the history.
+        `since` is `"start"` or None (the whole history, then live events), `"now"`, or the id of
+        the last event to skip. A backend without support for `"now"` sends the history.
         """
         text("job_id", job_id)
         text("since", "start" if since is None else since)
@@ -183,7 +183,7 @@ class Trainer:
     def _initialize(
         self, name: str, watcher: _Watcher, *, config: JobConfig | None = None, attached_to: str | None = None
     ) -> None:
-        """Set the state of a new trainer, which has either a `config` or a run that it is `attached_to`."""
+        """Set the state of a new trainer, which has a `config` or is `attached_to` a run."""
         self.name = name
         self._watcher = watcher
         self._config = config
@@ -206,7 +206,7 @@ class Trainer:
 
     @property
     def last_event_id(self) -> str | None:
-        """The id of the last dispatched event, for `attach(since=…)` in another process; None before it."""
+        """The id of the last dispatched event, for `attach(since=…)` in another process."""
         return self._watcher.stream.cursor
 
     def start(self) -> StartedJob:
@@ -224,12 +224,12 @@ class Trainer:
             return StartedJob(self._job.id)
 
     def wait(self, timeout: float | None = None) -> TrainingResult:
-        """Watch the run to its end, calling the callbacks on this thread; start it first if necessary.
+        """Start the run if necessary, and watch it to its end.
 
-        Return for completed, failed and cancelled runs alike; once the run has ended, return the same
-        result at once. `timeout` is in seconds. Raise `TimeoutError`, `TrainerAborted` (abort signal)
-        or `StreamLost`; in each case the run continues, and a further `wait()` resumes after the last
-        dispatched event.
+        The callbacks are called on this thread. Completed, failed and cancelled runs all have a
+        result; after the end, the same result is returned at once. `timeout` is in seconds. Raise
+        `TimeoutError`, `TrainerAborted` (abort signal) or `StreamLost`; in each case the run
+        continues, and a further `wait()` resumes after the last dispatched event.
         """
         if timeout is not None and timeout != math.inf and not is_finite(timeout):
             raise InvalidConfig("timeout", f"must be seconds, or None, not {quote(timeout)}")
@@ -248,9 +248,10 @@ class Trainer:
             self._waiting.release()
 
     def cancel(self) -> None:
-        """Ask the backend to stop the run; do nothing before `start()`. Safe on any thread and in callbacks.
+        """Ask the backend to stop the run; do nothing before `start()`.
 
-        Raise `CloudApiError` if the backend refuses (409 if the run has already ended).
+        May be called from any thread and from callbacks. Raise `CloudApiError` if the backend
+        refuses (409 if the run has already ended).
         """
         if self.job_id is not None:
             self._watcher.client().cancel_job(self.job_id)
@@ -323,7 +324,7 @@ class Trainer:
 
 
 class _Watcher:
-    """The connection of a trainer to its run: client, event stream, display and dispatch of events."""
+    """The connection of a trainer to its run: client, event stream, display and dispatcher."""
 
     def __init__(
         self,
@@ -416,7 +417,7 @@ class _Watcher:
         return dispatcher.result
 
     def _finish(self, dispatcher: Dispatcher, deadline: Deadline) -> ArkorError | None:
-        """Fetch the state of a run whose stream ended without a terminal event; return a fault to retry."""
+        """Fetch the run's final state after a stream without one; return an error to retry."""
         try:
             dispatcher.finish(deadline.call(lambda: self.client().get_job(dispatcher.job.id)))
         except (BackendUnavailable, CloudApiError) as error:

@@ -128,7 +128,7 @@ def test_a_backend_that_does_not_hear_is_asked_again(refusal: Exception, caplog:
     client = Client([refusal, refusal])
     replay(EarlyStopping(), logs([math.nan, 1.0, 1.0, 1.0]), client)
     assert client.cancelled == 3
-    assert sum("tried again" in record.getMessage() for record in caplog.records) == 2
+    assert sum("trying again" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_a_backend_that_says_no_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -393,7 +393,7 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"dataset": FileDataset(3)}, InvalidConfig, "dataset.path: must be a non-empty string"),  # type: ignore[arg-type]
         ({"dataset": Path("rows.jsonl")}, InvalidConfig, '{"type": "file", "path": \'rows.jsonl\'}'),
         ({"dataset": [{"messages": []}]}, InvalidConfig, "write them into a file"),
-        ({"callbacks": {"on_log": lambda step, loss: None}}, InvalidConfig, "this one takes (step, loss)"),
+        ({"callbacks": {"on_log": lambda step, loss: None}}, InvalidConfig, "but takes (step, loss)"),
         ({"callbacks": {"on_log": lambda: None}}, InvalidConfig, "must take one argument"),
         ({"callbacks": {"on_log": yielding}}, InvalidConfig, "a generator function would never be executed"),
         ({"base_url": "backend"}, InvalidConfig, "base_url: must be a URL"),

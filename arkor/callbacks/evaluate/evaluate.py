@@ -44,17 +44,17 @@ class Prediction:
 
 
 class Evaluate:
-    """Ask `questions` at every `every`-th checkpoint and of the final adapter; score the answers with `metric`.
+    """Ask `questions` at every `every`-th checkpoint and at the end, and score the answers.
 
-    `questions` are prompts, messages or rows (where the last message of the assistant is the expected
-    answer), a dict `{prompt: expected}`, or a file of rows (`FileDataset`, `Path`). `metric` is
-    `"exact_match"`, `"json_valid"` or a function of `(answer, expected)` that returns a number; the
-    default is `"exact_match"` if every question has an expected answer.
+    `questions` are prompts, messages or rows (where the last message of the assistant is the
+    expected answer), a dict `{prompt: expected}`, or a file of rows (`FileDataset`, `Path`).
+    `metric` is `"exact_match"`, `"json_valid"` or a function of `(answer, expected)` that returns a
+    number; the default is `"exact_match"` if every question has an expected answer.
 
     With `base`, the base model is asked once, for comparison in `result.evaluations`. `concurrency`
-    requests run at a time, and an evaluation may take `timeout` seconds; failed and late answers are
-    left out. `tell(evaluation)` is called after each evaluation. `options` are as in `ctx.infer`;
-    by default answers are greedy. Raise `InvalidConfig` for an invalid argument.
+    requests run at a time, and an evaluation may take `timeout` seconds; failed and late answers
+    are left out. `tell(evaluation)` is called after each evaluation. `options` are as in
+    `ctx.infer`; by default answers are greedy. Raise `InvalidConfig` for an invalid argument.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Evaluate:
             self._evaluate(ctx.step, ctx.infer, ctx.job)
 
     def on_completed(self, ctx: CompletedContext) -> None:
-        """Evaluate the final adapter, or reuse the evaluation of the last checkpoint if it has the same weights."""
+        """Evaluate the final adapter, unless the last checkpoint has the same weights."""
         self._begin_if_new(ctx.job)
         final_steps = [item.step for item in ctx.artifacts if isinstance(item, Artifact) and item.kind == "final"]
         last = self._evaluations[-1] if self._evaluations else None
@@ -159,7 +159,7 @@ class Evaluate:
             self._on_evaluation(evaluation)
 
     def _ask_all(self, infer: Infer) -> list[Prediction]:
-        """Ask every question, until the timeout or the abort signal; raise nothing but KeyboardInterrupt."""
+        """Ask every question until the timeout or the abort signal; never raise an ArkorError."""
         run = EvaluationRun(infer, self._metric, self._options)
         deadline, abort = time.monotonic() + self._timeout, infer.abort_signal
         with ThreadPoolExecutor(self._concurrency, "arkor-evaluate") as pool:
@@ -233,7 +233,7 @@ METRICS: dict[str, Metric] = {"exact_match": exact_match, "json_valid": json_val
 
 
 def resolve_metric(given: Any) -> Metric:
-    """Return a metric by its name, or the caller's own function. Raise `InvalidConfig` for anything else."""
+    """Return the metric of this name, or the given function. Raise `InvalidConfig`."""
     if isinstance(given, str) and given in METRICS:
         return METRICS[given]
     if not callable(given):

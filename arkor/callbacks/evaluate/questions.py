@@ -32,7 +32,7 @@ class Question:
 
 
 def parse_questions(given: Any) -> tuple[Question, ...]:
-    """Parse prompts, messages or rows, `{prompt: expected}`, or a file of rows. Raise `InvalidConfig`."""
+    """Parse the `questions` argument of `Evaluate`. Raise `InvalidConfig`."""
     questions = tuple(_question(location, row) for location, row in _rows(given))
     if not questions:
         raise InvalidConfig(_FIELD, "must contain at least one question")
@@ -56,7 +56,7 @@ def _rows(given: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_remote_dataset(given: Any) -> bool:
-    """Return True for a dict like `{"type": "huggingface", "name": …}`, which only a backend can read."""
+    """Return True for a dict like `{"type": "huggingface", "name": …}`, which a backend reads."""
     required_keys = {"huggingface": "name", "blob": "url"}
     return isinstance(given, Mapping) and required_keys.get(str(given.get("type"))) in given
 

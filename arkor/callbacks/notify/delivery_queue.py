@@ -21,7 +21,8 @@ from arkor.settings import VERSION
 
 logger = logging.getLogger("arkor")
 
-#: Seconds before the second attempt, doubled for each further one, and the maximum, which also limits `Retry-After`.
+#: Seconds before the second attempt, doubled for each further one, and the maximum, which also
+#: limits `Retry-After`.
 INITIAL_DELAY, MAX_DELAY = 0.5, 30.0
 
 #: The number of messages that may wait; further ones are dropped.
@@ -34,7 +35,7 @@ _thread = threading.local()
 
 
 def _hide_delivery_logs(_: logging.LogRecord) -> bool:
-    """Drop urllib3's DEBUG records on the delivery thread: they contain the path, which is the secret."""
+    """Drop urllib3's DEBUG records of the delivery thread: they contain the path, a secret."""
     return not getattr(_thread, "delivers", False)
 
 
@@ -43,7 +44,7 @@ class DeliveryError(Exception):
 
 
 class TransientDeliveryError(DeliveryError):
-    """A failure that another attempt may not have; `retry_after` is the server's `Retry-After` in seconds."""
+    """A failure that may go away; `retry_after` is the server's `Retry-After` in seconds."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -51,7 +52,7 @@ class TransientDeliveryError(DeliveryError):
 
 
 class DeliveryQueue:
-    """Delivers messages to one URL, in order. `name` replaces the URL in logs; `timeout` is in seconds."""
+    """Delivers messages to one URL in order. `name` stands for it in logs; `timeout` in seconds."""
 
     def __init__(self, url: str, name: str, *, timeout: float, attempts: int) -> None:
         self._url = url
@@ -74,7 +75,7 @@ class DeliveryQueue:
             except queue.Full:
                 logger.warning("%s: dropped the message %r, since %d are waiting", self._name, label, MAX_PENDING)
                 return
-            if self._thread is None or not self._thread.is_alive():  # a forked process has no thread
+            if self._thread is None or not self._thread.is_alive():  # not in a fork
                 self._thread = threading.Thread(target=self._deliver, name="arkor-notify", daemon=True)
                 self._thread.start()
                 atexit.register(self._flush_at_exit)
@@ -113,7 +114,7 @@ class DeliveryQueue:
                 self._pending.task_done()
 
     def _next_message(self) -> tuple[str, dict[str, Any]] | None:
-        """Return the next message, or None after `IDLE_SECONDS` without one; the thread then ends."""
+        """Return the next message; None after `IDLE_SECONDS` without one, to end the thread."""
         try:
             return self._pending.get(timeout=IDLE_SECONDS)
         except queue.Empty:

@@ -21,10 +21,10 @@ EVENTS = ("started", "checkpoint", "completed", "failed", "cancelled")
 class Notify:
     """Post a message to `url` on each of the events `on`, without delaying or failing the run.
 
-    The message format follows from the URL's host, or from `kind`: `"slack"`, `"discord"`, `"teams"`
-    (an adaptive card), `"plain"` (JSON). A background thread sends the messages, with up to `attempts`
-    attempts of `timeout` seconds each. At the end of a run `wait()` waits up to `flush_timeout`
-    seconds for undelivered messages. The URL is a secret and is never shown.
+    The message format follows from the URL's host, or from `kind`: `"slack"`, `"discord"`,
+    `"teams"` (an adaptive card), `"plain"` (JSON). A background thread sends the messages, with up
+    to `attempts` attempts of `timeout` seconds each. At the end of a run `wait()` waits up to
+    `flush_timeout` seconds for undelivered messages. The URL is a secret and is never shown.
 
     Raise `InvalidConfig` for an invalid argument.
     """

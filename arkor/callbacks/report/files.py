@@ -1,6 +1,7 @@
 """Metrics files: CSV or JSON Lines, with one row per log. A file can hold several runs.
 
-A run that is reported again from its start replaces its rows; a run that is resumed appends to them.
+A run that is reported again from its start replaces its rows; a run that is resumed appends to
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COLUMNS = ("job_id", "step", *METRIC_FIELDS)
 
 
 class MetricsFile(ABC):
-    """A file that rows are appended to. Raises OSError, and `ArkorError` for a file with other contents."""
+    """A file that rows are appended to. Raises OSError, and `ArkorError` for a foreign file."""
 
     #: The first line of the file.
     header = b""
@@ -73,7 +74,7 @@ class MetricsFile(ABC):
 
     @abstractmethod
     def _job_of_row(self, number: int, line: bytes) -> str | None:
-        """Return the job id of a row, None for the header. Raise `ArkorError` for any other line."""
+        """Return the job id of a row, None for the header; raise `ArkorError` for another line."""
 
 
 class CsvMetrics(MetricsFile):
@@ -99,14 +100,14 @@ class CsvMetrics(MetricsFile):
 
 
 class JsonLinesMetrics(MetricsFile):
-    """One object per line with the metrics of a log; a non-finite one is null, and its value is in `nonFinite`."""
+    """One object per line; a non-finite metric is null, and its value is in `nonFinite`."""
 
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
         non_finite = {name: str(number) for name, number in numbers.items() if not math.isfinite(number)}
         row = {"job_id": self._job_id, "step": step, **numbers, **dict.fromkeys(non_finite)}
         return (json.dumps({**row, "nonFinite": non_finite} if non_finite else row) + "\n").encode()
 
-    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - the format has no header
+    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - no header
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -29,9 +29,9 @@ class Report:
     """Write each logged metric `to` a file (`*.csv`, `*.jsonl`) or a tracker, given by its name.
 
     Options: `folder` for `"tensorboard"`; `experiment` and `tracking_uri` for `"mlflow"`; the
-    arguments of their `init` for `"wandb"` and `"trackio"`. The tracker's library must be installed;
-    it is imported when a run begins. If a tracker fails, this is logged once and the run is watched
-    without it. Raise `InvalidConfig` for an invalid argument.
+    arguments of their `init` for `"wandb"` and `"trackio"`. The tracker's library must be
+    installed; it is imported when a run begins. If a tracker fails, this is logged once and the run
+    is watched without it. Raise `InvalidConfig` for an invalid argument.
     """
 
     def __init__(self, to: str | Path, **options: Any) -> None:
@@ -71,7 +71,7 @@ class Report:
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - a library may raise anything, and none of it may end the wait
+        except Exception as error:  # noqa: BLE001 - no library may end the wait
             self._usable = False
             logger.warning("%r failed and is disabled for this run: %s: %s", self, type(error).__name__, error)
 

@@ -1,6 +1,7 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow and trackio, each through its own library.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow and trackio, through their libraries.
 
-A library is imported when a run begins. The reported configuration contains no token and no query of a URL.
+A library is imported when a run begins. The reported configuration contains no token and no query
+of a URL.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Tracker(Protocol):
     """A destination of metrics."""
 
     def open(self, job: TrainingJob, restart: bool) -> None:
-        """Begin to report a run: from its first step if `restart`, else after the steps reported before."""
+        """Begin to report a run: from its first step if `restart`, else after the last one."""
         ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -37,7 +38,7 @@ class Tracker(Protocol):
 
 
 def require_module(*modules: str, package: str) -> str:
-    """Return the first installed module. Raise `InvalidConfig` with the command to install `package`."""
+    """Return the first installed module. Raise `InvalidConfig` if `package` is not installed."""
     for module in modules:
         if find_spec(module) is not None:
             return module
@@ -71,7 +72,7 @@ def _dataset(source: Any) -> str:
 
 
 class TensorBoard:
-    """Event files in a subfolder of `folder` per run, written by tensorboardX or else by tensorboard."""
+    """Event files in a subfolder of `folder` for each run, by tensorboardX or else tensorboard."""
 
     def __init__(self, folder: str | Path = "runs") -> None:
         self._module = require_module("tensorboardX", "tensorboard", package="tensorboardX")
@@ -102,7 +103,7 @@ class WeightsAndBiases:
         require_module("wandb", package="wandb")
         self._options = options
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - wandb ignores steps that it has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - wandb skips old steps
         wandb = importlib.import_module("wandb")
         base = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
         self._run = wandb.init(**{**base, **self._options})
@@ -121,7 +122,7 @@ class Trackio:
         require_module("trackio", package="trackio")
         self._options = {"project": project, **options}
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - trackio cannot replace steps
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - not supported
         trackio = importlib.import_module("trackio")
         base = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
         self._run = trackio.init(**{**base, **self._options})
@@ -137,13 +138,13 @@ _RUN_STATUSES = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILL
 
 
 class MLflow:
-    """An MLflow run in `experiment`, identified by a tag; `tracking_uri` base to MLflow's own setting."""
+    """An MLflow run in `experiment`, found by a tag; `tracking_uri` defaults to MLflow's own."""
 
     def __init__(self, experiment: str = "arkor", tracking_uri: str | None = None) -> None:
         require_module("mlflow", package="mlflow-skinny")
         self._experiment, self._tracking_uri = experiment, tracking_uri
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - `log` skips the steps that MLflow has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - `log` skips old steps
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
         self._client = mlflow.MlflowClient(tracking_uri=self._tracking_uri)

@@ -44,7 +44,7 @@ def answers(adapter):
 
 
 def on_completed(ctx):
-    """Compare the base and the tuned model on held-out sentences, by word overlap with the English ones."""
+    """Compare the base and the tuned model on held-out sentences, by word overlap."""
     models = {"base": answers("base"), "tuned": answers("final")}
     scores = dict.fromkeys(models, 0.0)
     for number, row in enumerate(COMPARED):

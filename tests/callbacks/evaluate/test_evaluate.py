@@ -87,8 +87,8 @@ def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
         ([{"messages": [{"role": "robot", "content": "x"}]}], "must be one of system"),
         ([{"messages": [{"role": "user", "content": 5}]}], "content"),
         (FileDataset("nowhere.jsonl"), "cannot be read"),
-        (HUB, "are read here"),
-        (BlobDataset("https://example.com/rows.jsonl"), "are read here"),
+        (HUB, "are read on this machine"),
+        (BlobDataset("https://example.com/rows.jsonl"), "are read on this machine"),
     ],
 )
 def test_what_is_no_question_is_named(given: Any, says: str) -> None:
