@@ -67,7 +67,9 @@ def build_config(
         source = FileDataset(absolute_path("dataset.path", source.path, base_folder))
     if isinstance(model, str) and model.startswith((".", "~", "/")):  # a folder
         model = os.path.realpath(absolute_path("model", model, base_folder))
-    config = JobConfig(model, source, **settings, **_adapter_fields(lora))
+    if lora is not None:
+        settings |= (lora if isinstance(lora, LoraConfig) else _lora_from_dict(lora)).settings()
+    config = JobConfig(model, source, **settings)
     config.check()
     return config
 
@@ -94,20 +96,6 @@ def _hint(name: str, known: list[str]) -> str:
         return f"; it is a field of the adapter: lora=LoraConfig(r=…, alpha=…{example})"
     candidates = [_SYNONYMS.get(snake), *difflib.get_close_matches(snake, known, n=1)]
     return next((f"; did you mean {candidate!r}?" for candidate in candidates if candidate in known), "")
-
-
-def _adapter_fields(lora: LoraConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the `JobConfig` fields for `lora=`."""
-    if lora is None:
-        return {}
-    if not isinstance(lora, LoraConfig):
-        lora = _lora_from_dict(lora)
-    return {
-        "lora_r": lora.r,
-        "lora_alpha": lora.alpha,
-        "max_length": lora.max_length,
-        "load_in_4bit": lora.load_in_4bit,
-    }
 
 
 def _lora_from_dict(lora: Mapping[str, Any]) -> LoraConfig:
