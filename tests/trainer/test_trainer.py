@@ -1,4 +1,4 @@
-"""The trainer as a script uses it, against a real backend whose runs are played by the scripted engine."""
+"""The trainer as a script uses it, with a real backend and its scripted engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.conftest import Backend
 
 @pytest.fixture
 def backend(backend_env: Backend) -> Backend:
-    """One for all tests of this file, which leave it as it was."""
+    """One backend for all tests of this file, which leave it unchanged."""
     return backend_env
 
 
@@ -57,7 +57,7 @@ def yielding(ctx: Any) -> Iterator[Any]:
 
 
 class Notes:
-    """Callbacks as an object; remembers every moment."""
+    """Callbacks as an object; records every event."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -497,11 +497,11 @@ def test_a_token_never_shows() -> None:
     assert "s3cret" not in repr(trainer._config)
 
 
-# The end of wait(), and what a context can do
+# The end of wait(), and control from a context
 
 
 class Ends:
-    """Remembers how each `wait()` ended."""
+    """Records how each `wait()` ended."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, Any]] = []
@@ -518,7 +518,7 @@ def test_every_end_of_a_wait_is_told(slow_backend: Backend) -> None:
         trainer.wait()
     enough.clear()
     with pytest.raises(TimeoutError):
-        trainer.wait(timeout=0)  # it never came to watching, so there is no end to tell
+        trainer.wait(timeout=0)  # on_finished is not called for a wait that never began to watch
     result = make_attached(trainer, ends).wait()
     assert ends.seen == [(None, TrainerAborted), ("completed", type(None))]
     assert result.job.status == "completed"
@@ -563,7 +563,7 @@ def test_a_context_can_stop_its_run(slow_backend: Backend) -> None:
     assert accepted[0] is True
     again = make_attached(watched, {"on_started": lambda ctx: accepted.append(ctx.cancel())})
     assert again.wait().job.status == "cancelled"
-    assert accepted[-1] is False  # it had ended already, which is no error
+    assert accepted[-1] is False  # the run had ended already; not an error
 
 
 def test_on_completed_can_ask_the_final_adapter(backend: Backend) -> None:

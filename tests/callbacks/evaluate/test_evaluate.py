@@ -1,4 +1,4 @@
-"""Evaluation at checkpoints: what is asked, how it is scored, and that no answer can hurt the watching."""
+"""Evaluation at checkpoints: questions, scores, and errors that must not end the wait."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(**settings: Any) -> Trainer:
     return Trainer(**{"name": "a run", "model": "some-model", "dataset": HUB, "progress": False, **settings})
 
 
-# What is asked
+# Questions
 
 
 def test_questions_in_all_their_shapes(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_wrong_values_are_named(settings: dict[str, Any], field: str) -> None:
     assert wrong.value.field == f"Evaluate.{field}"
 
 
-# How it is scored
+# Scores
 
 
 def test_metrics() -> None:
