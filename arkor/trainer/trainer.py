@@ -82,16 +82,19 @@ class Trainer:
     `name` appears in lists. `model` is a starter model, an id of the Hugging Face hub, or a folder.
     `dataset` is the source of the rows. The backend chooses every setting left at None:
 
-    - `lora`: rank, scale, maximum row length in tokens, 4-bit loading.
-    - `max_steps`, `num_train_epochs`: optimizer steps and passes over the data; the first limit
-      ends the run.
-    - `batch_size`: rows per step. `learning_rate`: the peak. `warmup_steps`: steps, or a share of
-      them if below 1.
-    - `optim`, `lr_scheduler_type`, `weight_decay`: as in transformers.
-    - `logging_steps`, `save_steps`, `eval_steps`: steps between two logs, checkpoints, evaluations.
-    - `dataset_format`, `dataset_split`: how to read a row, and which rows to hold out.
-      `train_on_responses_only`: compute the loss on the assistant's messages only. `dry_run`: run
-      every stage with a few rows and steps.
+    - `lora`: the adapter, as a `LoraConfig` or a dict.
+    - `max_steps`: optimizer steps. `num_train_epochs`: passes over the data. The first limit ends
+      the run.
+    - `batch_size`: rows per step. `learning_rate`: the highest step size. `lr_scheduler_type`: the
+      learning rate over the run. `warmup_steps`: steps until the highest learning rate; below 1, a
+      share of the run.
+    - `optim`: the optimizer, by its name in transformers. `weight_decay`: pull of the weights
+      towards zero.
+    - `logging_steps`: steps between two logs. `save_steps`: steps between two checkpoints.
+      `eval_steps`: steps between two evaluations.
+    - `dataset_format`: how a row is read. `dataset_split`: which rows are trained on and held out.
+      `train_on_responses_only`: learn the assistant's messages only.
+    - `dry_run`: a few rows and steps through every stage.
 
     The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
     with some of its methods, or a list of these; `callback_errors` defines the effect of an

@@ -23,6 +23,7 @@ from arkor import (
     CloudApiError,
     FileDataset,
     InvalidConfig,
+    JobConfig,
     LoraConfig,
     ReconnectPolicy,
     Trainer,
@@ -495,6 +496,16 @@ def test_a_token_never_shows() -> None:
     trainer = make(dataset={"type": "blob", "url": "https://example.com/rows.jsonl", "token": "s3cret"})
     assert "s3cret" not in repr(trainer)
     assert "s3cret" not in repr(trainer._config)
+
+
+def test_the_docstring_describes_each_setting_as_declared() -> None:
+    documentation = " ".join((Trainer.__doc__ or "").split())
+    keywords = inspect.signature(Trainer).parameters
+    declared = {
+        f.name: f.metadata["doc"] for f in attrs.fields(JobConfig) if f.name in keywords and "doc" in f.metadata
+    }
+    assert len(declared) == 15
+    assert [name for name, doc in declared.items() if f"`{name}`: {doc}" not in documentation] == []
 
 
 # The end of wait(), and control from a context
