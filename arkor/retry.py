@@ -20,8 +20,9 @@ def retrying(
 ) -> Retrying:
     """Return a loop that repeats an attempt as long as it fails with a transient error.
 
-    `delay(error, attempt)` returns the seconds until the next attempt; `attempt` counts from 1. `log(error, seconds)`
-    is called before each pause. Unless `reraise`, the loop ends with `tenacity.RetryError`.
+    `delay(error, attempt)` returns the seconds until the next attempt; `attempt` counts from 1.
+    `log(error, seconds)` is called before each pause. Unless `reraise`, the loop ends with
+    `tenacity.RetryError`.
     """
 
     def log_failure(state: RetryCallState) -> None:

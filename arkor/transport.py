@@ -95,7 +95,7 @@ def _pool_classes(
 
 
 def _open_socket(connection: HTTPConnection, on_connect: Callable[[socket.socket, Any], None]) -> socket.socket:
-    """Connect to the first address of the host that accepts; raise the error of the last one that did not."""
+    """Connect to the first address that accepts; raise the error of the last one otherwise."""
     failure = OSError("the host name has no address")
     addresses = socket.getaddrinfo(connection._dns_host, connection.port, allowed_gai_family(), socket.SOCK_STREAM)
     for family, kind, protocol, _, address in addresses:

@@ -54,8 +54,8 @@ MAX_PAGE_SIZE = 1000
 class CloudApiClient:
     """The calls to one backend with one set of credentials.
 
-    `scope` is the project that calls refer to unless they name another one. Every method raises `CloudApiError` for
-    an error status and `BackendUnavailable` if there is no response.
+    `scope` is the project that calls refer to unless they name another one. Every method raises
+    `CloudApiError` for an error status and `BackendUnavailable` if there is no response.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class CloudApiClient:
         return decode_list(Project, self.http.call("GET", "/v1/projects", query=query), "projects")
 
     def create_project(self, name: str, slug: str, *, scope: Scope | None = None) -> Project:
-        """Create a project in the scope's organisation; `CloudApiError` 409 if the slug is taken."""
+        """Create a project in the scope's organisation. `CloudApiError` 409: the slug is taken."""
         query = {"orgSlug": self._scope(scope).org_slug}
         response = self.http.call("POST", "/v1/projects", query=query, body={"name": name, "slug": slug})
         return decode_one(Project, response, "project")
@@ -104,7 +104,7 @@ class CloudApiClient:
     def create_job(
         self, name: str, config: JobConfig, *, idempotency_key: str | None = None, scope: Scope | None = None
     ) -> TrainingJob:
-        """Submit a run, only once for the same `idempotency_key`. Raise `InvalidConfig` for an invalid value."""
+        """Submit a run, once per `idempotency_key`; raise `InvalidConfig` for an invalid value."""
         _require_sendable(config)
         body = {"name": name, "config": to_wire(config)}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
@@ -119,10 +119,10 @@ class CloudApiClient:
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> Check:
-        """Let the backend check a configuration without starting a run; `say` receives its progress.
+        """Check a configuration without starting a run; `say` receives the progress.
 
-        Takes about half a minute. Raise `InvalidConfig` for an invalid value, `CloudApiError` for a configuration
-        that cannot be trained or a backend without this route.
+        Takes about half a minute. Raise `InvalidConfig` for an invalid value, `CloudApiError` for a
+        configuration that cannot be trained or a backend without this route.
         """
         _require_sendable(config)
         query, body = self._query(scope), {"config": to_wire(config)}
@@ -132,12 +132,12 @@ class CloudApiClient:
     def list_jobs(
         self, *, limit: int | None = None, id_prefix: str = "", scope: Scope | None = None
     ) -> list[TrainingJob]:
-        """Return the runs of the project, newest first; at most `limit`, and only those with that id prefix."""
+        """Return the project's runs with that id prefix, newest first, at most `limit`."""
         page = MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)
         return list(islice(self.iter_jobs(page=page, id_prefix=id_prefix, scope=scope), limit)) if page else []
 
     def iter_jobs(self, *, page: int = 100, id_prefix: str = "", scope: Scope | None = None) -> Iterator[TrainingJob]:
-        """Yield what `list_jobs` returns; `page` runs (1 to 1000) are requested at a time, as needed.
+        """Yield what `list_jobs` returns, requesting `page` runs (1 to 1000) at a time.
 
         A backend without pages sends all at once.
         """
@@ -151,7 +151,7 @@ class CloudApiClient:
             query["before"] = before
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
-        """Return a run in its current state; `CloudApiError` 404 if the project does not have it."""
+        """Return a run in its current state. `CloudApiError` 404: the project does not have it."""
         return decode_one(TrainingJob, self._call("GET", _job_path(job_id), scope), "job")
 
     def cancel_job(self, job_id: str, *, scope: Scope | None = None) -> None:
@@ -167,10 +167,11 @@ class CloudApiClient:
         timeout: tuple[float, float] = TIMEOUT,
         scope: Scope | None = None,
     ) -> requests.Response:
-        """Return the unread server-sent events of a run after `last_event_id`; sent once, without a retry.
+        """Return the unread event stream of a run after `last_event_id`, without a retry.
 
-        Without an id, the stream begins with the whole history, or if `from_now` and the backend supports it, with the
-        next event. `timeout` is in seconds: to connect, and between two bytes.
+        Without an id, the stream begins with the whole history, or if `from_now` and the backend
+        supports it, with the next event. `timeout` is in seconds: to connect, and between two
+        bytes.
         """
         path = f"{_job_path(job_id)}/events/stream"
         cursor = {} if last_event_id is None else {"Last-Event-ID": _header_value("last_event_id", last_event_id)}
@@ -179,7 +180,7 @@ class CloudApiClient:
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
 
     def export_job(self, job_id: str, file: str | os.PathLike[str], *, scope: Scope | None = None) -> None:
-        """Write a zip of a run's folder to `file`, completely or not at all; `CloudApiError` 409 until it ends.
+        """Write a zip of a run's folder to `file` atomically. `CloudApiError` 409: it is running.
 
         Raise OSError if the file cannot be written.
         """
@@ -188,7 +189,7 @@ class CloudApiClient:
         self.http.save(Path(file).expanduser(), "GET", path, query=self._query(scope), headers=headers)
 
     def import_job(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> TrainingJob:
-        """Import a run from its folder or the zip of it into the project; importing it again changes nothing.
+        """Import a run from its folder or the zip of it; importing it again changes nothing.
 
         Raise `InvalidConfig` if it is not a run's folder or cannot be read.
         """
@@ -214,9 +215,10 @@ class CloudApiClient:
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> ChatResponse:
-        """Send a chat completion, streamed if the request says so; `abort_signal` ends it with `TrainerAborted`.
+        """Send a chat completion; `abort_signal` ends it with `TrainerAborted`.
 
-        If `response_format` is a class (attrs, dataclass, Pydantic), `parsed` of the response is an instance of it.
+        If `response_format` is a class (attrs, dataclass, Pydantic), `parsed` of the response is an
+        instance of it.
         """
         response_class = request.response_format
         if isinstance(response_class, Mapping):
@@ -288,11 +290,11 @@ class CloudApiClient:
         self._call("DELETE", _deployment_path(deployment_id), scope)
 
     def list_deployment_keys(self, deployment_id: str, *, scope: Scope | None = None) -> list[DeploymentKey]:
-        """Return the keys of a deployment, including revoked ones, without their `plaintext`."""
+        """Return all keys of a deployment, without their `plaintext`."""
         return decode_list(DeploymentKey, self._call("GET", f"{_deployment_path(deployment_id)}/keys", scope), "keys")
 
     def create_deployment_key(self, deployment_id: str, label: str, *, scope: Scope | None = None) -> DeploymentKey:
-        """Create a key; only this response contains its `plaintext`. Raise `InvalidConfig` for an invalid label."""
+        """Create a key, with its `plaintext`; raise `InvalidConfig` for an invalid label."""
         path, body = f"{_deployment_path(deployment_id)}/keys", {"label": clean_label(label)}
         return decode_one(DeploymentKey, self._call("POST", path, scope, body=body), "key")
 

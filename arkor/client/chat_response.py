@@ -1,4 +1,4 @@
-"""The response to a chat completion: text as it arrives, or all of it at once. Its chunks are OpenAI's."""
+"""The response to a chat completion, as a stream of text or as a whole."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def deadline_for(abort_signal: threading.Event | None) -> Deadline | None:
 
 
 class ChatResponse:
-    """A model's response. Iterate it for text as it arrives, or call `text()`; it closes itself at the end.
+    """A model's response: iterate it for text as it arrives, or call `text()`.
 
-    `raw` is the `requests.Response`. Reading raises `CloudApiError` for an error of the backend, `BackendUnavailable`
-    if the response is incomplete, `TrainerAborted` once the abort signal is set.
+    `raw` is the `requests.Response`. Reading raises `CloudApiError` for an error of the backend,
+    `BackendUnavailable` if the response is incomplete, `TrainerAborted` once the abort signal is
+    set.
     """
 
     def __init__(
@@ -81,19 +82,19 @@ class ChatResponse:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message in OpenAI's format, ready for the next request; waits for the end."""
+        """The assistant's message in OpenAI's format; waits for the end."""
         self._read_to_end()
         return self._message
 
     @property
     def finish_reason(self) -> str | None:
-        """Why it ended: `"stop"`, `"length"` (cut off at `max_tokens`) or `"tool_calls"`; waits for the end."""
+        """`"stop"`, `"length"` (cut off at `max_tokens`) or `"tool_calls"`; waits for the end."""
         self._read_to_end()
         return self._finish_reason
 
     @property
     def parsed(self) -> Any:
-        """The text as an instance of the class passed as `response_format`, else its JSON as plain data.
+        """The text as an instance of the `response_format` class, else its JSON as plain data.
 
         Waits for the end. Raises `ArkorError` if the text was cut off or does not fit.
         """
@@ -102,7 +103,7 @@ class ChatResponse:
         return parse_instance(Any if self._response_class is None else self._response_class, self.text())
 
     def json(self) -> dict[str, Any]:
-        """Return the chat-completion object of a request with `stream=False`; raise `ArkorError` otherwise."""
+        """Return the chat-completion object; raise `ArkorError` for a streamed response."""
         if self._streamed:
             raise ArkorError("json() needs a request with stream=False", remedy="iterate the response, or use text()")
         self._read_to_end()
@@ -151,7 +152,7 @@ class ChatResponse:
 
 
 def _parse_choices(data: str, response: requests.Response) -> list[dict[str, Any]]:
-    """Return the choices of a chunk, none if it is not one; raise `CloudApiError` if it contains an error."""
+    """Return the choices of a chunk, if any; raise `CloudApiError` if it contains an error."""
     try:
         chunk = json.loads(data)
     except (ValueError, RecursionError):

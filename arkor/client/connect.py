@@ -1,7 +1,8 @@
 """Choose the backend, the credentials and the project of a script.
 
-The backend is that of `base_url`, else of `ARKOR_CLOUD_API_URL`, else of the credentials, else the one of this machine.
-Credentials that a script obtained only because one of the first two was set (`incidental`) do not select a backend.
+The backend is chosen by `base_url`, else `ARKOR_CLOUD_API_URL`, else the credentials; the default
+is this machine's. Credentials that a script obtained only because one of the first two was set
+(`incidental`) do not select a backend.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def connect(
     credentials: Credentials | None = None,
     project_dir: str | Path | None = None,
 ) -> CloudApiClient:
-    """Return a client with its scope; `client.http.auth.source` names the setting that chose the backend.
+    """Return a client with its scope; `client.http.auth.source` names the deciding setting.
 
-    Starts a backend on this machine, obtains an anonymous identity and creates the project if they are missing. Raise
-    `BackendUnavailable`, `CloudApiError`, `CredentialsError` or `ProjectStateMismatch`.
+    Starts a backend on this machine, obtains an anonymous identity and creates the project if they
+    are missing. Raise `BackendUnavailable`, `CloudApiError`, `CredentialsError` or
+    `ProjectStateMismatch`.
     """
     chosen = choose_backend(base_url, credentials)
     if chosen is None:
@@ -49,7 +51,7 @@ def connect(
 
 
 def choose_backend(base_url: str | None = None, credentials: Credentials | None = None) -> tuple[str, str] | None:
-    """Return the backend's URL and the name of the setting that chose it; None for the backend of this machine.
+    """Return the backend's URL and the deciding setting; None for this machine's backend.
 
     Raise `InvalidConfig` for an invalid URL, `CredentialsError`.
     """
@@ -64,7 +66,7 @@ def choose_backend(base_url: str | None = None, credentials: Credentials | None 
 
 
 def _choose_org(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
-    """Return the organisation of an anonymous identity; else that of the project, or the person's only one."""
+    """Return the organisation of an anonymous identity, of the project, or the only one."""
     if isinstance(credentials, AnonymousCredentials):
         return credentials.org_slug
     orgs = [org.slug for org in client.me().orgs]

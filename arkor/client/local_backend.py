@@ -30,7 +30,7 @@ from arkor.files import Lock
 from arkor.protocol.codec import from_wire
 from arkor.settings import PROTOCOL, VERSION, arkor_home
 
-#: Seconds for a new backend to answer, for another process to finish starting one, for an old one to exit.
+#: Seconds to wait for a new backend, for the start lock, and for an old backend to exit.
 START_SECONDS = 30.0
 LOCK_SECONDS = 60.0
 SHUTDOWN_SECONDS = 10.0
@@ -74,7 +74,7 @@ class LocalBackendAuth(Auth):
         super().__init__(self.credentials.arkor_cloud_api_url, self.credentials.token, source="embedded")
 
     def refresh(self) -> bool:
-        """Raise `BackendUnavailable` if there is no backend and none can be started."""
+        """Raise `BackendUnavailable` if a backend can neither be found nor started."""
         before = self.credentials
         self.credentials = find_or_start(self._home)
         self.base_url, self.token = self.credentials.arkor_cloud_api_url, self.credentials.token
@@ -98,7 +98,7 @@ def find_or_start(home: Path | None = None) -> AnonymousCredentials:
 
 
 def _find_running(home: Path, ignored: BackendInfo | None = None) -> tuple[BackendInfo, Health] | None:
-    """Return the backend if it answers; raise `BackendUnavailable` if its process exists but does not answer."""
+    """Return the running backend; raise `BackendUnavailable` if it does not answer."""
     info = read_backend_info(home)
     if info is None or info == ignored:
         return None
@@ -117,7 +117,7 @@ def _find_running(home: Path, ignored: BackendInfo | None = None) -> tuple[Backe
 
 
 def read_backend_info(home: Path) -> BackendInfo | None:
-    """Return the contents of `backend.json` if it is valid; raise `BackendUnavailable` if it cannot be read."""
+    """Return a valid `backend.json`, else None; raise `BackendUnavailable` if unreadable."""
     with _home_errors(home):
         try:
             info = from_wire(BackendInfo, json.loads((home / "backend.json").read_bytes()))
@@ -128,7 +128,7 @@ def read_backend_info(home: Path) -> BackendInfo | None:
 
 
 def fetch_health(info: BackendInfo, seconds: float) -> Health | None:
-    """Return the backend's health; None if nothing listens there or it rejects our token. Raise TimeoutError."""
+    """Return the backend's health, None if it is not ours or not there; raise TimeoutError."""
     try:
         address = urlsplit(info.url)
         with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=seconds)) as connection:
@@ -166,7 +166,8 @@ def is_alive(pid: int) -> bool:
 def is_compatible(info: BackendInfo, health: Health) -> bool:
     """Return whether to use that backend, as opposed to replacing it.
 
-    Raise `BackendUnavailable` if neither is possible. An older backend with the same protocol keeps its runs.
+    Raise `BackendUnavailable` if neither is possible. An older backend with the same protocol keeps
+    its runs.
     """
     if health.protocol > PROTOCOL:
         raise BackendUnavailable(
@@ -277,7 +278,7 @@ def _launch(home: Path, stale: BackendInfo | None) -> tuple[BackendInfo, Health]
 
 
 def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a server that outlives this process; return it and the offset in the log where its output begins."""
+    """Start a server that outlives this process; return it and its offset in the log."""
     if not sys.executable:
         raise BackendUnavailable("the path of this Python is unknown", remedy="start `arkor serve` yourself")
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home)]
@@ -300,7 +301,7 @@ def _open_log(log: Path) -> IO[bytes]:
 
 
 def server_environment() -> dict[str, str]:
-    """Return the environment of a server; PYTHONPATH includes this package unless it is installed."""
+    """Return a server's environment; PYTHONPATH finds this package unless it is installed."""
     folder = str(Path(__file__).resolve().parents[2])
     environment = dict(os.environ)
     if folder not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):

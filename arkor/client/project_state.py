@@ -70,7 +70,7 @@ def write_state(state: ProjectState, project_dir: str | Path | None = None) -> N
 def slug_of(folder: Path) -> str:
     """Return a project's slug from the name of its folder: `"My Bot!"` → `"my-bot"`.
 
-    The result must equal that of the TypeScript client, which counts UTF-16 units and trims before it cuts.
+    The TypeScript client must find the same one; it counts UTF-16 units and trims before it cuts.
     """
     units = re.sub(r"[^\0-\uffff]", "--", folder.name.lower())
     slug = re.sub(r"[^a-z0-9-]", "-", units).strip("-")[:_MAX_SLUG_LENGTH]
@@ -78,9 +78,10 @@ def slug_of(folder: Path) -> str:
 
 
 def ensure_project(client: CloudApiClient, org_slug: str, project_dir: str | Path | None = None) -> ProjectState:
-    """Return the project that this folder belongs to; if there is none, create it on the backend and store it.
+    """Return the project of this folder, or create one on the backend and store it.
 
-    Raise `ProjectStateMismatch` if the folder belongs to another organisation; its state is not changed.
+    Raise `ProjectStateMismatch` if the folder belongs to another organisation; its state is not
+    changed.
     """
     state = read_state(project_dir)
     if state is not None and state.org_slug != org_slug:

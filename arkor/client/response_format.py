@@ -1,6 +1,7 @@
-"""Structured output: build the JSON schema of a class, and parse a model's response into an instance of it.
+"""Structured output: the JSON schema of a class, and instances parsed from responses.
 
-msgspec handles attrs classes, dataclasses, TypedDicts and similar types; Pydantic models handle themselves.
+msgspec handles attrs classes, dataclasses, TypedDicts and similar types; Pydantic models handle
+themselves.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _MAP_SUBSCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
 def build_response_format(response_class: Any) -> dict[str, Any]:
     """Return OpenAI's `response_format` for instances of `response_class`.
 
-    It is strict, so every field is written, unless the class contains a dict, whose keys are not known in advance.
-    Raise `InvalidConfig` if the class has no JSON schema.
+    It is strict, so every field is written, unless the class contains a dict, whose keys are not
+    known in advance. Raise `InvalidConfig` if the class has no JSON schema.
     """
     schema = _inline_root(_schema_of(response_class))
     strict = _is_closed(schema)
@@ -95,7 +96,7 @@ def _subschemas(schema: Mapping[str, Any]) -> list[Any]:
 
 
 def _make_strict(schema: Any) -> Any:
-    """Require all keys of each object, forbid others, and drop defaults, which the class fills in."""
+    """Require all keys of each object, forbid others, and drop defaults."""
     if not isinstance(schema, Mapping):
         return schema
     plain = {key: value for key, value in schema.items() if key != "default"}

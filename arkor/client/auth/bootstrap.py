@@ -1,4 +1,4 @@
-"""Find the credentials for a backend; obtain anonymous ones if there are none."""
+"""Find the credentials for a backend, or obtain anonymous ones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ logger = logging.getLogger("arkor")
 
 
 def ensure_credentials(base_url: str | None = None, *, incidental: bool = False) -> Credentials:
-    """Return the user's credentials for that backend; if there are none, obtain and store anonymous ones.
+    """Return the user's credentials for that backend, or obtain and store anonymous ones.
 
-    `ARKOR_TOKEN` takes precedence at the backend of `ARKOR_CLOUD_API_URL`. Concurrent processes get the same
-    credentials. Stored ones are never replaced: raise `CredentialsError` if they are for another backend, or if the
-    backend issues no anonymous identities. `incidental`: see `AnonymousCredentials`.
+    `ARKOR_TOKEN` takes precedence at the backend of `ARKOR_CLOUD_API_URL`. Concurrent processes get
+    the same credentials. Stored ones are never replaced: raise `CredentialsError` if they are for
+    another backend, or if the backend issues no anonymous identities. `incidental`: see
+    `AnonymousCredentials`.
     """
     if credentials := credentials_from_env(base_url):
         return credentials
@@ -43,7 +44,7 @@ def ensure_credentials(base_url: str | None = None, *, incidental: bool = False)
 
 
 def credentials_from_env(base_url: str | None = None) -> TokenCredentials | None:
-    """Return `ARKOR_TOKEN` as credentials, which are only valid for the backend of `ARKOR_CLOUD_API_URL`."""
+    """Return `ARKOR_TOKEN` as credentials if the backend is that of `ARKOR_CLOUD_API_URL`."""
     token, url = token_from_env(), cloud_api_url_from_env()
     if token is None or url is None or (base_url is not None and checked_url(base_url) != checked_url(url)):
         return None
@@ -55,7 +56,7 @@ def credentials_from_env(base_url: str | None = None) -> TokenCredentials | None
 
 
 def stored_credentials(base_url: str) -> Credentials | None:
-    """Return the credentials for that backend, if any; raise `CredentialsError` if they are for another one."""
+    """Return the stored credentials; raise `CredentialsError` if they are for another backend."""
     known = credentials_from_env(base_url) or read_credentials()
     return known and check_backend(known, base_url)
 

@@ -55,7 +55,8 @@ class _PkceSecrets:
 def sign_in_config(base_url: str) -> SignInConfig | None:
     """Return the OAuth configuration of that backend, None if it has none.
 
-    Raise `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an invalid configuration.
+    Raise `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an invalid
+    configuration.
     """
     url = checked_url(base_url)
     response = HttpClient(Auth(url)).call("GET", "/v1/auth/cli/config")
@@ -87,8 +88,9 @@ def sign_in(
 ) -> OAuthCredentials:
     """Wait until a person has signed in, and return the credentials for that backend.
 
-    `announce` receives the URL to open and the port of the callback server; `browser` opens the URL. Raise
-    `CredentialsError` if nobody signs in within `seconds` or access is denied, and `BackendUnavailable`.
+    `announce` receives the URL to open and the port of the callback server; `browser` opens the
+    URL. Raise `CredentialsError` after `seconds` without a login or access is denied, and
+    `BackendUnavailable`.
     """
     pkce = _PkceSecrets()
     with CallbackServer(config.callback_ports, pkce.state) as callback_server:

@@ -95,7 +95,7 @@ class CallbackServer:
         self._server.server_close()
 
     def wait(self, seconds: float) -> str:
-        """Return the code of the redirect; raise `CredentialsError` if it has none or does not come in time."""
+        """Return the code; raise `CredentialsError` after an error or a timeout."""
         try:
             response = self._responses.get(timeout=seconds)
         except queue.Empty:

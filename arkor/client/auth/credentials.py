@@ -1,7 +1,8 @@
 """Credentials for a backend, and the file that keeps them.
 
-Obtaining them is in `bootstrap.py` (anonymous) and `browser_login.py` (OAuth), renewing OAuth tokens in `oauth.py`. A
-backend on this machine needs no credentials file (`client/local_backend.py`).
+Obtaining them is in `bootstrap.py` (anonymous) and `browser_login.py` (OAuth), renewing OAuth
+tokens in `oauth.py`. A backend on this machine needs no credentials file
+(`client/local_backend.py`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ LOCK_SECONDS = 45.0
 class AnonymousCredentials:
     """An identity that a backend issued without a login, with an organisation of its own.
 
-    `incidental` marks one that a script obtained while `base_url` or `ARKOR_CLOUD_API_URL` chose the backend: it is
-    used for that backend, but does not select it.
+    `incidental` marks one that a script obtained while `base_url` or `ARKOR_CLOUD_API_URL` chose
+    the backend: it is used for that backend, but does not select it.
     """
 
     mode: ClassVar[str] = "anon"
@@ -98,7 +99,7 @@ def url_of(credentials: Credentials | None) -> str:
 
 
 def default_cloud_api_url(credentials: Credentials | None = None) -> str:
-    """Return `ARKOR_CLOUD_API_URL`, else the URL of the credentials, else that of the managed cloud."""
+    """Return `ARKOR_CLOUD_API_URL`, else the credentials' URL, else the managed cloud's."""
     return cloud_api_url_from_env() or url_of(credentials)
 
 
@@ -169,7 +170,7 @@ def write_credentials(credentials: Credentials) -> None:
 
 
 def remove_credentials() -> bool:
-    """Remove the stored credentials; return whether there were any. Raise `CredentialsError` if that fails."""
+    """Remove the stored credentials, return whether any existed; raise `CredentialsError`."""
     path = credentials_path()
     if not path.parent.is_dir():
         return False
@@ -190,7 +191,8 @@ def remove_credentials() -> bool:
 def credentials_lock() -> Iterator[None]:
     """Exclude other processes and threads from changing the stored credentials.
 
-    Where no lock can be made (a read-only home), there is none. Raise `BackendUnavailable` if it stays taken.
+    Does nothing where no lock can be made (a read-only home). Raise `BackendUnavailable` if it
+    stays taken.
     """
     lock = Lock(credentials_path().with_name("credentials.lock"))
     try:

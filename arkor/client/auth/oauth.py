@@ -1,7 +1,8 @@
 """OAuth credentials that renew themselves, once for all threads and processes that use them.
 
-Requests to the authorization server are made here; the browser login is in `browser_login.py`, the stored credentials
-in `credentials.py`. `client/http/client.py` calls `refresh_token` when a backend rejects a token.
+Requests to the authorization server are made here; the browser login is in `browser_login.py`, the
+stored credentials in `credentials.py`. `client/http/client.py` calls `refresh_token` when a backend
+rejects a token.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ REFRESH_RETRY = 10.0
 TIMEOUT = (10.0, 15.0)
 
 SIGN_IN_AGAIN = "sign in again: arkor login --oauth"
-_DEFAULT_LIFETIME = 3600.0  # seconds, if the server does not say
+_DEFAULT_LIFETIME = 3600.0  # seconds, if the server names none
 _MAX_LIFETIME = 10 * 365 * 86_400.0
 _MAX_RESPONSE_BYTES = 64 * 1024
 _ERROR_CODE = re.compile(r"[a-z_]{1,40}")
 
-#: Of this process: access token → the credentials that replaced it, and refresh token → why it was rejected.
+#: Access token → the credentials that replaced it; refresh token → why it was rejected.
 _successors: dict[str, OAuthCredentials] = {}
 _rejections: dict[str, str] = {}
 _refresh_lock = threading.Lock()
@@ -64,7 +65,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def auth_for(base_url: str, credentials: Credentials | None, *, from_file: bool = False, why: str = "base_url") -> Auth:
-    """Return the `Auth` for a backend. Renewed credentials are stored only if these are the stored ones."""
+    """Return the `Auth` for a backend; renewals of stored credentials are stored as well."""
     if not isinstance(credentials, OAuthCredentials):
         return Auth(base_url, credentials.bearer if credentials else None, source=why)
     return OAuthAuth(base_url, credentials, stored=from_file or _read_stored() == credentials, why=why)
@@ -73,8 +74,8 @@ def auth_for(base_url: str, credentials: Credentials | None, *, from_file: bool 
 class OAuthAuth(Auth):
     """An `Auth` whose token is renewed before it expires and when a backend rejects it.
 
-    `stored` credentials are those of the credentials file: changes that other processes make there are used, and
-    renewed credentials are written there.
+    `stored` credentials come from the credentials file: changes that other processes make there are
+    used, and renewed credentials are written there.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class OAuthAuth(Auth):
         self._refresh_at = credentials.expires_at - REFRESH_BEFORE
 
     def prepare(self) -> None:
-        """Renew a token that expires soon. A failure is only logged, because the old token may still be valid."""
+        """Renew a token that expires soon; only log a failure, as the token may still work."""
         token = self.token
         if time.time() < self._refresh_at:
             return
@@ -100,7 +101,7 @@ class OAuthAuth(Auth):
             logger.info("the sign-in expires soon and cannot be renewed: %s", error)
 
     def refresh_token(self, rejected: str | None) -> bool:
-        """Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable` after a transient failure."""
+        """Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable`."""
         self._refresh(rejected)
         return True
 
@@ -140,7 +141,7 @@ class OAuthAuth(Auth):
 
 
 def _read_stored() -> OAuthCredentials | None:
-    """Return the stored OAuth credentials; None if there are none or they cannot be read."""
+    """Return the stored OAuth credentials; None if they are missing or unreadable."""
     with suppress(CredentialsError):
         stored = read_credentials()
         return stored if isinstance(stored, OAuthCredentials) else None
@@ -148,7 +149,7 @@ def _read_stored() -> OAuthCredentials | None:
 
 
 def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
-    """Return the parts that stay the same when credentials are renewed or replaced for the same backend."""
+    """Return the parts that stay the same when credentials are renewed."""
     return credentials.auth0_domain, credentials.client_id, credentials.audience, credentials.arkor_cloud_api_url
 
 
@@ -156,9 +157,9 @@ def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
 
 
 def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
-    """Return the credentials with a new access token, and a new refresh token if the server rotates it.
+    """Return renewed credentials without storing them.
 
-    Nothing is stored. Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable` after a transient
+    Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable` after a transient
     failure.
     """
     if not credentials.refresh_token:
@@ -207,10 +208,10 @@ def request_token(
     task: str = "renews your sign-in",
     rejected: str = "your sign-in has ended",
 ) -> dict[str, Any]:
-    """Return the response of the token endpoint, which has an `access_token` that a header can hold.
+    """Return the response of the token endpoint, which has a valid `access_token`.
 
-    Raise `CredentialsError` (`rejected`, and the reason) if the server rejects the request, `BackendUnavailable` after
-    a transient failure; `task` is the purpose of the request.
+    Raise `CredentialsError` (`rejected`, and the reason) if the server rejects the request,
+    `BackendUnavailable` after a transient failure; `task` is the purpose of the request.
     """
     server = authorization_server(domain)
     try:
@@ -234,10 +235,10 @@ def request_token(
 
 
 def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
-    """Return the status and the start of the body; follow no redirect, because the form contains secrets.
+    """Return the status and the start of the body; follow no redirect with the form's secrets.
 
-    The request is not cancellable: losing the response may lose the refresh token that replaces the one in the form,
-    which would end the sign-in.
+    The request is not cancellable: losing the response may lose the refresh token that replaces the
+    one in the form, which would end the sign-in.
     """
     with Session() as session:
         headers = {"Accept": "application/json", "User-Agent": f"arkor/{VERSION}"}

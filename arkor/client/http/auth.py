@@ -24,16 +24,16 @@ class Auth:
         """Renew a token that is about to expire; called before each request."""
 
     def refresh(self) -> bool:
-        """Look for a new address; called when nothing listens at this one. Return whether to retry."""
+        """Update the address when nothing listens there; return whether to retry."""
         return False
 
     def refresh_token(self, rejected: str | None) -> bool:  # noqa: ARG002 - used by subclasses
-        """Look for a new token; called when the backend rejected this one. Return whether to retry."""
+        """Replace a token that the backend rejected; return whether to retry."""
         return self.refresh()
 
 
 def checked_token(token: str | None) -> str | None:
-    """Return the token. Raise `CredentialsError`, which does not show it, unless a header can hold it."""
+    """Return the token; raise `CredentialsError`, without showing it, if it is malformed."""
     if token is not None and (not isinstance(token, str) or not token.isprintable() or " " in token or not token):
         raise CredentialsError("the token of the credentials is empty or contains characters that no token has")
     return token

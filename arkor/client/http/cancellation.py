@@ -1,8 +1,8 @@
 """Cancel network calls from another thread, whatever they are waiting for.
 
-Connections that are opened or used inside `with scope:` are registered in that scope. `cancel()` shuts their sockets
-down, which interrupts connecting, the TLS handshake and reading; closing them would not. Only name resolution cannot
-be interrupted.
+Connections that are opened or used inside `with scope:` are registered in that scope. `cancel()`
+shuts their sockets down, which interrupts connecting, the TLS handshake and reading; closing them
+would not. Only name resolution cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _thread_scope = threading.local()
 
 
 class Cancelled(Exception):
-    """The cancel scope of this thread was cancelled, so its result is no longer needed."""
+    """The cancel scope of this thread was cancelled, so its result is not needed."""
 
 
 class CancelScope:
-    """The network calls made inside `with scope:`; `cancel()` and `release()` are idempotent and thread-safe."""
+    """The network calls made inside `with scope:`. Its methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class CancelScope:
             self.raise_if_cancelled()
             if stale := self._sockets.pop(sock.fileno(), None):
                 stale.close()
-            # A duplicate, because TLS detaches the original socket from its owner during the handshake.
+            # A duplicate, because TLS detaches the original socket during the handshake.
             self._sockets[sock.fileno()] = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
 
     def cancel(self) -> None:
@@ -94,7 +94,7 @@ def sleep(seconds: float) -> None:
 
 
 def cancellable_adapter() -> GuardedAdapter:
-    """Return a requests adapter that registers its connections, also those through proxies, in cancel scopes."""
+    """Return a requests adapter whose connections, also through proxies, are cancellable."""
 
     def register(sock: socket.socket, _: Any = None) -> None:
         if scope := current_scope():

@@ -50,7 +50,7 @@ _TRANSIENT_ERRORS = (
 
 @frozen
 class Call:
-    """A request: `query` and `headers` as requests takes them, `raw_headers` unchecked, `timeout` in seconds.
+    """A request; `raw_headers` are not validated, `timeout` is in seconds.
 
     `upload` opens the file that is streamed as the body; it is called again for each attempt.
     """
@@ -70,7 +70,7 @@ class Call:
         return self.repeatable or self.method in _IDEMPOTENT
 
     def data(self) -> bytes | IO[bytes] | None:
-        """Return the body to send; raise `InvalidConfig` if it has no JSON form, OSError for a file."""
+        """Return the body to send; raise `InvalidConfig` if it has no JSON form, or OSError."""
         if self.upload is not None:
             return self.upload()
         try:
@@ -99,8 +99,8 @@ class HttpClient:
     def call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         """Send a `Call` and return the JSON object of the response (empty if it has no body).
 
-        Idempotent methods and `repeatable` calls are retried after transient errors. Raise `CloudApiError` for an
-        error status, `BackendUnavailable` if there is no response.
+        Idempotent methods and `repeatable` calls are retried after transient errors. Raise
+        `CloudApiError` for an error status, `BackendUnavailable` without a response.
         """
         call = Call(method, path, **rest)
 
@@ -129,7 +129,7 @@ class HttpClient:
     def open(self, method: str, path: str, **rest: Any) -> requests.Response:
         """Send a `Call` once and return the response with its body unread; the caller closes it.
 
-        Raise `CloudApiError` for an error status, `BackendUnavailable` if there is no response.
+        Raise `CloudApiError` for an error status, `BackendUnavailable` without a response.
         """
         try:
             return self._send(Call(method, path, **rest))
@@ -137,7 +137,7 @@ class HttpClient:
             raise unavailable_error(self.auth.base_url, error) from error
 
     def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
-        """Send a `Call` once and write the body of the response to `file`, completely or not at all.
+        """Send a `Call` once and write the body of the response to `file` atomically.
 
         Raise `CloudApiError`, `BackendUnavailable`, and OSError if the file cannot be written.
         """
@@ -160,7 +160,7 @@ class HttpClient:
         return (state.seconds_since_start or 0.0) + _retry_delay(error, state.attempt_number) > budget
 
     def _send(self, call: Call) -> requests.Response:
-        """Send the call; if the address or the token is outdated and can be renewed, send it once more."""
+        """Send the call, and once more if an outdated address or token could be renewed."""
         self.auth.prepare()
         token = self.auth.token
         try:

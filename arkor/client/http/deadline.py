@@ -56,17 +56,17 @@ class Deadline:
         self.raise_if_expired()
 
     def poll(self, attempt: Callable[[float], Any]) -> Any:
-        """Call `attempt(seconds)` until it returns a value other than None; raise like `raise_if_expired`."""
+        """Call `attempt(seconds)` until it returns a value other than None, or raise."""
         while True:
             self.raise_if_expired()
             if (result := attempt(POLL_SECONDS)) is not None:
                 return result
 
     def call(self, function: Callable[[], T], discard: Callable[[T], Any] | None = None) -> T:
-        """Call a function that blocks on the network, on a thread of its own, and return its result.
+        """Return the result of a function that blocks on the network, called on its own thread.
 
-        After the deadline or an abort, its connections are shut down; a result that arrives nevertheless is passed
-        to `discard`.
+        After the deadline or an abort, its connections are shut down; a result that arrives
+        nevertheless is passed to `discard`.
         """
         scope = CancelScope()
         outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Read responses: chunks of a stream, the JSON object in a body, and the classes of the protocol in that."""
+"""Read responses: chunks, JSON objects, and the classes of the protocol in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn failed responses and exceptions of requests into errors of arkor that say what to do.
+"""Turn failed responses and exceptions of requests into errors of arkor.
 
 Nothing here sends a request; retries are in `client.py`.
 """
@@ -94,7 +94,7 @@ def invalid_response_error(response: requests.Response, problem: str) -> CloudAp
 
 
 def stream_error(data: Mapping[str, Any], response: requests.Response) -> CloudApiError:
-    """Return the error in a frame of that response: an object with `error`, in our format or OpenAI's."""
+    """Return the error in a frame of that response, in our format or OpenAI's."""
     message, code = _from_object(data)
     inner = data["error"] if isinstance(data["error"], dict) else {}
     status = data.get("status", inner.get("status"))
@@ -113,7 +113,7 @@ def _read_limited(response: requests.Response) -> bytes:
 
 
 def _from_object(data: Any) -> tuple[str | None, str | None]:
-    """Return the message and the code of `{"error", "code"}`, OpenAI's `{"error": {…}}` or a proxy's format."""
+    """Return message and code of `{"error", "code"}`, OpenAI's `{"error": {…}}` or a proxy's."""
     if not isinstance(data, dict):
         return None, None
     error = data.get("error")
@@ -127,7 +127,7 @@ def _from_object(data: Any) -> tuple[str | None, str | None]:
 
 
 def _from_page(response: requests.Response, text: str) -> str:
-    """Return one line for a body that is not JSON: the status, and the title or the first words of the page."""
+    """Return the status and the title or first words of a page on one line."""
     title = _TITLE.search(text)
     if title or "<" in text[:200]:
         text = html.unescape(title.group(1) if title else _MARKUP.sub(" ", text))
@@ -141,9 +141,10 @@ def _excerpt(text: str, max_length: int = _MAX_MESSAGE_LENGTH) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait from a `Retry-After` number or date; None if it is missing or invalid.
+    """Return the seconds of a `Retry-After` number or date; None if missing or invalid.
 
-    A date is compared with the `Date` of the same response, because the backend's clock may differ from ours.
+    A date is compared with the `Date` of the same response, because the backend's clock may differ
+    from ours.
     """
     value = (headers.get("Retry-After") or "").strip()
     if _SECONDS.fullmatch(value):
@@ -178,7 +179,7 @@ def unavailable_error(base_url: str, error: Exception) -> BackendUnavailable:
 
 
 def was_never_sent(error: BaseException) -> bool:
-    """Return whether the request cannot have reached a backend, so that repeating it is always safe."""
+    """Return whether the request reached no backend, so that repeating it is always safe."""
     if isinstance(error, requests.ConnectTimeout):
         return True
     reason = getattr(error.args[0], "reason", None) if error.args else None
@@ -223,7 +224,7 @@ def _describe_certificate_failure(error: Exception) -> tuple[str, str]:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the innermost reason, in the operating system's words if it has any; never a URL with a query."""
+    """Return the innermost reason, as the operating system words it; never a URL with a query."""
     inner: Any = error
     while True:
         wrapped = getattr(inner, "reason", None) or (inner.args[-1] if getattr(inner, "args", None) else None)

@@ -1,4 +1,4 @@
-"""Sessions of requests: which certificates, proxies, headers and redirects are used; how one is closed."""
+"""Sessions of requests: certificates, proxies, headers, redirects, and closing a connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from arkor.settings import VERSION, ca_bundle_from_env
 
 
 class Session(requests.Session):
-    """A session that uses no proxy on this machine, and the certificates that the environment names."""
+    """A session with the environment's certificates, and no proxy for this machine."""
 
     def merge_environment_settings(self, url: Any, *arguments: Any) -> Any:
         settings = super().merge_environment_settings(url, *arguments)
@@ -31,7 +31,7 @@ class Session(requests.Session):
 
 
 class CredentialSafeSession(Session):
-    """A session that keeps no cookies and only follows redirects that change neither origin nor method."""
+    """A session without cookies that follows no redirect to another origin or method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class CredentialSafeSession(Session):
             self.mount(scheme, cancellable_adapter())
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Raise `CloudApiError` for a redirect to another origin, which must not receive the token."""
+        """Raise `CloudApiError` for a redirect to another origin: it must not get the token."""
         target = super().get_redirect_target(resp)
         if target is None:
             return None
@@ -62,7 +62,7 @@ class CredentialSafeSession(Session):
 
 
 def close_connection(response: requests.Response) -> None:
-    """Interrupt a thread that is blocked reading the response, which `close()` would wait for; then close it."""
+    """Interrupt a thread that reads the response, which `close()` would wait for; close it."""
     with suppress(RuntimeError, OSError, ValueError, AttributeError):  # already closed
         response.raw.shutdown()
     response.close()

@@ -12,7 +12,7 @@ from arkor.protocol.validation import is_loopback
 
 
 def checked_url(base_url: str) -> str:
-    """Return the URL without a trailing slash; raise `InvalidConfig` unless it is the HTTP(S) URL of a host."""
+    """Return the URL without a trailing slash; raise `InvalidConfig` unless it is HTTP(S)."""
     parts = split_url(base_url)
     if parts is None or parts.scheme not in ("http", "https") or not _is_requestable(base_url):
         raise InvalidConfig("base_url", f"must be a URL like https://api.arkor.ai, not {base_url!r}")

@@ -27,7 +27,7 @@ class ArkorDeprecationWarning(DeprecationWarning):
 
 
 def report_deprecation(headers: Mapping[str, str]) -> None:
-    """Warn once per process, attributed to the main script so that Python shows the warning by default."""
+    """Warn once per process, in the name of the main script, so that Python shows it."""
     if not headers.get("Deprecation") or headers["Deprecation"].strip().lower() == "false":
         return
     with _warn_lock:
@@ -44,14 +44,14 @@ def report_deprecation(headers: Mapping[str, str]) -> None:
 
 
 def _warning_text(value: str) -> str:
-    """Return the quoted text of a `Warning` header (`299 - "text"`), or all of it if nothing is quoted."""
+    """Return the quoted text of a `Warning` header (`299 - "text"`), or all of it."""
     _, opening, rest = value.partition('"')
     text = rest.rsplit('"', 1)[0].replace('\\"', '"') if opening and '"' in rest else value
     return one_line(text, _MAX_MESSAGE_LENGTH)
 
 
 def upgrade_command(prefix: str | Path | None = None) -> str:
-    """Return the command that upgrades the environment at `prefix` (default: this one), of pip, uv or pipx."""
+    """Return the pip, uv or pipx command that upgrades the environment at `prefix`."""
     folder = Path(prefix or sys.prefix)
     if (folder / "uv-receipt.toml").exists():
         return "uv tool upgrade arkor"

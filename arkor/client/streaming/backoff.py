@@ -21,7 +21,7 @@ MIN_RETRY_AFTER = 0.1
 
 @frozen
 class ReconnectPolicy:
-    """Delays in seconds, and how many consecutive failures to tolerate (`max_attempts`; None: any number)."""
+    """Delays in seconds; `max_attempts` failures in a row are tolerated (None: any number)."""
 
     initial_delay: float = 1.0
     max_delay: float = 60.0
@@ -37,7 +37,7 @@ class ReconnectPolicy:
             raise InvalidConfig("reconnect.max_attempts", f"must be a whole number or None, not {attempts!r}")
 
     def delay(self, failures: int, base: float | None = None) -> float:
-        """Return the seconds to wait after `failures` (≥ 1) in a row: doubled each time, ±25 %, up to `max_delay`.
+        """Return the seconds to wait after `failures` (≥ 1): doubling, ±25 %, up to `max_delay`.
 
         `base` is the first delay if the server asked for one (`retry:`).
         """
@@ -52,10 +52,11 @@ def reconnect_attempts(
     is_transient: Callable[[BaseException], bool],
     base: Callable[[], float | None],
 ) -> Retrying:
-    """Return a retry loop that logs each transient error once and waits as the policy says.
+    """Return a retry loop that logs each transient error once and waits according to the policy.
 
-    An error's `retry_after` (seconds) replaces the policy's delay, up to its cap; `base` returns the server's first
-    delay or None. The loop raises `tenacity.RetryError` after more than `policy.max_attempts` failures in a row.
+    An error's `retry_after` (seconds) replaces the policy's delay, up to its cap; `base` returns
+    the server's first delay or None. The loop raises `tenacity.RetryError` after more than
+    `policy.max_attempts` failures in a row.
     """
 
     def delay(error: BaseException, failures: int) -> float:

@@ -27,8 +27,8 @@ def request_check(
 ) -> Check:
     """Start a check, wait for its end and return its report; `open_stream` takes further headers.
 
-    Raise `CloudApiError` for an error of the backend, `BackendUnavailable` if the response is incomplete,
-    `TrainerAborted` once the signal is set.
+    Raise `CloudApiError` for an error of the backend, `BackendUnavailable` if the response is
+    incomplete, `TrainerAborted` once the signal is set.
     """
     deadline = Deadline(abort_signal or threading.Event(), timeout_note="the check was abandoned")
     headers = {"Accept": "text/event-stream"}

@@ -28,13 +28,13 @@ from arkor.protocol.events import Event, MalformedEvent, decode_event
 
 logger = logging.getLogger("arkor")
 
-#: Opens the stream after a cursor (None: from the start); raises `CloudApiError` for an error status.
+#: Opens the stream after a cursor (None: from the start); raises `CloudApiError`.
 Opener = Callable[[str | None], requests.Response]
 
 _fast_json = msgspec.json.Decoder().decode
 
 _CHUNK_BYTES = 64 * 1024
-#: Reading pauses above the first size of the inbox and resumes below the second; each frame counts a bit extra.
+#: Inbox sizes above and below which reading pauses and resumes; the overhead of a frame.
 _HIGH_WATER_BYTES, _LOW_WATER_BYTES, _FRAME_OVERHEAD_BYTES = 1024 * 1024, 256 * 1024, 128
 _MAX_RETRY_AFTER = 86_400.0  # seconds; the policy's cap is usually far below
 _DEFAULT_SILENCE_SECONDS = 60.0
@@ -64,7 +64,7 @@ class Received:
 
 
 class StreamConnection:
-    """One event stream from opening to closing. `retry_seconds` is the reconnect delay that the server asked for."""
+    """One event stream. `retry_seconds` is the reconnect delay that the server asked for."""
 
     def __init__(self, opener: Opener, cursor: str | None) -> None:
         self.retry_seconds: float | None = None
@@ -89,9 +89,10 @@ class StreamConnection:
         self._thread.join(CANCEL_GRACE_SECONDS)
 
     def receive(self, seconds: float = 0.0) -> Received | None:
-        """Return the next frame, None if there is none in time.
+        """Return the next frame, None if it does not arrive in time.
 
-        Raise EOFError at the end, the error that ended the connection, or `StreamFault` after too long a silence.
+        Raise EOFError at the end, the error that ended the connection, or `StreamFault` after too
+        long a silence.
         """
         try:
             item = self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
@@ -147,7 +148,7 @@ class StreamConnection:
                 self._wait_for_capacity()
 
     def _wait_for_capacity(self) -> None:
-        """Stop reading until the caller has caught up, so that the server waits too. Raise `Cancelled` on exit."""
+        """Pause reading, and thereby the server, until the caller catches up, or raise."""
         self._keep_alive.stop()
         self._paused = True
         while self._bytes_in - self._bytes_out > _LOW_WATER_BYTES:
@@ -159,7 +160,7 @@ class StreamConnection:
 
 
 class KeepAlive:
-    """Detects a silent connection: the time of its last bytes (None while nothing is read) and the ping interval."""
+    """Detects a silent connection; `last_received_at` is None while nothing is read."""
 
     def __init__(self) -> None:
         self.last_received_at: float | None = None
@@ -179,7 +180,7 @@ class KeepAlive:
         self.last_received_at = self._pinged_at = None
 
     def ping(self, event_bytes: float) -> None:
-        """Measure the interval between two pings that have no event between them and are not from one chunk."""
+        """Measure the ping interval, unless events or the same chunk distort it."""
         if self._pinged_at is not None and self.last_received_at is not None and self._bytes_at_ping == event_bytes:
             interval = self.last_received_at - self._pinged_at
             if interval > 0:
@@ -190,7 +191,8 @@ class KeepAlive:
 def _low_latency_reader(response: requests.Response) -> Callable[[], bytes]:
     """Return a function that reads available bytes without waiting for more; b"" at the end.
 
-    Uncompressed responses use `read1` of the standard library, which is three times as fast as urllib3's.
+    Uncompressed responses use `read1` of the standard library, which is three times as fast as
+    urllib3's.
     """
     raw = response.raw
     plain = getattr(raw, "_original_response", None)
@@ -217,7 +219,7 @@ def _decode(frame: Frame) -> Received:
 
 
 def _json(text: str) -> Any:
-    """Parse with msgspec, five times as fast as `json.loads`; fall back to that for NaN and Infinity."""
+    """Parse with msgspec, five times as fast as `json.loads`; that parses NaN and Infinity."""
     try:
         return _fast_json(text)
     except ValueError:

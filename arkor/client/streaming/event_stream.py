@@ -1,8 +1,8 @@
 """The event stream of a run: each event once, in order, across reconnections.
 
-The caller's thread takes the frames of a `StreamConnection`, keeps the cursor, decides what a failure means, and waits.
-`ReplayGuard` recognizes events that were delivered before, so a server may replay too much. Event ids are opaque and
-distinct; each one seen takes eight bytes of memory.
+The caller's thread takes the frames of a `StreamConnection`, keeps the cursor, decides what a
+failure means, and waits. `ReplayGuard` recognizes events that were delivered before, so a server
+may replay too much. Event ids are opaque and distinct; each one seen takes eight bytes of memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ logger = logging.getLogger("arkor")
 
 _FINAL_STATUSES = frozenset({401, 403, 410, 426})
 
-#: A number of at most 18 digits fits into eight bytes and is kept as it is, so that rising ids need no sorting. Other
-#: ids are kept as their hash.
+#: A number of at most 18 digits fits into eight bytes and is kept unchanged, so that rising ids
+#: need no sorting. Other ids are kept as their hash.
 _MAX_DIGITS = 18
 
 
@@ -52,8 +52,8 @@ class ReplayGuard:
     def is_replay(self, event_id: str | None, data: str) -> bool:
         """Return whether this event was seen before; if not, remember it.
 
-        Within one connection, a repeated id is a replay only if the data is the same as well, as far as it is known:
-        a new event must not get lost because a server used an id twice.
+        Within one connection, a repeated id is a replay only if the data is the same as well, as
+        far as it is known: a new event must not get lost because a server used an id twice.
         """
         number = event_id and len(event_id) <= _MAX_DIGITS and event_id.isascii() and event_id.isdigit()
         key = int(event_id) if event_id and number else hash(event_id or data)
@@ -87,14 +87,14 @@ class EventStream:
     _fault: Exception | None = None
 
     def reconnect(self, fault: Exception) -> None:
-        """Reconnect after the event that was yielded last, as if the connection had failed with that error."""
+        """Reconnect after the last event, as if the connection had failed with that error."""
         self._fault = fault
 
     def events(self, deadline: Deadline) -> Generator[Event | StreamEnd, None, None]:
         """Yield events until the server sends `end`, which yields `END`, reconnecting as needed.
 
-        Raise `CloudApiError` for a status that retrying cannot change, `StreamLost` when the policy's attempts are
-        used up, and whatever `deadline` raises.
+        Raise `CloudApiError` for a status that retrying cannot change, `StreamLost` when the
+        policy's attempts are used up, and whatever `deadline` raises.
         """
         self._fault = None
         while True:
@@ -104,7 +104,7 @@ class EventStream:
             deadline.sleep(delay)
 
     def _connections(self, deadline: Deadline) -> Iterator[Any]:
-        """Connect until a connection ends cleanly after it made progress; each failure before that counts."""
+        """Connect until a connection that made progress ends cleanly."""
         attempts = reconnect_attempts(self.policy, deadline, is_transient, lambda: self._base_delay)
         try:
             for attempt in attempts:
@@ -135,7 +135,7 @@ class EventStream:
             raise StreamFault("the event stream ended without a single event")
 
     def _advance(self, item: Received) -> bool:
-        """Move the cursor; return whether to yield the event, which is neither malformed nor a replay."""
+        """Move the cursor; return whether the event is neither malformed nor a replay."""
         if (item.id or item.event is not None) and self._guard.is_replay(item.id, item.data):
             return False
         if item.id is not None:
@@ -151,7 +151,7 @@ def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Rece
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether reconnecting may help: after network failures and most error statuses, never an abort."""
+    """Return whether reconnecting may help: network failures and most error statuses."""
     if isinstance(error, CloudApiError):
         return error.status not in _FINAL_STATUSES
     return isinstance(error, (StreamFault, BackendUnavailable))

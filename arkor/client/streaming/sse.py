@@ -1,8 +1,8 @@
 """Parse server-sent events: chunks of bytes into whole frames.
 
-The chunks are normalized before sseclient-py parses them, because it deviates from the WHATWG HTML standard (section
-"Server-sent events") for incomplete frames, mixed line ends, a byte-order mark, invalid UTF-8, ids with NUL, and frames
-of only an id.
+The chunks are normalized before sseclient-py parses them, because it deviates from the WHATWG HTML
+standard (section "Server-sent events") for incomplete frames, mixed line ends, a byte-order mark,
+invalid UTF-8, ids with NUL, and frames of only an id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from arkor.errors import ArkorError
 
 #: The longest frame that is accepted, in bytes.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-#: sseclient-py concatenates the lines of a frame one by one; a limit on lines × bytes keeps that below a second.
+#: sseclient-py joins lines one by one; a limit on lines × bytes keeps that below a second.
 _MAX_FRAME_WORK = 2**32
 
 _BOM = b"\xef\xbb\xbf"
@@ -32,7 +32,7 @@ class FrameTooLarge(ArkorError):
 
 
 class Frame(Protocol):
-    """One whole frame: `id` is None if the frame does not set it, `retry` is a string of digits (milliseconds)."""
+    """One frame: `id` is None if not set, `retry` is a string of digits (milliseconds)."""
 
     id: str | None
     event: str
@@ -41,9 +41,10 @@ class Frame(Protocol):
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
-    """Yield the frames of a stream, each as soon as its last byte has arrived, however the bytes are split.
+    """Yield the frames of a stream, each as soon as its last byte has arrived.
 
-    A frame that is incomplete at the end is dropped. Raise `FrameTooLarge`, and whatever `chunks` raises.
+    A frame that is incomplete at the end is dropped. Raise `FrameTooLarge`, and whatever `chunks`
+    raises.
     """
     parsed: Any = _Parser(_normalize_frames(_split_blocks(_normalize_newlines(_strip_bom(chunks))))).events()
     return iter(parsed)

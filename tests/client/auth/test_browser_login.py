@@ -334,7 +334,7 @@ def test_a_backend_that_says_nothing_sensible(wrong: dict[str, object]) -> None:
         if not wrong.get("clientId", "c"):
             assert sign_in_config(server.url) is None
             return
-        with pytest.raises(CredentialsError, match="the OAuth configuration of .* is invalid"):
+        with pytest.raises(CredentialsError, match=r"the OAuth configuration of .* is invalid"):
             sign_in_config(server.url)
 
 
