@@ -23,8 +23,9 @@ _EXPORTS = {
     "callbacks": "CheckpointContext CompletedContext FailedContext FinishedContext "
     "StartedContext TrainerCallbacks TrainingLogContext",
     "client.api": "CloudApiClient",
+    "client.auth.bootstrap": "ensure_credentials request_anonymous_token",
     "client.auth.credentials": "AnonymousCredentials OAuthCredentials TokenCredentials credentials_path "
-    "default_cloud_api_url ensure_credentials read_credentials request_anonymous_token write_credentials",
+    "default_cloud_api_url read_credentials write_credentials",
     "client.chat_response": "ChatResponse",
     "client.connect": "connect",
     "client.project_state": "ProjectState read_state state_path write_state",

@@ -8,15 +8,14 @@ from arkor.callbacks import (
     TrainingLogContext,
 )
 from arkor.client.api import CloudApiClient
+from arkor.client.auth.bootstrap import ensure_credentials, request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     TokenCredentials,
     credentials_path,
     default_cloud_api_url,
-    ensure_credentials,
     read_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.client.chat_response import ChatResponse

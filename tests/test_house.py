@@ -17,7 +17,7 @@ PACKAGE = Path(arkor.__file__).parent
 #: A new file in a package needs no entry.
 LAYERS = """
 errors
-settings formatting files
+settings formatting files transport retry
 protocol
 charts
 results

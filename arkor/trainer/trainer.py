@@ -405,9 +405,8 @@ class _Watcher:
         events = self.stream.events(deadline)
         display = progress_for(self.progress, dispatcher.job, self._run_progress, dispatcher.history)
         with closing(events), display as progress:
-            fault: ArkorError | None = None
             while dispatcher.result is None:
-                event = next(events) if fault is None else events.throw(fault)
+                event = next(events)
                 if isinstance(event, StreamEnd):
                     fault = self._finish(dispatcher, deadline)
                 else:
@@ -417,6 +416,8 @@ class _Watcher:
                     fault = StreamFault(failure) if failure else None
                 if dispatcher.stop_reason is not None and dispatcher.result is None:
                     raise TrainerAborted(f"{dispatcher.stop_reason}; {deadline.timeout_note}")
+                if fault is not None:
+                    self.stream.reconnect(fault)
         return dispatcher.result
 
     def _finish(self, dispatcher: Dispatcher, deadline: Deadline) -> ArkorError | None:

@@ -452,7 +452,7 @@ def test_a_wait_that_ends_before_the_run_was_submitted_says_so(backend: Backend)
         trainer.wait(timeout=0)
     assert trainer.job_id is None
     trainer.start()
-    with pytest.raises(TimeoutError, match="the run itself goes on"):
+    with pytest.raises(TimeoutError, match="the run itself continues"):
         trainer.wait(timeout=0)
     assert trainer.wait().job.status == "completed"
 

@@ -168,7 +168,7 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     steps = [send_and_hold(log_frame(1), until=held), send(log_frame(2), completed(3), END_FRAME)]
     with running(*steps) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)})
-        with pytest.raises(TimeoutError, match="the run itself goes on"):
+        with pytest.raises(TimeoutError, match="the run itself continues"):
             trainer.wait(timeout=0.2)
         held.set()
         assert trainer.wait().job.status == "completed"
@@ -276,7 +276,7 @@ def test_silence_after_pings_is_noticed_and_the_stream_resumed(
         assert server.requests[1]["last-event-id"] == "1"
     output = [record.getMessage() for record in caplog.records if record.name == "arkor"]
     assert len(output) == 1
-    assert output[0].startswith("nothing was heard from the event stream for 0.8 s; reconnecting in 0.0")
+    assert output[0].startswith("the event stream was silent for 0.8 s; reconnecting in 0.0")
 
 
 def test_a_slow_callback_loses_nothing_even_if_the_server_drops_its_reader(tmp_path: Path) -> None:
@@ -383,5 +383,5 @@ def test_a_redirect_to_another_origin_gets_no_token(tmp_path: Path) -> None:
 
 def test_a_frame_too_large_is_a_clear_error(tmp_path: Path) -> None:
     with running(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, no_leaks(port_of(server)):
-        with pytest.raises(FrameTooLarge, match=r"the event stream sent one frame of 1.,...,... bytes"):
+        with pytest.raises(FrameTooLarge, match=r"the event stream sent a frame of 1.,...,... bytes"):
             server.watch(tmp_path).wait(timeout=20)

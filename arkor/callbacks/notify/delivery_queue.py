@@ -12,12 +12,13 @@ import threading
 from typing import Any
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import stop_after_attempt
 
 from arkor.client.http.errors import retry_after
-from arkor.client.http.session import HeaderAuth
 from arkor.errors import is_transient
+from arkor.retry import retrying
 from arkor.settings import VERSION
+from arkor.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 
@@ -97,16 +98,11 @@ class DeliveryQueue:
         urllib3_logger = logging.getLogger("urllib3.connectionpool")
         if _hide_delivery_logs not in urllib3_logger.filters:
             urllib3_logger.addFilter(_hide_delivery_logs)
-        post_with_retries = Retrying(
-            retry=retry_if_exception_type(TransientDeliveryError),
-            stop=stop_after_attempt(self._attempts),
-            wait=_retry_delay,
-            reraise=True,
-        ).wraps(self._post)
+        attempts = retrying(_is_transient, _retry_delay, stop_after_attempt(self._attempts))
         while (message := self._next_message()) is not None:
             label, body = message
             try:
-                post_with_retries(body)
+                attempts(self._post, body)
             except Exception as error:  # noqa: BLE001 - no failure may end the thread
                 reason = error if isinstance(error, DeliveryError) else type(error).__name__
                 logger.warning("%s: the message %r was not delivered: %s", self._name, label, reason)
@@ -133,7 +129,7 @@ class DeliveryQueue:
                 self._url,
                 json=body,
                 headers={"User-Agent": f"arkor/{VERSION}"},
-                auth=HeaderAuth(None, {}),  # keeps requests from sending a password of `.netrc`
+                auth=HeaderAuth(),  # keeps requests from sending a password of `.netrc`
                 timeout=self._timeout,
                 allow_redirects=False,
                 stream=True,
@@ -152,7 +148,10 @@ class DeliveryQueue:
             raise DeliveryError(f"the server answered with status {status}")
 
 
-def _retry_delay(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    delay = getattr(error, "retry_after", None) or INITIAL_DELAY * 2.0 ** min(state.attempt_number - 1, 16)
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, TransientDeliveryError)
+
+
+def _retry_delay(error: BaseException, attempt: int) -> float:
+    delay = getattr(error, "retry_after", None) or INITIAL_DELAY * 2.0 ** min(attempt - 1, 16)
     return float(min(delay, MAX_DELAY))
