@@ -98,7 +98,7 @@ class DeliveryQueue:
         urllib3_logger = logging.getLogger("urllib3.connectionpool")
         if _hide_delivery_logs not in urllib3_logger.filters:
             urllib3_logger.addFilter(_hide_delivery_logs)
-        attempts = retrying(_is_transient, _retry_delay, stop_after_attempt(self._attempts))
+        attempts = retrying(_is_retryable, _retry_delay, stop_after_attempt(self._attempts))
         while (message := self._next_message()) is not None:
             label, body = message
             try:
@@ -148,7 +148,7 @@ class DeliveryQueue:
             raise DeliveryError(f"the server answered with status {status}")
 
 
-def _is_transient(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, TransientDeliveryError)
 
 
