@@ -209,11 +209,7 @@ class CloudApiClient:
         return BlobDataset(decode_one(BlobDataset, response, "dataset").url)
 
     def chat(
-        self,
-        request: InferenceRequest,
-        *,
-        abort_signal: threading.Event | None = None,
-        scope: Scope | None = None,
+        self, request: InferenceRequest, *, abort_signal: threading.Event | None = None, scope: Scope | None = None
     ) -> ChatResponse:
         """Send a chat completion; `abort_signal` ends it with `TrainerAborted`.
 

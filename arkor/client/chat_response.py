@@ -10,7 +10,7 @@ from typing import Any
 import requests
 
 from arkor.client.http.deadline import Deadline
-from arkor.client.http.decoding import read_chunks, read_with
+from arkor.client.http.decoding import parse_object, read_chunks, read_with
 from arkor.client.http.errors import stream_error
 from arkor.client.http.session import close_connection
 from arkor.client.response_format import parse_instance
@@ -153,12 +153,7 @@ class ChatResponse:
 
 def _parse_choices(data: str, response: requests.Response) -> list[dict[str, Any]]:
     """Return the choices of a chunk, if any; raise `CloudApiError` if it contains an error."""
-    try:
-        chunk = json.loads(data)
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(chunk, dict):
-        return []
+    chunk = parse_object(data)
     if chunk.get("error"):
         raise stream_error(chunk, response)
     choices = chunk.get("choices")

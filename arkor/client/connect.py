@@ -29,9 +29,7 @@ from arkor.settings import arkor_home, cloud_api_url_from_env
 
 
 def connect(
-    base_url: str | None = None,
-    credentials: Credentials | None = None,
-    project_dir: str | Path | None = None,
+    base_url: str | None = None, credentials: Credentials | None = None, project_dir: str | Path | None = None
 ) -> CloudApiClient:
     """Return a client with its scope; `client.http.auth.source` names the deciding setting.
 

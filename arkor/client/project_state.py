@@ -90,13 +90,9 @@ def ensure_project(client: CloudApiClient, org_slug: str, project_dir: str | Pat
             f"{org_slug!r}",
             remedy=f"sign in to {state.org_slug!r}, or remove that file to start a new project",
         )
-    if state is None:
-        state = _create(client, org_slug, state_path(project_dir).parents[1].resolve())
-        write_state(state, project_dir)
-    return state
-
-
-def _create(client: CloudApiClient, org_slug: str, folder: Path) -> ProjectState:
+    if state is not None:
+        return state
+    folder = state_path(project_dir).parents[1].resolve()
     slug = slug_of(folder)
     scope = Scope(org_slug, slug)
     try:
@@ -108,4 +104,6 @@ def _create(client: CloudApiClient, org_slug: str, folder: Path) -> ProjectState
         if not existing:
             raise
         project = existing[0]
-    return ProjectState(org_slug, project.slug, project.id)
+    state = ProjectState(org_slug, project.slug, project.id)
+    write_state(state, project_dir)
+    return state

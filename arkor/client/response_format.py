@@ -79,14 +79,11 @@ def _is_closed(schema: Any) -> bool:
     """Return whether every object in the schema lists all its keys, as strict mode requires."""
     if not isinstance(schema, Mapping):
         return schema is not True
-    if "object" in _types(schema) and ("properties" not in schema or schema.get("additionalProperties")):
+    types = schema.get("type")
+    has_keys = types == "object" or (isinstance(types, list) and "object" in types)
+    if has_keys and ("properties" not in schema or schema.get("additionalProperties")):
         return False
     return all(_is_closed(inner) for inner in _subschemas(schema))
-
-
-def _types(schema: Mapping[str, Any]) -> list[Any]:
-    types = schema.get("type")
-    return types if isinstance(types, list) else [types]
 
 
 def _subschemas(schema: Mapping[str, Any]) -> list[Any]:

@@ -9,7 +9,6 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
@@ -65,17 +64,14 @@ def sign_in_config(base_url: str) -> SignInConfig | None:
     if not domain or not client_id:
         return None
     valid_ports = [p for p in ports if type(p) is int and 0 < p < 65536] if isinstance(ports, list) else []
-    is_valid = isinstance(client_id, str) and isinstance(audience, str | None) and valid_ports
-    if not is_valid or not _is_server(domain):
+    is_valid = isinstance(domain, str) and isinstance(client_id, str) and isinstance(audience, str | None)
+    try:
+        is_valid = is_valid and bool(authorization_server(domain)) and bool(valid_ports)
+    except CredentialsError:
+        is_valid = False
+    if not is_valid:
         raise CredentialsError(f"the OAuth configuration of {url} is invalid", remedy=CHECK_ADDRESS)
     return SignInConfig(domain, client_id, audience or "", tuple(valid_ports))
-
-
-def _is_server(domain: Any) -> bool:
-    try:
-        return isinstance(domain, str) and bool(authorization_server(domain))
-    except CredentialsError:
-        return False
 
 
 def sign_in(

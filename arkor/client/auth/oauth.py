@@ -7,7 +7,6 @@ rejects a token.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ from arkor.client.auth.credentials import (
     write_credentials,
 )
 from arkor.client.http.auth import Auth, checked_token
+from arkor.client.http.decoding import parse_object
 from arkor.client.http.errors import unavailable_error
 from arkor.client.http.session import Session
 from arkor.client.http.urls import checked_url, is_loopback_url
@@ -202,11 +202,7 @@ def authorization_server(domain: str) -> str:
 
 
 def request_token(
-    domain: str,
-    form: Mapping[str, str],
-    *,
-    task: str = "renews your sign-in",
-    rejected: str = "your sign-in has ended",
+    domain: str, form: Mapping[str, str], *, task: str = "renews your sign-in", rejected: str = "your sign-in has ended"
 ) -> dict[str, Any]:
     """Return the response of the token endpoint, which has a valid `access_token`.
 
@@ -218,18 +214,14 @@ def request_token(
         status, body = _post(f"{server}/oauth/token", form)
     except (OSError, HTTPError) as error:  # the errors of requests are OSErrors
         raise unavailable_error(f"{server}, which {task},", error) from None
-    try:
-        response = json.loads(body)
-    except (ValueError, RecursionError):
-        response = None
-    if isinstance(response, dict):
-        if status == 200 and _text_or_none(response.get("access_token")):
-            checked_token(response["access_token"])
-            return response
-        if 400 <= status < 500 and not is_transient(status) and "error" in response:
-            code = response["error"]  # the description is left out, because it may quote what was sent
-            reason = code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else "an unknown error"
-            raise CredentialsError(f"{rejected} ({domain} answered {reason})", remedy=SIGN_IN_AGAIN)
+    response = parse_object(body)
+    if status == 200 and _text_or_none(response.get("access_token")):
+        checked_token(response["access_token"])
+        return response
+    if 400 <= status < 500 and not is_transient(status) and "error" in response:
+        code = response["error"]  # the description is left out, because it may quote what was sent
+        reason = code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else "an unknown error"
+        raise CredentialsError(f"{rejected} ({domain} answered {reason})", remedy=SIGN_IN_AGAIN)
     problem = f"{server}, which {task}, answered {status} without a token"
     raise BackendUnavailable(problem, remedy=f"try again; if that does not help, {SIGN_IN_AGAIN}")
 

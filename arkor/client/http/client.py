@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError
 from arkor.client.http.auth import Auth
 from arkor.client.http.cancellation import raise_if_cancelled, sleep
 from arkor.client.http.decoding import json_object
-from arkor.client.http.errors import is_certificate_error, parse_error, unavailable_error, was_never_sent
+from arkor.client.http.errors import parse_error, unavailable_error, was_never_sent
 from arkor.client.http.session import CredentialSafeSession
 from arkor.client.http.versions import report_deprecation
 from arkor.errors import CloudApiError, InvalidConfig, is_transient
@@ -40,12 +40,7 @@ UNREACHABLE_BUDGET = 5.0
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _CONNECTION_ERRORS = (requests.RequestException, HTTPError)
-_TRANSIENT_ERRORS = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    HTTPError,
-)
+_TRANSIENT_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
 
 
 @frozen
@@ -207,7 +202,8 @@ class HttpClient:
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, CloudApiError):
         return is_transient(error.status)
-    return isinstance(error, _TRANSIENT_ERRORS) and not is_certificate_error(error)
+    untrusted = isinstance(error, requests.exceptions.SSLError)  # a retry cannot change a certificate
+    return isinstance(error, _TRANSIENT_ERRORS) and not untrusted
 
 
 def _retry_delay(error: BaseException, attempt: int) -> float:

@@ -5,11 +5,9 @@ Blocking work runs on other threads, so that the abort signal and Ctrl-C take ef
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -69,39 +67,33 @@ class Deadline:
         nevertheless is passed to `discard`.
         """
         scope = CancelScope()
-        outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+        results: list[T] = []
+        errors: list[BaseException] = []
 
         def run() -> None:
             try:
                 with scope:
                     result = function()
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-                outcome.put(_raiser(error))
+                errors.append(error)
                 return
+            results.append(result)
             if scope.cancelled and discard is not None:
                 discard(result)
-            outcome.put(lambda: result)
 
-        def take(seconds: float) -> Callable[[], T] | None:
-            with suppress(queue.Empty):
-                return outcome.get(timeout=seconds)
-            return None
+        def join(seconds: float) -> bool | None:
+            thread.join(seconds)
+            return None if thread.is_alive() else True
 
         thread = threading.Thread(target=run, name="arkor-call", daemon=True)
         thread.start()
         try:
-            result: Callable[[], T] = self.poll(take)
+            self.poll(join)
         except BaseException:
             scope.cancel()
             thread.join(CANCEL_GRACE_SECONDS)
             raise
-        thread.join()
         scope.release()
-        return result()
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    def raise_error() -> Any:
-        raise error
-
-    return raise_error
+        if errors:
+            raise errors[0]
+        return results[0]

@@ -68,6 +68,15 @@ def json_object(response: requests.Response) -> dict[str, Any]:
     return data
 
 
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object; empty if the text is not one."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def decode_one(cls: type[T], response: Mapping[str, Any], key: str) -> T:
     """Return `response[key]` as an instance of `cls`; unknown fields are kept in its `extra`."""
     return decode(cls, response.get(key), key)

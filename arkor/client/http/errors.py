@@ -186,14 +186,9 @@ def was_never_sent(error: BaseException) -> bool:
     return isinstance(error, requests.ConnectionError) and isinstance(reason, NewConnectionError)
 
 
-def is_certificate_error(error: BaseException) -> bool:
-    """Return whether a certificate is not trusted, which a retry cannot change."""
-    return isinstance(error, requests.exceptions.SSLError)
-
-
 def _describe_failure(error: Exception) -> tuple[str, str]:
     """Return what went wrong, as the predicate of a sentence, and what to do."""
-    if is_certificate_error(error):
+    if isinstance(error, requests.exceptions.SSLError):
         return _describe_certificate_failure(error)
     if isinstance(error, requests.exceptions.ProxyError):
         refusal = _REFUSED_TUNNEL.search(str(error))

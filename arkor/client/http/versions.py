@@ -18,8 +18,7 @@ logger = logging.getLogger("arkor")
 _MAX_MESSAGE_LENGTH = 500  # characters
 _UV = re.compile(r"^\s*uv\s*=", re.MULTILINE)
 
-_warn_lock = threading.Lock()
-_warned: set[str] = set()
+_first = threading.Lock()  # held from the first warning on
 
 
 class ArkorDeprecationWarning(DeprecationWarning):
@@ -30,10 +29,8 @@ def report_deprecation(headers: Mapping[str, str]) -> None:
     """Warn once per process, in the name of the main script, so that Python shows it."""
     if not headers.get("Deprecation") or headers["Deprecation"].strip().lower() == "false":
         return
-    with _warn_lock:
-        if _warned:
-            return
-        _warned.add("deprecation")
+    if not _first.acquire(blocking=False):
+        return
     sunset = one_line(headers.get("Sunset") or "", _MAX_MESSAGE_LENGTH)
     message = _warning_text(headers.get("Warning") or "") or "the backend will stop supporting this version of arkor"
     text = f"{message} (ends on {sunset})" if sunset else message

@@ -1,19 +1,12 @@
-"""Delays between reconnects: `ReconnectPolicy`, and a retry loop that follows it."""
+"""Delays between reconnects."""
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Callable
 
 from attrs import frozen
-from tenacity import Retrying, stop_after_attempt, stop_never
 
-from arkor.client.http.deadline import Deadline
 from arkor.errors import InvalidConfig
-from arkor.retry import retrying
-
-logger = logging.getLogger("arkor")
 
 #: Seconds to wait at least when a server asks for an immediate retry.
 MIN_RETRY_AFTER = 0.1
@@ -44,30 +37,3 @@ class ReconnectPolicy:
         base = self.initial_delay if base is None else max(base, MIN_RETRY_AFTER)
         exponential = min(base * 2.0 ** min(failures - 1, 64), self.max_delay)
         return min(exponential * random.uniform(0.75, 1.25), self.max_delay)  # noqa: S311 - jitter, not a secret
-
-
-def reconnect_attempts(
-    policy: ReconnectPolicy,
-    deadline: Deadline,
-    is_transient: Callable[[BaseException], bool],
-    base: Callable[[], float | None],
-) -> Retrying:
-    """Return a retry loop that logs each transient error once and waits according to the policy.
-
-    An error's `retry_after` (seconds) replaces the policy's delay, up to its cap; `base` returns
-    the server's first delay or None. The loop raises `tenacity.RetryError` after more than
-    `policy.max_attempts` failures in a row.
-    """
-
-    def delay(error: BaseException, failures: int) -> float:
-        retry_after = getattr(error, "retry_after", None)
-        if retry_after:
-            return float(min(max(retry_after, MIN_RETRY_AFTER), policy.max_delay))
-        return policy.delay(failures, base())
-
-    def log(error: BaseException, seconds: float) -> None:
-        logger.warning("%s; reconnecting in %.1f s", str(error) or type(error).__name__, seconds)
-
-    attempts = policy.max_attempts
-    stop = stop_never if attempts is None else stop_after_attempt(attempts + 1)
-    return retrying(is_transient, delay, stop, sleep=deadline.sleep, log=log, reraise=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import requests
 
 from arkor.client.http.deadline import Deadline
-from arkor.client.http.decoding import read_chunks
+from arkor.client.http.decoding import parse_object, read_chunks
 from arkor.client.http.errors import stream_error
 from arkor.client.http.session import close_connection
 from arkor.client.streaming.sse import frames
@@ -49,7 +48,7 @@ def _read(response: requests.Response, report: ReportStatus | None, deadline: De
         for frame in frames(read_chunks(response, deadline)):
             if frame.event == "end":
                 return _build_check(reports)
-            data = _object(frame.data)
+            data = parse_object(frame.data)
             if frame.event == "check.failed":
                 raise stream_error({**data, "error": data.get("error") or "the check failed"}, response)
             if frame.event == "check.found" and isinstance(data.get("found"), dict):
@@ -67,11 +66,3 @@ def _build_check(reports: list[dict[str, Any]]) -> Check:
     except (TypeError, ValueError, AttributeError):
         message = "the report of the check cannot be read; the backend may be newer than this arkor"
         raise CloudApiError(200, "bad_answer", message) from None
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -55,7 +55,7 @@ END = StreamEnd()
 
 @define(eq=False)
 class Received:
-    """A frame; `event` is None if it is skipped, `progress` False if it was not a valid event."""
+    """A frame; without an `event` it is skipped; `progress` is False if it was malformed."""
 
     event: Event | StreamEnd | None
     id: str | None

@@ -15,13 +15,14 @@ from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
-from tenacity import RetryCallState, RetryError
+from tenacity import RetryCallState, RetryError, stop_after_attempt, stop_never
 
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy, reconnect_attempts
+from arkor.client.streaming.backoff import MIN_RETRY_AFTER, ReconnectPolicy
 from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
 from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
 from arkor.protocol.events import Event
+from arkor.retry import retrying
 
 logger = logging.getLogger("arkor")
 
@@ -105,7 +106,9 @@ class EventStream:
 
     def _connections(self, deadline: Deadline) -> Iterator[Any]:
         """Connect until a connection that made progress ends cleanly."""
-        attempts = reconnect_attempts(self.policy, deadline, is_transient, lambda: self._base_delay)
+        limit = self.policy.max_attempts
+        stop = stop_never if limit is None else stop_after_attempt(limit + 1)
+        attempts = retrying(_is_transient, self._delay, stop, sleep=deadline.sleep, log=_log_reconnect, reraise=False)
         try:
             for attempt in attempts:
                 with attempt:
@@ -114,6 +117,13 @@ class EventStream:
             failures = error.last_attempt.attempt_number
             cause = error.last_attempt.exception()
             raise StreamLost(f"the event stream failed {failures} times in a row; the last time: {cause}") from cause
+
+    def _delay(self, error: BaseException, failures: int) -> float:
+        """Return the `retry_after` of an error, up to the policy's cap, or the policy's delay."""
+        retry_after = getattr(error, "retry_after", None)
+        if retry_after:
+            return float(min(max(retry_after, MIN_RETRY_AFTER), self.policy.max_delay))
+        return self.policy.delay(failures, self._base_delay)
 
     def _one_connection(self, deadline: Deadline, failures: RetryCallState) -> Iterator[Any]:
         deadline.raise_if_expired()
@@ -150,7 +160,11 @@ def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Rece
             yield connection.receive() or deadline.poll(connection.receive)
 
 
-def is_transient(error: BaseException) -> bool:
+def _log_reconnect(error: BaseException, seconds: float) -> None:
+    logger.warning("%s; reconnecting in %.1f s", str(error) or type(error).__name__, seconds)
+
+
+def _is_transient(error: BaseException) -> bool:
     """Return whether reconnecting may help: network failures and most error statuses."""
     if isinstance(error, CloudApiError):
         return error.status not in _FINAL_STATUSES
