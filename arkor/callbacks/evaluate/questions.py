@@ -119,5 +119,5 @@ def _checked(
     try:
         InferenceRequest(messages=messages, base_model="any").check()
     except InvalidConfig as error:
-        raise InvalidConfig(location, str(error)) from None
+        raise InvalidConfig(location, f"{error.field}: {error.problem}", error.remedy) from None
     return Question(tuple(messages), expected, tools)
