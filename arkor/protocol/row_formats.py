@@ -1,4 +1,4 @@
-"""Convert a record of a data set to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
+"""Convert a record to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
 
 `backend/data/` reads the records, `backend/training/tokenization.py` tokenizes the rows.
 """
