@@ -64,7 +64,8 @@ class InferenceRequest:
         _check_weights(self.adapter, self.base_model)
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
         _check_stop(self.stop)
-        if self.seed is not None and not _is_seed(self.seed):
+        integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if self.seed is not None and not (integer and -(2**63) <= self.seed < 2**63):
             raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(self.seed)}")
         for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
             if not isinstance(value, bool) and not (name != "stream" and value is None):
@@ -157,7 +158,3 @@ def _check_stop(stop: Any) -> None:
     for string in strings:
         if not _is_text(string) or not 0 < len(string) <= MAX_STOP_LENGTH:
             raise InvalidConfig("stop", f"must be of strings of 1 to {MAX_STOP_LENGTH} characters, not {quote(string)}")
-
-
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
