@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,6 +22,15 @@ def test_a_setting_has_a_validator_and_a_description() -> None:
     others = {"model", "dataset_source", "extra"}
     assert SETTINGS.keys() | others == attrs.fields_dict(JobConfig).keys()
     assert all(metadata["doc"] and metadata["check"].schema for metadata in SETTINGS.values())
+
+
+def test_the_documentation_has_the_type_of_each_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M))
+    for spec in attrs.fields(JobConfig):
+        kind = str(spec.type).removesuffix(" | None")
+        if kind in ("int", "float", "str", "bool"):
+            assert f"`{kind}`" in rows[spec.name], spec.name
 
 
 def test_the_adapter_has_the_rules_of_its_settings() -> None:
