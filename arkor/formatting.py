@@ -31,6 +31,11 @@ def quote(value: Any, max_length: int = 60) -> str:
     return shorten(repr(value), max_length)
 
 
+def format_repr(cls: str, /, **facts: Any) -> str:
+    """`"TrainingJob(id='3f9a', status='completed')"`, without facts that are None, long texts shortened."""
+    return f"{cls}({', '.join(f'{name}={quote(fact, 200)}' for name, fact in facts.items() if fact is not None)})"
+
+
 def replace_unencodable(text: str, stream: TextIO) -> str:
     """Replace characters that the encoding of the stream does not have by `?`."""
     encoding = getattr(stream, "encoding", None) or "utf-8"

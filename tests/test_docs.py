@@ -21,7 +21,7 @@ from arkor.backend.data.datasets import load_rows
 from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.hyperparameters import DEFAULTS
 from arkor.backend.runs.paths import datasets_folder
-from arkor.protocol.jobs import BlobDataset
+from arkor.protocol.datasets import BlobDataset
 from docs import write_help, write_site
 from tests.conftest import PROJECT, Backend, start_backend, stop_backend
 

@@ -1,12 +1,10 @@
-"""The nouns of a run: its configuration, its data source, the job, its artifacts, its result.
+"""A run on the wire: its configuration, its state, its artifacts.
 
-The classes are plain data and decode whatever a newer backend sends; `JobConfig.check()` is what says no.
+Decoding accepts fields and values of a newer backend; `JobConfig.check()` validates.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -14,30 +12,15 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from arkor.errors import InvalidConfig, TrainingFailed
-from arkor.formatting import quote
-from arkor.protocol.best_checkpoint import BestCheckpoint
-from arkor.protocol.codec import from_wire
-from arkor.protocol.estimates import Outcome
-from arkor.protocol.validation import (
-    BOOLEAN,
-    FORMAT,
-    SPLIT,
-    TEXT,
-    WARMUP,
-    Integer,
-    Number,
-    Validator,
-    boolean,
-    text,
-)
-from arkor.results.evaluation import Evaluation
-from arkor.results.history import History
-from arkor.results.html_cards import job_card, job_line, result_card, result_line
+from arkor.errors import InvalidConfig
+from arkor.formatting import format_repr
+from arkor.protocol.codec import decode_objects, from_wire
+from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
+from arkor.protocol.validation import BOOLEAN, DATASET_FORMAT, DATASET_SPLIT, TEXT, WARMUP, Integer, Number, Validator
 
 
 class JobStatus(str, Enum):
-    """Where a job stands; compares equal to its plain string."""
+    """The state of a job; equal to its plain string."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -49,124 +32,70 @@ class JobStatus(str, Enum):
 
     @property
     def terminal(self) -> bool:
-        """Whether a run that has it has ended."""
+        """True for completed, failed and cancelled."""
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 @frozen
 class Scope:
-    """Whose call it is: the organisation and the project, by slug."""
+    """The organisation and the project of a call, by slug."""
 
     org_slug: str
     project_slug: str
 
 
-# Where the rows come from
+def _dataset_or_raw(value: Any) -> Any:
+    """Decode a data set object; keep one of an unknown form for `check()` to reject."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return dataset_from_dict(value, tolerant=True)
+    except InvalidConfig:
+        return dict(value)
 
 
-_NOT_EMPTY = {"schema": {"type": "string", "minLength": 1}}
-
-
-@frozen
-class HuggingFaceDataset:
-    """A data set of the Hugging Face hub; `split` and `subset` override its defaults."""
-
-    name: str = field(metadata=_NOT_EMPTY)
-    split: str | None = field(default=None, metadata=_NOT_EMPTY)
-    subset: str | None = field(default=None, metadata=_NOT_EMPTY)
-    extra: Mapping[str, Any] = field(factory=dict, repr=False)
-    type: str = field(default="huggingface", init=False)
-
-
-@frozen
-class BlobDataset:
-    """A file behind an HTTP(S) URL; `token` goes out as `Authorization: Bearer` and is never shown.
-
-    A URL that begins with `/v1/datasets/` is a file that was uploaded to the backend itself.
-    """
-
-    url: str = field(metadata={"schema": {"type": "string", "pattern": "^(https?://|/v1/datasets/)"}})
-    token: str | None = field(default=None, repr=False, metadata=_NOT_EMPTY)
-    extra: Mapping[str, Any] = field(factory=dict, repr=False)
-    type: str = field(default="blob", init=False)
-
-
-def _path(value: str | os.PathLike[str]) -> str:
-    """A path as text; what is none stays, for `parse_dataset` to refuse."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _setting(validator: Validator, doc: str) -> Any:
+    """Declare a setting; validation, OpenAPI schema and documentation (verified by a test) come from it."""
+    return field(default=None, metadata={"check": validator, "doc": doc})
 
 
 @frozen
-class FileDataset:
-    """A file on this machine; it is uploaded to the backend when the run is submitted."""
+class JobConfig:
+    """The configuration of a run; the backend chooses the value of a field that is None."""
 
-    path: str = field(converter=_path)
-    type: str = field(default="file", init=False)
+    model: str = field(metadata={"schema": TEXT.schema})
+    dataset_source: Any = field(
+        converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
+    )
+    dataset_format: Mapping[str, Any] | None = _setting(DATASET_FORMAT, "how a row is read")
+    max_steps: int | None = _setting(Integer(1), "optimizer steps")
+    num_train_epochs: float | None = _setting(Number(above=0), "passes over the data")
+    learning_rate: float | None = _setting(Number(above=0), "the highest step size")
+    batch_size: int | None = _setting(Integer(1), "rows per step")
+    optim: str | None = _setting(TEXT, "the optimizer, by its name in transformers")
+    lr_scheduler_type: str | None = _setting(TEXT, "the learning rate over the run")
+    weight_decay: float | None = _setting(Number(minimum=0), "pull of the weights towards zero")
+    warmup_steps: float | None = _setting(WARMUP, "steps until the highest learning rate; below 1, a share of the run")
+    logging_steps: int | None = _setting(Integer(1), "steps between two logs")
+    save_steps: int | None = _setting(Integer(1), "steps between two checkpoints")
+    eval_steps: int | None = _setting(Integer(1), "steps between two evaluations")
+    lora_r: int | None = _setting(Integer(1), "rank of the adapter")
+    lora_alpha: float | None = _setting(Number(above=0), "scale of the adapter")
+    max_length: int | None = _setting(Integer(8), "tokens per row; longer rows are cut")
+    load_in_4bit: bool | None = _setting(BOOLEAN, "frozen weights in 4 bits (QLoRA, CUDA only)")
+    train_on_responses_only: bool | None = _setting(BOOLEAN, "learn the assistant's messages only")
+    dataset_split: Any = _setting(DATASET_SPLIT, "which rows are trained on and held out")
+    dry_run: bool | None = _setting(BOOLEAN, "a few rows and steps through every stage")
+    extra: Mapping[str, Any] = field(factory=dict)
 
-
-DatasetSource = HuggingFaceDataset | BlobDataset | FileDataset
-
-_SECRETS = re.compile("tok|secret|passw|auth|key|header|cookie|credential", re.IGNORECASE)
-_SOURCES: dict[str, type[Any]] = {"huggingface": HuggingFaceDataset, "blob": BlobDataset, "file": FileDataset}
-
-
-def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
-    """A data set object or the seeds' dict → a checked `DatasetSource`; raises `InvalidConfig`.
-
-    `tolerant`: a field that is not known here, of another version, is kept as `extra`.
-    """
-    if isinstance(value, Mapping):
-        value = _dataset_from_dict(value, tolerant)
-    if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
-        raise InvalidConfig("dataset", _dataset_hint(value))
-    required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
-    for name in _names(type(value)):
-        item = getattr(value, name)
-        if (item is None and name == required) or (item is not None and (not isinstance(item, str) or not item)):
-            raise InvalidConfig(f"dataset.{name}", "must be a non-empty string")
-    if isinstance(value, BlobDataset) and not value.url.startswith(("http://", "https://", "/v1/datasets/")):
-        raise InvalidConfig("dataset.url", "must begin with http:// or https://; for a file on disk use FileDataset")
-    return value
-
-
-def _dataset_hint(value: Any) -> str:
-    """What to write instead of a plain string, or of anything else."""
-    if isinstance(value, (list, tuple)):
-        return 'cannot be a list of rows; write them into a file, one JSON object a line: {"type": "file", "path": …}'
-    value = _path(value)
-    if not isinstance(value, str):
-        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {quote(value)}'
-    if value.startswith(("http://", "https://")):
-        return f'write {{"type": "blob", "url": {value!r}}}'
-    return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
-
-
-def _names(cls: Any) -> list[str]:
-    return [f.name for f in attrs.fields(cls) if f.init and f.name != "extra"]
-
-
-def _dataset_from_dict(value: Mapping[str, Any], tolerant: bool) -> Any:
-    cls = _SOURCES.get(str(value.get("type")))
-    if cls is None:
-        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {quote(value.get("type"))}')
-    rest = {key: item for key, item in value.items() if key != "type"}
-    known = _names(cls)
-    extra = {key: item for key, item in rest.items() if key not in known}
-    for key in extra:
-        if not tolerant or cls is FileDataset or _SECRETS.search(key):  # what is kept is shown
-            problem = f"is no field of a {value['type']} data set; it has {', '.join(known)}"
-            raise InvalidConfig(f"dataset.{key}", problem)
-    if known[0] not in rest:
-        raise InvalidConfig(f"dataset.{known[0]}", "is missing")
-    named = {key: item for key, item in rest.items() if key in known}
-    return cls(**named, **({"extra": extra} if extra else {}))
-
-
-# What to train
-
-
-def _setting(validator: Validator) -> Any:
-    return field(default=None, metadata={"check": validator})
+    def check(self) -> None:
+        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        TEXT("model", self.model)
+        parse_dataset(self.dataset_source, tolerant=True)
+        for spec in attrs.fields(JobConfig):
+            value = getattr(self, spec.name)
+            if value is not None and "check" in spec.metadata:
+                spec.metadata["check"](spec.name, value)
 
 
 @frozen
@@ -179,67 +108,24 @@ class LoraConfig:
     load_in_4bit: bool | None = None
 
     def __attrs_post_init__(self) -> None:
-        for name, check in (("r", Integer(1)), ("alpha", Number(above=0))):
-            check(f"lora.{name}", getattr(self, name))
-        if self.max_length is not None:
-            Integer(8)("lora.max_length", self.max_length)
-        if self.load_in_4bit is not None:
-            boolean("lora.load_in_4bit", self.load_in_4bit)
+        specs = attrs.fields_dict(JobConfig)
+        for name, setting in LORA_SETTINGS.items():
+            value = getattr(self, name)
+            if value is not None or name in ("r", "alpha"):
+                specs[setting].metadata["check"](f"lora.{name}", value)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of a `JobConfig` for this adapter."""
+        return {setting: getattr(self, name) for name, setting in LORA_SETTINGS.items()}
 
 
-def _source(value: Any) -> Any:
-    """Tolerant: what is no data set that we know stays as it came."""
-    if not isinstance(value, Mapping):
-        return value
-    try:
-        return _dataset_from_dict(value, tolerant=True)
-    except InvalidConfig:
-        return dict(value)
-
-
-@frozen
-class JobConfig:
-    """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
-
-    model: str = field(metadata={"schema": TEXT.schema})
-    dataset_source: Any = field(converter=_source, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}})
-    dataset_format: Mapping[str, Any] | None = _setting(FORMAT)
-    max_steps: int | None = _setting(Integer(1))
-    num_train_epochs: float | None = _setting(Number(above=0))
-    learning_rate: float | None = _setting(Number(above=0))
-    batch_size: int | None = _setting(Integer(1))
-    optim: str | None = _setting(TEXT)
-    lr_scheduler_type: str | None = _setting(TEXT)
-    weight_decay: float | None = _setting(Number(minimum=0))
-    warmup_steps: float | None = _setting(WARMUP)
-    logging_steps: int | None = _setting(Integer(1))
-    save_steps: int | None = _setting(Integer(1))
-    eval_steps: int | None = _setting(Integer(1))
-    lora_r: int | None = _setting(Integer(1))
-    lora_alpha: float | None = _setting(Number(above=0))
-    max_length: int | None = _setting(Integer(8))
-    load_in_4bit: bool | None = _setting(BOOLEAN)
-    train_on_responses_only: bool | None = _setting(BOOLEAN)
-    dataset_split: Any = _setting(SPLIT)
-    dry_run: bool | None = _setting(BOOLEAN)
-    extra: Mapping[str, Any] = field(factory=dict)
-
-    def check(self) -> None:
-        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
-        text("model", self.model)
-        parse_dataset(self.dataset_source, tolerant=True)
-        for spec in attrs.fields(type(self)):
-            value = getattr(self, spec.name)
-            if value is not None and "check" in spec.metadata:
-                spec.metadata["check"](spec.name, value)
-
-
-# What came of it
+#: Field of `LoraConfig` → field of `JobConfig`.
+LORA_SETTINGS = {"r": "lora_r", "alpha": "lora_alpha", "max_length": "max_length", "load_in_4bit": "load_in_4bit"}
 
 
 @frozen
 class Artifact:
-    """A thing that a run left behind: `kind` is `"checkpoint"` or `"final"`, `path` is below the run's folder."""
+    """A checkpoint or the final adapter of a run (`kind`); `path` is relative to the run's folder."""
 
     kind: str | None = None
     step: int | None = None
@@ -249,9 +135,8 @@ class Artifact:
 
 
 def parse_artifacts(value: Any) -> tuple[Any, ...]:
-    """Objects become `Artifact`s; whatever else a backend lists is handed on as it came."""
-    items = value if isinstance(value, (list, tuple)) else ()
-    return tuple(from_wire(Artifact, item) if isinstance(item, Mapping) else item for item in items)
+    """Decode a list of artifacts; items that are not objects are kept."""
+    return decode_objects(Artifact, value)
 
 
 def _status(value: Any) -> Any:
@@ -281,8 +166,8 @@ def _steps(value: Any) -> tuple[int, ...] | None:
 class TrainingJob:
     """A submitted run. Times are ISO 8601 in UTC.
 
-    `step` and `last_loss` (NaN if it diverged) are of the last logged step, `checkpoints` the steps of those that the
-    backend keeps; each is None where the backend does not report it.
+    `step` and `last_loss` (NaN if it diverged) are from the last log; `checkpoints` are the steps of the kept
+    checkpoints. Each is None if the backend does not report it.
     """
 
     id: str
@@ -302,37 +187,11 @@ class TrainingJob:
     extra: Mapping[str, Any] = field(factory=dict)
 
     def __repr__(self) -> str:
-        return job_line(self)
+        model = getattr(self.config, "model", None)
+        facts = {"id": self.id, "name": self.name, "status": str(self.status), "model": model, "error": self.error}
+        return format_repr("TrainingJob", **facts)
 
     def _repr_html_(self) -> str:
+        from arkor.results.html_cards import job_card  # noqa: PLC0415 - for notebooks only
+
         return job_card(self)
-
-
-@frozen(repr=False)
-class TrainingResult:
-    """How a run ended: the job as the backend knows it and what the run left behind.
-
-    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered,
-    `history` every number that was logged while this process watched, `estimate` how good that of `check()` was.
-    """
-
-    job: TrainingJob
-    artifacts: tuple[Any, ...] = ()
-    best: BestCheckpoint | None = None
-    evaluations: tuple[Evaluation, ...] = ()
-    history: History = field(factory=History, eq=False)
-    estimate: Outcome | None = None
-
-    def __repr__(self) -> str:
-        return result_line(self)
-
-    def _repr_html_(self) -> str:
-        return result_card(self)
-
-    def raise_for_status(self) -> TrainingResult:
-        """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
-        if self.job.status != JobStatus.COMPLETED:
-            reason = f": {self.job.error}" if self.job.error else ""
-            verb = "was cancelled" if self.job.status == JobStatus.CANCELLED else self.job.status
-            raise TrainingFailed(f"the run {self.job.name!r} ({self.job.id}) {verb}{reason}")
-        return self

@@ -1,4 +1,4 @@
-"""A deterministic generator that needs no torch, for tests of everything around it."""
+"""A deterministic generator without torch, for tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _ScriptedCompletion:
     emitted: int = 0
 
     def next_reply(self) -> list[Reply]:
-        """The word that is next, as text or as arguments of a call."""
+        """Return the next word, as text or as arguments of a call."""
         word, completion = self.words[self.emitted - 1], self.completion
         if self._is_calling:
             first = completion.tool_choice.callable[0]["name"] if completion.tool_choice and self.emitted == 1 else None
@@ -51,12 +51,12 @@ class _ScriptedCompletion:
 
 
 class ScriptedGenerator:
-    """Says `scripted: <last user message>`, a word a step.
+    """Answers `scripted: <last user message>`, one word a step.
 
-    `ARKOR_SCRIPTED_TOKEN_SECONDS` is the time a step takes. The model `scripted/crash` ends the process;
-    `scripted/fail` is refused, and `scripted/break` fails behind its second word. Where the answer is constrained, it
-    is the first choice or an example of the schema; where a tool must be called, the call of the first with an
-    example of its arguments. A regex or a grammar is beyond it.
+    `ARKOR_SCRIPTED_TOKEN_SECONDS` is the duration of a step. The model `scripted/crash` exits the
+    process, `scripted/fail` fails at once and `scripted/break` after two words. A constrained
+    answer is the first choice or an example of the schema; a forced call is a call of the first
+    tool with example arguments. Regular expressions and grammars are not supported.
     """
 
     def __init__(self) -> None:
@@ -94,11 +94,8 @@ class ScriptedGenerator:
         completion = active.completion
         if completion.model == "scripted/fail" or (completion.model == "scripted/break" and active.emitted == 2):
             self.cancel(completion.id)
-            return [
-                GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.").reply(
-                    completion.id
-                )
-            ]
+            error = GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.")
+            return [error.reply(completion.id)]
         active.emitted += 1
         replies = active.next_reply()
         if active.finished:
@@ -109,7 +106,7 @@ class ScriptedGenerator:
 
 
 def _scripted_text(completion: CompletionRequest) -> str:
-    """What there is to say. Raises `GenerationError`."""
+    """Return the whole answer. Raise `GenerationError`."""
     constraint, tool_choice = completion.constraint, completion.tool_choice
     if tool_choice is not None and tool_choice.forced:
         return _scripted_json("tools", tool_choice.callable[0].get("parameters") or {})
@@ -120,23 +117,23 @@ def _scripted_text(completion: CompletionRequest) -> str:
         return str(constraint.value[0])
     if constraint.kind == "json":
         return _scripted_json(constraint.field, constraint.value)
-    sentence = f"{constraint.field}: the scripted engine cannot hold an answer to it; use choice or json"
-    raise GenerationError(400, "constraints_not_configured", sentence)
+    problem = "The scripted engine does not support it; use choice or json."
+    raise GenerationError(400, "constraints_not_configured", problem, field=constraint.field)
 
 
 def _scripted_json(field: str, schema: Mapping[str, Any]) -> str:
     try:
         return json.dumps(_example(schema), ensure_ascii=False)
     except (LookupError, TypeError, AttributeError, RecursionError):
-        sentence = f"{field}: the scripted engine finds no example of this schema; a plainer one it may know"
-        raise GenerationError(400, "invalid_schema", sentence) from None
+        problem = "The scripted engine finds no example of this schema; use a simpler one."
+        raise GenerationError(400, "invalid_schema", problem, field=field) from None
 
 
 _EXAMPLES = {"string": "", "integer": 0, "number": 0, "boolean": True, "null": None, "array": [], "object": {}}
 
 
 def _example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
-    """What fits a plain schema: of types, properties, constants and references, without bounds."""
+    """Return an example of a schema with types, properties, constants and references only."""
     root = schema if root is None else root
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]

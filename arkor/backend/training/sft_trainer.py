@@ -1,9 +1,9 @@
-"""TRL's `SFTTrainer`, with less work for the same losses: what it computes, and whom it tells.
+"""TRL's `SFTTrainer` with the same losses and less work, exact resumption, and a `Recorder`.
 
-Data order, schedule, optimizer and clipping are TRL's and transformers'. Ours are the forward and backward pass (no
-padding, the head on labelled positions alone, no metrics that nobody asked for), evaluation by tokens, and that
-everything is told to a `Recorder` instead of being printed, and that a checkpoint holds all that is needed to go on
-from it to the last bit.
+TRL and transformers determine the data order, schedule, optimizer and clipping. This subclass
+replaces the forward and backward pass (no padding, output head on labelled positions only, no
+additional metrics), evaluates over tokens instead of batches, reports to a `Recorder` instead of
+printing, and saves everything that is needed to resume bit for bit.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ from arkor.backend.training.training_state import (
     write_tree,
 )
 
-#: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
-#: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
+#: Flat batches are used if the token losses differ from those of padded batches by less than this
+#: share of their standard deviation. Rounding in bf16 causes differences of about 0.01, a model
+#: that ignores the layout of about 1.
 FLAT_TOLERANCE = 0.1
 
 
 class StepInterrupted(Exception):
-    """The run was asked to stop in the middle of a step."""
+    """The run was asked to stop between two micro-batches of a step."""
 
 
 class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends the loop when the recorder says so: a step that is done is logged and saved, but not evaluated any more."""
+    """Ends the loop on the recorder's request. A finished step is logged and saved, but no longer evaluated."""
 
     def __init__(self, recorder: Recorder, on_interrupt: Callable[[], None]) -> None:
         self._recorder = recorder
         self._on_interrupt = on_interrupt
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - signature of transformers
         if self._recorder.stopping:
             control.should_training_stop = True
             if control.should_evaluate:
@@ -65,7 +66,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
 
 class Collator:
-    """Examples → `{"pieces": […]}`; `flat` may be switched off when the model turns out not to honour it."""
+    """Collates examples to `{"pieces": [MicroBatch, …]}`, flat unless the model does not support it."""
 
     def __init__(self, dtype: torch.dtype, pad: int) -> None:
         self.flat = True
@@ -78,7 +79,7 @@ class Collator:
 
 
 class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
-    """See the module. `learns_from` are the fingerprints of what must not change between a checkpoint and its use."""
+    """The trainer of this module. `fingerprints` identify the inputs that must be the same when a run resumes."""
 
     control: Any
 
@@ -100,23 +101,23 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
 
     def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here."""
+        """Send no telemetry."""
 
-    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - the signature is theirs
-        """Nobody reads it."""
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - signature of transformers
+        """Skip the count, which is not used."""
         return 0
 
     def summary(self) -> dict[str, float]:
-        """The last logged losses."""
+        """Return the last logged losses."""
         return dict(self._last)
 
     @property
     def seconds(self) -> float:
-        """How long training took so far, those before it was resumed included."""
+        """The time spent training, including the time before the run was resumed."""
         return float(self._restored.get("seconds", 0.0)) + time.perf_counter() - self._began_at
 
     def run_training(self) -> int:
-        """The steps from where it stands to the last; returns how many it took from the start."""
+        """Run the remaining steps; return the number of steps since the start of the run."""
         self._began_at = time.perf_counter()
         done: int = self._restored.get("step", 0)
         if done >= self.args.max_steps:
@@ -129,7 +130,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     # Computing
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
-        """Forward and backward, piece by piece; returns the mean loss of the batch's labelled tokens."""
+        """Run forward and backward by micro-batches; return the mean loss per target, a scalar in fp32."""
         self._began = time.perf_counter()
         model.train()
         parts: list[MicroBatch] = inputs["pieces"]
@@ -145,16 +146,20 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         return total
 
     def token_losses(self, micro_batch: MicroBatch) -> Tensor:
-        """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
+        """Return the negative log-likelihood of each target: fp32, (targets,).
+
+        The output head runs on positions with a target only: `columns` are their (distinct)
+        columns, and `column_indices`, (targets,), selects among them.
+        """
         micro_batch = micro_batch.to(self.args.device)
-        columns, place = torch.unique(micro_batch.columns, return_inverse=True)
-        wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
-        logits = self.model(**micro_batch.model_inputs, use_cache=False, **wanted).logits
-        picked = logits[micro_batch.rows, place if self._keeps_logits else micro_batch.columns]
-        return cross_entropy(picked.float(), micro_batch.targets, reduction="none")
+        columns, column_indices = torch.unique(micro_batch.columns, return_inverse=True)
+        options = {"logits_to_keep": columns} if self._keeps_logits else {}
+        logits = self.model(**micro_batch.model_inputs, use_cache=False, **options).logits
+        selected = logits[micro_batch.rows, column_indices if self._keeps_logits else micro_batch.columns]
+        return cross_entropy(selected.float(), micro_batch.targets, reduction="none")
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss of all labelled tokens of the evaluation rows; NaN when it was stopped before the first."""
+        """Return the mean loss per target of all evaluation rows; NaN if stopped before the first."""
         self._finish_step()
         self.model.eval()
         total, count = 0.0, 0
@@ -166,7 +171,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
                 if self._recorder.stopping:
                     break
         metrics = {"eval_loss": total / count if count else float("nan")}
-        if self._recorder.stopping:  # it may be the mean of a part
+        if self._recorder.stopping:  # the mean of a part of the rows
             self._mark_inconsistent()
         else:
             self._last |= metrics
@@ -175,7 +180,11 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         return metrics
 
     def verify_flat_batches(self, columns: dict[str, Sequence[Any]]) -> bool:
-        """Lay batches flat only if this model computes the same losses with and without; says which it is."""
+        """Use flat batches if the model computes the same losses as with padding; return whether it
+        does.
+
+        `columns` are the first rows of the training data, by column.
+        """
         collator: Collator = self.data_collator
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
@@ -187,7 +196,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             padded = self._batch_losses(collator(examples, flat=False)["pieces"])
             try:
                 flat = self._batch_losses(collator(examples, flat=True)["pieces"])
-            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a mask of its own kind
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a different kind of mask
                 collator.flat = False
                 return False
         noise = (flat - padded).square().mean().sqrt()
@@ -197,10 +206,10 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def _batch_losses(self, parts: Sequence[MicroBatch]) -> Tensor:
         return torch.cat([self.token_losses(micro_batch) for micro_batch in parts])
 
-    # Telling
+    # Logging and saving
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """The numbers of a step go to the recorder; the summary at the end, nowhere."""
+        """Send the metrics of a step to the recorder; drop the summary at the end of training."""
         if "loss" not in logs:
             return
         self._finish_step()
@@ -217,7 +226,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finish_step(self) -> None:
-        """Count the step that began last as done; the time of evaluating and saving is not training's."""
+        """Add the last step to the speed, before evaluation or saving adds to its time."""
         if self._began:
             self._seconds += time.perf_counter() - self._began
             self._rows += self.args.per_device_train_batch_size
@@ -228,15 +237,15 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
-        """The adapter as safetensors with its configuration, and the tokenizer with its chat template."""
+        """Write the adapter (safetensors and configuration) and the tokenizer with its chat template."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.processing_class.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves to be filled in
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
-    # Going on
+    # Resuming
 
     def write_checkpoint(self, folder: Path) -> None:
-        """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
+        """Write the adapter, and the training state in a subfolder unless it cannot be written without pickle."""
         self.write_adapter(folder)
         if self._is_inconsistent:
             return
@@ -244,28 +253,28 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         state.mkdir()
         try:
             write_tree(state, "training", self._state_tree())
-        except NotSerializable:  # tensors of a package's own; the run would start anew, which comes to the same
+        except NotSerializable:  # tensor subclasses; without the state, the run restarts and ends the same
             shutil.rmtree(state)
             return
         self.state.save_to_json(str(state / "trainer_state.json"))
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Take everything up where the checkpoint left it. Raises `RunError` if it was made of something else."""
+        """Restore the state of a checkpoint. Raise `RunError` if the inputs of the run changed since."""
         self._state_folder = checkpoint / STATE_FOLDER
         self._restored = read_tree(self._state_folder, "training")
         assert_same(self._restored["learns_from"], self._fingerprints)
         self.data_collator.flat = self._restored["flat"]
         self._last = self._restored["last"]
         if self.args.device.type == "cpu" and self._restored["threads"] <= torch.get_num_threads():
-            torch.set_num_threads(self._restored["threads"])  # how sums are split up shows in their last bits
+            torch.set_num_threads(self._restored["threads"])  # the number of threads changes the rounding of sums
         self._load_adapter(checkpoint)
 
     def _mark_inconsistent(self) -> None:
-        """The last step has not been done to its end, so that nobody could go on from here exactly."""
+        """Note that a step was interrupted, so that the state is not saved: resuming would not be exact."""
         self._is_inconsistent = True
 
     def _state_tree(self) -> dict[str, Any]:
-        """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
+        """Return everything that changes during training, except the adapter, which is saved exactly (fp32)."""
         return {
             "step": self.state.global_step,
             "seconds": self.seconds,
@@ -284,18 +293,20 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         names = {name.replace(".default", ""): weight for name, weight in trained.items()}
         if {(name, weight.dtype) for name, weight in saved.items()} != {(n, w.dtype) for n, w in names.items()}:
-            raise RunError(f"The adapter in {checkpoint} is not one of this run's model. Submit the run again.")
+            raise RunError(
+                f"The adapter in {checkpoint} does not fit this run's model.", remedy="Submit the run again."
+            )
         with torch.no_grad():
             for name, weight in names.items():
                 weight.copy_(saved[name])
 
-    # What transformers calls on the way, each with a folder that is not its own kind of checkpoint
+    # Hooks of transformers' own resumption
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """The adapter is there already."""
+        """Do nothing: the adapter is loaded already."""
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """There is none."""
+        """Do nothing: no gradient scaler is used."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -303,7 +314,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             self.lr_scheduler.load_state_dict(self._restored["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called right before the first step; what was computed but not logged is taken up here too."""
+        """Restore random states and the loss since the last log; called right before the first step."""
         if checkpoint is not None:
             self._globalstep_last_logged, unlogged = self._restored["unlogged"]
             self._tr_loss = unlogged.to(self.args.device)

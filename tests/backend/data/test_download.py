@@ -16,7 +16,7 @@ import pytest
 from arkor.backend.data import download as room
 from arkor.backend.data.datasets import DataError, load_rows
 from arkor.backend.data.download import download
-from arkor.protocol.jobs import BlobDataset
+from arkor.protocol.datasets import BlobDataset
 from tests.fakes.corporate_proxy import CorporateProxy
 
 ROWS = b'{"text": "a"}\n{"text": "b"}\n'

@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Failed, Reply, ToolChoice
-from arkor.backend.inference.tool_calls import (
-    DEFAULT_FORMAT,
-    ToolCallFormat,
-    ToolCallParser,
-    call_constraint,
-    detect_format,
-    render_tools,
-)
+from arkor.backend.inference.tool_calls.detect import DEFAULT_FORMAT, ToolCallFormat, detect_format
+from arkor.backend.inference.tool_calls.grammar import call_constraint
+from arkor.backend.inference.tool_calls.parser import ToolCallParser
+from arkor.backend.inference.tool_calls.render import render_tools
 from tests.backend.inference.test_generator import run
 from tests.fakes.byte_model import byte_tokenizer, make_base
 
@@ -224,7 +220,7 @@ def calls_of(replies: list[Reply]) -> list[tuple[str, Any]]:
 def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: str, temperature: float) -> None:
     for chosen, several in (("add", False), (None, True)):
         replies = answered(
-            bases[name], tmp_path, calling=ToolChoice(BOTH, True, chosen, several), temperature=temperature
+            bases[name], tmp_path, tool_choice=ToolChoice(BOTH, True, chosen, several), temperature=temperature
         )
         assert isinstance(replies[-1], Done)
         assert replies[-1].finish_reason == "tool_calls"
@@ -240,7 +236,9 @@ def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_pat
     tool_choice = ToolChoice((NOW,), forced=False, name=None, parallel=False)
     seen = set()
     for seed in range(8):
-        replies = answered(bases["short"], tmp_path, calling=tool_choice, temperature=1e6, seed=seed, max_tokens=900)
+        replies = answered(
+            bases["short"], tmp_path, tool_choice=tool_choice, temperature=1e6, seed=seed, max_tokens=900
+        )
         done = replies[-1]
         assert isinstance(done, Done)
         text = "".join(reply.text for reply in replies if isinstance(reply, Delta))
@@ -253,6 +251,6 @@ def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_pat
 
 
 def test_a_template_without_tools_cannot_choose(bases: dict[str, str], tmp_path: Path) -> None:
-    [failed] = answered(bases["plain"], tmp_path, calling=FREE)
+    [failed] = answered(bases["plain"], tmp_path, tool_choice=FREE)
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (400, "tool_calling_not_configured")

@@ -13,7 +13,8 @@ import pytest
 
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
-from arkor.protocol.jobs import BlobDataset, JobConfig
+from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.jobs import JobConfig
 from tests.fakes.notebook import MemoryRecorder
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
@@ -234,7 +235,7 @@ def test_max_length_cuts_rows_and_says_so(bench: Bench) -> None:
     notebook = bench.run([*CHATS, long])
     assert all(math.isfinite(loss) for loss in notebook.losses)
     assert "1 of 25 training rows are longer than 256 tokens (max_length) and are cut" in notebook.messages
-    assert "1 of 25 training rows are left out: their answers begin behind max_length" in notebook.messages
+    assert "1 of 25 training rows are left out: their answers start after max_length" in notebook.messages
 
 
 def test_nothing_to_learn_within_max_length(bench: Bench) -> None:
@@ -243,7 +244,7 @@ def test_nothing_to_learn_within_max_length(bench: Bench) -> None:
 
 
 def test_more_than_the_model_takes(bench: Bench) -> None:
-    with pytest.raises(RunError, match=r"max_length is 5000, but .* takes 256 tokens at most"):
+    with pytest.raises(RunError, match=r"max_length is 5000, but .* takes at most 256 tokens"):
         bench.run(max_length=5000)
 
 
@@ -284,7 +285,7 @@ def test_a_model_without_a_chat_template_learns(tmp_path: Path) -> None:
 def test_a_template_that_refuses_a_row_is_a_sentence(tmp_path: Path) -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
     bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", strict))
-    with pytest.raises(RunError, match=r"Row 1: the chat template of the model refuses it .*No system role here"):
+    with pytest.raises(RunError, match=r"Row 1: the chat template of the model rejects it .*No system role here"):
         bench.run()
 
 

@@ -19,10 +19,9 @@ from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable
 from arkor.backend.http.routes.deployments import resolve_target
 from arkor.backend.http.schema import EVENTS
 from arkor.backend.http.state import app_state
-from arkor.backend.inference.constraints import parse_constraint
+from arkor.backend.inference.constraints import parse_constraint, parse_tool_choice
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Failed, GenerationError
 from arkor.backend.inference.service import InferenceService, ReplyStream
-from arkor.backend.inference.tool_choice import parse_tool_choice
 from arkor.backend.store.store import new_id
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest, stop_strings
