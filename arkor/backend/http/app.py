@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,7 @@ from starlette.routing import Match
 
 from arkor.backend.http.errors import RETRY_SOON, ApiError, config_error, generation_error, wire_field
 from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable, describe
-from arkor.backend.http.routes import (
-    auth,
-    chat,
-    checks,
-    datasets,
-    deployment_keys,
-    deployments,
-    jobs,
-    openai_chat,
-    projects,
-    run_archives,
-)
+from arkor.backend.http.routes import auth, chat, datasets, deployments, jobs, openai_chat, projects, run_archives
 from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
@@ -103,7 +92,7 @@ def create_app(
         await state.inference.close()
         supervisor.stop()
 
-    modules = (auth, projects, jobs, checks, run_archives, datasets, chat, deployments, deployment_keys, openai_chat)
+    modules = (auth, projects, jobs, run_archives, datasets, chat, deployments, openai_chat)
     app = Starlette(
         routes=[*routes, *(route for module in modules for route in module.routes)],
         lifespan=lifespan,
@@ -115,18 +104,6 @@ def create_app(
 
 
 # Exceptions
-
-
-def _api_error(_request: Request, error: Any) -> Response:
-    return error.response()  # type: ignore[no-any-return]
-
-
-def _invalid_config(_request: Request, error: Any) -> Response:
-    return config_error(error, wire_field(error.field)).response()
-
-
-def _generation_error(_request: Request, error: Any) -> Response:
-    return generation_error(error).response()
 
 
 def _http_error(request: Request, error: Any) -> Response:
@@ -189,10 +166,10 @@ def _no_space(problem: str, remedy: str) -> Response:
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
-_HANDLERS = {
-    ApiError: _api_error,
-    InvalidConfig: _invalid_config,
-    GenerationError: _generation_error,
+_HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
+    ApiError: lambda _request, error: error.response(),
+    InvalidConfig: lambda _request, error: config_error(error, wire_field(error.field)).response(),
+    GenerationError: lambda _request, error: generation_error(error).response(),
     HTTPException: _http_error,
     ClientDisconnect: _client_disconnected,
     OSError: _disk_error,

@@ -25,7 +25,7 @@ MIN_BODY_RATE, BODY_SECONDS = 512, 20.0
 _CHUNK_BYTES = 1024 * 1024
 
 
-async def read_object(request: Request, schema: Schema = None, limit: int = JSON_LIMIT) -> dict[str, Any]:
+async def read_object(request: Request, schema: Schema, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Return the body, a JSON object that matches the schema. Raises a 400, 408, 413 or 415."""
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", "too_large")
     if _content_length(request) > limit:
@@ -38,8 +38,7 @@ async def read_object(request: Request, schema: Schema = None, limit: int = JSON
     value = _parse(bytes(body))
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", "invalid_json")
-    if schema is not None:
-        check(schema, value)
+    check(schema, value)
     return value
 
 

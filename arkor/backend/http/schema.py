@@ -8,7 +8,7 @@ names on the wire. Bounds and patterns that annotations cannot express are in th
 
 `check` understands the keywords that the schemas of our requests use: `type`, `enum`, `pattern` (anchored at both
 ends), the bounds of lengths and integers, `properties`, `required` and `additionalProperties`. Of an attrs class it
-checks the field names alone, and of `anyOf` nothing: the code that decodes them checks the values. The `description`
+checks the field names alone, and of `anyOf`, lists and numbers nothing: the code that decodes them checks the values. The `description`
 of a schema completes the sentence "must be …".
 """
 
@@ -118,7 +118,7 @@ def check(schema: Schema, value: Any, field: str = "") -> None:
         for name, inner in schema["properties"].items():
             if name in value:
                 check(inner, value[name], f"{field}.{name}" if field else name)
-    elif ("enum" in schema or "type" in schema) and not _matches(schema, value):
+    elif not _matches(schema, value):
         raise invalid_field(field, f"must be {schema.get('description') or _expectation(schema)}")
 
 
@@ -131,7 +131,7 @@ def _check_names(schema: Mapping[str, Any], value: Any, field: str) -> None:
         if name not in known and schema.get("additionalProperties") is False:
             suggestions = difflib.get_close_matches(name[:80], known, n=1)
             hint = f"did you mean {suggestions[0]}?" if suggestions else f"the fields are {', '.join(known)}"
-            raise invalid_field(prefix + name[:80], f"is not a field of this request; {hint}")
+            raise invalid_field(prefix + name[:80], "is not a field of this request", hint)
     for name in schema["required"]:
         if value.get(name) is None:
             raise invalid_field(prefix + name, "is missing")
@@ -140,8 +140,10 @@ def _check_names(schema: Mapping[str, Any], value: Any, field: str) -> None:
 def _matches(schema: Mapping[str, Any], value: Any) -> bool:
     if "enum" in schema:
         return value in schema["enum"]
-    kinds = schema.get("type", [])
+    kinds = schema.get("type", "")
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if not {"string", "integer", "boolean", "null"}.issuperset(kinds):
+        return True
     if value is None:
         return "null" in kinds
     if isinstance(value, str) and "string" in kinds:
@@ -159,6 +161,6 @@ def _expectation(schema: Mapping[str, Any]) -> str:
     kind = schema["type"]
     if "integer" in kind:
         return f"a whole number from {schema['minimum']} to {schema['maximum']}"
-    if kind == "boolean":
+    if "boolean" in kind:
         return "true or false"
     return f"a string of at most {schema['maxLength']} characters" if "maxLength" in schema else "a string"

@@ -1,4 +1,7 @@
-"""Deployments, managed by the members of a project. Their OpenAI-compatible routes are in `openai_chat.py`."""
+"""Deployments and their API keys, managed by the members of a project.
+
+The OpenAI-compatible routes of a deployment are in `openai_chat.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,11 +23,18 @@ from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, objec
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
-from arkor.backend.store.deployments import SlugAlreadyExists
+from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooManyKeys
 from arkor.backend.store.store import ProjectRecord, new_id
 from arkor.formatting import quote
-from arkor.protocol.codec import to_wire
-from arkor.protocol.deployments import AUTH_MODES, RETENTION_MODES, SLUG_LENGTH, Deployment
+from arkor.protocol.codec import camel_case, to_wire
+from arkor.protocol.deployments import (
+    AUTH_MODES,
+    LABEL_LENGTH,
+    RETENTION_MODES,
+    SLUG_LENGTH,
+    Deployment,
+    DeploymentKey,
+)
 from arkor.protocol.events import now
 from arkor.protocol.model_target import ModelTarget
 
@@ -86,6 +97,23 @@ _LINKS = {
 }
 _MODEL_ERRORS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
+_VISIBLE, _INNER = r"[^\s\u0000-\u001f\u007f]", r"[^\u0000-\u001f\u007f]"
+_LABEL = {
+    "type": "string",
+    "pattern": rf"^\s*{_VISIBLE}(?:{_INNER}{{0,{LABEL_LENGTH[1] - 2}}}{_VISIBLE})?\s*$",
+    "description": f"one line of {LABEL_LENGTH[0]} to {LABEL_LENGTH[1]} characters",
+}
+NEW_KEY = object_schema(label=_LABEL)
+_LISTED_KEY = object_schema(
+    id=TEXT,
+    label=TEXT,
+    prefix=TEXT,
+    enabled=BOOLEAN,
+    createdAt=TEXT,
+    lastUsedAt={"type": ["string", "null"]},
+)
+_CREATED_KEY = object_schema(id=TEXT, label=TEXT, plaintext=TEXT, prefix=TEXT, createdAt=TEXT)
+
 DEPLOYMENT_PATH = "/v1/endpoints/{id}"
 
 routes = RouteTable()
@@ -136,7 +164,7 @@ async def create_deployment(request: Request) -> Response:
 @routes.add("GET", DEPLOYMENT_PATH, PROJECT, responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)})
 async def get_deployment(request: Request) -> Response:
     """Return a deployment."""
-    _, deployment = await require_deployment(request)
+    _, deployment = await _require_deployment(request)
     return JSONResponse({"deployment": _json(deployment)})
 
 
@@ -153,7 +181,7 @@ async def update_deployment(request: Request) -> Response:
 
     Conversations that are older than a new retention period are deleted at once.
     """
-    project, deployment = await require_deployment(request)
+    project, deployment = await _require_deployment(request)
     change = _parse_change(await read_object(request, DEPLOYMENT_CHANGE), deployment)
     state = app_state(request)
 
@@ -161,7 +189,7 @@ async def update_deployment(request: Request) -> Response:
         with _pinned_target(state, project, deployment.id, change.get("target")):
             changed = state.store.deployments.replace(deployment.id, change)
             if changed is None:
-                raise deployment_not_found(project, deployment.id)
+                raise _deployment_not_found(project, deployment.id)
         state.conversations.apply_retention(changed)
         return changed
 
@@ -171,7 +199,7 @@ async def update_deployment(request: Request) -> Response:
 @routes.add("DELETE", DEPLOYMENT_PATH, PROJECT, responses={204: ResponseSpec("The deployment is deleted.")})
 async def delete_deployment(request: Request) -> Response:
     """Delete a deployment with its keys and its conversations."""
-    _, deployment = await require_deployment(request)
+    _, deployment = await _require_deployment(request)
     state = app_state(request)
 
     def remove() -> None:
@@ -184,17 +212,17 @@ async def delete_deployment(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def require_deployment(request: Request) -> tuple[ProjectRecord, Deployment]:
+async def _require_deployment(request: Request) -> tuple[ProjectRecord, Deployment]:
     """Return the project of the call and its deployment of the path's id. Raises a 404."""
     project = (await require_scope(request)).project
     deployment_id = request.path_params["id"]
     found = await run_in_threadpool(app_state(request).store.deployments.get, deployment_id)
     if found is None or found.project_id != project.id:
-        raise deployment_not_found(project, deployment_id)
+        raise _deployment_not_found(project, deployment_id)
     return project, found
 
 
-def deployment_not_found(project: ProjectRecord, deployment_id: str) -> ApiError:
+def _deployment_not_found(project: ProjectRecord, deployment_id: str) -> ApiError:
     problem = f"The project {project.slug!r} has no deployment {quote(deployment_id)}."
     return ApiError(404, problem, "deployment_not_found")
 
@@ -230,6 +258,67 @@ def _parse_retention(body: Mapping[str, Any], current: Deployment | None) -> tup
             raise invalid_field("runRetentionDays", f'requires the retention mode "days", not "{mode}"')
         return mode, None
     return mode, given_days or (current and current.run_retention_days) or DEFAULT_RETENTION_DAYS
+
+
+# Keys
+
+
+@routes.add(
+    "GET",
+    f"{DEPLOYMENT_PATH}/keys",
+    PROJECT,
+    responses={200: ResponseSpec("The keys, revoked ones included.", object_schema(keys=array_schema(_LISTED_KEY)))},
+)
+async def list_keys(request: Request) -> Response:
+    """List the keys of a deployment."""
+    _, deployment = await _require_deployment(request)
+    found = await run_in_threadpool(app_state(request).store.deployments.keys_of, deployment.id)
+    return JSONResponse({"keys": [_key_json(key, _LISTED_KEY) for key in found]})
+
+
+@routes.add(
+    "POST",
+    f"{DEPLOYMENT_PATH}/keys",
+    PROJECT,
+    body=NEW_KEY,
+    responses={201: ResponseSpec("The key; its plaintext is shown only here.", object_schema(key=_CREATED_KEY))},
+    errors={409: f"The deployment has {MAX_KEYS} keys already."},
+)
+async def create_key(request: Request) -> Response:
+    """Create a key."""
+    project, deployment = await _require_deployment(request)
+    label = (await read_object(request, NEW_KEY))["label"].strip()
+    if not label.isprintable():
+        raise invalid_field("label", "must not contain invisible characters")
+    try:
+        key = await run_in_threadpool(app_state(request).store.deployments.add_key, deployment.id, label)
+    except TooManyKeys:
+        problem = f"The deployment {deployment.slug!r} has {MAX_KEYS} keys."
+        raise ApiError(409, problem, "too_many_keys", remedy="Revoke one first.") from None
+    except LookupError:
+        raise _deployment_not_found(project, deployment.id) from None
+    return JSONResponse({"key": _key_json(key, _CREATED_KEY)}, 201)
+
+
+@routes.add(
+    "DELETE",
+    f"{DEPLOYMENT_PATH}/keys/{{keyId}}",
+    PROJECT,
+    responses={204: ResponseSpec("The key is revoked; it remains listed.")},
+)
+async def revoke_key(request: Request) -> Response:
+    """Revoke a key."""
+    _, deployment = await _require_deployment(request)
+    key_id = request.path_params["keyId"]
+    if not await run_in_threadpool(app_state(request).store.deployments.revoke_key, deployment.id, key_id):
+        raise ApiError(404, f"The deployment {deployment.slug!r} has no key {quote(key_id)}.", "key_not_found")
+    return Response(status_code=204)
+
+
+def _key_json(key: DeploymentKey, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the key that the schema has."""
+    names = {camel_case(field.name): field.name for field in attrs.fields(DeploymentKey)}
+    return {name: getattr(key, names[name]) for name in schema["properties"]}
 
 
 # Model targets

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, show, cancel, and the event stream."""
+"""Jobs: check, submit, list, show, cancel, and the event stream."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTa
 from arkor.backend.http.schema import EVENTS, STRING, TEXT, array_schema, name_schema, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.service import checkpoint_steps
+from arkor.backend.preflight.service import CheckRequest
 from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
@@ -39,6 +40,7 @@ from arkor.settings import max_queued_runs
 #: How many jobs a page of the list has by default, and at most.
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 
+CHECK_REQUEST = object_schema(config=JobConfig)
 NEW_JOB = object_schema(name=name_schema(200), config=JobConfig)
 
 _KEY, _PAGE_SIZE = {"type": "string", "maxLength": 255}, {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}
@@ -55,13 +57,31 @@ _LINKS = {
     name: {"operationId": operation, **_JOB_ID_LINK}
     for name, operation in (("job", "getV1JobsId"), ("cancel", "postV1JobsIdCancel"))
 }
-INVALID_CONFIG = {400: "The configuration is not valid, or the run cannot start with it."}
-TOO_MANY_STREAMS = {429: "The user has too many streams open; repeat the request after `Retry-After` seconds."}
+_INVALID_CONFIG = {400: "The configuration is not valid, or the run cannot start with it."}
+_TOO_MANY_STREAMS = {429: "The user has too many streams open; repeat the request after `Retry-After` seconds."}
+_CHECK_EVENTS = "Server-sent events: `check.progress`, `check.found` and `check.failed`; the last one is `end`."
 
 routes = RouteTable()
 
 
-# Submitting
+# Checking and submitting
+
+
+@routes.add(
+    "POST",
+    "/v1/jobs/check",
+    PROJECT,
+    body=CHECK_REQUEST,
+    responses={200: ResponseSpec(_CHECK_EVENTS, EVENTS, "text/event-stream")},
+    errors={**_INVALID_CONFIG, **_TOO_MANY_STREAMS},
+)
+async def check(request: Request) -> Response:
+    """Check a run without submitting it: its rows, their lengths, how long it will take."""
+    scope, state = await require_scope(request), app_state(request)
+    config, token = _split_token(_parse_config((await read_object(request, CHECK_REQUEST))["config"]))
+    await run_in_threadpool(_reject_unrunnable, state, scope.project, config)
+    frames = state.check_service.frames(CheckRequest(to_wire(config), token))
+    return EventStreamResponse(frames, open_stream(state.open_streams, scope.user))
 
 
 @routes.add(
@@ -74,13 +94,13 @@ routes = RouteTable()
         201: ResponseSpec("The job, which is queued.", JOB, links=_LINKS),
         200: ResponseSpec("The job that was created with the same key before.", JOB, links=_LINKS),
     },
-    errors={**INVALID_CONFIG, 409: "The organisation has too many unfinished runs."},
+    errors={**_INVALID_CONFIG, 409: "The organisation has too many unfinished runs."},
 )
 async def submit(request: Request) -> Response:
     """Submit a run."""
     scope = await require_scope(request)
     body = await read_object(request, NEW_JOB)
-    config, token = split_token(parse_config(body["config"]))
+    config, token = _split_token(_parse_config(body["config"]))
     submission = Submission(scope, body["name"].strip(), config, token, IDEMPOTENCY_KEY.read(request))
     job, new = await run_in_threadpool(_submit, app_state(request), submission)
     return JSONResponse({"job": job_json(job)}, 201 if new else 200)
@@ -101,7 +121,7 @@ def _submit(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
     """Return the job and whether it is new."""
     if existing := _existing_job(state, submission):
         return existing, False
-    reject_unrunnable(state, submission.scope.project, submission.config)
+    _reject_unrunnable(state, submission.scope.project, submission.config)
     with state.submission_lock:  # simultaneous submissions would each find the queue below its limit
         _reject_full_queue(state, submission.scope.org)
         return _queue(state, submission)
@@ -138,7 +158,7 @@ def _existing_job(state: AppState, submission: Submission) -> JobRecord | None:
     return state.supervisor.current(job) if job else None
 
 
-def parse_config(value: Any) -> JobConfig:
+def _parse_config(value: Any) -> JobConfig:
     """Decode and check the `config` of a request, whose field names are checked already. Raises a 400."""
     source = value["datasetSource"]
     if isinstance(source, dict) and source.get("type") == "file":
@@ -161,7 +181,7 @@ def _config_errors() -> Iterator[None]:
         raise config_error(error, f"config.{outer}{dot}{inner}") from None
 
 
-def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
+def _split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
     """Return the configuration without the token of its data set, and the token."""
     source = config.dataset_source
     if not isinstance(source, BlobDataset):
@@ -169,7 +189,7 @@ def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
     return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
-def reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfig) -> None:
+def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfig) -> None:
     """Raise a 400 for a run that cannot start, as far as the server can tell without its worker."""
     source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
@@ -281,7 +301,7 @@ def job_json(job: JobRecord) -> dict[str, Any]:
     PROJECT,
     parameters=[LAST_EVENT_ID, SINCE],
     responses={200: ResponseSpec("Server-sent events; the last one is `end`.", EVENTS, "text/event-stream")},
-    errors=TOO_MANY_STREAMS,
+    errors=_TOO_MANY_STREAMS,
 )
 async def stream_events(request: Request) -> Response:
     """Stream the events of a run until it ends: those logged so far, then each as it is logged.

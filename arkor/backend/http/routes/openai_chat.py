@@ -91,7 +91,7 @@ def _openai_errors(endpoint: Endpoint) -> Endpoint:
 async def chat(request: Request) -> Response:
     """Create a chat completion, as OpenAI's clients request it."""
     state, authorized = app_state(request), await _authorize(request)
-    body = await read_object(request, limit=BODY_LIMIT)
+    body = await read_object(request, CHAT_REQUEST, BODY_LIMIT)
     model, folder = await run_in_threadpool(_model_and_adapter, state, authorized.deployment)
     asked = await run_in_threadpool(read_request, body, model)
     conversation = Conversation(state, authorized, body)
