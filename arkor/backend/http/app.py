@@ -46,14 +46,14 @@ _HEALTH = object_schema(status={"const": "ok"}, version=STRING, protocol=_COUNT,
 routes = RouteTable()
 
 
-@routes.add("GET", "/healthz", NOTHING, responses={200: ResponseSpec("The server is healthy.", _HEALTH)})
+@routes.add("GET /healthz", NOTHING, responses={200: ResponseSpec("The server is healthy.", _HEALTH)})
 def health(request: Request) -> Response:
     """Health check."""
     active = app_state(request).store.count_unfinished()
     return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
 
 
-@routes.add("GET", "/openapi.json", NOTHING, responses={200: ResponseSpec("An OpenAPI document.", {"type": "object"})})
+@routes.add("GET /openapi.json", NOTHING, responses={200: ResponseSpec("An OpenAPI document.", {"type": "object"})})
 def description(request: Request) -> Response:
     """Return the description of every route."""
     return JSONResponse(describe(request.app.routes))

@@ -27,15 +27,8 @@ _CHUNK_BYTES = 1024 * 1024
 
 async def read_object(request: Request, schema: Schema, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Return the body, a JSON object that matches the schema. Raises a 400, 408, 413 or 415."""
-    too_large = ApiError(413, f"The body is larger than {limit} bytes.", "too_large")
-    if _content_length(request) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in _body_chunks(request):
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    value = _parse(bytes(body))
+    body = b"".join([chunk async for chunk in _body_chunks(request, limit, f"The body is larger than {limit} bytes.")])
+    value = _parse(body)
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", "invalid_json")
     check(schema, value)
@@ -44,23 +37,17 @@ async def read_object(request: Request, schema: Schema, limit: int = JSON_LIMIT)
 
 async def save_body(request: Request, file: Path, limit: int, inspect: Callable[[bytes], object] | None = None) -> int:
     """Write the body to a file, pass each chunk to `inspect`, return the size in bytes. Raises a 408, 413 or 415."""
-    too_large = ApiError(413, f"The file is larger than {limit // 1024**3} GiB.", "too_large")
-    if _content_length(request) > limit:
-        raise too_large
-    size = 0
 
     def write_chunk(chunk: bytes) -> None:
         if inspect is not None:
             inspect(chunk)
         target.write(chunk)
 
+    size, pending = 0, bytearray()
     with file.open("wb", buffering=0) as target:
-        pending = bytearray()
-        async for chunk in _body_chunks(request):
+        async for chunk in _body_chunks(request, limit, f"The file is larger than {limit // 1024**3} GiB."):
             pending += chunk
             size += len(chunk)
-            if size > limit:
-                raise too_large
             if len(pending) >= _CHUNK_BYTES:
                 await run_in_threadpool(write_chunk, bytes(pending))
                 pending.clear()
@@ -68,16 +55,20 @@ async def save_body(request: Request, file: Path, limit: int, inspect: Callable[
     return size
 
 
-async def _body_chunks(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives. Raises a 415 if it is compressed, a 408 if it arrives below `MIN_BODY_RATE`.
+async def _body_chunks(request: Request, limit: int, too_large: str) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives.
 
-    Only the time spent waiting for the client counts, not the time that the reader of the chunks takes.
+    Raises a 413 if it has more than `limit` bytes, a 415 if it is compressed, and a 408 below `MIN_BODY_RATE`, for
+    which only the time spent waiting for the client counts, not the time that the reader of the chunks takes.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise ApiError(415, f"The body is compressed ({quote(encoding)}); send it uncompressed.", "compressed")
+    rejection = ApiError(413, too_large, "too_large")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise rejection
     stream, clock = request.stream(), asyncio.get_running_loop().time
-    received, timeout = 0, BODY_SECONDS
+    size, received, timeout = 0, 0, BODY_SECONDS
     while True:
         began = clock()
         try:
@@ -87,15 +78,12 @@ async def _body_chunks(request: Request) -> AsyncIterator[bytes]:
         except asyncio.TimeoutError:
             problem = "The body arrived too slowly; send it again."
             raise ApiError(408, problem, "too_slow", headers={"Connection": "close"}) from None
-        received, timeout = received + len(chunk), timeout - (clock() - began)
+        size, received, timeout = size + len(chunk), received + len(chunk), timeout - (clock() - began)
+        if size > limit:
+            raise rejection
         if received >= MIN_BODY_RATE * BODY_SECONDS:
             received, timeout = 0, BODY_SECONDS
         yield chunk
-
-
-def _content_length(request: Request) -> int:
-    """Return the declared size of the body in bytes, 0 if none is declared."""
-    return int(request.headers.get("content-length") or 0)
 
 
 # Strict JSON

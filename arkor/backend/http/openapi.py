@@ -3,19 +3,9 @@
 A module of routes fills a `RouteTable`. The decorator declares who may call, what the route takes and every response;
 the endpoint's docstring is the summary and the description:
 
-    routes = RouteTable()
-
-    @routes.add(
-        "POST",
-        "/v1/projects",
-        ORG,
-        body=NEW_PROJECT,
-        responses={201: ResponseSpec("The project.", object_schema(project=Project))},
-        errors={409: "The organisation has a project of that slug."},
-    )
+    @routes.add("POST /v1/projects", ORG, body=NEW_PROJECT, responses={201: ResponseSpec("The project.", PROJECT)})
     async def create_project(request: Request) -> Response:
         \"""Create a project.\"""
-        body = await read_object(request, NEW_PROJECT)
 
 Added automatically: the parameters of the path; the token and the scope with their 400, 401, 403 and 404; the 400, 413
 and 415 of a body; `COMMON_ERRORS`. Errors have the shape of `ErrorBody` unless `error_schema` names another one.
@@ -118,6 +108,12 @@ class ResponseSpec:
         return {**described, **({"links": self.links} if self.links else {})}
 
 
+def id_links(kind: str, **operations: str) -> dict[str, Any]:
+    """Return links from a response to the operations on the object that it contains, which is a `kind`."""
+    parameters = {"id": f"$response.body#/{kind}/id"}
+    return {name: {"operationId": operation, "parameters": parameters} for name, operation in operations.items()}
+
+
 #: The errors that any request may get.
 COMMON_ERRORS: Mapping[int, str] = {
     400: "The request is not valid HTTP.",
@@ -162,8 +158,7 @@ class RouteTable(list[DescribedRoute]):
 
     def add(
         self,
-        method: str,
-        path: str,
+        method_and_path: str,
         requirements: Requirements,
         *,
         body: Schema = None,
@@ -174,6 +169,8 @@ class RouteTable(list[DescribedRoute]):
         error_schema: Schema = ErrorBody,
     ) -> Callable[[E], E]:
         """Register the decorated endpoint; see the head of this file."""
+
+        method, _, path = method_and_path.partition(" ")
 
         def register(endpoint: E) -> E:
             route = DescribedRoute(path, endpoint, methods=[method])

@@ -6,10 +6,9 @@ names on the wire. Bounds and patterns that annotations cannot express are in th
 
     NEW_PROJECT = object_schema(name=NAME, config=JobConfig)
 
-`check` understands the keywords that the schemas of our requests use: `type`, `enum`, `pattern` (anchored at both
-ends), the bounds of lengths and integers, `properties`, `required` and `additionalProperties`. Of an attrs class it
-checks the field names alone, and of `anyOf`, lists and numbers nothing: the code that decodes them checks the values. The `description`
-of a schema completes the sentence "must be …".
+`check` understands `enum`, strings, integers, booleans and objects. Of an attrs class it checks the field names, and of
+everything else nothing: the code that decodes those checks the values. Patterns are anchored at both ends. The
+`description` of a schema completes the sentence "must be …".
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def any_of(*schemas: Schema) -> Schema:
 
 
 def class_schema(cls: Any) -> dict[str, Any]:
-    """The schema of an attrs class: a field without a default is required, one that may be None may be null."""
+    """The schema of an attrs class: a field without a default is required, an optional one may be null."""
     hints = typing.get_type_hints(cls)
     fields = [item for item in attrs.fields(cls) if item.name != "extra"]
     properties = {camel_case(item.name): _field_schema(item, hints[item.name]) for item in fields}
@@ -83,13 +82,7 @@ def _field_schema(item: attrs.Attribute[Any], hint: Any) -> Schema:
     return any_of(schema, {"type": "null"}) if optional else schema
 
 
-_TYPE_NAMES: Mapping[Any, str] = {
-    str: "string",
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    type(None): "null",
-}
+_TYPE_NAMES: Mapping[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 def type_schema(hint: Any) -> Schema:

@@ -1,7 +1,7 @@
 """Anonymous identities, the sign-in configuration, and the current user.
 
-Whoever has an identity may train, and training reads and writes with the rights of the user who runs the backend. So
-an anonymous identity is given without a token to processes of that user alone, because the bootstrap of every Arkor
+An identity permits training, and training reads and writes with the rights of the user who runs the backend. So an
+anonymous identity is given without a token to processes of that user alone, because the bootstrap of every Arkor
 client expects it, and to everyone else only for the token of the owner or the operator.
 """
 
@@ -37,8 +37,7 @@ routes = RouteTable()
 
 
 @routes.add(
-    "POST",
-    "/v1/auth/anonymous",
+    "POST /v1/auth/anonymous",
     NOTHING,
     body=NEW_IDENTITY,
     responses={201: ResponseSpec("The identity; its token is shown only here.", _IDENTITY)},
@@ -74,13 +73,13 @@ def _is_same_user(request: Request) -> bool:
     return client is not None and not forwarded and is_own_process(client, server)
 
 
-@routes.add("GET", "/v1/auth/cli/config", NOTHING, responses={200: ResponseSpec("Nulls.", _NO_OAUTH)})
+@routes.add("GET /v1/auth/cli/config", NOTHING, responses={200: ResponseSpec("Nulls.", _NO_OAUTH)})
 def sign_in_config(_request: Request) -> Response:
     """Return the sign-in configuration (this backend has no OAuth)."""
     return JSONResponse({"auth0Domain": None, "clientId": None, "audience": None, "callbackPorts": []})
 
 
-@routes.add("GET", "/v1/me", TOKEN, responses={200: ResponseSpec("The user and their organisations.", Me)})
+@routes.add("GET /v1/me", TOKEN, responses={200: ResponseSpec("The user and their organisations.", Me)})
 async def me(request: Request) -> Response:
     """Return the user of the token."""
     user = await require_user(request)

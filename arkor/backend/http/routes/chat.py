@@ -41,8 +41,7 @@ routes = RouteTable()
 
 
 @routes.add(
-    "POST",
-    "/v1/inference/chat",
+    "POST /v1/inference/chat",
     PROJECT,
     body=InferenceRequest,
     responses={

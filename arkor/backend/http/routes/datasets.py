@@ -39,8 +39,7 @@ routes = RouteTable()
 
 
 @routes.add(
-    "POST",
-    "/v1/datasets",
+    "POST /v1/datasets",
     PROJECT,
     body=TEXT,
     body_type="application/octet-stream",

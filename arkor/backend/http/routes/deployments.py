@@ -18,7 +18,7 @@ from arkor.backend.compute.models import submission_problem
 from arkor.backend.http.authentication import job_not_found, require_scope
 from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import ApiError, invalid_field
-from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable, id_links
 from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.service import adapter_folder
@@ -27,14 +27,7 @@ from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooMany
 from arkor.backend.store.store import ProjectRecord, new_id
 from arkor.formatting import quote
 from arkor.protocol.codec import camel_case, to_wire
-from arkor.protocol.deployments import (
-    AUTH_MODES,
-    LABEL_LENGTH,
-    RETENTION_MODES,
-    SLUG_LENGTH,
-    Deployment,
-    DeploymentKey,
-)
+from arkor.protocol.deployments import AUTH_MODES, LABEL_LENGTH, RETENTION_MODES, SLUG_LENGTH, Deployment, DeploymentKey
 from arkor.protocol.events import now
 from arkor.protocol.model_target import ModelTarget
 
@@ -85,16 +78,13 @@ DEPLOYMENT_CHANGE = object_schema(
 )
 
 _DEPLOYMENT = object_schema(deployment=Deployment)
-_DEPLOYMENT_ID_LINK = {"parameters": {"id": "$response.body#/deployment/id"}}
-_LINKS = {
-    name: {"operationId": operation, **_DEPLOYMENT_ID_LINK}
-    for name, operation in (
-        ("deployment", "getV1EndpointsId"),
-        ("change", "patchV1EndpointsId"),
-        ("removal", "deleteV1EndpointsId"),
-        ("key", "postV1EndpointsIdKeys"),
-    )
-}
+_LINKS = id_links(
+    "deployment",
+    deployment="getV1EndpointsId",
+    change="patchV1EndpointsId",
+    removal="deleteV1EndpointsId",
+    key="postV1EndpointsIdKeys",
+)
 _MODEL_ERRORS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
 _VISIBLE, _INNER = r"[^\s\u0000-\u001f\u007f]", r"[^\u0000-\u001f\u007f]"
@@ -105,23 +95,15 @@ _LABEL = {
 }
 NEW_KEY = object_schema(label=_LABEL)
 _LISTED_KEY = object_schema(
-    id=TEXT,
-    label=TEXT,
-    prefix=TEXT,
-    enabled=BOOLEAN,
-    createdAt=TEXT,
-    lastUsedAt={"type": ["string", "null"]},
+    id=TEXT, label=TEXT, prefix=TEXT, enabled=BOOLEAN, createdAt=TEXT, lastUsedAt={"type": ["string", "null"]}
 )
 _CREATED_KEY = object_schema(id=TEXT, label=TEXT, plaintext=TEXT, prefix=TEXT, createdAt=TEXT)
-
-DEPLOYMENT_PATH = "/v1/endpoints/{id}"
 
 routes = RouteTable()
 
 
 @routes.add(
-    "GET",
-    "/v1/endpoints",
+    "GET /v1/endpoints",
     PROJECT,
     responses={200: ResponseSpec("By slug.", object_schema(deployments=array_schema(Deployment)))},
 )
@@ -133,8 +115,7 @@ async def list_deployments(request: Request) -> Response:
 
 
 @routes.add(
-    "POST",
-    "/v1/endpoints",
+    "POST /v1/endpoints",
     PROJECT,
     body=NEW_DEPLOYMENT,
     responses={201: ResponseSpec("The deployment.", _DEPLOYMENT, links=_LINKS)},
@@ -161,7 +142,7 @@ async def create_deployment(request: Request) -> Response:
     return JSONResponse({"deployment": _json(deployment)}, 201)
 
 
-@routes.add("GET", DEPLOYMENT_PATH, PROJECT, responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)})
+@routes.add("GET /v1/endpoints/{id}", PROJECT, responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)})
 async def get_deployment(request: Request) -> Response:
     """Return a deployment."""
     _, deployment = await _require_deployment(request)
@@ -169,8 +150,7 @@ async def get_deployment(request: Request) -> Response:
 
 
 @routes.add(
-    "PATCH",
-    DEPLOYMENT_PATH,
+    "PATCH /v1/endpoints/{id}",
     PROJECT,
     body=DEPLOYMENT_CHANGE,
     responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)},
@@ -196,7 +176,7 @@ async def update_deployment(request: Request) -> Response:
     return JSONResponse({"deployment": _json(await run_in_threadpool(write))})
 
 
-@routes.add("DELETE", DEPLOYMENT_PATH, PROJECT, responses={204: ResponseSpec("The deployment is deleted.")})
+@routes.add("DELETE /v1/endpoints/{id}", PROJECT, responses={204: ResponseSpec("The deployment is deleted.")})
 async def delete_deployment(request: Request) -> Response:
     """Delete a deployment with its keys and its conversations."""
     _, deployment = await _require_deployment(request)
@@ -235,14 +215,11 @@ def _json(deployment: Deployment) -> dict[str, Any]:
 
 
 def _parse_change(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
-    """Return the fields that the body sets, by their Python names; `current` is None for a new deployment."""
-    change: dict[str, Any] = {}
+    """Return the fields that the body sets, by their Python names, for a new deployment or for `current`."""
+    names = {"authMode": "auth_mode", "enabled": "enabled"}
+    change = {name: body[wire_name] for wire_name, name in names.items() if wire_name in body}
     if "target" in body:
         change["target"] = ModelTarget.parse(body["target"], reject_unknown=True).to_wire()
-    if "authMode" in body:
-        change["auth_mode"] = body["authMode"]
-    if "enabled" in body:
-        change["enabled"] = body["enabled"]
     if current is None or {"runRetentionMode", "runRetentionDays"} & body.keys():
         mode, days = _parse_retention(body, current)
         change.update(run_retention_mode=mode, run_retention_days=days)
@@ -264,8 +241,7 @@ def _parse_retention(body: Mapping[str, Any], current: Deployment | None) -> tup
 
 
 @routes.add(
-    "GET",
-    f"{DEPLOYMENT_PATH}/keys",
+    "GET /v1/endpoints/{id}/keys",
     PROJECT,
     responses={200: ResponseSpec("The keys, revoked ones included.", object_schema(keys=array_schema(_LISTED_KEY)))},
 )
@@ -277,8 +253,7 @@ async def list_keys(request: Request) -> Response:
 
 
 @routes.add(
-    "POST",
-    f"{DEPLOYMENT_PATH}/keys",
+    "POST /v1/endpoints/{id}/keys",
     PROJECT,
     body=NEW_KEY,
     responses={201: ResponseSpec("The key; its plaintext is shown only here.", object_schema(key=_CREATED_KEY))},
@@ -301,8 +276,7 @@ async def create_key(request: Request) -> Response:
 
 
 @routes.add(
-    "DELETE",
-    f"{DEPLOYMENT_PATH}/keys/{{keyId}}",
+    "DELETE /v1/endpoints/{id}/keys/{keyId}",
     PROJECT,
     responses={204: ResponseSpec("The key is revoked; it remains listed.")},
 )

@@ -18,7 +18,7 @@ from arkor.backend.http.authentication import CallScope, require_job, require_sc
 from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import ApiError, config_error, invalid_field
 from arkor.backend.http.event_stream import EventStreamResponse, open_stream
-from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable, id_links
 from arkor.backend.http.schema import EVENTS, STRING, TEXT, array_schema, name_schema, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.service import checkpoint_steps
@@ -52,11 +52,7 @@ LAST_EVENT_ID = Parameter("Last-Event-ID", STRING, "Begin after this event.", wh
 SINCE = Parameter("since", STRING, "`now` leaves out the events so far.")
 
 JOB = object_schema(job=TrainingJob)
-_JOB_ID_LINK = {"parameters": {"id": "$response.body#/job/id"}}
-_LINKS = {
-    name: {"operationId": operation, **_JOB_ID_LINK}
-    for name, operation in (("job", "getV1JobsId"), ("cancel", "postV1JobsIdCancel"))
-}
+_LINKS = id_links("job", job="getV1JobsId", cancel="postV1JobsIdCancel")
 _INVALID_CONFIG = {400: "The configuration is not valid, or the run cannot start with it."}
 _TOO_MANY_STREAMS = {429: "The user has too many streams open; repeat the request after `Retry-After` seconds."}
 _CHECK_EVENTS = "Server-sent events: `check.progress`, `check.found` and `check.failed`; the last one is `end`."
@@ -68,8 +64,7 @@ routes = RouteTable()
 
 
 @routes.add(
-    "POST",
-    "/v1/jobs/check",
+    "POST /v1/jobs/check",
     PROJECT,
     body=CHECK_REQUEST,
     responses={200: ResponseSpec(_CHECK_EVENTS, EVENTS, "text/event-stream")},
@@ -85,8 +80,7 @@ async def check(request: Request) -> Response:
 
 
 @routes.add(
-    "POST",
-    "/v1/jobs",
+    "POST /v1/jobs",
     PROJECT,
     body=NEW_JOB,
     parameters=[IDEMPOTENCY_KEY],
@@ -190,7 +184,7 @@ def _split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
 
 
 def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfig) -> None:
-    """Raise a 400 for a run that cannot start, as far as the server can tell without its worker."""
+    """Raise a 400 for a run that cannot start, as far as that is known without its worker."""
     source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
@@ -208,8 +202,7 @@ def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfi
 
 
 @routes.add(
-    "GET",
-    "/v1/jobs",
+    "GET /v1/jobs",
     PROJECT,
     parameters=[LIMIT, BEFORE, ID_PREFIX],
     responses={
@@ -236,8 +229,7 @@ async def list_jobs(request: Request) -> Response:
 
 
 @routes.add(
-    "GET",
-    "/v1/jobs/{id}",
+    "GET /v1/jobs/{id}",
     PROJECT,
     responses={
         200: ResponseSpec(
@@ -261,8 +253,7 @@ async def get_job(request: Request) -> Response:
 
 
 @routes.add(
-    "POST",
-    "/v1/jobs/{id}/cancel",
+    "POST /v1/jobs/{id}/cancel",
     PROJECT,
     responses={202: ResponseSpec("The job, which is being stopped.", JOB)},
     errors={409: "The run has ended already."},
@@ -296,8 +287,7 @@ def job_json(job: JobRecord) -> dict[str, Any]:
 
 
 @routes.add(
-    "GET",
-    "/v1/jobs/{id}/events/stream",
+    "GET /v1/jobs/{id}/events/stream",
     PROJECT,
     parameters=[LAST_EVENT_ID, SINCE],
     responses={200: ResponseSpec("Server-sent events; the last one is `end`.", EVENTS, "text/event-stream")},

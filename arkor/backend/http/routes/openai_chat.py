@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes of a deployment, at `/e/<slug>/v1`.
 
-A deployment that is disabled cannot be told from one that does not exist. There are no CORS headers, so no page of
-another site can read a response: a key in a page would be public.
+A disabled deployment gives the same responses as one that does not exist. CORS headers are omitted, so that pages of
+other sites cannot read a response: a key in a page would be public.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from sqlalchemy.exc import DBAPIError
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -68,8 +68,7 @@ def _openai_errors(endpoint: Endpoint) -> Endpoint:
 
 
 @routes.add(
-    "POST",
-    "/e/{slug}/v1/chat/completions",
+    "POST /e/{slug}/v1/chat/completions",
     NOTHING,
     body=CHAT_REQUEST,
     responses={
@@ -90,14 +89,14 @@ def _openai_errors(endpoint: Endpoint) -> Endpoint:
 @_openai_errors
 async def chat(request: Request) -> Response:
     """Create a chat completion, as OpenAI's clients request it."""
-    state, authorized = app_state(request), await _authorize(request)
+    state, (deployment, key_id) = app_state(request), await _authorize(request)
     body = await read_object(request, CHAT_REQUEST, BODY_LIMIT)
-    model, folder = await run_in_threadpool(_model_and_adapter, state, authorized.deployment)
+    model, folder = await run_in_threadpool(_model_and_adapter, state, deployment)
     asked = await run_in_threadpool(read_request, body, model)
-    conversation = Conversation(state, authorized, body)
+    conversation = Conversation(state, deployment, key_id, body)
     try:
         completion = evolve(build_completion(asked.request), model=model, adapter=folder)
-        generation = await start(state.inference, completion, authorized.deployment.slug)
+        generation = await start(state.inference, completion, deployment.slug)
         conversation.generation = generation
         if not asked.request.stream:
             whole = await generation.whole(request)
@@ -129,8 +128,7 @@ async def _frames(
 
 
 @routes.add(
-    "GET",
-    "/e/{slug}/v1/models",
+    "GET /e/{slug}/v1/models",
     NOTHING,
     responses={200: ResponseSpec("A list of one.", object_schema(object={"const": "list"}, data=array_schema(_MODEL)))},
     errors=_NO_KEY,
@@ -139,12 +137,12 @@ async def _frames(
 @_openai_errors
 async def list_models(request: Request) -> Response:
     """List the model of the deployment, whose id is the slug; requests may use any name for it."""
-    return JSONResponse({"object": "list", "data": [_model_json((await _authorize(request)).deployment)]})
+    deployment, _ = await _authorize(request)
+    return JSONResponse({"object": "list", "data": [_model_json(deployment)]})
 
 
 @routes.add(
-    "GET",
-    "/e/{slug}/v1/models/{model}",
+    "GET /e/{slug}/v1/models/{model}",
     NOTHING,
     responses={200: ResponseSpec("The model.", _MODEL)},
     errors=_NO_KEY,
@@ -153,7 +151,7 @@ async def list_models(request: Request) -> Response:
 @_openai_errors
 async def get_model(request: Request) -> Response:
     """Return the model of the deployment."""
-    deployment = (await _authorize(request)).deployment
+    deployment, _ = await _authorize(request)
     name = request.path_params["model"]
     if name != deployment.slug:
         raise ApiError(404, f"The only model here is {deployment.slug!r}, not {quote(name)}.", "model_not_found")
@@ -169,29 +167,24 @@ def _model_json(deployment: Deployment) -> dict[str, Any]:
 # Authorization
 
 
-@frozen
-class AuthorizedRequest:
-    """A deployment that the caller may use, and the id of the key that was sent if one is required."""
+async def _authorize(request: Request) -> tuple[Deployment, str | None]:
+    """Return the deployment, and the id of the key that was sent if one is required.
 
-    deployment: Deployment
-    key_id: str | None
-
-
-async def _authorize(request: Request) -> AuthorizedRequest:
-    """Raise a 404 for a deployment that does not exist or is disabled, and a 401 without the right key."""
+    Raises a 404 for a deployment that does not exist or is disabled, and a 401 without the right key.
+    """
     return await run_in_threadpool(_verify_key, app_state(request), request.path_params["slug"], request.headers)
 
 
-def _verify_key(state: AppState, slug: str, headers: Headers) -> AuthorizedRequest:
+def _verify_key(state: AppState, slug: str, headers: Headers) -> tuple[Deployment, str | None]:
     deployment = state.store.deployments.by_slug(slug)
     if deployment is None or not deployment.enabled:
         raise ApiError(404, "No deployment answers at this address.", "deployment_not_found")
     if deployment.auth_mode == "none":
-        return AuthorizedRequest(deployment, None)
+        return deployment, None
     key_id = state.store.deployments.verify_key(deployment.id, _require_key(headers))
     if key_id is None:
         raise unauthorized("The key is not valid for this deployment: it is wrong, or revoked.", "invalid_api_key")
-    return AuthorizedRequest(deployment, key_id)
+    return deployment, key_id
 
 
 def _require_key(headers: Headers) -> str:
@@ -227,7 +220,8 @@ class Conversation:
     """A request and its response, stored as the deployment's retention allows."""
 
     _state: AppState
-    _authorized: AuthorizedRequest
+    _deployment: Deployment
+    _key_id: str | None
     _request: Mapping[str, Any]
     generation: Generation | None = None
     error: Mapping[str, Any] | None = None
@@ -241,13 +235,13 @@ class Conversation:
 
     async def save(self) -> None:
         """Store the conversation unless retention is disabled. A full disk is logged and does not fail the response."""
-        if self._authorized.deployment.run_retention_mode != "disabled":
+        if self._deployment.run_retention_mode != "disabled":
             await run_in_threadpool(self._save)
 
     def _save(self) -> None:
-        state, deployment = self._state, self._authorized.deployment
+        state, deployment = self._state, self._deployment
         entry = {
-            "keyId": self._authorized.key_id,
+            "keyId": self._key_id,
             "target": deployment.target,
             "seconds": round(time.monotonic() - self._started_at, 3),
             "request": self._request,
@@ -259,7 +253,7 @@ class Conversation:
             logger.warning("A conversation of %s could not be kept: %s", deployment.slug, getattr(error, "orig", error))
 
     def _answer(self) -> dict[str, Any]:
-        """Return the message so far; `finish_reason` is None if it was interrupted."""
+        """Return the message so far; without a `finish_reason` if it was interrupted."""
         generation = self.generation
         calls = generation.calls if generation else []
         return {

@@ -35,6 +35,9 @@ _IGNORED = [
     "prompt_cache_retention",
 ]
 
+#: vLLM's older names of `structured_outputs`.
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+
 #: Fields that are not supported, with the values (besides null) that request nothing.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -48,24 +51,17 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "top_k": (0, -1),
     "min_p": (0,),
     "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
     "reasoning_effort": ("none",),
-    "verbosity": (),
     "functions": ([],),
     "function_call": ("none",),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    **dict.fromkeys(("audio", "prediction", "verbosity", "web_search_options", *_GUIDED), ()),
 }
 
 _ALTERNATIVES = {
     "n": "each request gets one response",
     "functions": "use tools",
     "function_call": "use tool_choice",
-    **{name: "use structured_outputs" for name in _UNSUPPORTED if name.startswith("guided_")},
+    **dict.fromkeys(_GUIDED, "use structured_outputs"),
 }
 
 _INFERENCE = class_schema(InferenceRequest)["properties"]

@@ -26,8 +26,7 @@ routes = RouteTable()
 
 
 @routes.add(
-    "GET",
-    "/v1/projects",
+    "GET /v1/projects",
     ORG,
     responses={
         200: ResponseSpec("By slug.", object_schema(org=object_schema(slug=STRING), projects=array_schema(Project)))
@@ -41,8 +40,7 @@ async def list_projects(request: Request) -> Response:
 
 
 @routes.add(
-    "POST",
-    "/v1/projects",
+    "POST /v1/projects",
     ORG,
     body=NEW_PROJECT,
     responses={201: ResponseSpec("The project.", object_schema(project=Project))},

@@ -30,15 +30,11 @@ routes = RouteTable()
 
 
 @routes.add(
-    "POST",
-    "/v1/jobs/import",
+    "POST /v1/jobs/import",
     PROJECT,
     body=FILE,
     body_type="application/zip",
-    responses={
-        201: ResponseSpec("The job.", JOB),
-        200: ResponseSpec("The job, which this project had already.", JOB),
-    },
+    responses={201: ResponseSpec("The job.", JOB), 200: ResponseSpec("The job, which this project had already.", JOB)},
     errors={400: "The zip does not contain a run.", 409: "Another project has that run."},
 )
 async def import_job(request: Request) -> Response:
@@ -62,8 +58,7 @@ async def import_job(request: Request) -> Response:
 
 
 @routes.add(
-    "GET",
-    "/v1/jobs/{id}/export",
+    "GET /v1/jobs/{id}/export",
     PROJECT,
     responses={200: ResponseSpec("The zip.", FILE, "application/zip")},
     errors={409: "The run has not ended, or its folder is incomplete."},
