@@ -268,5 +268,5 @@ def test_an_authority_of_the_companys_own(site: Site, tmp_path: Path, monkeypatc
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
         assert "nowhere.pem" in refusal(url)
         assert site.asked == []
-        monkeypatch.setenv("SSL_CERT_FILE", str(company.authority.bundle))
+        monkeypatch.setenv("SSL_CERT_FILE", str(company.bundle))
         assert fetch(url) == ROWS

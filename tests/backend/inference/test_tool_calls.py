@@ -16,7 +16,7 @@ from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
 from arkor.backend.inference.tool_calls.render import render_tools
 from tests.backend.inference.test_generator import run
-from tests.fakes.byte_model import byte_tokenizer, make_base
+from tests.fakes.tiny_model import byte_tokenizer, make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
