@@ -24,7 +24,7 @@ LINE_LIMIT = 16 * 1024 * 1024
 
 
 async def start_child(module: str, home: Path, engine: str, log: IO[bytes]) -> Process:
-    """Start `python -m module --home HOME --engine ENGINE` in a session of its own, with its stderr in `log`."""
+    """Start `python -m module` in a session of its own, with its stderr in `log`."""
     command = [sys.executable, "-u", "-m", module, "--home", str(home), "--engine", engine]
     return await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, stderr=log, limit=LINE_LIMIT, start_new_session=True
@@ -76,7 +76,7 @@ class ParentConnection:
         return message
 
     def listen(self, handle: Callable[[dict[str, Any]], None]) -> None:
-        """Pass every further object to `handle`, in a thread. Exit when stdin ends: the server closed it or is gone."""
+        """Pass further objects to `handle`, in a thread; exit when stdin ends."""
 
         def read() -> None:
             for line in sys.stdin.buffer:

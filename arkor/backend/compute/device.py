@@ -10,7 +10,7 @@ from attrs import frozen
 
 @frozen
 class Device:
-    """A device: `kind` is "cuda", "mps" or "cpu", `precision` "bfloat16" or "float32", `description` for messages."""
+    """A device: `kind` is "cuda", "mps" or "cpu", `precision` "bfloat16" or "float32"."""
 
     kind: str
     precision: str
@@ -25,7 +25,7 @@ class Device:
 
 
 def choose_device(precision: str | None = None) -> Device:
-    """Return the fastest available device. `precision` overrides its fastest number format. Imports torch."""
+    """Return the fastest device; `precision` overrides its fastest number format."""
     import torch  # noqa: PLC0415 - as above
 
     if torch.cuda.is_available():
@@ -42,7 +42,7 @@ def choose_device(precision: str | None = None) -> Device:
 
 
 def _cpu_supports_bf16() -> bool:
-    """Whether the CPU has bf16 instructions (emulation is slower than fp32). Detected on Linux only."""
+    """Whether the CPU has bf16 instructions; emulation is slower than fp32. Linux only."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

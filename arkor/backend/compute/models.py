@@ -21,6 +21,7 @@ from arkor.backend.engine.interface import RunError
 from arkor.backend.runs.paths import models_folder
 from arkor.errors import Problem
 from arkor.files import Lock
+from arkor.formatting import one_line, quote, shorten
 from arkor.settings import STARTER_MODEL
 
 #: The Python package that contains the starter model's weights as a GGUF file.
@@ -43,7 +44,7 @@ PLAIN_TEMPLATE = (
 
 
 def submission_problem(model: str, home: Path) -> Problem | None:
-    """Return why a run of `model` cannot work, as far as that is known without loading it; else None. Fast."""
+    """Return why `model` cannot be used, as far as that is known without loading it."""
     if model == STARTER_MODEL:
         is_available = _is_converted(_starter_folder(home)) or _starter_gguf()
         return None if is_available else _starter_package_missing()
@@ -51,7 +52,7 @@ def submission_problem(model: str, home: Path) -> Problem | None:
         return _folder_problem(Path(model).expanduser())
     if not _HUB_ID.fullmatch(model):
         return _problem(
-            f"{model[:80]!r} is neither {STARTER_MODEL!r}, nor a folder on the backend's machine, nor a "
+            f"{quote(model, 80)} is neither {STARTER_MODEL!r}, nor a folder on the backend's machine, nor a "
             'Hugging Face id like "HuggingFaceTB/SmolLM2-135M-Instruct".'
         )
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not _in_hub_cache(model):
@@ -63,11 +64,9 @@ def submission_problem(model: str, home: Path) -> Problem | None:
 
 
 def local_folder(model: str, home: Path, report: Callable[[str], None]) -> str:
-    """Return the argument for `from_pretrained`: the converted starter model, a folder, or the
-    Hugging Face id.
+    """Return the folder or Hugging Face id for `from_pretrained`. Raise `RunError`.
 
-    The starter model is converted on first use, which takes about 20 s and is announced with
-    `report`. Raise `RunError`.
+    The starter model is converted on first use, which takes 20 s and is announced with `report`.
     """
     if problem := submission_problem(model, home):
         raise RunError(problem.problem, remedy=problem.remedy)
@@ -78,9 +77,6 @@ def local_folder(model: str, home: Path, report: Callable[[str], None]) -> str:
 
 def _problem(problem: str, remedy: str | None = None) -> Problem:
     return Problem(problem, field="model", remedy=remedy)
-
-
-# Folders
 
 
 def _is_folder_name(model: str) -> bool:
@@ -108,9 +104,6 @@ def _in_hub_cache(model: str) -> bool:
     return (Path(root).expanduser() / f"models--{model.replace('/', '--')}").is_dir()
 
 
-# The starter model
-
-
 def _starter_folder(home: Path) -> Path:
     return models_folder(home) / STARTER_MODEL
 
@@ -131,7 +124,7 @@ def _starter_package_missing() -> Problem:
 
 
 def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
-    """Return the folder of the starter model; convert it unless it is there or another process converts it."""
+    """Return the folder of the starter model; convert it once among all processes."""
     folder = _starter_folder(home)
     if _is_converted(folder):
         return folder
@@ -150,7 +143,7 @@ def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
 
 @contextmanager
 def _disk_errors_as_run_errors(folder: Path) -> Iterator[None]:
-    """Create the folder, check the free space, and convert OSError in the `with` block to `RunError`."""
+    """Create the folder, check the free space, and convert OSError to `RunError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_space(folder)
@@ -181,7 +174,7 @@ def _convert_atomically(gguf: Path, folder: Path) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Convert a GGUF file's quantized blocks to dense bf16 safetensors, with configuration and tokenizer."""
+    """Convert a quantized GGUF file to bf16 safetensors, with configuration and tokenizer."""
     import torch  # noqa: PLC0415 - slow to import
     import transformers  # noqa: PLC0415 - as above
 
@@ -199,9 +192,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-# Loading
-
-
 def quiet_libraries() -> None:
     """Disable the log messages and progress bars of transformers."""
     import transformers  # noqa: PLC0415 - slow to import
@@ -211,7 +201,7 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """Load a tokenizer; add a padding token and a plain chat template if they are missing. Raise `RunError`."""
+    """Load a tokenizer; add a missing padding token or chat template. Raise `RunError`."""
     import transformers  # noqa: PLC0415 - slow to import
 
     with _load_errors_as_run_errors(folder):
@@ -225,7 +215,7 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def load_model(folder: str, **options: Any) -> Any:
-    """Load the causal language model of a folder or Hugging Face id. `options` go to transformers. Raise `RunError`."""
+    """Load a causal language model; `options` go to transformers. Raise `RunError`."""
     import transformers  # noqa: PLC0415 - slow to import
 
     with _load_errors_as_run_errors(folder):
@@ -261,8 +251,8 @@ def _load_errors_as_run_errors(folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a dozen libraries take part in loading, each with its own exceptions
-        text = " ".join(str(error).split())
-        unknown = (f"cannot be loaded: {text[:300]}", None)
+        text = one_line(str(error))
+        unknown = (f"cannot be loaded: {shorten(text, 300)}", None)
         matches = (advice for marker, advice in _LOAD_ADVICE.items() if marker.lower() in text.lower())
         problem, remedy = next(matches, unknown)
         raise RunError(f"The model {folder} {problem}.", remedy=remedy) from error

@@ -1,5 +1,4 @@
-"""Process settings for computing: freed memory, idle threads, priority, and the number of threads
-under load.
+"""Process settings for computing: freed memory, idle threads, priority, threads under load.
 
 Call `prepare_to_compute` and `limit_onednn_cache` before torch is imported; later calls have no
 effect.
@@ -52,27 +51,22 @@ def prepare_to_compute() -> None:
     limit_onednn_cache()
 
 
-def keep_freed_memory() -> bool:
-    """Keep freed memory for the next step instead of returning it to the kernel; return whether
-    that worked.
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next step instead of returning it to the kernel. Requires glibc.
 
     A training step frees and allocates hundreds of megabytes. Returning them costs a third of the
-    time on a CPU, in page faults. Has no effect without glibc.
+    time on a CPU, in page faults.
     """
     if not sys.platform.startswith("linux"):
-        return False
-    try:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # musl does not have it
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl does not have it
-        return False
-    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
-    done = [bool(mallopt(name, value)) for name, value in settings.items()]
-    return all(done)
+        for name, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20)):
+            mallopt(name, value)
 
 
 def limit_onednn_cache() -> None:
-    """Let oneDNN evict what it cached for shapes that it has not seen lately, unless the
-    environment sets a limit.
+    """Limit oneDNN's cache to `CACHED_SHAPES`, unless the environment sets a limit.
 
     By default it caches kernels and packed weights for 1,024 shapes. Nearly every batch of text has
     a new shape: a run of 80 steps on a CPU grew by a gigabyte. The first variable is PyTorch's, the
@@ -83,7 +77,7 @@ def limit_onednn_cache() -> None:
 
 
 def lower_priority() -> None:
-    """Give runs precedence over this process for CPU time, and for memory where the kernel supports it."""
+    """Give runs precedence over this process for CPU time, and on Linux for memory."""
     os.nice(NICENESS)
     prefer_oom_kill()
 
@@ -92,9 +86,6 @@ def prefer_oom_kill() -> None:
     """Make this process the first to be killed when memory runs out (Linux only)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
-
-
-# Measuring
 
 
 def peak_memory_bytes() -> int:
@@ -128,8 +119,7 @@ def is_crowded(wanted: float, busy: float, preemptions: int) -> bool:
 
 
 class CpuThreads:
-    """Adjusts the number of threads (1 to `max_threads`) to the load of the machine, while in
-    `measured()`.
+    """Adjusts the number of threads, 1 to `max_threads`, to the load during `measured()`.
 
     The threads of one computation wait for each other, spinning. If another process takes one of
     two cores, a token takes twenty times as long, and the other process, which may be a run, is
@@ -155,7 +145,7 @@ class CpuThreads:
         self.observe(time.monotonic() - began, time.process_time() - busy, preemptions_so_far() - before)
 
     def observe(self, seconds: float, busy: float, preemptions: int) -> None:
-        """Add a measurement: elapsed seconds, seconds of CPU time, preemptions. Adjust the threads once a window."""
+        """Add a measurement (elapsed seconds, CPU seconds); adjust the threads once a window."""
         self._seconds += seconds
         self._busy += busy
         self._preemptions += preemptions

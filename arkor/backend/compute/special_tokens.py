@@ -34,7 +34,7 @@ class SpecialTokenEscaper:
         self._pattern = re.compile(f"[{first_chars}](?<=(?=(?:{alternatives})).)", re.DOTALL) if alternatives else None
 
     def escape(self, messages: Sequence[Message], trusted: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Return the messages with their special tokens escaped, except in messages of the roles in `trusted`."""
+        """Escape the special tokens in messages, but not in roles of `trusted`."""
         return [
             dict(message)
             if message["role"] in trusted
@@ -65,7 +65,7 @@ class SpecialTokenEscaper:
         ]
 
     def _tokenize_continuations(self, parts: Sequence[str]) -> list[list[int]]:
-        """Tokenize parts from the middle of a text, where a tokenizer must not insert its leading space."""
+        """Tokenize parts that follow other text, without a leading space of the tokenizer."""
         anchored = self._tokenize([self._anchor + part for part in parts])
         return [tokens[1:] for tokens in anchored] if self._anchor else anchored
 
@@ -79,7 +79,7 @@ class SpecialTokenEscaper:
 def _special_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
     """Return the special tokens, and other added tokens that the template puts around turns.
 
-    Tokens of a single character are left out: there is no place for a separator in them.
+    Tokens of a single character are left out: a separator cannot split them.
     """
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     try:

@@ -1,4 +1,4 @@
-"""Resolve a run's configuration and number of rows to complete hyperparameters. Does not import torch."""
+"""Resolve a run's configuration to complete hyperparameters. Does not import torch."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 class Hyperparameters:
     """The complete hyperparameters of a run, named like the fields of `JobConfig`.
 
-    All `*_steps` are whole steps. `eval_steps` is None without evaluation rows. `schedule_settings`
-    are additional arguments of the learning-rate schedule.
+    All `*_steps` are whole steps. Without evaluation rows, `eval_steps` is None.
+    `schedule_settings` are additional arguments of the learning-rate schedule.
     """
 
     total_steps: int
@@ -95,7 +95,7 @@ def setting_or_default(config: JobConfig, name: str) -> Any:
 
 
 def check_names(config: JobConfig) -> None:
-    """Raise `InvalidConfig` for an unknown optimizer or schedule, and for one whose package is not installed."""
+    """Raise `InvalidConfig` for an unknown optimizer or schedule, or a missing package."""
     optim, schedule = setting_or_default(config, "optim"), setting_or_default(config, "lr_scheduler_type")
     if optim not in OPTIMIZERS:
         raise InvalidConfig("optim", f"{optim!r} is unknown", f"choose one of {', '.join(OPTIMIZERS)}")
@@ -111,7 +111,7 @@ def check_names(config: JobConfig) -> None:
 
 
 def resolve_hyperparameters(config: JobConfig, rows: int, *, evaluates: bool) -> Hyperparameters:
-    """Return the hyperparameters of a run over `rows` rows; `evaluates`: there are evaluation rows."""
+    """Return the hyperparameters for `rows` training rows; `evaluates`: with evaluation."""
     values = {name: setting_or_default(config, name) for name in DEFAULTS}
     total = _total_steps(config, math.ceil(rows / values["batch_size"]))
     save = config.save_steps or math.ceil(total / DEFAULT_CHECKPOINTS)

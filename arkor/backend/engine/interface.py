@@ -23,7 +23,7 @@ class RunError(StructuredError):
 class Run:
     """The input of an engine.
 
-    `home` is the backend's folder, `blob_token` the bearer token for a data set behind a URL.
+    `home` is the backend's folder, `blob_token` the bearer token of a data set with a URL.
     `checkpoint` is the folder of the checkpoint to resume from, or None to start at step 0.
     """
 
@@ -40,11 +40,11 @@ class Recorder(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Whether the run was asked to stop. Engines check it at least once a step and return early."""
+        """Whether the run was asked to stop; engines check it at least once a step."""
         ...
 
     def preparing(self, message: str) -> None:
-        """Report progress before the first step: "Converting the starter model (once, about 20 s)"."""
+        """Report progress before the first step, such as "Loading the model"."""
         ...
 
     def started(self, total_steps: int) -> None:
@@ -68,8 +68,7 @@ class Recorder(Protocol):
         ...
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save a checkpoint: `write(folder)` fills an empty folder, which is then renamed to
-        `checkpoints/<step>`.
+        """Save a checkpoint: `write(folder)` fills an empty folder, later `checkpoints/<step>`.
 
         The subfolder `paths.STATE_FOLDER` holds the training state. The run continues without the
         checkpoint if the disk is full.
@@ -85,8 +84,7 @@ class Engine(Protocol):
     """Trains one run."""
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
-        """Train to the last step or until `recorder.stopping`; return the metrics for
-        `training.completed`.
+        """Train to the last step or until `recorder.stopping`; return the final metrics.
 
         Raise `RunError` for a problem that the owner of the run can fix.
         """

@@ -21,8 +21,7 @@ PREFILL_TOKENS = 512
 
 
 class Batch:
-    """Answers with the same weights, decoded together. A new batch has one answer, whose prompt is
-    not computed yet.
+    """Answers with the same weights, decoded together; a new batch has one, without its prompt.
 
     Keys and values of the cache are (answers, heads, tokens, head size), padded on the left, so
     that the last column has the newest token of every answer.
@@ -51,7 +50,7 @@ class Batch:
         return any(sequence.completion.seed is not None for sequence in self.sequences)
 
     def step(self) -> list[Reply]:
-        """Compute a part of the prompt, or the next token of every answer. Raise `GenerationError`."""
+        """Compute a part of the prompt, or one token per answer. Raise `GenerationError`."""
         if self._pending_prompt:
             chunk, self._pending_prompt = self._pending_prompt[:PREFILL_TOKENS], self._pending_prompt[PREFILL_TOKENS:]
             logits = self._forward([chunk])
@@ -101,7 +100,7 @@ class Batch:
             )
 
     def _forward(self, columns: list[list[int]]) -> torch.Tensor:
-        """Append tokens, (answers, new), to the cache; return the logits after the last ones, (answers, vocabulary)."""
+        """Compute tokens, (answers, new); return the last logits, (answers, vocabulary)."""
         self.weights.activate(self.adapter)
         model, new = self.weights.model, len(columns[0])
         positions = [list(range(length, length + new)) for length in self._lengths]
@@ -121,7 +120,7 @@ class Batch:
         return logits
 
     def _mask(self, new: int) -> torch.Tensor | None:
-        """Return the attention mask, int64 (answers, tokens), or None without padding, which is faster."""
+        """Return the mask, int64 (answers, tokens), or None without padding (faster)."""
         width = max(self._lengths) + new
         if width == min(self._lengths) + new:
             return None
@@ -140,7 +139,7 @@ class Batch:
         return replies
 
     def _constrained(self, logits: torch.Tensor) -> torch.Tensor:
-        """Apply the model's repetition penalty and the constraints (-inf) to logits, (answers, vocabulary)."""
+        """Apply repetition penalty and constraints (-inf) to logits, (answers, vocabulary)."""
         penalty = self.weights.repetition_penalty
         if penalty != 1:
             logits = apply_repetition_penalty(
@@ -153,7 +152,7 @@ class Batch:
 
 
 def _new_cache(model: Any) -> tuple[Any, bool]:
-    """Return an empty cache, and whether it can be merged: every layer must keep the keys and values of all tokens."""
+    """Return an empty cache, and whether it is mergeable: it keeps all tokens in all layers."""
     cache = DynamicCache(config=model.config)
     if all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return DynamicCache(), True  # also keeps tokens outside of a sliding window, which the mask hides

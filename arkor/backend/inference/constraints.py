@@ -32,7 +32,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def parse_constraint(request: InferenceRequest) -> Constraint | None:
-    """Return None if the answer is unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
+    """Return None if unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
     formatted = None if request.response_format is None else _of_response_format(request.response_format)
     if request.structured_outputs is None:
         return formatted
@@ -183,24 +183,17 @@ def _check_tool(field: str, tool: Any) -> None:
     if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
         raise InvalidConfig(field, 'must be {"type": "function", "function": {"name": …, "parameters": {…}}}')
     function = tool["function"]
-    for name in function:
-        if name not in ("name", "description", "parameters", "strict"):
-            raise InvalidConfig(f"{field}.function.{name[:80]}", "is not a field of a function")
+    field = f"{field}.function"
+    _reject_unknown(function, field, ("name", "description", "parameters", "strict"))
     if not isinstance(function.get("name"), str) or not _TOOL_NAME.fullmatch(function["name"]):
-        raise InvalidConfig(f"{field}.function.name", "must be 1 to 64 letters, digits, _, . or -")
+        raise InvalidConfig(f"{field}.name", "must be 1 to 64 letters, digits, _, . or -")
     if not isinstance(function.get("description"), (str, type(None))):
-        raise InvalidConfig(f"{field}.function.description", "must be a string")
-    if not isinstance(function.get("strict"), (bool, type(None))):
-        raise InvalidConfig(f"{field}.function.strict", "must be true or false")
-    if function.get("parameters") is not None:
-        _check_parameters(f"{field}.function.parameters", function)
-
-
-def _check_parameters(field: str, function: Mapping[str, Any]) -> None:
-    parameters = function["parameters"]
-    check_schema(field, parameters, strict=bool(function.get("strict")))
-    if parameters.get("type", "object") != "object":
-        raise InvalidSchema(f"{field}.type", "must be object: the arguments of a function are an object")
+        raise InvalidConfig(f"{field}.description", "must be a string")
+    strict, parameters = _boolean(function, field, "strict"), function.get("parameters")
+    if parameters is not None:
+        check_schema(f"{field}.parameters", parameters, strict=strict)
+        if parameters.get("type", "object") != "object":
+            raise InvalidSchema(f"{field}.parameters.type", "must be object: the arguments of a function are an object")
 
 
 def _chosen_name(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
@@ -215,9 +208,6 @@ def _chosen_name(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
             "tool_choice", f"{function['name'][:80]!r} is not among the tools: {', '.join(names)[:300]}"
         )
     return str(function["name"])
-
-
-# Shared checks
 
 
 def _text(value: Any, field: str, description: str) -> str:

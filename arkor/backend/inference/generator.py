@@ -65,22 +65,18 @@ class TorchGenerator:
 
     @property
     def busy(self) -> bool:
-        """See `Generator`."""
         return bool(self._waiting or self._batches)
 
     def submit(self, completion: CompletionRequest) -> None:
-        """See `Generator`."""
         self._waiting.append(_PendingRequest(completion, self._models.get(completion.model)))
 
     def cancel(self, completion_id: str) -> None:
-        """See `Generator`."""
         self._waiting = [pending for pending in self._waiting if pending.completion.id != completion_id]
         for batch in self._batches:
             batch.remove(lambda sequence: sequence.completion.id == completion_id)
         self._batches = [batch for batch in self._batches if batch.sequences]
 
     def step(self) -> list[Reply]:
-        """See `Generator`."""
         if not self._batches:
             wait([pending.future for pending in self._waiting], IDLE_POLL_SECONDS, FIRST_COMPLETED)
         replies = self._schedule()
@@ -92,24 +88,21 @@ class TorchGenerator:
         return replies
 
     def _schedule(self) -> list[Reply]:
-        """Start the pending completions that are ready; return the errors of those that failed."""
-        failures = [self._start(pending) for pending in list(self._waiting)]
-        return [failure for failure in failures if failure is not None]
-
-    def _start(self, pending: _PendingRequest) -> Reply | None:
-        try:
-            sequence = self._prepared_sequence(pending)
-            batch = Batch(pending.model.result(), pending.completion.adapter, sequence) if sequence else None
-        except Exception as error:  # noqa: BLE001 - it fails this completion, not the others
+        """Start the pending completions that are ready; return the errors."""
+        failures: list[Reply] = []
+        for pending in list(self._waiting):
+            try:
+                sequence = self._prepared_sequence(pending)
+                if sequence is None:
+                    continue
+                self._batches.append(Batch(pending.model.result(), pending.completion.adapter, sequence))
+            except Exception as error:  # noqa: BLE001 - it fails this completion, not the others
+                failures.append(self._failure(error).reply(pending.completion.id))
             self._waiting.remove(pending)
-            return self._failure(error).reply(pending.completion.id)
-        if batch is not None:
-            self._waiting.remove(pending)
-            self._batches.append(batch)
-        return None
+        return failures
 
     def _prepared_sequence(self, pending: _PendingRequest) -> SequenceState | None:
-        """Return the prepared answer if it is ready and there is capacity. Raise the error of its preparation."""
+        """Return the answer if it is prepared and there is capacity; raise its error."""
         if pending.sequence is None and pending.model.done():
             unconstrained = pending.completion.constraint is None and pending.completion.tool_choice is None
             executor = self._readers if unconstrained else self._compilers
@@ -131,7 +124,7 @@ class TorchGenerator:
 
     @contextmanager
     def _deterministic(self, batch: Batch) -> Iterator[None]:
-        """Compute a reproducible fp32 batch on the CPU with one thread: several threads round sums differently."""
+        """Use one thread for an answer with a seed: the number of threads affects rounding."""
         model = batch.weights.model
         if not (batch.must_run_alone and model.device.type == "cpu" and model.dtype == torch.float32):
             yield
@@ -165,10 +158,11 @@ class TorchGenerator:
 
 
 def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceState:
-    """Tokenize the prompt and compile the constraint, in a separate thread. Raise `GenerationError`."""
-    tool_choice, constraint, parser = completion.tool_choice, completion.constraint, None
-    call_format = weights.prompts.call_format if tool_choice else None
-    if tool_choice and call_format:
+    """Tokenize the prompt and compile the constraint. Raise `GenerationError`."""
+    tool_choice, constraint = completion.tool_choice, completion.constraint
+    parser: ToolCallParser | None = None
+    if tool_choice:
+        call_format = weights.prompts.call_format
         require_tool_support(tool_choice, call_format)
         constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
         parser = ToolCallParser(completion.id, call_format, tool_choice.forced)

@@ -21,6 +21,7 @@ import torch
 
 from arkor.backend.inference import grammar_sandbox
 from arkor.backend.inference.messages import Constraint, GenerationError
+from arkor.formatting import one_line
 
 #: Elapsed seconds after which the sandbox is killed, even if it got no CPU time.
 COMPILE_TIMEOUT_SECONDS = 20.0
@@ -42,7 +43,7 @@ class GrammarMatcher:
         self._constraint = constraint
 
     def consume(self, token: int, *, ends: bool = False) -> None:
-        """Append a token; `ends`: it ends the answer. Raise `GenerationError` if no token can follow."""
+        """Append a token, which may end the answer. Raise `GenerationError`."""
         if not ends:
             self.matcher.consume_token(token)
         self.raise_on_error()
@@ -68,7 +69,7 @@ class GrammarCompiler:
         self._lock = Lock()
 
     def matcher(self, constraint: Constraint) -> GrammarMatcher:
-        """Return a new matcher. Raise `GenerationError` (400) for a constraint that cannot be compiled."""
+        """Return a new matcher. Raise `GenerationError` (400) for an invalid constraint."""
         with self._lock:
             if self._tokens is None:  # takes some tenths of a second
                 self._tokens = _tokens(*self._build)
@@ -100,17 +101,20 @@ def validated_grammar(constraint: Constraint) -> str:
     try:
         completed = subprocess.run(command, check=False, timeout=COMPILE_TIMEOUT_SECONDS, **pipes)  # noqa: S603 - a file of this package
     except subprocess.TimeoutExpired:
-        raise _too_complex(constraint) from None
-    if completed.returncode != 0:
-        raise _too_complex(constraint)
-    result = json.loads(completed.stdout)
+        output = ""
+    else:
+        output = completed.stdout if completed.returncode == 0 else ""
+    if not output:
+        limit = f"{grammar_sandbox.CPU_SECONDS:g} s"
+        raise grammar_error(constraint, f"it is too complex: compiling it takes more than {limit}. Make it smaller.")
+    result = json.loads(output)
     if "error" in result:
         raise grammar_error(constraint, result["error"])
     return str(result["grammar"])
 
 
 def allowed_tokens(matchers: Sequence[GrammarMatcher | None], vocabulary: int) -> torch.Tensor:
-    """Return the allowed next tokens, bool (answers, vocabulary); all are allowed without a matcher."""
+    """Return the allowed next tokens, bool (answers, vocabulary); all without a matcher."""
     word_count = (vocabulary + 31) // 32
     masks = np.full((len(matchers), word_count), -1, dtype=np.int32)
     constrained = [(matcher.matcher, row) for row, matcher in enumerate(matchers) if matcher is not None]
@@ -122,19 +126,11 @@ def allowed_tokens(matchers: Sequence[GrammarMatcher | None], vocabulary: int) -
 
 def grammar_error(constraint: Constraint, error: str) -> GenerationError:
     """Return a 400 with llguidance's message as far as it is readable."""
-    reason = " ".join(error.replace("<non-verbose/>", "").split())[:300].rstrip(".")
+    reason = one_line(error.replace("<non-verbose/>", ""), 300).rstrip(".")
     if "NoExtension" in reason or "Unsatisfiable" in reason:
         reason = "no answer can satisfy it" + (f" ({reason})" if "Unsatisfiable" in reason else "")
-    return GenerationError(400, _error_code(constraint), f"{reason}.", field=constraint.field)
-
-
-def _too_complex(constraint: Constraint) -> GenerationError:
-    problem = f"it is too complex: compiling it takes more than {grammar_sandbox.CPU_SECONDS:g} s. Make it smaller."
-    return GenerationError(400, _error_code(constraint), problem, field=constraint.field)
-
-
-def _error_code(constraint: Constraint) -> str:
-    return "invalid_schema" if constraint.kind in ("json", "lark") else "invalid_constraint"
+    code = "invalid_schema" if constraint.kind in ("json", "lark") else "invalid_constraint"
+    return GenerationError(400, code, f"{reason}.", field=constraint.field)
 
 
 def _tokens(tokenizer: Any, vocabulary: int, stop_tokens: list[int]) -> Any:

@@ -1,7 +1,7 @@
-"""Child process that compiles one grammar within limits: a JSON object on stdin, the result on
-stdout.
+"""Child process that compiles a grammar within limits; reads and writes a JSON object.
 
-    {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}  →  {"grammar"} | {"error"}
+    stdin   {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}
+    stdout  {"grammar": …} or {"error": …}
 
 llguidance limits most explosive grammars, but not all: those end this process instead of the one
 that generates. It is run as a file and imports nothing of arkor, to start fast.

@@ -1,5 +1,4 @@
-"""Validate the JSON schemas of a request: reject what cannot be enforced, and what `strict`
-forbids.
+"""Validate the JSON schemas of a request: reject what cannot be enforced or is not strict.
 
 Whether a schema can be satisfied, and at what cost, is tested in `grammar.py`. References are never
 fetched.
@@ -20,74 +19,24 @@ _SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SUBSCHEMAS = ("items", "additionalProperties", "additionalItems")
 
-_ASSERTIONS = [
-    "type",
-    "enum",
-    "const",
-    "required",
-    "minProperties",
-    "maxProperties",
-    "minItems",
-    "maxItems",
-    "pattern",
-    "minLength",
-    "maxLength",
-    "format",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "$ref",
-]
+_ASSERTIONS = """
+    type enum const required minProperties maxProperties minItems maxItems pattern minLength
+    maxLength format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf $ref
+""".split()  # noqa: SIM905 - a list would take a line per keyword
 
 #: Keywords that do not restrict the valid values.
-_ANNOTATIONS = [
-    "title",
-    "description",
-    "default",
-    "examples",
-    "example",
-    "deprecated",
-    "readOnly",
-    "writeOnly",
-    "nullable",
-    "discriminator",
-    "contentEncoding",
-    "contentMediaType",
-    "contentSchema",
-    "$schema",
-    "$id",
-    "id",
-    "$anchor",
-    "$comment",
-    "$vocabulary",
-]
+_ANNOTATIONS = """
+    title description default examples example deprecated readOnly writeOnly nullable
+    discriminator contentEncoding contentMediaType contentSchema $schema $id id $anchor $comment
+    $vocabulary
+""".split()  # noqa: SIM905 - a list would take a line per keyword
 
 #: Keywords that llguidance ignores, so that invalid answers would be generated.
-_UNSUPPORTED = [
-    "not",
-    "if",
-    "then",
-    "else",
-    "contains",
-    "minContains",
-    "maxContains",
-    "uniqueItems",
-    "dependentRequired",
-    "dependentSchemas",
-    "dependencies",
-    "propertyNames",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "$dynamicRef",
-    "$dynamicAnchor",
-    "$recursiveRef",
-    "$recursiveAnchor",
-    "extends",
-    "disallow",
-    "divisibleBy",
-]
+_UNSUPPORTED = """
+    not if then else contains minContains maxContains uniqueItems dependentRequired
+    dependentSchemas dependencies propertyNames unevaluatedItems unevaluatedProperties
+    $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor extends disallow divisibleBy
+""".split()  # noqa: SIM905 - a list would take a line per keyword
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 
@@ -99,7 +48,7 @@ class InvalidSchema(InvalidConfig):
 
 
 def check_schema(name: str, schema: Any, *, strict: bool) -> None:
-    """Raise `InvalidSchema` for what cannot be enforced, or is forbidden by `strict`; `name` is the schema's field."""
+    """Raise `InvalidSchema` if the schema in field `name` cannot be enforced."""
     if not isinstance(schema, Mapping):
         raise InvalidSchema(name, "must be a JSON schema: an object")
     for count, (path, part) in enumerate(_walk_schemas(name, schema)):
@@ -129,9 +78,6 @@ def _close(schema: Any) -> Any:
         for name, value in schema.items()
     }
     return {**inner, "additionalProperties": False} if _is_object(schema) else inner
-
-
-# Traversal and keywords
 
 
 def _walk_schemas(name: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -188,7 +134,7 @@ def _check_type(path: str, types: Any) -> None:
 
 
 def _check_count(path: str, schema: Mapping[str, Any]) -> None:
-    """Reject `minProperties` of open objects: the model may write a name twice, which counts once."""
+    """Reject `minProperties` of open objects: a name that is written twice counts once."""
     minimum, required = schema.get("minProperties"), schema.get("required")
     guaranteed = len(required) + 1 if isinstance(required, list) else 1
     is_open = schema.get("additionalProperties") is not False or "patternProperties" in schema

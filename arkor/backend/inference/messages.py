@@ -35,7 +35,7 @@ class Constraint:
 class ToolChoice:
     """The tools that an answer may call, in OpenAI's format.
 
-    `forced` requires a call: of the tool called `name`, or of any if `name` is None. `parallel`
+    `forced` requires a call: of the tool called `name`, or, if None, of any tool. `parallel`
     allows several calls.
     """
 
@@ -82,7 +82,7 @@ class Delta:
 
 @frozen
 class CallDelta:
-    """The next part of tool call number `index`: first its `call_id` and `name`, then text of its JSON arguments."""
+    """The next part of a tool call: first `call_id` and `name`, then JSON of the arguments."""
 
     id: str
     index: int
@@ -93,7 +93,7 @@ class CallDelta:
 
 @frozen
 class Done:
-    """An answer is complete: `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`; the counts are tokens."""
+    """An answer is complete; `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`."""
 
     id: str
     finish_reason: str
@@ -103,7 +103,7 @@ class Done:
 
 @frozen
 class Failed:
-    """An answer failed, before its first text or later; the fields are those of `GenerationError`."""
+    """An answer failed; with the fields of `GenerationError`."""
 
     id: str
     status: int
@@ -177,7 +177,7 @@ def reply_to_json(reply: Reply) -> dict[str, Any]:
 
 
 def reply_from_json(data: Mapping[str, Any]) -> Reply:
-    """Decode what `reply_to_json` encoded. Raise `KeyError`, `StopIteration` or `TypeError` for anything else."""
+    """Decode the output of `reply_to_json`."""
     kind = next(kind for kind in _REPLY_TYPES if kind in data)
     reply: Reply = _REPLY_TYPES[kind](data["id"], **data[kind])
     return reply

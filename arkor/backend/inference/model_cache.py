@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +22,7 @@ from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.prompts import PromptBuilder
 from arkor.backend.runs.checkpoints import locate
+from arkor.formatting import one_line
 
 #: Adapters of a base model in memory; the least recently used one is evicted.
 MAX_ADAPTERS = 8
@@ -31,7 +33,7 @@ _AS_TRAINED = {"autocast_adapter_dtype": False}
 
 
 def weights_mtime(folder: str) -> int:
-    """Return when the weights in a folder were last written (ns), to detect replaced weights; 0 without weights."""
+    """Return when the weights in a folder were last written, in ns; 0 without weights."""
     return max((file.stat().st_mtime_ns for file in Path(folder).glob("*.safetensors")), default=0)
 
 
@@ -72,8 +74,6 @@ class ServedModel:
         listed = eos_tokens if isinstance(eos_tokens, (list, tuple)) else [eos_tokens]
         return frozenset(token for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
 
-    # Adapters
-
     def activate(self, adapter: str | None) -> None:
         """Switch to the adapter in that folder, or to the base alone. Raise `GenerationError`."""
         name = None if adapter is None else self._adapter_name(adapter)
@@ -110,7 +110,7 @@ class ServedModel:
                 self._peft.load_adapter(folder, name, **_AS_TRAINED)
         except Exception as error:
             self.broken = True  # part of the adapter may be in the model now
-            detail = f"The adapter in {folder} cannot be added to {self.name}: {' '.join(str(error).split())[:300]}"
+            detail = f"The adapter in {folder} cannot be added to {self.name}: {one_line(str(error), 300)}"
             problem = "The adapter does not fit its base model."
             raise GenerationError(409, "adapter_unusable", problem, remedy=detail) from error
         self.model.eval()
@@ -126,7 +126,7 @@ class ServedModel:
 
 
 def _check_adapter_files(folder: str) -> None:
-    """Raise unless there is a complete safetensors file; without it, PEFT would unpickle a `.bin` file."""
+    """Require a complete safetensors file; without it, PEFT unpickles a `.bin` file."""
     try:
         with safe_open(str(Path(folder, "adapter_model.safetensors")), "pt") as file:
             file.keys()
@@ -154,7 +154,7 @@ class ModelCache:
         self._models: OrderedDict[tuple[str, int], Future[ServedModel]] = OrderedDict()
 
     def get(self, model: str) -> Future[ServedModel]:
-        """Return the model of that id or folder, once it is loaded. The future raises `GenerationError`."""
+        """Return the future of a model, which raises `GenerationError` if loading fails."""
         key = (model, weights_mtime(model))
         with self._lock:
             if key not in self._models or _is_lost(self._models[key]):
@@ -171,7 +171,7 @@ class ModelCache:
 
     def _load(self, model: str) -> ServedModel:
         try:
-            folder = local_folder(model, self._home, _log)
+            folder = local_folder(model, self._home, partial(print, file=sys.stderr, flush=True))
             self._evict(_size_on_disk(folder))
             device = choose_device()
             loaded = load_model(folder, dtype=device.dtype).to(device.kind).eval()
@@ -208,7 +208,3 @@ def _device_memory() -> int:
 
 def _size_on_disk(folder: str) -> int:
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-
-
-def _log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - serving.log

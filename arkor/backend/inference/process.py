@@ -1,5 +1,6 @@
-"""Child process that generates answers: `python -m arkor.backend.inference.process --home DIR
---engine trl|scripted`.
+"""Child process that generates answers.
+
+    python -m arkor.backend.inference.process --home DIR --engine trl|scripted
 
 It reads JSON objects from stdin, one a line: `{"completion": {…}}` or `{"cancel": id}`. It writes
 `{"id", "delta" | "call" | "done" | "error": {…}}` to stdout, and everything else to stderr.
@@ -45,7 +46,7 @@ class RequestQueue:
         self._requests.put(request)
 
     def step(self) -> None:
-        """Submit all queued requests, waiting for one if the generator is idle; then run one step."""
+        """Submit all queued requests, waiting for one if idle; then run one step."""
         while request := self._next():
             if "completion" in request:
                 self._generator.submit(completion_from_json(request["completion"]))

@@ -15,6 +15,7 @@ from arkor.backend.compute.special_tokens import SpecialTokenEscaper
 from arkor.backend.inference.messages import GenerationError, ToolChoice
 from arkor.backend.inference.tool_calls.detect import ToolCallFormat, detect_format
 from arkor.backend.inference.tool_calls.render import render_tools
+from arkor.formatting import one_line
 
 #: A prompt is tokenized in full only if its first N characters per token of the context do not fill
 #: the context.
@@ -22,7 +23,7 @@ CHARS_PER_TOKEN = (20, 80)
 
 
 class PromptBuilder:
-    """Builds prompts for one base model. Thread-safe: it has its own copy of the tokenizer, and a lock."""
+    """Builds prompts for one base model. Thread-safe, with its own copy of the tokenizer."""
 
     def __init__(self, tokenizer: Any, context: int | None) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
@@ -43,7 +44,7 @@ class PromptBuilder:
         return next((token_id for token_id, token in added if token.special and token.content == text), None)
 
     def tokens(self, messages: Sequence[Mapping[str, Any]], tool_choice: ToolChoice | None) -> list[int]:
-        """Return the tokens of a prompt. A forced call is opened in the prompt. Raise `GenerationError`."""
+        """Return a prompt, including the opening of a forced call. Raise `GenerationError`."""
         uses_tools = tool_choice or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
         call_format = self.call_format if uses_tools else ToolCallFormat("", "", None)
         tools = list(tool_choice.tools) if tool_choice and call_format.native else None
@@ -51,8 +52,7 @@ class PromptBuilder:
             escaped = self._escaper.escape(render_tools(messages, tool_choice, call_format))
             text = self._render(escaped, tools=self._escaper.escape_in(tools))
         except Exception as error:  # a template may raise anything
-            reason = " ".join(str(error).split())[:300]
-            problem = f"The chat template of this model rejects these messages: {reason}"
+            problem = f"The chat template of this model rejects these messages: {one_line(str(error), 300)}"
             raise GenerationError(400, "template_refused", problem) from error
         if tool_choice and tool_choice.forced:
             text += call_format.opening

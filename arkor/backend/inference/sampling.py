@@ -22,7 +22,7 @@ TOP_P_PREFILTER = 1024
 
 @frozen
 class SamplingParams:
-    """The sampling parameters of one answer. `rng` draws one number per token, and none if sampling is greedy."""
+    """The parameters of one answer. `rng` draws one number per token, none if greedy."""
 
     temperature: float
     top_p: float
@@ -35,7 +35,7 @@ class SamplingParams:
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    """Return the next token of each answer. `logits`: (answers, vocabulary), -inf for tokens that are not allowed."""
+    """Return the next token of each answer. `logits`: (answers, vocabulary)."""
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for sampler, rows in ((_inverse_cdf, _rows(params, of_all=True)), (_sample_top_p, _rows(params, of_all=False))):
         if rows:
@@ -78,7 +78,7 @@ def _sample_top_p(probabilities: torch.Tensor, params: Sequence[SamplingParams])
 
 
 def _inverse_cdf(probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    """Draw one index per answer from unnormalized probabilities, (answers, n); never one with probability 0."""
+    """Draw an index with probability > 0 for each row of `probabilities`, (answers, n)."""
     sums = probabilities.cpu().double().cumsum(-1)
     total = sums[:, -1].tolist()
     points = [[min(param.rng.random(), 1 - 1e-12) * mass] for param, mass in zip(params, total, strict=True)]

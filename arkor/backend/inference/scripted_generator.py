@@ -9,49 +9,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define
-
 from arkor.backend.inference.detokenizer import StopStrings
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, GenerationError, Reply
 from arkor.protocol.chat import message_text
 
 
-@define
-class _ScriptedCompletion:
-    completion: CompletionRequest
-    words: list[str]
-    stop_strings: StopStrings
-    emitted: int = 0
-
-    def next_reply(self) -> list[Reply]:
-        """Return the next word, as text or as arguments of a call."""
-        word, completion = self.words[self.emitted - 1], self.completion
-        if self._is_calling:
-            first = completion.tool_choice.callable[0]["name"] if completion.tool_choice and self.emitted == 1 else None
-            return [CallDelta(completion.id, 0, word, f"call_{completion.id}" if first else None, first)]
-        text = self.stop_strings.push(word)
-        text += self.stop_strings.flush() if self.finished and not self.stop_strings.hit else ""
-        return [Delta(completion.id, text)] if text else []
-
-    @property
-    def finished(self) -> bool:
-        return self.stop_strings.hit or self.emitted >= min(
-            len(self.words), self.completion.max_tokens or len(self.words)
-        )
-
-    @property
-    def reason(self) -> str:
-        if not self.stop_strings.hit and self.emitted < len(self.words):
-            return "length"
-        return "tool_calls" if self._is_calling else "stop"
-
-    @property
-    def _is_calling(self) -> bool:
-        return self.completion.tool_choice is not None and self.completion.tool_choice.forced
-
-
 class ScriptedGenerator:
-    """Answers `scripted: <last user message>`, one word a step.
+    """A `Generator` that answers `scripted: <last user message>`, one word a step.
 
     `ARKOR_SCRIPTED_TOKEN_SECONDS` is the duration of a step. The model `scripted/crash` exits the
     process, `scripted/fail` fails at once and `scripted/break` after two words. A constrained
@@ -60,49 +24,60 @@ class ScriptedGenerator:
     """
 
     def __init__(self) -> None:
-        self._active: dict[str, _ScriptedCompletion] = {}
-        self._failures: list[Reply] = []
+        self._steps: dict[str, list[list[Reply]]] = {}
         self._seconds = float(os.environ.get("ARKOR_SCRIPTED_TOKEN_SECONDS") or 0)
 
     def submit(self, completion: CompletionRequest) -> None:
-        """See `Generator`."""
         if completion.model == "scripted/crash":
             os._exit(13)
         try:
-            words = re.findall(r"\S+\s*|\s+", _scripted_text(completion))
-        except GenerationError as failure:
-            self._failures.append(failure.reply(completion.id))
-        else:
-            self._active[completion.id] = _ScriptedCompletion(completion, words, StopStrings(completion.stop))
+            self._steps[completion.id] = _scripted_steps(completion)
+        except GenerationError as error:
+            self._steps[completion.id] = [[error.reply(completion.id)]]
 
     def cancel(self, completion_id: str) -> None:
-        """See `Generator`."""
-        self._active.pop(completion_id, None)
+        self._steps.pop(completion_id, None)
 
     def step(self) -> list[Reply]:
-        """See `Generator`."""
         time.sleep(self._seconds)
-        failures, self._failures = self._failures, []
-        return failures + [reply for active in list(self._active.values()) for reply in self._advance(active)]
+        replies = [reply for steps in self._steps.values() for reply in steps.pop(0)]
+        self._steps = {completion_id: steps for completion_id, steps in self._steps.items() if steps}
+        return replies
 
     @property
     def busy(self) -> bool:
-        """See `Generator`."""
-        return bool(self._active or self._failures)
+        return bool(self._steps)
 
-    def _advance(self, active: _ScriptedCompletion) -> list[Reply]:
-        completion = active.completion
-        if completion.model == "scripted/fail" or (completion.model == "scripted/break" and active.emitted == 2):
-            self.cancel(completion.id)
-            error = GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.")
-            return [error.reply(completion.id)]
-        active.emitted += 1
-        replies = active.next_reply()
-        if active.finished:
-            self.cancel(completion.id)
-            prompt = sum(len(message_text(message).split()) for message in completion.messages)
-            replies.append(Done(completion.id, active.reason, prompt, active.emitted))
-        return replies
+
+def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
+    """Return the replies of each step. Raise `GenerationError`."""
+    id_, tool_choice = completion.id, completion.tool_choice
+    words = re.findall(r"\S+\s*|\s+", _scripted_text(completion)) or [""]
+    failure = [GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.").reply(id_)]
+    if completion.model == "scripted/fail":
+        return [failure]
+    function = tool_choice.callable[0] if tool_choice is not None and tool_choice.forced else None
+    stop = StopStrings(completion.stop)
+    steps: list[list[Reply]] = []
+    shown = words[: completion.max_tokens]
+    for number, word in enumerate(shown, 1):
+        if completion.model == "scripted/break" and number == 3:
+            return [*steps, failure]
+        if function is not None:
+            first = {"call_id": f"call_{id_}", "name": function["name"]} if number == 1 else {}
+            steps.append([CallDelta(id_, 0, word, **first)])
+            continue
+        text = stop.push(word)
+        if number == len(shown) and not stop.hit:
+            text += stop.flush()
+        steps.append([Delta(id_, text)] if text else [])
+        if stop.hit:
+            break
+    complete = stop.hit or len(shown) == len(words)
+    reason = "length" if not complete else "tool_calls" if function else "stop"
+    prompt_tokens = sum(len(message_text(message).split()) for message in completion.messages)
+    steps[-1].append(Done(id_, reason, prompt_tokens, len(steps)))
+    return steps
 
 
 def _scripted_text(completion: CompletionRequest) -> str:

@@ -68,7 +68,7 @@ class SequenceState:
         return visible
 
     def _flush(self) -> list[Reply]:
-        """Return the text that was withheld as a possible part of a character, of markup or of a stop string."""
+        """Return the text withheld for incomplete characters, markup and stop strings."""
         if self.stop_strings.hit:
             return []
         replies = self._deltas(self.text.flush())

@@ -17,7 +17,7 @@ from typing import Any, cast
 import attrs
 
 from arkor.backend.compute.child_process import describe_exit, encode_line, start_child
-from arkor.backend.inference.messages import CompletionRequest, Delta, Failed, GenerationError, Reply, reply_from_json
+from arkor.backend.inference.messages import CompletionRequest, Done, Failed, GenerationError, Reply, reply_from_json
 from arkor.backend.runs.checkpoints import locate
 from arkor.backend.runs.paths import RunFolder
 from arkor.protocol.chat import Adapter
@@ -28,7 +28,7 @@ TERMINATE_SECONDS = 2.0
 
 
 def adapter_folder(run: RunFolder, adapter: Adapter) -> Path:
-    """Return the folder of an adapter of the run. Raise `GenerationError` (404) if it is missing or incomplete."""
+    """Return the folder of an adapter. Raise `GenerationError` (404) if it is incomplete."""
     folder = run.final if adapter.kind == "final" else locate(run.checkpoint(adapter.step or 0))
     if _is_complete(folder):
         return folder
@@ -67,7 +67,7 @@ class ReplyStream:
 
     def put(self, reply: Reply) -> None:
         """Add a reply of the process."""
-        self._finished = not isinstance(reply, Delta)
+        self._finished = isinstance(reply, (Done, Failed))
         self._replies.put_nowait(reply)
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class InferenceService:
         self._start_lock = asyncio.Lock()
 
     async def generate(self, completion: CompletionRequest) -> ReplyStream:
-        """Send a request, to a new process if necessary. Raise `GenerationError` if it cannot be started."""
+        """Send a request, to a new process if necessary. Raise `GenerationError`."""
         async with self._start_lock:
             if self._worker is None or not self._worker.accepts_requests:
                 self._worker = await self._start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def row_counts(rows: Rows) -> dict[str, Any]:
 
 
 def find_duplicates(rows: Rows) -> Duplicates:
-    """Find rows that occur twice: within the training rows, and in both splits. Rows are numbered from 1."""
+    """Find rows that occur twice, within the training rows or in both splits; rows count from 1."""
     first: dict[bytes, int] = {}
     within, between = [], []
     for number, digest in enumerate(rows.train.digests(), 1):
@@ -88,19 +89,17 @@ def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
     """Return the first training rows, token by token."""
-    return tuple(_preview(examples, row_index, tokenizer) for row_index in range(min(PREVIEW_ROWS, len(examples))))
-
-
-def _preview(examples: EncodedDataset, row_index: int, tokenizer: Any) -> PreviewRow:
-    ids = [int(token) for token in examples.input_ids[row_index][:PREVIEW_TOKENS]]
-    labels = examples.labels[row_index][:PREVIEW_TOKENS]
-    counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels)]
-    more = len(examples.input_ids[row_index]) - len(ids)
-    return PreviewRow(row_index + 1, _token_texts(ids, tokenizer), counted, more)
+    rows = []
+    columns = zip(examples.input_ids, examples.labels, strict=True)
+    for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):
+        shown = [int(token) for token in ids[:PREVIEW_TOKENS]]
+        counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels[:PREVIEW_TOKENS])]
+        rows.append(PreviewRow(number, _token_texts(shown, tokenizer), counted, len(ids) - len(shown)))
+    return tuple(rows)
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Return the text of each token; a character of several tokens is the text of the last of them."""
+    """Return the text of each token; a character of several tokens belongs to the last."""
     texts: list[str] = []
     decoded = ""
     for count in range(1, len(ids) + 1):

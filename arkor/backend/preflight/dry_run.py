@@ -1,7 +1,6 @@
-"""Check a run by preparing it and running a few of its steps: problems, statistics of the data,
-time and memory.
+"""Check a run by preparing it and running a few of its steps.
 
-The stages are those of `training/trl_engine.py`, and so are the steps: same rows, same order, same
+Stages and steps are the same as in `training/trl_engine.py`: same rows, same order, same
 computation. Results are sent as soon as they are known, as fields of `Check`.
 """
 
@@ -18,7 +17,7 @@ from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.process_tuning import prepare_to_compute
 from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
-from arkor.backend.engine.interface import Run
+from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.preflight.data_report import Emit, data_problems, length_stats, preview_rows, row_counts
 from arkor.backend.training.tokenization import EncodedDataset
 from arkor.backend.training.trl_engine import (
@@ -32,7 +31,10 @@ from arkor.backend.training.trl_engine import (
     silence_libraries,
     training_arguments,
 )
+from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.protocol.codec import to_wire
+from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.estimates import Estimate
 
 #: The maximum number of errors in the data that are reported one by one.
 MAX_FAULTS_REPORTED = 1000
@@ -60,14 +62,14 @@ class NullRecorder:
 
 @frozen
 class DryRun:
-    """Checks a run and sends the results with `emit` (see `process.py`). `busy`: another run is training."""
+    """Checks a run and emits the results (see `process.py`). `busy`: another run is training."""
 
     emit: Emit
     busy: bool = False
     _began: float = field(factory=time.perf_counter)
 
     def check(self, run: Run) -> None:
-        """Raise `RunError` and `InvalidConfig` for an invalid configuration; errors in the data are results."""
+        """Raise `RunError` or `InvalidConfig` for the configuration; data errors are results."""
         check_names(run.config)
         prepare_to_compute()
         with silence_libraries():
@@ -118,3 +120,28 @@ class DryRun:
         estimate = estimate_run(trainer, numbers, device, run.folder)
         busy = self.busy or estimate.busy
         self._emit_result({"estimate": to_wire(evolve(estimate, preparing_seconds=preparing, busy=busy))})
+
+
+@frozen
+class ScriptedDryRun:
+    """Checks the rows and the time of a run of the scripted engine, which has no tokens."""
+
+    emit: Emit
+    busy: bool
+
+    def check(self, run: Run) -> None:
+        """See `DryRun.check`."""
+        config = run.config
+        if config.model == "scripted/fail":
+            raise RunError("This model fails by design; name another one.")
+        self.emit({"device": "cpu"})
+        if isinstance(config.dataset_source, BlobDataset):
+            try:
+                rows = load_run_rows(run, NullRecorder(lambda message: self.emit({"say": message})))
+            except DataError as error:
+                self.emit({"found": data_problems(error)})
+                return
+            self.emit({"found": row_counts(rows)})
+        steps, seconds = config.max_steps or 10, ScriptedEngine().step_seconds
+        estimate = Estimate(steps, round(steps * seconds, 3), seconds, device="paper", busy=self.busy)
+        self.emit({"found": {"estimate": to_wire(estimate)}})

@@ -1,5 +1,4 @@
-"""The server's side of a check: run it in a child process, and stream its results as server-sent
-events.
+"""The server's side of a check: run a child process and stream its results.
 
 One check runs at a time; others wait. A check ends when its client disconnects, and on a GPU when a
 run starts training.
@@ -103,8 +102,6 @@ class CheckService:
                 self._current.kill()
         await asyncio.gather(*self._reapers, return_exceptions=True)
 
-    # Starting and ending
-
     async def _wait_turn(self) -> AsyncIterator[bytes]:
         """Yield keep-alive events until no other check is running."""
         last_sent = 0.0
@@ -133,7 +130,7 @@ class CheckService:
         return check_process
 
     def _kill(self, check_process: _CheckProcess) -> None:
-        """Kill the process at once, and wait for its exit in the background: the caller may be cancelled already."""
+        """Kill the process; wait for its exit in the background, as the caller may be cancelled."""
         with contextlib.suppress(ProcessLookupError):
             check_process.process.kill()
         reaper = asyncio.get_running_loop().create_task(self._reap(check_process))
@@ -144,8 +141,6 @@ class CheckService:
         await check_process.process.wait()
         self._current = None
         await asyncio.to_thread(shutil.rmtree, check_process.folder, ignore_errors=True)
-
-    # Events
 
     async def _follow(self, check_process: _CheckProcess, request: CheckRequest) -> AsyncIterator[bytes]:
         last_line_at = time.monotonic()
@@ -171,18 +166,15 @@ class CheckService:
             return [_frame("check.progress", message=line["say"])]
         if "found" in line:
             check_process.reported = True
-            self._cache_estimate(line["found"], request)
+            if (estimate := parse_estimate(line["found"].get("estimate"))) is not None:
+                with contextlib.suppress(OSError):  # the run then starts without an estimate
+                    store_estimate(self._home, request.config, estimate)
             return [_frame("check.found", found=line["found"])]
         check_process.device = line.get("device", check_process.device)
         check_process.finished = check_process.finished or "device" not in line
         if "refused" in line:
             return [_frame("check.failed", error=line["refused"], code="invalid_request", status=400)]
         return []
-
-    def _cache_estimate(self, report: Mapping[str, Any], request: CheckRequest) -> None:
-        if (estimate := parse_estimate(report.get("estimate"))) is not None:
-            with contextlib.suppress(OSError):  # the run then starts without an estimate
-                store_estimate(self._home, request.config, estimate)
 
     def _crash_frame(self, check_process: _CheckProcess, code: int, request: CheckRequest) -> bytes:
         """Return the event for a process that exited without a last line."""
@@ -202,21 +194,15 @@ class CheckService:
 async def _lines(process: Process) -> AsyncIterator[bytes | None]:
     """Yield the lines of the process; None after each `POLL_SECONDS` without a line."""
     assert process.stdout is not None  # noqa: S101 - start_child made the pipe
-    pending: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(process.stdout.readline())
-            done, _ = await asyncio.wait({pending}, timeout=POLL_SECONDS)
-            if not done:
-                yield None
-                continue
-            line, pending = pending.result(), None
-            if not line:
-                return
-            yield line
-    finally:
-        if pending is not None:
-            pending.cancel()
+    while True:
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), POLL_SECONDS)
+        except asyncio.TimeoutError:
+            yield None
+            continue
+        if not line:
+            return
+        yield line
 
 
 def _frame(kind: str, **fields: Any) -> bytes:

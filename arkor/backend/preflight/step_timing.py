@@ -42,8 +42,7 @@ EVALUATED_SECONDS = 4.0
 
 
 def estimate_run(trainer: Any, numbers: Hyperparameters, device: Device, folder: Path) -> Estimate:
-    """Run a few steps of `trainer` and estimate the run of `numbers`. Temporary files go to
-    `folder`.
+    """Run a few steps of `trainer` and estimate the run; temporary files go to `folder`.
 
     The trainer must be configured without evaluations and checkpoints, which are timed separately.
     """
@@ -103,7 +102,7 @@ class TokenCounter:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(examples)
-        self.token_counts.append(count_tokens(batch["pieces"]))
+        self.token_counts.append(count_tokens(batch["micro_batches"]))
         return batch
 
 
@@ -114,7 +113,7 @@ def count_tokens(micro_batches: Iterable[MicroBatch]) -> int:
 
 @define
 class StepTimer(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Records when steps begin and end (`time.perf_counter()`, in seconds), and ends the loop after enough steps."""
+    """Records when steps begin and end, in seconds; ends the loop after enough steps."""
 
     synchronize: Callable[[], None]
     marks: list[float] = field(factory=list)
@@ -141,8 +140,8 @@ def _token_counts_ahead(trainer: Any) -> list[int]:
     largest: Any = None
     deadline = time.perf_counter() + MAX_SECONDS_AHEAD
     for batch in itertools.islice(trainer.get_train_dataloader(), MAX_BATCHES_AHEAD):
-        token_counts.append(count_tokens(batch["pieces"]))
-        if largest is None or token_counts[-1] > count_tokens(largest["pieces"]):
+        token_counts.append(count_tokens(batch["micro_batches"]))
+        if largest is None or token_counts[-1] > count_tokens(largest["micro_batches"]):
             largest = batch
         if time.perf_counter() > deadline:
             break
@@ -153,7 +152,7 @@ def _token_counts_ahead(trainer: Any) -> list[int]:
 
 
 def _evaluation_seconds(trainer: Any, numbers: Hyperparameters) -> float:
-    """Estimate the duration of all evaluations: time some batches, and scale to the tokens of all."""
+    """Estimate the seconds of all evaluations from some batches, scaled by tokens."""
     if not numbers.eval_steps:
         return 0.0
     trainer.model.eval()
@@ -161,11 +160,11 @@ def _evaluation_seconds(trainer: Any, numbers: Hyperparameters) -> float:
     began = time.perf_counter()
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
-            token_counts.append(count_tokens(batch["pieces"]))
+            token_counts.append(count_tokens(batch["micro_batches"]))
             if time.perf_counter() - began > EVALUATED_SECONDS + MAX_SECONDS_AHEAD:
                 break
             if time.perf_counter() - began < EVALUATED_SECONDS:
-                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["pieces"]]
+                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["micro_batches"]]
                 done, seconds = sum(token_counts), time.perf_counter() - began
     batches = math.ceil(len(trainer.eval_dataset) / numbers.batch_size)
     return seconds / done * fmean(token_counts) * batches * (numbers.total_steps // numbers.eval_steps)

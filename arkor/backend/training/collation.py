@@ -46,8 +46,7 @@ class MicroBatch:
 
 
 def split_batch(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[MicroBatch]:
-    """Split a batch of `{"input_ids", "labels"}` into micro-batches of at most `MAX_FLAT_TOKENS`
-    tokens.
+    """Split examples into micro-batches of at most `MAX_FLAT_TOKENS` tokens.
 
     A longer example is a micro-batch of its own. `dtype` is the format of the model's attention
     mask.
@@ -117,7 +116,7 @@ def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
 
 
 def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
-    """Return the number of leading tokens that all sequences share, each with at least one more; 0 if too few."""
+    """Return the length of the common prefix, shorter than every sequence; 0 if too short."""
     length = 0
     limit = min(len(ids) for ids in sequences) - 1
     while length < limit and all(ids[length] == sequences[0][length] for ids in sequences):
@@ -126,8 +125,7 @@ def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
 
 
 def _attention_mask(positions: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask, (1, 1, tokens, tokens): a token attends to the prefix and to its
-    own example, causally.
+    """Return the additive causal mask, (1, 1, tokens, tokens), of prefix and own example.
 
     `positions` and `owners` are int64, (tokens,).
     """

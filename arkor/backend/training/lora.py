@@ -23,7 +23,7 @@ from arkor.backend.engine.interface import RunError
 
 
 def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
-    """Add a LoRA adapter to each linear layer except the output head, and freeze the model. Raise `RunError`."""
+    """Freeze the model and add LoRA to all linear layers but the head. Raise `RunError`."""
     targets = target_modules(model)
     if not targets:
         raise RunError(f"A {type(model).__name__} has no linear layers to adapt.", remedy="Use another model.")

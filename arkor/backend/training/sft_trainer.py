@@ -35,7 +35,7 @@ from arkor.backend.training.training_state import (
     write_tree,
 )
 
-#: Flat batches are used if the token losses differ from those of padded batches by less than this
+#: Flat batches are used if the token losses differ from padded batches by less than this
 #: share of their standard deviation. Rounding in bf16 causes differences of about 0.01, a model
 #: that ignores the layout of about 1.
 FLAT_TOLERANCE = 0.1
@@ -46,7 +46,7 @@ class StepInterrupted(Exception):
 
 
 class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends the loop on the recorder's request. A finished step is logged and saved, but no longer evaluated."""
+    """Ends the loop on request; a finished step is logged and saved, but not evaluated."""
 
     def __init__(self, recorder: Recorder, on_interrupt: Callable[[], None]) -> None:
         self._recorder = recorder
@@ -66,7 +66,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
 
 class Collator:
-    """Collates examples to `{"pieces": [MicroBatch, …]}`, flat unless the model does not support it."""
+    """Collates examples to `{"micro_batches": [MicroBatch, …]}`, `flat` if possible."""
 
     def __init__(self, dtype: torch.dtype, pad: int) -> None:
         self.flat = True
@@ -75,11 +75,11 @@ class Collator:
 
     def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
         use_flat = self.flat if flat is None else flat
-        return {"pieces": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
+        return {"micro_batches": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
 
 
 class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
-    """The trainer of this module. `fingerprints` identify the inputs that must be the same when a run resumes."""
+    """See the module. A run resumes only with inputs that have the same `fingerprints`."""
 
     control: Any
 
@@ -96,7 +96,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._seconds = 0.0
         self._rows = 0
         self._began = 0.0
-        self._last: dict[str, float] = {}
+        self.last_losses: dict[str, float] = {}
         forward = self.model.get_base_model().forward
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
 
@@ -106,10 +106,6 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - signature of transformers
         """Skip the count, which is not used."""
         return 0
-
-    def summary(self) -> dict[str, float]:
-        """Return the last logged losses."""
-        return dict(self._last)
 
     @property
     def seconds(self) -> float:
@@ -127,16 +123,14 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         step: int = self.state.global_step
         return step
 
-    # Computing
-
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
-        """Run forward and backward by micro-batches; return the mean loss per target, a scalar in fp32."""
+        """Run forward and backward by micro-batches; return the mean loss per target, fp32."""
         self._began = time.perf_counter()
         model.train()
-        parts: list[MicroBatch] = inputs["pieces"]
-        count = sum(len(micro_batch.targets) for micro_batch in parts)
+        micro_batches: list[MicroBatch] = inputs["micro_batches"]
+        count = sum(len(micro_batch.targets) for micro_batch in micro_batches)
         total = torch.zeros((), device=self.args.device)
-        for number, micro_batch in enumerate(parts):
+        for number, micro_batch in enumerate(micro_batches):
             if number and self._recorder.stopping:
                 self._mark_inconsistent()
                 raise StepInterrupted
@@ -159,13 +153,13 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         return cross_entropy(selected.float(), micro_batch.targets, reduction="none")
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the mean loss per target of all evaluation rows; NaN if stopped before the first."""
+        """Return the mean loss per target of the evaluation rows; NaN if stopped at once."""
         self._finish_step()
         self.model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
-                for micro_batch in batch["pieces"]:
+                for micro_batch in batch["micro_batches"]:
                     total += self.token_losses(micro_batch).sum().item()
                     count += len(micro_batch.targets)
                 if self._recorder.stopping:
@@ -174,14 +168,13 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         if self._recorder.stopping:  # the mean of a part of the rows
             self._mark_inconsistent()
         else:
-            self._last |= metrics
+            self.last_losses |= metrics
             self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def verify_flat_batches(self, columns: dict[str, Sequence[Any]]) -> bool:
-        """Use flat batches if the model computes the same losses as with padding; return whether it
-        does.
+        """Use flat batches if that does not change the losses; return whether it does so.
 
         `columns` are the first rows of the training data, by column.
         """
@@ -193,20 +186,15 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             return False
         self.model.eval()
         with torch.no_grad():
-            padded = self._batch_losses(collator(examples, flat=False)["pieces"])
+            padded = torch.cat([*map(self.token_losses, collator(examples, flat=False)["micro_batches"])])
             try:
-                flat = self._batch_losses(collator(examples, flat=True)["pieces"])
+                flat = torch.cat([*map(self.token_losses, collator(examples, flat=True)["micro_batches"])])
             except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a different kind of mask
                 collator.flat = False
                 return False
         noise = (flat - padded).square().mean().sqrt()
         collator.flat = bool(noise <= FLAT_TOLERANCE * padded.std().clamp(min=1e-3))
         return collator.flat
-
-    def _batch_losses(self, parts: Sequence[MicroBatch]) -> Tensor:
-        return torch.cat([self.token_losses(micro_batch) for micro_batch in parts])
-
-    # Logging and saving
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Send the metrics of a step to the recorder; drop the summary at the end of training."""
@@ -222,7 +210,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             epoch=self.state.epoch,
             samples_per_second=speed,
         )
-        self._last["loss"] = logs["loss"]
+        self.last_losses["loss"] = logs["loss"]
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finish_step(self) -> None:
@@ -237,15 +225,13 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
-        """Write the adapter (safetensors and configuration) and the tokenizer with its chat template."""
+        """Write the adapter, and the tokenizer with its chat template."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
-    # Resuming
-
     def write_checkpoint(self, folder: Path) -> None:
-        """Write the adapter, and the training state in a subfolder unless it cannot be written without pickle."""
+        """Write the adapter, and the training state if that is possible without pickle."""
         self.write_adapter(folder)
         if self._is_inconsistent:
             return
@@ -259,29 +245,29 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self.state.save_to_json(str(state / "trainer_state.json"))
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Restore the state of a checkpoint. Raise `RunError` if the inputs of the run changed since."""
+        """Restore a checkpoint. Raise `RunError` if the inputs of the run changed since."""
         self._state_folder = checkpoint / STATE_FOLDER
         self._restored = read_tree(self._state_folder, "training")
         assert_same(self._restored["learns_from"], self._fingerprints)
         self.data_collator.flat = self._restored["flat"]
-        self._last = self._restored["last"]
+        self.last_losses = self._restored["last"]
         if self.args.device.type == "cpu" and self._restored["threads"] <= torch.get_num_threads():
             torch.set_num_threads(self._restored["threads"])  # the number of threads changes the rounding of sums
         self._load_adapter(checkpoint)
 
     def _mark_inconsistent(self) -> None:
-        """Note that a step was interrupted, so that the state is not saved: resuming would not be exact."""
+        """Do not save the state any more: resuming after an interrupted step is not exact."""
         self._is_inconsistent = True
 
     def _state_tree(self) -> dict[str, Any]:
-        """Return everything that changes during training, except the adapter, which is saved exactly (fp32)."""
+        """Return everything that changes during training, except the adapter (saved in fp32)."""
         return {
             "step": self.state.global_step,
             "seconds": self.seconds,
             "learns_from": self._fingerprints,
             "flat": self.data_collator.flat,
             "threads": torch.get_num_threads(),
-            "last": self._last,
+            "last": self.last_losses,
             "unlogged": (self._globalstep_last_logged, self._tr_loss),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
@@ -300,8 +286,6 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             for name, weight in names.items():
                 weight.copy_(saved[name])
 
-    # Hooks of transformers' own resumption
-
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         """Do nothing: the adapter is loaded already."""
 
@@ -314,7 +298,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             self.lr_scheduler.load_state_dict(self._restored["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore random states and the loss since the last log; called right before the first step."""
+        """Restore random states and the loss since the last log, before the first step."""
         if checkpoint is not None:
             self._globalstep_last_logged, unlogged = self._restored["unlogged"]
             self._tr_loss = unlogged.to(self.args.device)

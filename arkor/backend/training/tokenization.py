@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 
 from arkor.backend.compute.special_tokens import SpecialTokenEscaper
 from arkor.backend.data.file_readers import DataError
+from arkor.formatting import one_line
 from arkor.protocol.row_formats import Row
 
 #: The label of tokens that do not count for the loss.
@@ -27,7 +28,7 @@ CHUNK_ROWS = 256
 
 @frozen
 class Example:
-    """The tokens of a row and its labels: the token, or `IGNORE_INDEX`. `escaped`: a message spells a special token."""
+    """The tokens and labels of a row; `escaped`: a message spells a special token."""
 
     input_ids: list[int]
     labels: list[int]
@@ -67,7 +68,7 @@ class EncodedDataset:
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> EncodedDataset:
-    """Tokenize rows and cut them at `max_length`. Raise `DataError` if the template rejects a row or none is left."""
+    """Tokenize rows and cut them at `max_length`. Raise `DataError`."""
     import numpy  # noqa: PLC0415 - imported with torch
 
     encoded, escaper = EncodedDataset(), SpecialTokenEscaper(tokenizer)
@@ -103,7 +104,7 @@ def _encode_chunk(
 
 
 def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, number: int) -> list[str]:
-    """Return the whole text, then for each turn of the assistant the text before it and the text through it."""
+    """Return the whole text, and the texts before and through each turn of the assistant."""
     if "text" in row:
         end = tokenizer.eos_token or ""
         return [_bos_prefix(tokenizer) + row["text"].removesuffix(end) + end]
@@ -118,7 +119,7 @@ def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only
             )
             texts += [before, through]
     except Exception as error:  # a template may raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(str(error), 200) or type(error).__name__
         raise DataError(f"Row {number}: the chat template of the model rejects it ({reason}).") from error
     return texts
 
@@ -152,8 +153,5 @@ def _label_answers(whole: list[int], turns: list[list[int]], number: int) -> Exa
 
 
 def _common_prefix_length(part: list[int], whole: list[int]) -> int:
-    """Return the number of leading tokens that are equal."""
-    for index, (left, right) in enumerate(zip(part, whole, strict=False)):
-        if left != right:
-            return index
-    return min(len(part), len(whole))
+    pairs = enumerate(zip(part, whole, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(part), len(whole)))

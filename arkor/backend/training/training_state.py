@@ -36,7 +36,7 @@ class NotSerializable(TypeError):
 
 
 def write_tree(folder: Path, name: str, tree: Any) -> None:
-    """Write `name.json` and `name.safetensors`. Raise `NotSerializable` before anything is written."""
+    """Write `name.json` and `name.safetensors`, or raise `NotSerializable` before."""
     tensors = _Tensors()
     serialized = json.dumps(_to_plain(tree, tensors), allow_nan=False)
     save_file(tensors.named, folder / f"{name}.safetensors")
@@ -44,7 +44,7 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
 
 
 def read_tree(folder: Path, name: str) -> Any:
-    """Read a tree, with its tensors on the CPU. Tensors that were shared in the tree are shared again."""
+    """Read a tree with its tensors on the CPU; shared tensors are shared again."""
     tensors = {key: tensor.clone() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
     return _from_plain(json.loads((folder / f"{name}.json").read_bytes()), tensors)
 
@@ -95,9 +95,6 @@ def _from_plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-# Random states
-
-
 def random_states() -> dict[str, Any]:
     """Return the states of all random number generators of this process."""
     name, numbers, *rest = numpy.random.get_state(legacy=True)
@@ -123,9 +120,6 @@ def restore_random(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-# Fingerprints
 
 
 def fingerprints(
@@ -159,7 +153,7 @@ def _rows_fingerprint(examples: EncodedDataset) -> dict[str, Any]:
 
 
 def _weights_fingerprint(model: Any) -> str:
-    """Hash the first elements of each frozen weight; hashing all of a large model takes too long."""
+    """Hash the first elements of each frozen weight; hashing all takes too long."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if not weight.requires_grad:

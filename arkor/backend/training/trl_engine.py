@@ -46,7 +46,7 @@ SEED = 42
 
 @frozen
 class TrlEngine:
-    """Fine-tunes on the fastest device. `precision` overrides the number format of the frozen weights."""
+    """Fine-tunes on the fastest device; `precision` overrides the format of frozen weights."""
 
     precision: str | None = field(default=None)
 
@@ -77,9 +77,6 @@ class LoadedModel:
     tokenizer: Any
 
 
-# The stages
-
-
 def check_device(config: JobConfig, device: Device) -> None:
     """Raise `RunError` if 4-bit weights are requested and not supported."""
     if config.load_in_4bit and device.kind != "cuda":
@@ -95,7 +92,7 @@ def check_device(config: JobConfig, device: Device) -> None:
 
 
 def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
-    """Return the validated rows; hold out evaluation rows if `eval_steps` requires it; cut them for a dry run."""
+    """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run."""
     config = run.config
     recorder.preparing("Reading the data")
     rows = load_rows(
@@ -167,7 +164,7 @@ def encode_rows(
 
 
 def max_length_of(config: JobConfig, model: Any) -> int:
-    """Return the maximum number of tokens per row, which never exceeds the context length of the model."""
+    """Return the maximum tokens per row, at most the context length of the model."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
         raise RunError(f"max_length is {config.max_length}, but {config.model} takes at most {limit} tokens.")
@@ -176,7 +173,7 @@ def max_length_of(config: JobConfig, model: Any) -> int:
 
 
 def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, Any]:
-    """Return the arguments of TRL's `SFTConfig`; those that are not listed here have our names."""
+    """Return the arguments of TRL's `SFTConfig`; arguments not listed here have our names."""
     renamed = {
         "total_steps": "max_steps",
         "batch_size": "per_device_train_batch_size",
@@ -216,7 +213,8 @@ def build_trainer(
     from arkor.backend.training.training_state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    recompute = {recompute_argument(SFTConfig): _recomputes_activations(loaded.model, device)}
+    is_large = sum(weight.numel() for weight in loaded.model.parameters()) > 1e9
+    recompute = {recompute_argument(SFTConfig): is_large and device.kind != "cpu"}  # saves GPU memory
     return LeanSFTTrainer(
         recorder=recorder,
         fingerprints=fingerprints(numbers, loaded.model, train, evaluation),
@@ -235,11 +233,6 @@ def recompute_argument(config_class: type) -> str:
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
-def _recomputes_activations(model: Any, device: Device) -> bool:
-    """Whether to recompute activations in the backward pass to save memory: for 1e9 weights or more on a GPU."""
-    return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
-
-
 def _arrow_table(examples: EncodedDataset) -> Any:
     """Return an Arrow table of int32 lists in memory: 4 bytes per token and column."""
     import datasets  # noqa: PLC0415 - as above
@@ -251,7 +244,7 @@ def _arrow_table(examples: EncodedDataset) -> Any:
 
 
 def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
-    """Run the remaining steps and return the metrics; if the run is stopped, save a checkpoint and return none."""
+    """Run the remaining steps and return metrics; save a checkpoint if stopped."""
     if checkpoint is None:
         trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
     else:
@@ -265,10 +258,7 @@ def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, chec
             recorder.checkpoint(step, trainer.write_checkpoint)
         return {}
     recorder.final(trainer.write_adapter)
-    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
-
-
-# The libraries
+    return {**trainer.last_losses, "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ class ToolCallFormat:
     """The text around the calls in an answer: `opening {…} between {…} closing`.
 
     A call is a JSON object with the keys `name` and `arguments` (the attribute has the template's
-    name for the latter). `between` is None if an answer can contain one call only. `native`: the
+    name for the latter). `between` None allows one call only. `native`: the
     template itself supports tools.
     """
 
@@ -49,8 +49,7 @@ _QUESTION = {"role": "user", "content": "probe?"}
 
 
 def detect_format(render: Render, end_tokens: Sequence[str]) -> ToolCallFormat:
-    """Return the format in which the template writes calls, or `DEFAULT_FORMAT` if it does not
-    support tools.
+    """Return the format of the template, or `DEFAULT_FORMAT` if it does not support tools.
 
     `end_tokens` are the texts of the tokens that end a turn.
     """
@@ -103,7 +102,7 @@ def _find_call(text: str, name: str) -> tuple[int, int, str] | None:
 
 
 def require_tool_support(tool_choice: ToolChoice, call_format: ToolCallFormat) -> None:
-    """Raise `GenerationError` (400) if a call is optional and the model was not trained to choose."""
+    """Raise `GenerationError` (400) if the model must choose and does not support tools."""
     if not tool_choice.forced and not call_format.native:
         raise GenerationError(
             400,

@@ -47,8 +47,7 @@ def call_constraint(
 
 
 def _call_rule(function: Mapping[str, Any], call_format: ToolCallFormat) -> str:
-    """Return the rule of one function, with a complete schema of its own so that references in it
-    resolve.
+    """Return the rule of one function, with its own schema so that references resolve.
 
     Objects are closed, since a function cannot use further properties; not under `allOf`, whose
     closed parts would exclude each other.

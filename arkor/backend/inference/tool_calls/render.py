@@ -16,7 +16,7 @@ Message = Mapping[str, Any]
 def render_tools(
     messages: Sequence[Message], tool_choice: ToolChoice | None, call_format: ToolCallFormat
 ) -> list[dict[str, Any]]:
-    """Return messages for the template. If it does not support tools, write tools, calls and results as text."""
+    """Return messages for the template, with tools as text if it does not support them."""
     if call_format.native:
         return [_with_parsed_arguments(message) for message in messages]
     converted = _merge_tool_results([_as_plain_text(message) for message in messages])
@@ -53,7 +53,7 @@ def _as_plain_text(message: Message) -> dict[str, Any]:
 
 
 def _merge_tool_results(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge the results of several calls to one turn, for templates that require alternating turns."""
+    """Merge consecutive results to one turn, for templates that require alternating turns."""
     merged: list[dict[str, Any]] = []
     for message in messages:
         is_result = message["content"].startswith("<tool_response>") and message["role"] == "user"
