@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from arkor.backend.http.app import create_app
-from arkor.backend.http.openapi import DescribedRoute
+from arkor.backend.http.openapi import DescribedRoute, describe
 from arkor.backend.store.store import Store
 from tests.backend.caller import Caller
 from tests.conftest import Backend
@@ -30,7 +30,7 @@ def test_every_route_is_described(tmp_path: Path) -> None:
     store = Store(tmp_path / "arkor.db")
     app = create_app(tmp_path, store, "scripted")
     assert [route for route in app.routes if not isinstance(route, DescribedRoute)] == []
-    described = {(path, method) for path, entry in app.state.description["paths"].items() for method in entry}
+    described = {(path, method) for path, entry in describe(app.routes)["paths"].items() for method in entry}
     assert len(described) == len(app.routes)
     store.close()
 

@@ -93,11 +93,16 @@ def chunks(answer: requests.Response) -> list[Any]:
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
-def kept(home: Path, deployment: PublicDeployment) -> list[dict[str, Any]]:
-    """The stored conversations of a deployment; they are written just behind the end of the answer."""
-    time.sleep(0.2)
-    files = sorted((home / "conversations" / deployment.id).glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
+def kept(home: Path, deployment: PublicDeployment, count: int = 1) -> list[dict[str, Any]]:
+    """The stored conversations of a deployment, once there are `count`: each is written after its response."""
+    deadline = time.monotonic() + 20
+    while True:
+        files = sorted((home / "conversations" / deployment.id).glob("*.jsonl"))
+        lines = [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
+        if len(lines) >= count and all(line.endswith(b"\n") for line in lines):
+            return [json.loads(line) for line in lines]
+        assert time.monotonic() < deadline, f"{len(lines)} of {count} conversations"
+        time.sleep(0.02)
 
 
 # Who gets in
@@ -421,7 +426,7 @@ def test_a_conversation_is_kept_word_for_word(backend_env: Backend) -> None:
     deployment = deploy(owner(backend_env), runRetentionMode="unlimited")
     whole = deployment.ask({**ASKED, "user": "u-1"}).json()
     output = chunks(deployment.ask({**ASKED, "stream": True}))
-    first, second = kept(backend_env.home, deployment)
+    first, second = kept(backend_env.home, deployment, 2)
     assert first["request"] == {**ASKED, "user": "u-1"}
     assert (first["answer"].pop("id"), second["answer"].pop("id")) == (whole["id"], output[0]["id"])
     assert first["answer"] == second["answer"]
@@ -431,7 +436,7 @@ def test_a_conversation_is_kept_word_for_word(backend_env: Backend) -> None:
     assert deployment.key is not None
     assert deployment.key not in json.dumps([first, second])
     deployment.change(runRetentionMode="days", runRetentionDays=1)
-    assert len(kept(backend_env.home, deployment)) == 2
+    assert len(kept(backend_env.home, deployment, 2)) == 2
     deployment.change(runRetentionMode="disabled")
     assert not (backend_env.home / "conversations" / deployment.id).exists()
 
@@ -443,7 +448,7 @@ def test_tool_calls_are_kept_as_a_client_would_put_them_together(backend_env: Ba
     whole = deployment.ask(payload).json()["choices"][0]
     assert whole["finish_reason"] == "tool_calls"
     chunks(deployment.ask({**payload, "stream": True}))
-    first, second = (entry["answer"] for entry in kept(backend_env.home, deployment))
+    first, second = (entry["answer"] for entry in kept(backend_env.home, deployment, 2))
     assert first["message"] == {**whole["message"], "content": ""}
     for answer in (first, second):
         (call,) = answer["message"]["tool_calls"]
@@ -468,9 +473,10 @@ def test_an_answer_is_given_where_there_is_no_room_to_keep_it(tmp_path: Path) ->
         deployment = deploy(owner(backend))
         assert deployment.ask().json()["choices"][0]["message"]["content"] == ANSWER
         assert chunks(deployment.ask({**ASKED, "stream": True}))
-        time.sleep(0.2)
-        log = (backend.home / "test-backend.log").read_text()
-        assert log.count(f"A conversation of {deployment.slug} could not be kept") == 2
+        warning, deadline = f"A conversation of {deployment.slug} could not be kept", time.monotonic() + 20
+        while (log := (backend.home / "test-backend.log").read_text()).count(warning) < 2:
+            assert time.monotonic() < deadline, log
+            time.sleep(0.02)
         assert "Traceback" not in log
         backend.process.kill()
 
@@ -512,12 +518,12 @@ LONG = {"messages": [{"role": "user", "content": "word " * 400}], "stream": True
 def test_what_was_said_until_a_client_left_is_kept(slow_deployment: tuple[Backend, PublicDeployment]) -> None:
     backend, deployment = slow_deployment
     with deployment.ask(LONG, stream=True) as answer:
-        assert answer.raw.read1()
-        time.sleep(0.3)
-    time.sleep(0.3)
+        received = 0
+        while received < 10:
+            received += answer.raw.read1().count(b"data: ")
     (entry,) = kept(backend.home, deployment)
     output = len(entry["answer"]["message"]["content"].split())
-    assert 5 < output < 60
+    assert 8 < output < 400  # the first chunk is the role, and a word takes 20 ms
     assert entry["answer"]["finish_reason"] is None
 
 
@@ -527,7 +533,8 @@ def test_a_stream_that_is_turned_off_in_between_is_not_kept(slow_deployment: tup
         assert answer.raw.read1()
         deployment.change(runRetentionMode="disabled")
         assert b"[DONE]" in answer.raw.read()
-    assert kept(backend.home, deployment) == []
+    time.sleep(0.2)
+    assert kept(backend.home, deployment, 0) == []
 
 
 # What survives
