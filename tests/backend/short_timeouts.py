@@ -1,4 +1,4 @@
-"""`python -m tests.backend.short_timeouts …` is the backend's process with next to no patience, so that tests need none either."""
+"""`python -m tests.backend.short_timeouts …`: the backend with short timeouts and few connections."""
 
 from __future__ import annotations
 

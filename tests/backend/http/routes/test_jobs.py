@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what is accepted, what is refused and how, and the stream of events."""
+"""Jobs over HTTP: validation, limits, and the event stream."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_job(caller: Caller) -> None:
 def test_a_job_lists_the_checkpoints_that_it_keeps(caller: Caller) -> None:
     job = caller.submit(maxSteps=10, saveSteps=2)
     assert caller.until(job, "completed")["checkpoints"] == [8, 10]
-    assert "checkpoints" not in caller.call("GET", "/v1/jobs").json()["jobs"][0]  # a list of many reads no folders
+    assert "checkpoints" not in caller.call("GET", "/v1/jobs").json()["jobs"][0]  # the list does not read the folders
 
 
 def test_a_failed_job_says_why(caller: Caller) -> None:
@@ -150,7 +150,7 @@ def test_jobs_are_listed_newest_first(backend_env: Backend) -> None:
 
 
 def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: int) -> Backend:
-    """A backend with these in its environment, whose runs take long."""
+    """Start a backend with these environment variables, whose runs take long."""
     for name, value in {"ARKOR_SCRIPTED_STEP_SECONDS": 1, **limits}.items():
         monkeypatch.setenv(name, str(value))
     return start_backend(tmp_path / "arkor-home", "--engine", "scripted")
@@ -313,11 +313,11 @@ def test_a_long_history_comes_in_large_chunks(caller: Caller, backend_env: Backe
 
 @pytest.fixture
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Backend, str]]:
-    """A backend, and a job that waits for another one for as long as the test may take."""
+    """A backend, and a job that stays queued for longer than the test takes."""
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
     caller = owner(backend)
-    caller.until(caller.submit(maxSteps=1000), "running")  # so that there is a worker.pid to stop it by
+    caller.until(caller.submit(maxSteps=1000), "running")  # so that its worker.pid exists, for `stop_backend`
     yield backend, caller.submit()
     backend.process.kill()
     backend.process.wait()
@@ -339,7 +339,7 @@ def test_each_event_arrives_before_the_next_is_written(waiting: tuple[Backend, s
 def test_a_watcher_that_goes_away_is_let_go(waiting: tuple[Backend, str]) -> None:
     backend, job = waiting
     process = psutil.Process(backend.process.pid)
-    until_open(process, 1)  # the one that it listens on
+    until_open(process, 1)  # its listening socket
     streams = [owner(backend).call("GET", f"/v1/jobs/{job}/events/stream", stream=True) for _ in range(20)]
     until_open(process, 21)
     for stream in streams:
@@ -348,7 +348,7 @@ def test_a_watcher_that_goes_away_is_let_go(waiting: tuple[Backend, str]) -> Non
 
 
 def until_open(process: psutil.Process, count: int) -> None:
-    """Return when the process has so many sockets."""
+    """Return once the process has `count` sockets."""
     deadline = time.monotonic() + 30
     while len(process.net_connections()) != count:
         assert time.monotonic() < deadline

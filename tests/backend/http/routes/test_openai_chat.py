@@ -1,4 +1,4 @@
-"""A deployment's address, called as plainly as can be: who gets in, what is understood, what is kept."""
+"""The OpenAI-compatible routes, called without a client library: keys, requests, responses, conversations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASKED = {"model": "whatever", "messages": QUESTION}
 
 @frozen
 class PublicDeployment:
-    """A deployment's address, and a key that opens it."""
+    """A deployment and a key for it."""
 
     owner: Caller
     id: str
@@ -69,12 +69,12 @@ def deploy(
 
 @pytest.fixture(scope="module")
 def openai_deployment(backend_env: Backend) -> PublicDeployment:
-    """A deployment with a key; tests leave it as it was."""
+    """A deployment with a key, for tests that do not change it."""
     return deploy(owner(backend_env))
 
 
 def refused(answer: requests.Response, status: int) -> dict[str, Any]:
-    """The error, in OpenAI's shape."""
+    """Return the error, which must have OpenAI's shape."""
     assert answer.status_code == status, answer.text
     error: dict[str, Any] = answer.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
@@ -84,7 +84,7 @@ def refused(answer: requests.Response, status: int) -> dict[str, Any]:
 
 
 def chunks(answer: requests.Response) -> list[Any]:
-    """The data of every frame; the last one must be `[DONE]`."""
+    """Return the data of every frame; the last one must be `[DONE]`."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream")
     *frames, rest = answer.content.decode().split("\n\n")
@@ -94,7 +94,7 @@ def chunks(answer: requests.Response) -> list[Any]:
 
 
 def kept(home: Path, deployment: PublicDeployment, count: int = 1) -> list[dict[str, Any]]:
-    """The stored conversations of a deployment, once there are `count`: each is written after its response."""
+    """Return the stored conversations once there are `count`: each is written after its response."""
     deadline = time.monotonic() + 20
     while True:
         files = sorted((home / "conversations" / deployment.id).glob("*.jsonl"))
@@ -105,7 +105,7 @@ def kept(home: Path, deployment: PublicDeployment, count: int = 1) -> list[dict[
         time.sleep(0.02)
 
 
-# Who gets in
+# Keys
 
 
 def test_the_key_comes_in_either_header(openai_deployment: PublicDeployment) -> None:
@@ -198,7 +198,7 @@ def test_a_hostile_slug_leads_nowhere(openai_deployment: PublicDeployment, slug:
 
 
 def raw(deployment: PublicDeployment, head: str, body: bytes = b"") -> bytes:
-    """What comes back for these very bytes, until the other side closes."""
+    """Send raw bytes and return everything until the server closes the connection."""
     url = urlsplit(deployment.url)
     request = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode(
         "latin-1"
@@ -233,7 +233,7 @@ def test_smuggled_headers_get_nowhere(openai_deployment: PublicDeployment, head:
     assert openai_deployment.ask().status_code == 200
 
 
-# What is understood
+# Requests
 
 
 def test_everything_that_openai_knows_and_nothing_hangs_on_is_taken(openai_deployment: PublicDeployment) -> None:
@@ -374,7 +374,7 @@ def test_a_page_of_another_site_gets_no_answer(openai_deployment: PublicDeployme
     assert not {name for name in preflight.headers if name.lower().startswith("access-control")}
 
 
-# What is answered
+# Responses
 
 
 def test_the_model_goes_by_the_slug(openai_deployment: PublicDeployment) -> None:
@@ -419,7 +419,7 @@ def test_failures_before_and_within_a_stream(backend_env: Backend) -> None:
     assert entry["answer"]["message"]["content"] == "scripted: Wie "
 
 
-# What is kept
+# Conversations
 
 
 def test_a_conversation_is_kept_word_for_word(backend_env: Backend) -> None:
@@ -537,7 +537,7 @@ def test_a_stream_that_is_turned_off_in_between_is_not_kept(slow_deployment: tup
     assert kept(backend.home, deployment, 0) == []
 
 
-# What survives
+# Restarts
 
 
 def test_a_deployment_and_its_keys_survive_a_restart(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Projects, and bodies that are not what they should be."""
+"""Projects, and malformed bodies."""
 
 from __future__ import annotations
 
