@@ -138,7 +138,7 @@ async def create_deployment(request: Request) -> Response:
     try:
         await run_in_threadpool(write)
     except SlugAlreadyExists:
-        raise ApiError(409, f"The slug {slug!r} is taken; choose another one.", "slug_taken") from None
+        raise ApiError(409, f"The slug {slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": _json(deployment)}, 201)
 
 

@@ -189,7 +189,7 @@ def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfi
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
         if not state.store.has_dataset(project, digest):
-            raise invalid_field("config.datasetSource.url", "names no file that was uploaded to this project")
+            raise invalid_field("config.datasetSource.url", "names no file of this project")
     if state.engine != "trl":
         return
     if problem := submission_problem(config.model, state.home):

@@ -69,8 +69,8 @@ async def export_job(request: Request) -> Response:
     found = await require_job(request, scope.project, request.path_params["id"])
     job = await run_in_threadpool(state.supervisor.current, found)
     if not job.status.terminal:
-        problem = f"The job {job.id!r} is still {job.status}."
-        raise ApiError(409, problem, "not_over", remedy="Wait until it ends, or cancel it.")
+        problem = f"The job {job.id!r} is still {job.status}"
+        raise ApiError(409, problem, "not_over", remedy="wait for its end, or cancel it.")
     folder = run_folder(state.home, job.id).path
     try:
         files = await run_in_threadpool(archived_files, folder)
