@@ -132,11 +132,6 @@ def _internal_error(_request: Request, _exception: Exception) -> Response:
     return ApiError(500, "The backend failed to handle this request.", "internal", remedy=remedy).response()
 
 
-def _client_disconnected(_request: Request, _error: Exception) -> Response:
-    """End a request whose client disconnected; no client receives this response."""
-    return Response(status_code=400)
-
-
 def _disk_error(request: Request, error: Any) -> Response:
     """Answer errors of the disk that the operator can fix; others are unforeseen."""
     if error.errno not in _DISK_ERRORS:
@@ -171,7 +166,7 @@ _HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
     InvalidConfig: lambda _request, error: config_error(error, wire_field(error.field)).response(),
     GenerationError: lambda _request, error: generation_error(error).response(),
     HTTPException: _http_error,
-    ClientDisconnect: _client_disconnected,
+    ClientDisconnect: lambda _request, _error: Response(status_code=400),  # sent to a closed connection
     OSError: _disk_error,
     DBAPIError: _database_error,
     Exception: _internal_error,

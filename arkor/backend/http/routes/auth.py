@@ -16,7 +16,7 @@ from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import unauthorized
 from arkor.backend.http.openapi import NOTHING, TOKEN, ResponseSpec, RouteTable
 from arkor.backend.http.peer import is_own_process
-from arkor.backend.http.schema import STRING, array_schema, object_schema
+from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import app_state
 from arkor.backend.store.store import OWNER_ID, OrgRecord
 from arkor.protocol.accounts import Me, Org
@@ -26,12 +26,8 @@ NEW_IDENTITY = object_schema(kind=_KIND)
 
 _IDENTITY = object_schema(token=STRING, anonymousId=STRING, kind=_KIND, personalOrg=Org)
 _NULL = {"type": "null"}
-_NO_OAUTH = object_schema(
-    auth0Domain=_NULL,
-    clientId=_NULL,
-    audience=_NULL,
-    callbackPorts={**array_schema({"type": "integer"}), "maxItems": 0},
-)
+_NO_PORTS = {"type": "array", "items": {"type": "integer"}, "maxItems": 0}
+_NO_OAUTH = object_schema(auth0Domain=_NULL, clientId=_NULL, audience=_NULL, callbackPorts=_NO_PORTS)
 
 routes = RouteTable()
 
