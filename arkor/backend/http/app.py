@@ -1,7 +1,7 @@
 """The HTTP server's application: its routes, its shared state, and the responses to exceptions.
 
-Requests are read in `authentication.py` and `body.py`, and filtered before in `middleware.py`; the process around the
-application is `backend/__main__.py`.
+Requests are read in `authentication.py` and `body.py`, and filtered before in `middleware.py`; the
+process around the application is `backend/__main__.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def description(request: Request) -> Response:
 def create_app(
     home: Path, store: Store, engine: str, *, operator_token: str | None = None, open_to_own_user: bool = True
 ) -> Starlette:
-    """Return the application that serves `home` and trains with `engine`; for the tokens see `AppState`."""
+    """Return the application that serves `home` with `engine`; for the tokens see `AppState`."""
     notifier, supervisor = LogNotifier(notifier_file(home)), Supervisor(home, store, engine)
     state = AppState(
         home=home,
@@ -116,7 +116,7 @@ def _http_error(request: Request, error: Any) -> Response:
 
 
 def _method_not_allowed(request: Request) -> Response:
-    """Answer `OPTIONS` with the methods of the path, and any other method with a 405 that lists them."""
+    """Answer `OPTIONS` with the methods of the path, other methods with a 405 that lists them."""
     matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     exact = [route for route in matching if route.path == request.scope["path"]] or matching
     headers = {"Allow": ", ".join(sorted({"OPTIONS", *(method for route in exact for method in route.methods)}))}
@@ -142,7 +142,7 @@ def _disk_error(request: Request, error: Any) -> Response:
 
 
 def _database_error(request: Request, error: Any) -> Response:
-    """Answer errors of the database that the operator can fix: a full disk, a lock, a damaged file."""
+    """Answer errors of the database that the operator can fix: full disk, lock, damaged file."""
     path = database_file(app_state(request).home)
     if is_disk_error(error):
         return _no_space(f"{path} cannot be written: {error.orig}.", "Free some space and try again.")

@@ -59,7 +59,7 @@ async def require_org(request: Request) -> tuple[UserRecord, OrgRecord]:
 
 
 async def require_scope(request: Request) -> CallScope:
-    """Return the user, the organisation and the project of the query. Raises a 401, 400, 403 or 404."""
+    """Return the user, organisation and project of the query. Raises a 401, 400, 403 or 404."""
     user, org = await require_org(request)
     slug = PROJECT_SLUG.read(request)
     project = await run_in_threadpool(app_state(request).store.project, org, slug)

@@ -1,4 +1,4 @@
-"""The body of a request: read within limits of size and time, decoded as strict JSON, checked against a schema."""
+"""The body of a request: limits of size and time, strict JSON, the check against a schema."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from arkor.formatting import quote
 
 JSON_LIMIT = 1024 * 1024
 
-#: A body must bring at least this many bytes a second, averaged over this many seconds of waiting for it.
+#: A body must bring at least this many bytes a second, averaged over this many seconds of waiting
+#: for it.
 MIN_BODY_RATE, BODY_SECONDS = 512, 20.0
 
 _CHUNK_BYTES = 1024 * 1024
@@ -36,7 +37,7 @@ async def read_object(request: Request, schema: Schema, limit: int = JSON_LIMIT)
 
 
 async def save_body(request: Request, file: Path, limit: int, inspect: Callable[[bytes], object] | None = None) -> int:
-    """Write the body to a file, pass each chunk to `inspect`, return the size in bytes. Raises a 408, 413 or 415."""
+    """Write the body to a file and return its size; `inspect` gets each chunk. Raises an error."""
 
     def write_chunk(chunk: bytes) -> None:
         if inspect is not None:
@@ -58,8 +59,9 @@ async def save_body(request: Request, file: Path, limit: int, inspect: Callable[
 async def _body_chunks(request: Request, limit: int, too_large: str) -> AsyncIterator[bytes]:
     """Yield the body as it arrives.
 
-    Raises a 413 if it has more than `limit` bytes, a 415 if it is compressed, and a 408 below `MIN_BODY_RATE`, for
-    which only the time spent waiting for the client counts, not the time that the reader of the chunks takes.
+    Raises a 413 if it has more than `limit` bytes, a 415 if it is compressed, and a 408 below
+    `MIN_BODY_RATE`, for which only the time spent waiting for the client counts, not the time that
+    the reader of the chunks takes.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -90,7 +92,7 @@ async def _body_chunks(request: Request, limit: int, too_large: str) -> AsyncIte
 
 
 def _parse(body: bytes) -> Any:
-    """Decode UTF-8 JSON that any reader understands the same way: no NaN, no duplicate keys, no unpaired surrogates."""
+    """Decode JSON, rejecting NaN, duplicate keys and unpaired surrogates."""
     try:
         value = json.loads(
             body.decode("utf-8"),

@@ -1,10 +1,12 @@
 """Time and size limits of one connection, with errors in the shape of all others.
 
-uvicorn limits the size of a head (`h11_max_incomplete_event_size`) and closes idle connections (`timeout_keep_alive`).
-Three limits are not among its options and are added here: the time that a head may take, so that a client that sends a
-byte now and then cannot hold a connection; the time that the rest of a body may take once its response is sent; and a
-limit on open connections that applies before a request has arrived (`limit_concurrency` answers requests alone, and in
-plain text). How fast a body must arrive is checked where it is read (`body.py`), which excludes the reader's own time.
+uvicorn limits the size of a head (`h11_max_incomplete_event_size`) and closes idle connections
+(`timeout_keep_alive`). Three limits are not among its options and are added here: the time that a
+head may take, so that a client that sends a byte now and then cannot hold a connection; the time
+that the rest of a body may take once its response is sent; and a limit on open connections that
+applies before a request has arrived (`limit_concurrency` answers requests alone, and in plain
+text). How fast a body must arrive is checked where it is read (`body.py`), which excludes the
+reader's own time.
 
 Of uvicorn's protocol, `conn`, `cycle` and `flow` are used, which it does not document.
 """
@@ -33,13 +35,13 @@ HEAD_LIMIT = 32 * 1024
 #: The maximum number of open connections; each event stream holds one.
 MAX_CONNECTIONS = 1000
 
-#: How long a rejected connection stays open after its error, in seconds: closing it at once, with data of the client
-#: still unread, would reset it before the client has read the error.
+#: How long a rejected connection stays open after its error, in seconds: closing it at once, with
+#: data of the client still unread, would reset it before the client has read the error.
 LINGER_SECONDS = 1.0
 
 
 def raise_open_file_limit() -> None:
-    """Raise the limit on open files to what the connections and the rest of the server need, as far as permitted."""
+    """Raise the limit on open files to the server's needs, as far as the system permits."""
     wanted = 2 * MAX_CONNECTIONS + 500
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

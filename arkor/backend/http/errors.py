@@ -1,4 +1,4 @@
-"""Error responses. On our routes each is `{"error": sentence, "code": word}`, with fields by their wire names."""
+"""Error responses: `{"error": sentence, "code": word}`, with fields by their wire names."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def unauthorized(problem: str, code: str, remedy: str | None = None) -> ApiError
 
 
 def wire_field(name: str) -> str:
-    """Return the wire name of a Python field: `"max_tokens"` → `"maxTokens"`, `"adapter.job_id"` → `"adapter.jobId"`.
+    """Return the wire name of a field: `"top_p"` → `"topP"`, `"adapter.job_id"` → `"adapter.jobId"`.
 
-    Inside of the other fields the names are the same in both, like `json_schema` in `responseFormat.json_schema`.
+    Inside of the other fields the names are the same in both, like `json_schema` in
+    `responseFormat.json_schema`.
     """
     outer, dot, inner = name.partition(".")
     return camel_case(outer) + dot + (camel_case(inner) if outer == "adapter" else inner)
@@ -62,6 +63,6 @@ def config_error(error: InvalidConfig, field: str) -> ApiError:
 
 
 def generation_error(error: GenerationError) -> ApiError:
-    """Return the error response of a failed generation, with the remedy that only its owner may see."""
+    """Return the error of a failed generation, with the remedy that only its owner may see."""
     field = wire_field(error.field) if error.field else None
     return ApiError(error.status, error.problem, error.code, field=field, remedy=error.remedy)

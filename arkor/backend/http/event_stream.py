@@ -15,7 +15,7 @@ from arkor.settings import max_streams
 
 
 class EventStreamResponse(StreamingResponse):
-    """Frames from a generator, which is closed when they end or the client disconnects; then `on_close` runs."""
+    """Frames of a generator, which is closed when the response ends; `on_close` runs after that."""
 
     media_type = "text/event-stream"
 

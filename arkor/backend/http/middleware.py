@@ -1,8 +1,8 @@
-"""Checks of every request before the application sees it: the host and origin it names, and the size of its head.
+"""Checks of every request before the application gets it: host, origin and size of the head.
 
-A page of another site can have a browser send requests to this server: under a host name of its own that resolves to
-this machine, or by a form. It has no token, but signing in needs none. So on loopback the `Host` must be a name of this
-machine, and an `Origin` must be the server itself.
+A page of another site can have a browser send requests to this server: under a host name of its own
+that resolves to this machine, or by a form. It has no token, but signing in needs none. So on
+loopback the `Host` must be a name of this machine, and an `Origin` must be the server itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConcurrencyMiddleware:
         self._last_finished_at = time.monotonic()
 
     def idle_since(self) -> float | None:
-        """Return the `time.monotonic()` at which the last request or stream ended, None while there is one."""
+        """Return the `time.monotonic()` of the last request's end, None while there is one."""
         return None if self._in_flight else self._last_finished_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,14 +1,15 @@
 """The routes and their description, which `GET /openapi.json` returns (OpenAPI 3.1).
 
-A module of routes fills a `RouteTable`. The decorator declares who may call, what the route takes and every response;
-the endpoint's docstring is the summary and the description:
+A module of routes fills a `RouteTable`. The decorator declares who may call, what the route takes
+and every response; the endpoint's docstring is the summary and the description:
 
     @routes.add("POST /v1/projects", ORG, body=NEW_PROJECT, responses={201: ResponseSpec("The project.", PROJECT)})
     async def create_project(request: Request) -> Response:
         \"""Create a project.\"""
 
-Added automatically: the parameters of the path; the token and the scope with their 400, 401, 403 and 404; the 400, 413
-and 415 of a body; `COMMON_ERRORS`. Errors have the shape of `ErrorBody` unless `error_schema` names another one.
+Added automatically: the parameters of the path; the token and the scope with their 400, 401, 403
+and 404; the 400, 413 and 415 of a body; `COMMON_ERRORS`. Errors have the shape of `ErrorBody`
+unless `error_schema` names another one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Parameter:
     where: str = "query"
 
     def read(self, request: Request) -> Any:
-        """Return the value of a query parameter or header, None if it is absent or empty. Raises a 400."""
+        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
         value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
         if value is None:
             if self.required:
@@ -74,13 +75,8 @@ class Parameter:
         return value
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "in": self.where,
-            "description": self.description,
-            "required": self.required,
-            "schema": self.schema,
-        }
+        described = {"name": self.name, "in": self.where, "description": self.description}
+        return {**described, "required": self.required, "schema": self.schema}
 
 
 ORG_SLUG = Parameter("orgSlug", TEXT, "The organisation.", required=True)
@@ -109,7 +105,7 @@ class ResponseSpec:
 
 
 def id_links(kind: str, **operations: str) -> dict[str, Any]:
-    """Return links from a response to the operations on the object that it contains, which is a `kind`."""
+    """Return links from the object of that kind in a response to the operations on it."""
     parameters = {"id": f"$response.body#/{kind}/id"}
     return {name: {"operationId": operation, "parameters": parameters} for name, operation in operations.items()}
 

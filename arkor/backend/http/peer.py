@@ -1,7 +1,7 @@
 """The owner of the process at the other end of a local connection.
 
-Every user of a machine can reach a port on loopback. Linux reveals which process owns a socket; elsewhere all local
-callers are treated alike.
+Every user of a machine can reach a port on loopback. Linux reveals which process owns a socket;
+elsewhere all local callers are treated alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Address = tuple[str, int]
 
 
 def is_own_process(client: Address, server: Address) -> bool:
-    """Return whether `client`, connected to us as `server`, is an open socket of a process of our user."""
+    """Return whether the `client` end of a connection to us is open in a process of our user."""
     if not psutil.LINUX:
         return is_loopback(client[0])
     for connection in psutil.net_connections("tcp"):

@@ -1,14 +1,14 @@
 """JSON Schemas of requests and responses, and the check of a request against its schema.
 
-A schema is JSON Schema in which an attrs class of `arkor/protocol` may stand for the object of its fields, by their
-names on the wire. Bounds and patterns that annotations cannot express are in the field's `metadata`: either under
-`"schema"` or as the attribute `schema` of its `"check"`.
+A schema is JSON Schema in which an attrs class of `arkor/protocol` may stand for the object of its
+fields, by their names on the wire. Bounds and patterns that annotations cannot express are in the
+field's `metadata`: either under `"schema"` or as the attribute `schema` of its `"check"`.
 
-    NEW_PROJECT = object_schema(name=NAME, config=JobConfig)
+    NEW_JOB = object_schema(name=name_schema(200), config=JobConfig)
 
-`check` understands `enum`, strings, integers, booleans and objects. Of an attrs class it checks the field names, and of
-everything else nothing: the code that decodes those checks the values. Patterns are anchored at both ends. The
-`description` of a schema completes the sentence "must be …".
+`check` understands `enum`, strings, integers, booleans and objects. Of an attrs class it checks the
+field names, and of everything else nothing: the code that decodes those checks the values. Patterns
+are anchored at both ends. The `description` of a schema completes the sentence "must be …".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILE: Schema = {"type": "string", "format": "binary"}
 
 
 def name_schema(max_length: int) -> Schema:
-    """A string that is more than white space; surrounding white space is to be stripped by the route."""
+    """A string that is more than white space; the route strips the white space around it."""
     return {
         "type": "string",
         "maxLength": max_length,
@@ -60,7 +60,7 @@ def any_of(*schemas: Schema) -> Schema:
 
 
 def class_schema(cls: Any) -> dict[str, Any]:
-    """The schema of an attrs class: a field without a default is required, an optional one may be null."""
+    """The schema of an attrs class: fields without a default are required, others may be null."""
     hints = typing.get_type_hints(cls)
     fields = [item for item in attrs.fields(cls) if item.name != "extra"]
     properties = {camel_case(item.name): _field_schema(item, hints[item.name]) for item in fields}
@@ -103,7 +103,7 @@ def type_schema(hint: Any) -> Schema:
 
 
 def check(schema: Schema, value: Any, field: str = "") -> None:
-    """Raise a 400 for the first part of the value that does not match the schema; `field` is its name."""
+    """Raise a 400 for the first part of the value that does not match; `field` is its name."""
     if isinstance(schema, type):
         _check_names(class_schema(schema), value, field)
     elif "properties" in schema:

@@ -23,8 +23,8 @@ from arkor.backend.workers.supervisor import Supervisor
 class AppState:
     """Everything that lives as long as the application.
 
-    `operator_token` authenticates as the owner. `open_to_own_user` allows processes of the server's own
-    user to sign in without a token. `open_streams` counts the open event streams by user id.
+    `operator_token` authenticates as the owner. `open_to_own_user` allows processes of the server's
+    own user to sign in without a token. `open_streams` counts the open event streams by user id.
     """
 
     home: Path

@@ -1,8 +1,9 @@
 """Anonymous identities, the sign-in configuration, and the current user.
 
-An identity permits training, and training reads and writes with the rights of the user who runs the backend. So an
-anonymous identity is given without a token to processes of that user alone, because the bootstrap of every Arkor
-client expects it, and to everyone else only for the token of the owner or the operator.
+An identity permits training, and training reads and writes with the rights of the user who runs the
+backend. So an anonymous identity is given without a token to processes of that user alone, because
+the bootstrap of every Arkor client expects it, and to everyone else only for the token of the owner
+or the operator.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ async def create_anonymous(request: Request) -> Response:
 
 
 async def _require_admission(request: Request) -> None:
-    """Raise a 401 unless the caller is a process of our user or sends the token of the owner or operator."""
+    """Raise a 401 unless the caller is a process of our user or has the owner's token."""
     if bearer_token(request):
         if (await require_user(request)).id == OWNER_ID:
             return
@@ -63,7 +64,7 @@ async def _require_admission(request: Request) -> None:
 
 
 def _is_same_user(request: Request) -> bool:
-    """Return whether the caller is a process of our user and not a proxy that forwards the request of another."""
+    """Return whether the caller is a process of our user, and not a proxy."""
     client, server = request.scope["client"], request.scope["server"]
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
     return client is not None and not forwarded and is_own_process(client, server)

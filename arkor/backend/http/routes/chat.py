@@ -76,7 +76,7 @@ async def chat(request: Request) -> Response:
 
 
 def build_completion(request: InferenceRequest) -> CompletionRequest:
-    """Return the completion of a checked request, its model and adapter still to be set. Raises `InvalidConfig`.
+    """Return the completion of a checked request without model and adapter. Raises `InvalidConfig`.
 
     Without a temperature it is greedy, unless `top_p` asks for sampling.
     """
@@ -165,7 +165,7 @@ class Generation:
                 yield self._chunk(_delta(reply))
 
     async def whole(self, request: Request) -> dict[str, Any]:
-        """Return the `chat.completion`, and close. Raises `GenerationError`, or a 499 if the client disconnects."""
+        """Return the `chat.completion`, and close. Raises `GenerationError` or a 499."""
         try:
             async for _ in self.replies():
                 if self.done is None and await request.is_disconnected():
@@ -190,7 +190,7 @@ class Generation:
 
 
 async def start(service: InferenceService, completion: CompletionRequest, label: str) -> Generation:
-    """Return the generation once it has its first token. Raises `GenerationError` if it fails before."""
+    """Return the generation once it has a first token. Raises `GenerationError`."""
     stream = await service.generate(completion)
     try:
         return Generation(completion.id, label, stream, await _next(stream))

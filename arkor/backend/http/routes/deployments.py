@@ -31,7 +31,8 @@ from arkor.protocol.deployments import AUTH_MODES, LABEL_LENGTH, RETENTION_MODES
 from arkor.protocol.events import now
 from arkor.protocol.model_target import ModelTarget
 
-#: Slugs that could be taken for the backend's own pages, or that have a meaning where a slug becomes a host name.
+#: Slugs that could be taken for the backend's own pages, or that have a meaning where a slug
+#: becomes a host name.
 RESERVED = (  # noqa: SIM905
     "www api admin root app apps auth login logout signin signup oauth account accounts billing status health healthz "
     "static assets cdn docs help support blog mail smtp imap ftp dns ns1 ns2 localhost internal system dashboard "
@@ -215,7 +216,7 @@ def _json(deployment: Deployment) -> dict[str, Any]:
 
 
 def _parse_change(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
-    """Return the fields that the body sets, by their Python names, for a new deployment or for `current`."""
+    """Return the fields that the body sets, by their Python names; a new one has no `current`."""
     names = {"authMode": "auth_mode", "enabled": "enabled"}
     change = {name: body[wire_name] for wire_name, name in names.items() if wire_name in body}
     if "target" in body:
@@ -227,7 +228,7 @@ def _parse_change(body: Mapping[str, Any], current: Deployment | None) -> dict[s
 
 
 def _parse_retention(body: Mapping[str, Any], current: Deployment | None) -> tuple[str, int | None]:
-    """Return the new retention mode and days. What the body leaves out is as before, or the default."""
+    """Return the new retention mode and days; by default the current ones, or the defaults."""
     given_mode, given_days = body.get("runRetentionMode"), body.get("runRetentionDays")
     mode = given_mode or (current and current.run_retention_mode) or DEFAULT_RETENTION_MODE
     if mode != "days":
@@ -320,7 +321,7 @@ def resolve_target(
 def _pinned_target(
     state: AppState, project: ProjectRecord, deployment_id: str, target: Mapping[str, Any] | None
 ) -> Iterator[None]:
-    """Pin the checkpoint of the new target around the change of the deployment; None leaves the target as it is.
+    """Pin the checkpoint of a new target while the deployment is changed; None keeps the target.
 
     Raises a 400 or 404 if the target cannot be used.
     """

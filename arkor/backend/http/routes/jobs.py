@@ -122,7 +122,7 @@ def _submit(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
 
 
 def _reject_full_queue(state: AppState, org: OrgRecord) -> None:
-    """Raise a 409, not a 429 or 503: it is a run's end that frees a place, so repeating the request does not help."""
+    """Raise a 409, not a 503: until a run ends, repeating the request does not help."""
     allowed = max_queued_runs()
     unfinished = (job for job in state.store.unfinished() if job.org_id == org.id)
     if sum(not state.supervisor.current(job).status.terminal for job in unfinished) >= allowed:
@@ -153,7 +153,7 @@ def _existing_job(state: AppState, submission: Submission) -> JobRecord | None:
 
 
 def _parse_config(value: Any) -> JobConfig:
-    """Decode and check the `config` of a request, whose field names are checked already. Raises a 400."""
+    """Decode the `config` of a request, whose field names are checked already. Raises a 400."""
     source = value["datasetSource"]
     if isinstance(source, dict) and source.get("type") == "file":
         remedy = 'Upload it with POST /v1/datasets and send {"type": "blob", "url": …}.'
@@ -166,7 +166,7 @@ def _parse_config(value: Any) -> JobConfig:
 
 @contextmanager
 def _config_errors() -> Iterator[None]:
-    """Turn an `InvalidConfig` into a 400: `dataset.url` → `config.datasetSource.url`, `lora_r` → `config.loraR`."""
+    """Turn an `InvalidConfig` into a 400: `dataset.url` → `config.datasetSource.url`."""
     try:
         yield
     except InvalidConfig as error:

@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes of a deployment, at `/e/<slug>/v1`.
 
-A disabled deployment gives the same responses as one that does not exist. CORS headers are omitted, so that pages of
-other sites cannot read a response: a key in a page would be public.
+A disabled deployment gives the same responses as one that does not exist. CORS headers are omitted,
+so that pages of other sites cannot read a response: a key in a page would be public.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ async def chat(request: Request) -> Response:
 async def _frames(
     generation: Generation, conversation: Conversation, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the frames as OpenAI's clients expect them: the usage in a chunk of its own, and only on request."""
+    """Yield the frames as OpenAI's clients expect them: usage in a chunk of its own, on request."""
     try:
         async for chunk in generation.chunks():
             usage = chunk.pop("usage", None)
@@ -170,7 +170,8 @@ def _model_json(deployment: Deployment) -> dict[str, Any]:
 async def _authorize(request: Request) -> tuple[Deployment, str | None]:
     """Return the deployment, and the id of the key that was sent if one is required.
 
-    Raises a 404 for a deployment that does not exist or is disabled, and a 401 without the right key.
+    Raises a 404 for a deployment that does not exist or is disabled, and a 401 without the right
+    key.
     """
     return await run_in_threadpool(_verify_key, app_state(request), request.path_params["slug"], request.headers)
 
@@ -201,7 +202,7 @@ def _require_key(headers: Headers) -> str:
 
 
 def _model_and_adapter(state: AppState, deployment: Deployment) -> tuple[str, str | None]:
-    """Return the base model and the adapter's folder. Errors name the run in the log only, not to the caller."""
+    """Return the base model and the adapter's folder; details of an error go to the log only."""
     project = state.store.project_of_id(deployment.project_id)
     try:
         return resolve_target(state, project, ModelTarget.parse(deployment.target))
@@ -234,7 +235,7 @@ class Conversation:
         await self.save()
 
     async def save(self) -> None:
-        """Store the conversation unless retention is disabled. A full disk is logged and does not fail the response."""
+        """Store the conversation unless retention is disabled; a full disk only logs a warning."""
         if self._deployment.run_retention_mode != "disabled":
             await run_in_threadpool(self._save)
 

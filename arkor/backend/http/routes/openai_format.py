@@ -173,7 +173,7 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
 
 
 def public_error(error: ApiError | InvalidConfig | GenerationError) -> ApiError:
-    """Return the error for callers of a deployment: fields by OpenAI's names, no remedies, which are for the owner."""
+    """Return the error for callers of a deployment: OpenAI's names, no remedies for the owner."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidConfig):
