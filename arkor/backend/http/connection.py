@@ -122,11 +122,9 @@ class HttpConnection(H11Protocol):
             return
         body = dumps({"error": problem, "code": code}).encode()
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-        head = h11.Response(
-            status_code=status,
-            headers=[*self.server_state.default_headers, *{**fields, **(headers or {})}.items()],
-            reason=http.HTTPStatus(status).phrase.encode(),
-        )
+        added = [(name.encode(), value.encode()) for name, value in {**fields, **(headers or {})}.items()]
+        reason = http.HTTPStatus(status).phrase.encode()
+        head = h11.Response(status_code=status, headers=self.server_state.default_headers + added, reason=reason)
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         with suppress(OSError):  # the client may have closed its end already

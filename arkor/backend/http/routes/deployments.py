@@ -129,8 +129,15 @@ async def create_deployment(request: Request) -> Response:
     slug, time = body["slug"], now()
     if slug in RESERVED or slug.startswith("xn--"):
         raise invalid_field("slug", f"{slug!r} is reserved", "choose another one")
-    owner = {"id": new_id(), "org_id": scope.org.id, "project_id": scope.project.id}
-    deployment = Deployment(slug=slug, created_at=time, updated_at=time, **owner, **_parse_change(body, None))
+    deployment = Deployment(
+        id=new_id(),
+        slug=slug,
+        org_id=scope.org.id,
+        project_id=scope.project.id,
+        created_at=time,
+        updated_at=time,
+        **_parse_change(body, None),
+    )
 
     def write() -> None:
         with _pinned_target(state, scope.project, deployment.id, deployment.target):
