@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 from attrs import field, frozen
 from starlette.requests import Request
@@ -45,5 +46,4 @@ class AppState:
 
 def app_state(request: Request) -> AppState:
     """Return the state of the application that received the request."""
-    state: AppState = request.app.state.arkor
-    return state
+    return cast("AppState", request.app.state.arkor)

@@ -129,15 +129,9 @@ async def create_deployment(request: Request) -> Response:
     slug, time = body["slug"], now()
     if slug in RESERVED or slug.startswith("xn--"):
         raise invalid_field("slug", f"{slug!r} is reserved", "choose another one")
-    deployment = Deployment(
-        id=new_id(),
-        slug=slug,
-        org_id=scope.org.id,
-        project_id=scope.project.id,
-        created_at=time,
-        updated_at=time,
-        **_parse_change(body, None),
-    )
+    ids = {"id": new_id(), "org_id": scope.org.id, "project_id": scope.project.id}
+    fields: dict[str, Any] = {**ids, "created_at": time, "updated_at": time, **_parse_change(body, None)}
+    deployment = Deployment(slug=slug, **fields)
 
     def write() -> None:
         with _pinned_target(state, scope.project, deployment.id, deployment.target):
