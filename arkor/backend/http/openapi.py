@@ -7,9 +7,8 @@ and every response; the endpoint's docstring is the summary and the description:
     async def create_project(request: Request) -> Response:
         \"""Create a project.\"""
 
-Added automatically: the parameters of the path; the token and the scope with their 400, 401, 403
-and 404; the 400, 413 and 415 of a body; `COMMON_ERRORS`. Errors have the shape of `ErrorBody`
-unless `error_schema` names another one.
+The parameters of the path, the token, the scope, and their errors, those of a body and
+`COMMON_ERRORS` are added. Errors have the shape of `ErrorBody` unless `error_schema` is given.
 """
 
 from __future__ import annotations
@@ -85,10 +84,7 @@ PROJECT_SLUG = Parameter("projectSlug", TEXT, "The project.", required=True)
 
 @frozen
 class ResponseSpec:
-    """A response that is not an error; without a schema it has no body. `links` are OpenAPI's.
-
-    `alternatives` are the schemas of its other media types.
-    """
+    """A response that is not an error; `alternatives` are the schemas of other media types."""
 
     description: str
     schema: Schema = None

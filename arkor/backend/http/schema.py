@@ -4,8 +4,6 @@ A schema is JSON Schema in which an attrs class of `arkor/protocol` may stand fo
 fields, by their names on the wire. Bounds and patterns that annotations cannot express are in the
 field's `metadata`: either under `"schema"` or as the attribute `schema` of its `"check"`.
 
-    NEW_JOB = object_schema(name=name_schema(200), config=JobConfig)
-
 `check` understands `enum`, strings, integers, booleans and objects. Of an attrs class it checks the
 field names, and of everything else nothing: the code that decodes those checks the values. Patterns
 are anchored at both ends. The `description` of a schema completes the sentence "must be …".
@@ -19,6 +17,7 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import attrs
@@ -59,6 +58,7 @@ def any_of(*schemas: Schema) -> Schema:
     return {"anyOf": [*schemas]}
 
 
+@cache
 def class_schema(cls: Any) -> dict[str, Any]:
     """The schema of an attrs class: fields without a default are required, others may be null."""
     hints = typing.get_type_hints(cls)
