@@ -3,8 +3,8 @@
     trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
     result = trainer.wait()
 
-A module is imported when one of its names is first used, so that a backend, which is part of this package, loads no
-code of the client.
+A module is imported when one of its names is first used, so that a backend, which is part of this
+package, loads no code of the client.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Talking to a model: the messages, which weights answer, the request.
+"""The request of a chat completion, and its validation.
 
-`messages`, `tools`, `tool_choice` and `response_format` are OpenAI's shapes, inner keys in snake_case. The classes
-are plain data; `InferenceRequest.check()` is what says no. Which tools and constraints a backend can honour is the
-backend's to say.
+`messages`, `tools`, `tool_choice` and `response_format` have the form of OpenAI's API, with inner
+keys in snake_case. `InferenceRequest.check()` validates; which tools and constraints are supported
+is checked by the backend.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from arkor.protocol.validation import Integer, encodable, is_encodable, is_finit
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 
-#: How many stop strings a request may name, and how long one may be, in characters.
+#: The number of stop strings in a request, and the length of one in characters.
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 4, 200
 
 
 def _adapter(value: Any) -> Any:
-    """Tolerant: what is no adapter stays as it came, for `check()` to refuse."""
+    """Decode an adapter; keep anything else for `check()` to reject."""
     complete = isinstance(value, Mapping) and "kind" in value and "jobId" in value
     return from_wire(Adapter, value) if complete else value
 
 
 @frozen
 class InferenceRequest:
-    """One chat completion from an adapter, or from `base_model` alone when `adapter` is None.
+    """One chat completion, by an adapter or, without one, by `base_model`.
 
-    `temperature` 0 is greedy, and so is None unless `top_p` asks for sampling: two checkpoints that answer
-    differently then differ by their training, not by the dice. `max_tokens` counts the answer; None leaves it to
-    the backend. `stop` is a string or up to four that end the answer where one of them begins; the same request with
-    the same `seed` gives the same text. `parallel_tool_calls` False asks for one call at most.
+    `temperature` 0 or None (without `top_p`) is greedy, so that the answers of two checkpoints
+    differ by their training only. `max_tokens` limits the answer; the backend chooses for None.
+    `stop` is a string, or up to four; the answer ends before the first of them. The same request
+    with the same `seed` gives the same text. `parallel_tool_calls` False allows one call at most.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -56,7 +56,7 @@ class InferenceRequest:
     structured_outputs: Mapping[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
         if not _is_list(self.messages) or not self.messages:
             raise InvalidConfig("messages", "must be a list of at least one message")
         for index, message in enumerate(self.messages):
@@ -64,7 +64,8 @@ class InferenceRequest:
         _check_weights(self.adapter, self.base_model)
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
         _check_stop(self.stop)
-        if self.seed is not None and not _is_seed(self.seed):
+        integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if self.seed is not None and not (integer and -(2**63) <= self.seed < 2**63):
             raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(self.seed)}")
         for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
             if not isinstance(value, bool) and not (name != "stream" and value is None):
@@ -72,21 +73,18 @@ class InferenceRequest:
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """A checked `stop` as a tuple."""
+    """Return a checked `stop` as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """The text of a checked message, its parts put together; empty when it has none."""
+    """Return the text of a checked message, with its parts joined."""
     content = message.get("content")
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-# Messages
 
 
 def _check_message(name: str, message: Any) -> None:
@@ -104,7 +102,7 @@ def _check_message(name: str, message: Any) -> None:
 def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
     calls = message["tool_calls"]
     if message["role"] != "assistant":
-        raise InvalidConfig(name, "belong in messages of the assistant alone")
+        raise InvalidConfig(name, "belong in messages of the assistant only")
     if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
         raise InvalidConfig(name, "must be a list of objects")
     for index, call in enumerate(calls):
@@ -126,16 +124,15 @@ def _check_content(name: str, content: Any) -> None:
         raise InvalidConfig(name, f"must be a string or a list of text parts, not {type(content).__name__}")
     for index, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise InvalidConfig(f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; text is all that is taken')
+            raise InvalidConfig(
+                f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; other parts are not supported'
+            )
         encodable(f"{name}[{index}].text", part["text"])
-
-
-# Which weights
 
 
 def _check_weights(adapter: Any, base_model: Any) -> None:
     if adapter is None and base_model is None:
-        raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
+        raise InvalidConfig("adapter", "is missing", "name the adapter of a run, or a base_model")
     if base_model is not None:
         text("base_model", base_model)
     if isinstance(adapter, Adapter):
@@ -143,9 +140,6 @@ def _check_weights(adapter: Any, base_model: Any) -> None:
     elif adapter is not None:
         shapes = '{"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
         raise InvalidConfig("adapter", f"must be {shapes}, not {quote(adapter)}")
-
-
-# Sampling
 
 
 def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
@@ -164,7 +158,3 @@ def _check_stop(stop: Any) -> None:
     for string in strings:
         if not _is_text(string) or not 0 < len(string) <= MAX_STOP_LENGTH:
             raise InvalidConfig("stop", f"must be of strings of 1 to {MAX_STOP_LENGTH} characters, not {quote(string)}")
-
-
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
