@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from arkor.client.api import CloudApiClient
-from arkor.client.auth.credentials import AnonymousCredentials, request_anonymous_token
+from arkor.client.auth.bootstrap import request_anonymous_token
+from arkor.client.auth.credentials import AnonymousCredentials
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.accounts import Me, Org, Project, User
 from arkor.protocol.chat import Adapter, InferenceRequest

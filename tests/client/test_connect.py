@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     credentials_path,
     read_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.client.connect import connect

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arkor.client.api import CloudApiClient
-from arkor.client.auth.credentials import request_anonymous_token
+from arkor.client.auth.bootstrap import request_anonymous_token
 from arkor.client.project_state import ProjectState, ensure_project, read_state, slug_of, state_path, write_state
 from arkor.errors import ArkorError, CloudApiError, ProjectStateMismatch
 from arkor.protocol.jobs import Scope

@@ -131,10 +131,10 @@ def plain(value: Any) -> Any:
     "text", ['{"street": 7}', '{"street": "a"', "", "{}", "null", '{"street": "a", "zip_code": "b"}']
 )
 def test_what_does_not_fit_is_said_in_a_line(text: str) -> None:
-    with pytest.raises(ArkorError, match=r"the answer does not fit Address: .+") as caught:
+    with pytest.raises(ArkorError, match=r"the response does not fit Address: .+") as caught:
         parse_instance(Address, text)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ArkorError, match=r"the answer does not fit Person: .+") as caught:
+    with pytest.raises(ArkorError, match=r"the response does not fit Person: .+") as caught:
         parse_instance(Person, text)
     assert "\n" not in str(caught.value)
 

@@ -19,7 +19,8 @@ import requests
 from arkor.client.auth.browser_login import SignInConfig, sign_in, sign_in_config
 from arkor.client.auth.callback_server import CallbackServer, parse_authorization_response
 from arkor.client.auth.oauth import OAuthAuth
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
 from tests.fakes.http_server import Answer, answering
@@ -86,7 +87,7 @@ def test_a_person_signs_in(auth: AuthorizationServer) -> None:
     assert (found.auth0_domain, found.audience, found.client_id) == (auth.domain, AUDIENCE, CLIENT_ID)
     assert found.arkor_cloud_api_url == URL
     assert browser.page.status_code == 200
-    assert "You may close this page" in browser.page.text
+    assert "You can close this page" in browser.page.text
 
 
 def test_what_is_asked_for(auth: AuthorizationServer) -> None:
@@ -146,7 +147,7 @@ def test_the_ports_are_tried_in_turn(auth: AuthorizationServer) -> None:
 def test_all_ports_taken(auth: AuthorizationServer) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CredentialsError, match=rf"ports {port} of this machine, and all of them are taken"):
+        with pytest.raises(CredentialsError, match=rf"ports {port} of this machine, but all of them are in use"):
             signing_in(config_of(auth, (port,)), Browser())
     assert auth.requests == []
 
@@ -175,7 +176,7 @@ def test_the_state_must_match(auth: AuthorizationServer, given: dict[str, str]) 
 def test_a_state_that_comes_twice_is_none() -> None:
     assert parse_authorization_response("code=c&state=s", "s").code == "c"
     assert parse_authorization_response("code=c&state=s&state=x", "s").problem
-    assert parse_authorization_response("code=c&code=d&state=s", "s").problem == "the browser came back without a code"
+    assert parse_authorization_response("code=c&code=d&state=s", "s").problem == "the redirect contains no code"
 
 
 def test_a_person_who_says_no(auth: AuthorizationServer) -> None:
@@ -183,16 +184,16 @@ def test_a_person_who_says_no(auth: AuthorizationServer) -> None:
     browser = Browser()
     with pytest.raises(CredentialsError, match="you are not signed in: access was denied"):
         signing_in(config_of(auth), browser)
-    assert "This did not work: access was denied" in browser.page.text
-    assert "You may close this page" in browser.page.text
+    assert "Login failed: access was denied" in browser.page.text
+    assert "You can close this page" in browser.page.text
 
 
 @pytest.mark.parametrize(
     ("error", "description", "sentence"),
     [
-        ("server_error", "", "the sign-in server says server_error;"),
-        ("access_denied", "Please verify your email.", r"access was denied \(Please verify your email\);"),
-        ("<b>", "\x1b[31m<script>\n", r"the sign-in server says no \(\[31m<script>\);"),
+        ("server_error", "", "the authorization server answered server_error;"),
+        ("access_denied", "Please verify your email.", r"access was denied \(Please verify your email\.\);"),
+        ("<b>", "\x1b[31m<script>\n", r"the authorization server answered an unknown error \(\[31m<script>\);"),
     ],
 )
 def test_an_error_becomes_a_sentence(auth: AuthorizationServer, error: str, description: str, sentence: str) -> None:
@@ -237,7 +238,7 @@ def test_only_the_first_redirect_counts() -> None:
 
 def test_nobody_comes_back(auth: AuthorizationServer) -> None:
     config = config_of(auth)
-    with pytest.raises(CredentialsError, match=r"nobody came back .* within 0\.005 minutes"):
+    with pytest.raises(CredentialsError, match=r"was not completed within 0\.005 minutes"):
         sign_in(URL, config, announce=lambda *_: None, browser=False, seconds=0.3)
     socket.create_server(("127.0.0.1", config.callback_ports[0])).close()
 
@@ -247,7 +248,7 @@ def test_nobody_comes_back(auth: AuthorizationServer) -> None:
 
 def test_a_code_that_is_none(auth: AuthorizationServer) -> None:
     browser = Browser(bring(code=OF_OTHERS, state="STATE"))
-    with pytest.raises(CredentialsError, match=r"not signed in \(.* says invalid_grant\); sign in again") as caught:
+    with pytest.raises(CredentialsError, match=r"not signed in \(.* answered invalid_grant\); sign in again") as caught:
         signing_in(config_of(auth), browser)
     assert OF_OTHERS not in str(caught.getrepr())
 
@@ -274,7 +275,7 @@ def test_a_code_of_somebody_elses_sign_in(auth: AuthorizationServer) -> None:
 
 def test_a_sign_in_server_that_is_away(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(503)]
-    with pytest.raises(BackendUnavailable, match="which signs you in, answered 503 and no token"):
+    with pytest.raises(BackendUnavailable, match="which signs you in, answered 503 without a token"):
         signing_in(config_of(auth), Browser(bring(code="secret-code", state="STATE")))
 
 
@@ -333,7 +334,7 @@ def test_a_backend_that_says_nothing_sensible(wrong: dict[str, object]) -> None:
         if not wrong.get("clientId", "c"):
             assert sign_in_config(server.url) is None
             return
-        with pytest.raises(CredentialsError, match="nothing sensible about signing in"):
+        with pytest.raises(CredentialsError, match=r"the OAuth configuration of .* is invalid"):
             sign_in_config(server.url)
 
 

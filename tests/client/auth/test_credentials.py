@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import ensure_credentials, request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
@@ -21,10 +22,8 @@ from arkor.client.auth.credentials import (
     credentials_lock,
     credentials_path,
     default_cloud_api_url,
-    ensure_credentials,
     read_credentials,
     remove_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, CredentialsError

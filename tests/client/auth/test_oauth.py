@@ -27,7 +27,8 @@ from arkor.client.auth.credentials import (
 )
 from arkor.client.auth.oauth import OAuthAuth, auth_for, authorization_server, refresh
 from arkor.client.connect import connect
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.project_state import ProjectState, write_state
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, TrainerAborted
 from tests.fakes.authorization_server import AuthorizationServer, authorizing
@@ -279,12 +280,12 @@ def test_a_sign_in_that_has_ended_says_so_and_asks_once(auth: AuthorizationServe
     for _ in range(3):
         with pytest.raises(CredentialsError) as caught:
             called(access)
-        assert said_of(caught, auth).endswith("says invalid_grant); sign in again: arkor login --oauth")
+        assert said_of(caught, auth).endswith("answered invalid_grant); sign in again: arkor login --oauth")
     assert len(auth.requests) == 1
 
 
 def test_a_sign_in_without_a_refresh_token(auth: AuthorizationServer, api: HttpServer) -> None:
-    with pytest.raises(CredentialsError, match="nothing to be renewed with; sign in again"):
+    with pytest.raises(CredentialsError, match="has no refresh token; sign in again"):
         called(OAuthAuth(api.url, evolve(expired(auth, api.url), refresh_token="")))
     assert auth.requests == []
 
@@ -295,7 +296,7 @@ def test_an_answer_that_is_none_of_an_authorization_server_may_pass(auth: Author
     auth.faults = [page, Answer(status, b"[" * 50_000)]
     credentials = auth.sign_in()
     for _ in range(2):
-        with pytest.raises(BackendUnavailable, match=rf"renews your sign-in, answered {status} and no token"):
+        with pytest.raises(BackendUnavailable, match=rf"renews your sign-in, answered {status} without a token"):
             refresh(credentials)
     assert refresh(credentials).access_token == auth.tokens[-1].access_token
 
@@ -309,7 +310,7 @@ def test_a_token_that_is_none(auth: AuthorizationServer, token: object) -> None:
 
 def test_an_authorization_server_that_is_away(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(None)]
-    with pytest.raises(BackendUnavailable, match="renews your sign-in, broke off the connection") as caught:
+    with pytest.raises(BackendUnavailable, match="renews your sign-in, closed the connection early") as caught:
         refresh(auth.sign_in())
     said_of(caught, auth)
     with pytest.raises(BackendUnavailable, match="renews your sign-in, cannot be reached") as caught:
@@ -369,7 +370,7 @@ def test_only_this_machine_is_spoken_to_in_the_clear(domain: str, url: str) -> N
     "domain", ["", "a b", "a\nb", "a/b", "http://a", "a?b", "a#b", "user@a", "a:b", "[", "[::1", "a\\b", "127.0.0.1@b"]
 )
 def test_a_domain_that_is_none(domain: str) -> None:
-    with pytest.raises(CredentialsError, match="is no host name"):
+    with pytest.raises(CredentialsError, match="is not a host name"):
         authorization_server(domain)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.http.client import Auth, HttpClient
-from arkor.client.http.urls import checked_url, is_loopback
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
+from arkor.client.http.urls import checked_url, is_loopback_url
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
 from tests.fakes.http_server import Answer, HttpServer, Request, answering
@@ -117,9 +118,11 @@ def test_a_base_url_that_is_none_is_refused(url: str) -> None:
 
 def test_loopback() -> None:
     assert all(
-        is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "127.8.8.8", "localhost", "[::1]", "a.localhost")
+        is_loopback_url(f"http://{host}:1") for host in ("127.0.0.1", "127.8.8.8", "localhost", "[::1]", "a.localhost")
     )
-    assert not any(is_loopback(f"http://{host}:1") for host in ("10.0.0.1", "localhost.example", "127.0.0.1.example"))
+    assert not any(
+        is_loopback_url(f"http://{host}:1") for host in ("10.0.0.1", "localhost.example", "127.0.0.1.example")
+    )
 
 
 # Redirects
@@ -223,7 +226,10 @@ def test_a_retry_after_that_says_nothing(value: str) -> None:
     "body", [b"<html>Log in to the hotel's network</html>", b"[]", b"{", b"[" * 100_000, b"1" * 9_000]
 )
 def test_a_success_that_is_no_json_object(body: bytes) -> None:
-    with answering(Answer(200, body)) as server, pytest.raises(CloudApiError, match="really the address") as caught:
+    with (
+        answering(Answer(200, body)) as server,
+        pytest.raises(CloudApiError, match="check that this is the address") as caught,
+    ):
         http(server).call("GET", "/v1/x")
     assert caught.value.code == "bad_answer"
     assert len(server.requests) == 1
@@ -251,7 +257,7 @@ def test_a_silent_backend_runs_into_the_time_out() -> None:
 
 def test_an_answer_that_breaks_off() -> None:
     cut = Answer(200, b'{"a": ', {"Content-Length": "100", "Connection": "close"})
-    with answering(cut) as server, pytest.raises(BackendUnavailable, match="broke off"):
+    with answering(cut) as server, pytest.raises(BackendUnavailable, match="closed the connection"):
         http(server, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 1.0))
 
 

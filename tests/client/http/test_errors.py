@@ -14,8 +14,9 @@ import pytest
 
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
-from arkor.client.http import client as http_room
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http import decoding
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.errors import retry_after
 from arkor.client.http.versions import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
@@ -145,7 +146,7 @@ def test_426_names_the_versions_where_the_backend_does() -> None:
     }
     error = refused(Answer(426, body))
     assert error.code == "sdk_version_unsupported"
-    assert str(error).startswith(f"the backend takes clients of version ^1.4.0, and this is {VERSION}. This arkor")
+    assert str(error).startswith(f"the backend supports clients of version ^1.4.0, and this is {VERSION} (this arkor")
     assert "npm" not in str(error)
 
 
@@ -229,7 +230,7 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
             while not done.wait(0.1):
                 handler.wfile.write(b" ")  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(http_room, "RESPONSE_SECONDS", 0.5)
+    monkeypatch.setattr(decoding, "RESPONSE_SECONDS", 0.5)
     server, began = Trickle(), time.monotonic()
     try:
         with pytest.raises(BackendUnavailable, match="did not answer in time"):

@@ -13,7 +13,8 @@ import pytest
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
 from arkor.client.auth.oauth import request_token
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.event_stream import EventStream
@@ -124,7 +125,7 @@ def test_what_requests_knows_goes_first(
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
-    assert output.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
+    assert output.endswith(f"{tmp_path / 'nowhere.pem'}; check SSL_CERT_FILE")
 
 
 def sentence_of(call: object) -> str:
@@ -172,7 +173,7 @@ def test_a_certificate_of_another_host(corporate_proxy: CorporateProxy, monkeypa
     with answering(Answer()) as server:
         port = corporate_proxy.serve("other.example", server.url)
         output = sentence_of(lambda: HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
-    assert "is not valid for 'localhost'); look at the address" in output
+    assert "is not valid for 'localhost'); check the address" in output
     assert "authority" not in output
     assert server.requests == []
 
@@ -181,9 +182,7 @@ def test_a_proxy_that_blocks_says_so(corporate_proxy: CorporateProxy) -> None:
     output = sentence_of(
         lambda: HttpClient(Auth("https://forbidden.example", TOKEN), retry_budget=0).call("GET", "/v1/x")
     )
-    assert (
-        "cannot be reached through the proxy (403 Blocked by the company); look at HTTPS_PROXY and NO_PROXY" in output
-    )
+    assert "cannot be reached through the proxy (403 Blocked by the company); check HTTPS_PROXY and NO_PROXY" in output
 
 
 def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
@@ -171,12 +172,13 @@ def test_numbers_that_are_not_finite_stay_visible() -> None:
     assert (event.eval_loss, event.learning_rate, event.epoch) == (float("inf"), float("-inf"), None)
 
 
-def test_a_fault_thrown_in_reconnects_behind_the_event_that_was_last() -> None:
+def test_reconnect_resumes_after_the_last_event() -> None:
     with serving(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
         with closing(stream.events(Deadline())) as events:
             assert next(events).step == 1  # type: ignore[union-attr]
-            assert events.throw(StreamFault("the callback raised")).step == 2  # type: ignore[union-attr]
+            stream.reconnect(StreamFault("the callback raised"))
+            assert next(events).step == 2  # type: ignore[union-attr]
         assert server.requests[1]["last-event-id"] == "1"
 
 
