@@ -82,7 +82,7 @@ def _remote_identity(url: str, why: str) -> dict[str, Any]:
     found = stored_credentials(url)
     if found is None:
         return report(None, None, url=url, why=why)
-    client = CloudApiClient(url, found, access=auth_for(url, found, from_file=True, why=why))
+    client = CloudApiClient(url, found, access=auth_for(url, found, from_file=True, source=why))
     try:
         me = client.me()
     except CloudApiError as error:
