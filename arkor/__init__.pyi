@@ -35,22 +35,14 @@ from arkor.errors import (
     TrainingFailed,
 )
 from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
-from arkor.protocol.chat import Adapter, InferenceRequest
-from arkor.protocol.checks import Check
+from arkor.protocol.chat import InferenceRequest
+from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.estimates import Estimate
-from arkor.protocol.jobs import (
-    Artifact,
-    BlobDataset,
-    FileDataset,
-    HuggingFaceDataset,
-    JobConfig,
-    JobStatus,
-    LoraConfig,
-    Scope,
-    TrainingJob,
-    TrainingResult,
-)
+from arkor.protocol.jobs import Artifact, JobConfig, JobStatus, LoraConfig, Scope, TrainingJob
+from arkor.protocol.model_target import Adapter
+from arkor.results.check import Check
 from arkor.results.history import History
+from arkor.results.training_result import TrainingResult
 from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str

@@ -3,44 +3,77 @@
     ArkorError                    catch this one to catch them all
     ├── InvalidConfig             a value of yours is wrong (also a ValueError); names the field
     ├── CloudApiError             the backend answered with an error status
-    ├── BackendUnavailable        the backend could not be reached, or none started on this machine
-    ├── StreamLost                reconnecting was given up; the last fault is its __cause__
+    ├── BackendUnavailable        the backend could not be reached or started
+    ├── StreamLost                the reconnect attempts are used up; the last failure is its __cause__
     ├── TrainerAborted            the abort signal was set while wait() was waiting
     ├── TrainingFailed            result.raise_for_status() on a run that did not complete
-    ├── CredentialsError          the credentials cannot be read, have ended, or belong to another backend
+    ├── CredentialsError          the credentials are unreadable, expired, or for another backend
     └── ProjectStateMismatch      .arkor/state.json belongs to another organisation
 
-Each one prints as a sentence for a person and survives pickling.
+An error carries its parts: `problem`, and where they apply `field`, `remedy` and `code`. `str()` joins
+them for a person; nothing parses that text. Every error survives pickling.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from attrs import frozen
 
 
-class ArkorError(Exception):
+@frozen
+class Problem:
+    """What is wrong with `field`, what to do about it (`remedy`), and a `code` for programs."""
+
+    problem: str
+    field: str | None = None
+    remedy: str | None = None
+    code: str | None = None
+
+    def __str__(self) -> str:
+        """`"max_steps: must be at least 1; leave it out for one epoch"`; sentences are joined by a space."""
+        text = f"{self.field}: {self.problem}" if self.field else self.problem
+        if not self.remedy:
+            return text
+        return f"{text}{' ' if text.endswith(('.', '!', '?')) else '; '}{self.remedy}"
+
+
+class StructuredError(Exception):
+    """Base of errors that carry the parts of a `Problem`, inside and outside of the `ArkorError` tree."""
+
+    def __init__(
+        self, problem: str = "", *, field: str | None = None, remedy: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+        self.remedy = remedy
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(Problem(self.problem, self.field, self.remedy))
+
+
+class ArkorError(StructuredError):
     """Base of every error that arkor raises on purpose."""
 
 
 class InvalidConfig(ArkorError, ValueError):
     """A value that the caller gave is of the wrong type or out of range.
 
-    `field` is its Python name (`"max_steps"`), `problem` says what is wrong and what to write instead.
+    `field` is its Python name (`"max_steps"`), `problem` what is wrong, `remedy` what to write instead.
     """
 
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(field, problem)
-        self.field = field
-        self.problem = problem
+    field: str
 
-    def __str__(self) -> str:
-        return f"{self.field}: {self.problem}"
+    def __init__(self, field: str, problem: str, remedy: str | None = None, *, code: str | None = None) -> None:
+        super().__init__(problem, field=field, remedy=remedy, code=code)
+        self.args = (field, problem)
 
 
 class CloudApiError(ArkorError):
     """The backend answered with an error status.
 
-    `status` is the HTTP status, `code` the machine word of the body if it had one, `str()` the sentence.
+    `status` is the HTTP status, `code` the machine-readable word of the body if there is one, `message`
+    (and `problem`) its sentence.
     """
 
     def __init__(
@@ -54,9 +87,9 @@ class CloudApiError(ArkorError):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(status, code, message)
+        super().__init__(message, code=code)
+        self.args = (status, code, message)
         self.status = status
-        self.code = code
         self.message = message
         self.method = method
         self.path = path
@@ -64,23 +97,20 @@ class CloudApiError(ArkorError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        where = f" ({self.method} {self.path}, status {self.status})" if self.method else f" (status {self.status})"
-        return f"{self.message}{where}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), self.args, self.__dict__)
+        request = f"{self.method} {self.path}, " if self.method else ""
+        return f"{self.message} ({request}status {self.status})"
 
 
 class BackendUnavailable(ArkorError):
-    """The backend could not be reached or broke off, or none could be started here; the sentence says what to do."""
+    """The backend could not be reached, closed the connection, or could not be started on this machine."""
 
 
 class StreamLost(ArkorError):
-    """The event stream could not be reopened within the allowed attempts. The run itself goes on."""
+    """The event stream could not be reopened within the allowed attempts. The run itself continues."""
 
 
 class TrainerAborted(ArkorError):
-    """The abort signal was set while `wait()` was waiting. The run itself goes on."""
+    """The abort signal was set while `wait()` was waiting. The run itself continues."""
 
 
 class TrainingFailed(ArkorError):
@@ -88,8 +118,13 @@ class TrainingFailed(ArkorError):
 
 
 class CredentialsError(ArkorError):
-    """The credentials cannot be read, have ended, or belong to another backend than the one asked for."""
+    """The credentials cannot be read, have expired, or belong to another backend than the one asked for."""
 
 
 class ProjectStateMismatch(ArkorError):
     """`.arkor/state.json` names another organisation than the credentials do; it is left untouched."""
+
+
+def is_transient(status: int) -> bool:
+    """Return whether an HTTP error status may go away by itself, so that the request is worth repeating."""
+    return status in (408, 425, 429) or status >= 500

@@ -18,7 +18,7 @@ from typing import Any
 from attrs import frozen
 
 from arkor.errors import InvalidConfig
-from arkor.protocol.jobs import TrainingResult
+from arkor.results.training_result import TrainingResult
 from arkor.trainer.trainer import Trainer
 
 if sys.version_info >= (3, 11):

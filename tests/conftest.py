@@ -20,8 +20,7 @@ from attrs import frozen
 
 from arkor.settings import PROTOCOL
 from tests import browsers
-from tests.fakes import backend_forkserver
-from tests.fakes.backend_forkserver import ForkedProcess
+from tests.fakes.forkserver import ForkedProcess, fork_backend
 
 PROJECT = Path(__file__).parent.parent
 
@@ -132,7 +131,7 @@ def start_backend(home: Path, *arguments: str, anew: bool = False) -> Backend:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
     else:
-        process = backend_forkserver.fork_backend(log, arguments)
+        process = fork_backend(log, arguments)
         _forked[home].append(process)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:

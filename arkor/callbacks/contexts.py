@@ -15,7 +15,8 @@ from arkor.callbacks.run_control import ControlledContext
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
 from arkor.protocol.chat import Adapter, InferenceRequest
-from arkor.protocol.jobs import TrainingJob, TrainingResult
+from arkor.protocol.jobs import TrainingJob
+from arkor.results.training_result import TrainingResult
 
 
 @frozen

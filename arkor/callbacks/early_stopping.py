@@ -17,8 +17,9 @@ from arkor.callbacks.contexts import CheckpointContext, FinishedContext, Started
 from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig
 from arkor.protocol.best_checkpoint import BestCheckpoint, BestCheckpointTracker, Metric
 from arkor.protocol.chat import Adapter
-from arkor.protocol.jobs import Artifact, TrainingResult
+from arkor.protocol.jobs import Artifact
 from arkor.protocol.validation import Integer, Number, is_finite
+from arkor.results.training_result import TrainingResult
 
 logger = logging.getLogger("arkor")
 

@@ -244,9 +244,8 @@ def _model(deployment: Deployment) -> str:
 
 def _base_url(client: CloudApiClient, deployment: Deployment) -> str:
     """What an OpenAI client takes as its `base_url`; in the managed cloud, only its first part is known here."""
-    named = deployment.extra.get("url")
-    if isinstance(named, str):
-        return one_line(named)
+    if deployment.url is not None:
+        return one_line(deployment.url)
     if client.base_url == MANAGED_CLOUD_API_URL:
         return deployment.custom_domain or f"the domain {one_line(deployment.slug)}.… of the cloud"
     return f"{client.base_url}/e/{one_line(deployment.slug)}/v1"

@@ -28,8 +28,8 @@ from arkor.client.streaming.check_stream import ReportStatus, request_check
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.protocol.accounts import Me, Project
 from arkor.protocol.chat import InferenceRequest
-from arkor.protocol.checks import Check
 from arkor.protocol.codec import to_wire
+from arkor.protocol.datasets import BlobDataset, FileDataset
 from arkor.protocol.deployments import (
     Deployment,
     DeploymentKey,
@@ -39,8 +39,9 @@ from arkor.protocol.deployments import (
     check_target,
     clean_label,
 )
-from arkor.protocol.jobs import BlobDataset, FileDataset, JobConfig, Scope, TrainingJob
+from arkor.protocol.jobs import JobConfig, Scope, TrainingJob
 from arkor.protocol.run_archive import as_zip
+from arkor.results.check import Check
 
 T = TypeVar("T")
 

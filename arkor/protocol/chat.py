@@ -13,22 +13,15 @@ from typing import Any
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
+from arkor.formatting import quote
 from arkor.protocol.codec import from_wire
-from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, quote, text
+from arkor.protocol.model_target import Adapter as Adapter  # noqa: PLC0414 - re-exported
+from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, text
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 
 #: How many stop strings a request may name, and how long one may be, in characters.
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 4, 200
-
-
-@frozen
-class Adapter:
-    """Which weights of a run answer: `kind` is `"final"`, or `"checkpoint"` with its `step`."""
-
-    kind: str
-    job_id: str
-    step: int | None = None
 
 
 def _adapter(value: Any) -> Any:
@@ -145,22 +138,11 @@ def _check_weights(adapter: Any, base_model: Any) -> None:
         raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
     if base_model is not None:
         text("base_model", base_model)
-    if adapter is not None:
-        _check_adapter(adapter)
-
-
-def _check_adapter(adapter: Any) -> None:
-    if not isinstance(adapter, Adapter):
+    if isinstance(adapter, Adapter):
+        adapter.check()
+    elif adapter is not None:
         shapes = '{"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
-        raise InvalidConfig("adapter", f"must be {shapes}")
-    if adapter.kind not in ("final", "checkpoint"):
-        raise InvalidConfig("adapter.kind", f'must be "final" or "checkpoint", not {adapter.kind!r}')
-    if not isinstance(adapter.job_id, str) or not adapter.job_id:
-        raise InvalidConfig("adapter.job_id", "must be a non-empty string")
-    if adapter.kind == "final" and adapter.step is not None:
-        raise InvalidConfig("adapter.step", "belongs to a checkpoint; the final adapter has none")
-    if adapter.kind == "checkpoint" and not (type(adapter.step) is int and 0 <= adapter.step < 2**31):
-        raise InvalidConfig("adapter.step", f"must be the step of the checkpoint, not {adapter.step!r}")
+        raise InvalidConfig("adapter", f"must be {shapes}, not {quote(adapter)}")
 
 
 # Sampling

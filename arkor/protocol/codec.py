@@ -17,6 +17,8 @@ import attrs
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+#: How `nonFinite` spells the numbers that JSON does not have.
+NON_FINITE = ("nan", "inf", "-inf")
 _JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -34,12 +36,18 @@ def _names(cls: Any) -> dict[str, str]:
 
 
 def to_wire(value: Any) -> Any:
-    """An attrs instance, an enum, or plain JSON → plain JSON."""
+    """An attrs instance, an enum, or plain JSON → plain JSON.
+
+    A number that is not finite becomes null, and its name is added to `nonFinite`.
+    """
     if type(value) in _JSON_SCALARS:
         return value
     if attrs.has(type(value)):
         pairs = ((f.name, getattr(value, f.name)) for f in attrs.fields(type(value)))
         known = {camel_case(name): to_wire(item) for name, item in pairs if name != "extra" and item is not None}
+        if odd := {key: item for key, item in known.items() if type(item) is float and item - item != 0}:
+            known |= dict.fromkeys(odd)
+            known["nonFinite"] = {key: "nan" if item != item else str(item) for key, item in odd.items()}
         return {**getattr(value, "extra", {}), **known}
     if isinstance(value, Enum):
         return value.value
@@ -59,6 +67,10 @@ def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
     names = _names(fields)
     known = {names[key]: item for key, item in data.items() if key in names}
     extra = {key: item for key, item in data.items() if key not in names}
+    odd = extra.get("nonFinite")
+    if isinstance(odd, Mapping) and all(key in names and data.get(key, 0) is None for key in odd):
+        known |= {names[key]: float(word) for key, word in odd.items() if word in NON_FINITE}
+        del extra["nonFinite"]
     if extra and "extra" in attrs.fields_dict(fields):
         known["extra"] = extra
     return cls(**known)

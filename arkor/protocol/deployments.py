@@ -13,6 +13,8 @@ from typing import Any
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
+from arkor.formatting import quote
+from arkor.protocol.model_target import ModelTarget
 
 AUTH_MODES = ("none", "fixed_api_key")
 RETENTION_MODES = ("unlimited", "disabled", "days")
@@ -22,6 +24,10 @@ SLUG_LENGTH = (2, 50)
 LABEL_LENGTH = (1, 80)
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*[a-z0-9]")
+
+
+def _str_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 @frozen
@@ -46,6 +52,7 @@ class Deployment:
     run_retention_days: int | None = None
     created_at: str = ""
     updated_at: str = ""
+    url: str | None = field(default=None, converter=_str_or_none)
     extra: Mapping[str, Any] = field(factory=dict)
 
 
@@ -71,7 +78,7 @@ def check_slug(slug: Any) -> None:
     shortest, longest = SLUG_LENGTH
     if not isinstance(slug, str) or not shortest <= len(slug) <= longest or not _SLUG.fullmatch(slug):
         problem = f"must be {shortest} to {longest} of a-z, 0-9 and hyphens, with no hyphen first or last"
-        raise InvalidConfig("slug", f"{problem}; not {_shown(slug)}")
+        raise InvalidConfig("slug", f"{problem}; not {quote(slug)}")
 
 
 def check_auth_mode(mode: Any) -> None:
@@ -79,26 +86,8 @@ def check_auth_mode(mode: Any) -> None:
 
 
 def check_target(target: Any) -> None:
-    """An adapter of a run, or a base model; fields that are not known here are the backend's business."""
-    kind = target.get("kind") if isinstance(target, Mapping) else None
-    if kind == "base_model":
-        _check_text("target.baseModel", target.get("baseModel"))
-    elif kind == "adapter":
-        _check_adapter(target.get("adapter"))
-    else:
-        problem = 'must be {"kind": "adapter", "adapter": …} or {"kind": "base_model", "baseModel": …}'
-        raise InvalidConfig("target", f"{problem}, not {_shown(target)}")
-
-
-def _check_adapter(adapter: Any) -> None:
-    kind = adapter.get("kind") if isinstance(adapter, Mapping) else None
-    if kind not in ("final", "checkpoint"):
-        problem = 'must be {"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
-        raise InvalidConfig("target.adapter", f"{problem}, not {_shown(adapter)}")
-    _check_text("target.adapter.jobId", adapter.get("jobId"))
-    step = adapter.get("step")
-    if kind == "checkpoint" and (type(step) is not int or step < 0):
-        raise InvalidConfig("target.adapter.step", f"must be the step of a checkpoint, not {_shown(step)}")
+    """Check a target of the known kinds; unknown fields in it are left for the backend to check."""
+    ModelTarget.parse(target)
 
 
 def check_retention(mode: Any, days: Any) -> None:
@@ -108,7 +97,7 @@ def check_retention(mode: Any, days: Any) -> None:
     if days is None:
         return
     if type(days) is not int or not 0 < days < 2**31:
-        raise InvalidConfig("run_retention_days", f"must be a positive whole number of days, not {_shown(days)}")
+        raise InvalidConfig("run_retention_days", f"must be a positive whole number of days, not {quote(days)}")
     if mode is not None and mode != "days":
         raise InvalidConfig("run_retention_days", f'goes with the retention mode "days" alone, not with {mode!r}')
 
@@ -117,20 +106,10 @@ def clean_label(label: Any) -> str:
     """The label of a key without the white space around it: 1 to 80 characters."""
     shortest, longest = LABEL_LENGTH
     if not isinstance(label, str) or not shortest <= len(label.strip()) <= longest:
-        raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {_shown(label)}")
+        raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {quote(label)}")
     return label.strip()
 
 
 def _check_choice(name: str, value: Any, words: tuple[str, ...]) -> None:
     if value not in words:
-        raise InvalidConfig(name, f"must be {' or '.join(map(repr, words))}, not {_shown(value)}")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise InvalidConfig(name, f"must be a non-empty string, not {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+        raise InvalidConfig(name, f"must be {' or '.join(map(repr, words))}, not {quote(value)}")

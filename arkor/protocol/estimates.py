@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.formatting import format_duration
+from arkor.formatting import format_bytes, format_duration
 from arkor.protocol.codec import from_wire
 
 #: Seconds, or bytes, beyond which a number means nothing.
@@ -40,8 +40,8 @@ class Estimate:
     def __str__(self) -> str:
         """`"60 steps of 1.3 s, 1:42 in all, with 1.4 GB of memory"`."""
         words = f"{self.steps} steps of {duration(self.step_seconds)}, {format_duration(self.seconds)} in all"
-        memory = [f"{size(self.memory_bytes)} of memory"] if self.memory_bytes else []
-        memory += [f"{size(self.device_memory_bytes)} of the GPU's"] if self.device_memory_bytes else []
+        memory = [f"{format_bytes(self.memory_bytes)} of memory"] if self.memory_bytes else []
+        memory += [f"{format_bytes(self.device_memory_bytes)} of the GPU's"] if self.device_memory_bytes else []
         return f"{words}, with {' and '.join(memory)}" if memory else words
 
 
@@ -71,7 +71,7 @@ class Outcome:
         if self.seconds and self.error is not None:
             words += f", took {format_duration(self.seconds)}: {_judged(self.error)}"
         if self.memory_bytes and self.memory_error is not None:
-            words += f"; memory estimated {size(self.estimate.memory_bytes)}, took {size(self.memory_bytes)}"
+            words += f"; memory estimated {format_bytes(self.estimate.memory_bytes or 0)}, took {format_bytes(self.memory_bytes)}"
         return words + (" (estimated while the machine was busy)" if self.estimate.busy else "")
 
 
@@ -102,12 +102,6 @@ def outcome_of(estimate: Estimate | None, metrics: Mapping[str, Any] | None) -> 
 def duration(seconds: float) -> str:
     """`"0.031 s"`, `"1.3 s"`, `"12 s"`: in two figures, as no estimate is better."""
     return f"{seconds:#.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def size(count: int | None) -> str:
-    """`"850 MB"`, `"1.4 GB"`."""
-    megabytes = (count or 0) / 1e6
-    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
 def _judged(error: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import frozen
 
-from arkor.protocol.codec import to_wire
+from arkor.protocol.codec import NON_FINITE, to_wire
 from arkor.protocol.estimates import Estimate, parse_estimate
 from arkor.protocol.jobs import parse_artifacts
 
@@ -143,14 +143,9 @@ TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.c
 #: The `error` of a run that was stopped on request, as the protocol's other clients and backends know it.
 CANCELLED_ERROR = "Job cancelled"
 
-#: Field → wire name of the numbers that a log may carry.
-METRIC_FIELDS = {
-    "loss": "loss",
-    "eval_loss": "evalLoss",
-    "learning_rate": "learningRate",
-    "epoch": "epoch",
-    "samples_per_second": "samplesPerSecond",
-}
+#: The fields of a log that are numbers: the step, and the metrics of that step.
+METRIC_FIELDS = ("loss", "eval_loss", "learning_rate", "epoch", "samples_per_second")
+LOG_FIELDS = ("step", *METRIC_FIELDS)
 
 
 class MalformedEvent(ValueError):
@@ -172,13 +167,6 @@ def encode_event(event: Event) -> dict[str, Any]:
     data: dict[str, Any] = {"type": TYPE_OF[type(event)], **to_wire(event)}
     if isinstance(event, TrainingCancelled):
         data["error"] = CANCELLED_ERROR
-    if isinstance(event, TrainingLog):
-        non_finite = {
-            key: value for key in METRIC_FIELDS.values() if (value := data.get(key)) is not None and value - value != 0
-        }
-        if non_finite:
-            data.update(dict.fromkeys(non_finite))
-            data["nonFinite"] = {key: "nan" if value != value else str(value) for key, value in non_finite.items()}
     return data
 
 
@@ -224,7 +212,7 @@ def _number(data: dict[str, Any], key: str) -> float | None:
     if value is None and "nonFinite" in data:
         non_finite = data["nonFinite"]
         word = non_finite.get(key) if isinstance(non_finite, dict) else None
-        return float(word) if word in ("nan", "inf", "-inf") else None
+        return float(word) if word in NON_FINITE else None
     return None
 
 

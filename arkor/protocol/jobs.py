@@ -5,8 +5,6 @@ The classes are plain data and decode whatever a newer backend sends; `JobConfig
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -14,10 +12,10 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from arkor.errors import InvalidConfig, TrainingFailed
-from arkor.protocol.best_checkpoint import BestCheckpoint
+from arkor.errors import InvalidConfig
+from arkor.formatting import format_repr
 from arkor.protocol.codec import from_wire
-from arkor.protocol.estimates import Outcome
+from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
 from arkor.protocol.validation import (
     BOOLEAN,
     FORMAT,
@@ -28,12 +26,8 @@ from arkor.protocol.validation import (
     Number,
     Validator,
     boolean,
-    quote,
     text,
 )
-from arkor.results.evaluation import Evaluation
-from arkor.results.history import History
-from arkor.results.html_cards import job_card, job_line, result_card, result_line
 
 
 class JobStatus(str, Enum):
@@ -61,107 +55,6 @@ class Scope:
     project_slug: str
 
 
-# Where the rows come from
-
-
-_NOT_EMPTY = {"schema": {"type": "string", "minLength": 1}}
-
-
-@frozen
-class HuggingFaceDataset:
-    """A data set of the Hugging Face hub; `split` and `subset` override its defaults."""
-
-    name: str = field(metadata=_NOT_EMPTY)
-    split: str | None = field(default=None, metadata=_NOT_EMPTY)
-    subset: str | None = field(default=None, metadata=_NOT_EMPTY)
-    extra: Mapping[str, Any] = field(factory=dict, repr=False)
-    type: str = field(default="huggingface", init=False)
-
-
-@frozen
-class BlobDataset:
-    """A file behind an HTTP(S) URL; `token` goes out as `Authorization: Bearer` and is never shown.
-
-    A URL that begins with `/v1/datasets/` is a file that was uploaded to the backend itself.
-    """
-
-    url: str = field(metadata={"schema": {"type": "string", "pattern": "^(https?://|/v1/datasets/)"}})
-    token: str | None = field(default=None, repr=False, metadata=_NOT_EMPTY)
-    extra: Mapping[str, Any] = field(factory=dict, repr=False)
-    type: str = field(default="blob", init=False)
-
-
-def _path(value: str | os.PathLike[str]) -> str:
-    """A path as text; what is none stays, for `parse_dataset` to refuse."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-@frozen
-class FileDataset:
-    """A file on this machine; it is uploaded to the backend when the run is submitted."""
-
-    path: str = field(converter=_path)
-    type: str = field(default="file", init=False)
-
-
-DatasetSource = HuggingFaceDataset | BlobDataset | FileDataset
-
-_SECRETS = re.compile("tok|secret|passw|auth|key|header|cookie|credential", re.IGNORECASE)
-_SOURCES: dict[str, type[Any]] = {"huggingface": HuggingFaceDataset, "blob": BlobDataset, "file": FileDataset}
-
-
-def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
-    """A data set object or the seeds' dict → a checked `DatasetSource`; raises `InvalidConfig`.
-
-    `tolerant`: a field that is not known here, of another version, is kept as `extra`.
-    """
-    if isinstance(value, Mapping):
-        value = _dataset_from_dict(value, tolerant)
-    if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):
-        raise InvalidConfig("dataset", _dataset_hint(value))
-    required = "path" if isinstance(value, FileDataset) else "url" if isinstance(value, BlobDataset) else "name"
-    for name in _names(type(value)):
-        item = getattr(value, name)
-        if (item is None and name == required) or (item is not None and (not isinstance(item, str) or not item)):
-            raise InvalidConfig(f"dataset.{name}", "must be a non-empty string")
-    if isinstance(value, BlobDataset) and not value.url.startswith(("http://", "https://", "/v1/datasets/")):
-        raise InvalidConfig("dataset.url", "must begin with http:// or https://; for a file on disk use FileDataset")
-    return value
-
-
-def _dataset_hint(value: Any) -> str:
-    """What to write instead of a plain string, or of anything else."""
-    if isinstance(value, (list, tuple)):
-        return 'cannot be a list of rows; write them into a file, one JSON object a line: {"type": "file", "path": …}'
-    value = _path(value)
-    if not isinstance(value, str):
-        return f'must be {{"type": "huggingface" | "blob" | "file", …}}, not {quote(value)}'
-    if value.startswith(("http://", "https://")):
-        return f'write {{"type": "blob", "url": {value!r}}}'
-    return f'write {{"type": "file", "path": {value!r}}}, or {{"type": "huggingface", "name": …}} for one of the hub'
-
-
-def _names(cls: Any) -> list[str]:
-    return [f.name for f in attrs.fields(cls) if f.init and f.name != "extra"]
-
-
-def _dataset_from_dict(value: Mapping[str, Any], tolerant: bool) -> Any:
-    cls = _SOURCES.get(str(value.get("type")))
-    if cls is None:
-        raise InvalidConfig("dataset.type", f'must be "huggingface", "blob" or "file", not {quote(value.get("type"))}')
-    rest = {key: item for key, item in value.items() if key != "type"}
-    known = _names(cls)
-    extra = {key: item for key, item in rest.items() if key not in known}
-    for key in extra:
-        if not tolerant or cls is FileDataset or _SECRETS.search(key):  # what is kept is shown
-            problem = f"is no field of a {value['type']} data set; it has {', '.join(known)}"
-            raise InvalidConfig(f"dataset.{key}", problem)
-    if known[0] not in rest:
-        raise InvalidConfig(f"dataset.{known[0]}", "is missing")
-    named = {key: item for key, item in rest.items() if key in known}
-    return cls(**named, **({"extra": extra} if extra else {}))
-
-
 # What to train
 
 
@@ -187,12 +80,12 @@ class LoraConfig:
             boolean("lora.load_in_4bit", self.load_in_4bit)
 
 
-def _source(value: Any) -> Any:
-    """Tolerant: what is no data set that we know stays as it came."""
+def _dataset_or_raw(value: Any) -> Any:
+    """Decode a data set object; keep what is not of a known form for `check()` to reject."""
     if not isinstance(value, Mapping):
         return value
     try:
-        return _dataset_from_dict(value, tolerant=True)
+        return dataset_from_dict(value, tolerant=True)
     except InvalidConfig:
         return dict(value)
 
@@ -202,7 +95,9 @@ class JobConfig:
     """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
 
     model: str = field(metadata={"schema": TEXT.schema})
-    dataset_source: Any = field(converter=_source, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}})
+    dataset_source: Any = field(
+        converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
+    )
     dataset_format: Mapping[str, Any] | None = _setting(FORMAT)
     max_steps: int | None = _setting(Integer(1))
     num_train_epochs: float | None = _setting(Number(above=0))
@@ -265,9 +160,25 @@ def _config(value: Any) -> Any:
     return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
 
 
+def _int_or_none(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def _float_or_none(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
+
+
+def _steps(value: Any) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, (list, tuple)) and all(type(step) is int for step in value) else None
+
+
 @frozen(repr=False)
 class TrainingJob:
-    """A submitted run. Times are ISO 8601 in UTC."""
+    """A submitted run. Times are ISO 8601 in UTC.
+
+    `step` and `last_loss` (NaN if it diverged) are of the last logged step, `checkpoints` the steps of those that the
+    backend keeps; each is None where the backend does not report it.
+    """
 
     id: str
     org_id: str
@@ -279,40 +190,18 @@ class TrainingJob:
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
+    step: int | None = field(default=None, converter=_int_or_none)
+    total_steps: int | None = field(default=None, converter=_int_or_none)
+    last_loss: float | None = field(default=None, converter=_float_or_none)
+    checkpoints: tuple[int, ...] | None = field(default=None, converter=_steps)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def __repr__(self) -> str:
-        return job_line(self)
+        model = getattr(self.config, "model", None)
+        facts = {"id": self.id, "name": self.name, "status": str(self.status), "model": model, "error": self.error}
+        return format_repr("TrainingJob", **facts)
 
     def _repr_html_(self) -> str:
+        from arkor.results.html_cards import job_card  # noqa: PLC0415 - for notebooks only
+
         return job_card(self)
-
-
-@frozen(repr=False)
-class TrainingResult:
-    """How a run ended: the job as the backend knows it and what the run left behind.
-
-    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered,
-    `history` every number that was logged while this process watched, `estimate` how good that of `check()` was.
-    """
-
-    job: TrainingJob
-    artifacts: tuple[Any, ...] = ()
-    best: BestCheckpoint | None = None
-    evaluations: tuple[Evaluation, ...] = ()
-    history: History = field(factory=History, eq=False)
-    estimate: Outcome | None = None
-
-    def __repr__(self) -> str:
-        return result_line(self)
-
-    def _repr_html_(self) -> str:
-        return result_card(self)
-
-    def raise_for_status(self) -> TrainingResult:
-        """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
-        if self.job.status != JobStatus.COMPLETED:
-            reason = f": {self.job.error}" if self.job.error else ""
-            verb = "was cancelled" if self.job.status == JobStatus.CANCELLED else self.job.status
-            raise TrainingFailed(f"the run {self.job.name!r} ({self.job.id}) {verb}{reason}")
-        return self

@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from arkor.formatting import quote
+
 #: What is trained on: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
 Row = dict[str, Any]
 
@@ -41,14 +43,9 @@ ROLE_ALIASES = {
 _OPTIONAL_MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 50 else f"{text[:47]}…"
-
-
 def _text(field: str, value: Any, *, empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise InvalidRow(field, f'must be a string like "Hello", not {_shown(value)}')
+        raise InvalidRow(field, f'must be a string like "Hello", not {quote(value)}')
     if not empty and not value.strip():
         raise InvalidRow(field, "is empty; write a text there or leave the row out")
     try:
@@ -67,7 +64,7 @@ def _list(field: str, value: Any) -> list[Any]:
         except (ValueError, RecursionError):
             raise InvalidRow(field, "looks like a JSON list but cannot be read as one") from None
     if not isinstance(value, (list, tuple)):
-        raise InvalidRow(field, f"must be a list of messages, not {_shown(value)}")
+        raise InvalidRow(field, f"must be a list of messages, not {quote(value)}")
     if not value:
         raise InvalidRow(
             field, "is an empty list; a row needs at least one message of the user and one of the assistant"
@@ -78,13 +75,13 @@ def _list(field: str, value: Any) -> list[Any]:
 def _role(field: str, value: Any) -> str:
     role = ROLE_ALIASES.get(value) if isinstance(value, str) else None
     if role is None:
-        raise InvalidRow(field, f'must be "system", "user", "assistant" or "tool", not {_shown(value)}')
+        raise InvalidRow(field, f'must be "system", "user", "assistant" or "tool", not {quote(value)}')
     return role
 
 
 def _message(field: str, value: Any, role_key: str, content_key: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {_shown(value)}')
+        raise InvalidRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {quote(value)}')
     for key in (role_key, content_key):
         if key not in value and not (key == content_key and value.get("tool_calls")):
             raise InvalidRow(f"{field}.{key}", f"is missing; the message has {_names(value)}")
@@ -179,7 +176,7 @@ _ALSO_READ = {"system", "tools", "input"}
 def detect_format(record: Any) -> str:
     """The name of the format that the fields of `record` tell; raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise InvalidRow("", f'a row must be an object like {{"messages": […]}}, not {_shown(record)}')
+        raise InvalidRow("", f'a row must be an object like {{"messages": […]}}, not {quote(record)}')
     for name, (fields, _) in ROW_FORMATS.items():
         if all(field in record for field in fields):
             return name
@@ -190,7 +187,7 @@ def detect_format(record: Any) -> str:
 def read_row(record: Any, format_name: str) -> Row:
     """A record → the row, as `format_name` reads it; raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise InvalidRow("", f"a row must be an object, not {_shown(record)}")
+        raise InvalidRow("", f"a row must be an object, not {quote(record)}")
     return ROW_FORMATS[format_name][1](record)
 
 

@@ -7,12 +7,11 @@ Taking a zip apart is the backend's (`backend/store/import_run.py`).
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from arkor.errors import InvalidConfig
@@ -78,19 +77,6 @@ def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
                     target.write(chunk)
                     yield sink.drain()
     yield sink.drain()
-
-
-@contextmanager
-def atomic_writer(file: Path) -> Iterator[IO[bytes]]:
-    """A file beside `file`, which takes its place unless the block raises. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as target:
-            yield target
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class _StreamingSink(io.RawIOBase):

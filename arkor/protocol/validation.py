@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import ipaddress
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,12 +11,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from arkor.errors import InvalidConfig
-
-
-def quote(value: Any) -> str:
-    """A value as an error quotes it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+from arkor.formatting import quote
 
 
 class Validator(Protocol):
@@ -71,6 +67,14 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or an IP address leads to this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
 
 
 def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
-from arkor.formatting import is_printable, one_line
-from arkor.results.html_cards import format_repr
+from arkor.formatting import format_repr, is_printable, one_line
 
 #: How what counts for the loss is marked in plain text.
 OPEN_MARK, CLOSE_MARK = "⟦", "⟧"

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 from urllib.parse import urlsplit
 
-from arkor.formatting import format_duration, format_loss, seconds_between
+from arkor.formatting import format_duration, format_loss, seconds_between, shorten
 
 # Stated wherever a notebook has rules of its own for tables: classic ones centre them, those of VS Code shade rows.
 _CARD = "border-left:3px solid {colour};padding:2px 12px;margin:4px 0;max-width:640px;overflow-wrap:anywhere"
@@ -24,36 +24,10 @@ _GREY = "#878787"
 _COLOURS = {"completed": "#16a34a", "failed": "#ef4444", "cancelled": "#ab62f7", "running": "#3b82f6"}
 
 _MAX_ARTIFACTS = 8
-_MAX_LINE_CHARS, _MAX_CARD_CHARS = 200, 2000  # of one value, at most
+_MAX_VALUE_LENGTH = 2000
 _SETTINGS = ("max_steps", "num_train_epochs", "learning_rate", "batch_size", "lora_r", "dry_run")
 
 Rows = Iterable[tuple[str, Any]]
-
-
-def format_repr(cls: str, /, **facts: Any) -> str:
-    """`"TrainingJob(id='3f9a', status='completed')"`; what is None is left out, and the end of a long text."""
-    parts = (f"{key}={_truncate(value, _MAX_LINE_CHARS)!r}" for key, value in facts.items() if value is not None)
-    return f"{cls}({', '.join(parts)})"
-
-
-def job_line(job: Any) -> str:
-    facts = {"id": job.id, "name": job.name, "status": str(job.status), "model": _model(job), "error": job.error}
-    return format_repr("TrainingJob", **facts)
-
-
-def result_line(result: Any) -> str:
-    job = result.job
-    return format_repr(
-        "TrainingResult",
-        id=job.id,
-        name=job.name,
-        status=str(job.status),
-        error=job.error,
-        artifacts=len(result.artifacts),
-        best=getattr(result.best, "step", None),
-        evaluations=len(result.evaluations) or None,
-        history=result.history,
-    )
 
 
 def job_card(job: Any) -> str:
@@ -86,11 +60,7 @@ def _card(title: str, status: str, rows: Rows) -> str:
 
 def _bidi_isolated(text: Any) -> str:
     """What a stranger wrote, from the right to the left if that is its way, without turning round what is beside it."""
-    return f"<bdi>{escape(_truncate(str(text), _MAX_CARD_CHARS))}</bdi>"
-
-
-def _truncate(value: Any, max_chars: int) -> Any:
-    return f"{value[:max_chars]}…" if isinstance(value, str) and len(value) > max_chars else value
+    return f"<bdi>{escape(shorten(str(text), _MAX_VALUE_LENGTH))}</bdi>"
 
 
 def _job_rows(job: Any) -> Rows:

@@ -11,8 +11,8 @@ from arkor.studio.model_selection import ModelRef, model_ref_of_target
 
 def address_of(client: CloudApiClient, endpoint: Deployment) -> str | None:
     """What an OpenAI client takes as its `base_url`; None where only the backend knows it, and does not say."""
-    named = endpoint.extra.get("url")
-    if isinstance(named, str) and named.startswith(("https://", "http://")):
+    named = endpoint.url
+    if named is not None and named.startswith(("https://", "http://")):
         return named
     if endpoint.custom_domain:
         return f"https://{endpoint.custom_domain}/v1"

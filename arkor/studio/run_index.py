@@ -70,22 +70,17 @@ def is_over(job: TrainingJob) -> bool:
 
 def step_of(job: TrainingJob) -> int | None:
     """The last step that the backend knows of."""
-    step = job.extra.get("step")
-    return step if isinstance(step, int) else None
+    return job.step
 
 
 def total_of(job: TrainingJob) -> int | None:
     """How many steps there will be."""
-    total = job.extra.get("totalSteps", getattr(job.config, "max_steps", None))
-    return total if isinstance(total, int) else None
+    return getattr(job.config, "max_steps", None) if job.total_steps is None else job.total_steps
 
 
 def loss_of(job: TrainingJob) -> float | None:
     """The last loss; NaN for one that diverged."""
-    loss, odd = job.extra.get("lastLoss"), job.extra.get("nonFinite")
-    if isinstance(odd, Mapping) and odd.get("lastLoss") in ("nan", "inf", "-inf"):
-        return float(odd["lastLoss"])
-    return float(loss) if isinstance(loss, (int, float)) else None
+    return job.last_loss
 
 
 def model_of(job: TrainingJob) -> str:

@@ -16,7 +16,8 @@ from typing import Any, TypeVar, cast
 import attrs
 
 from arkor.errors import InvalidConfig
-from arkor.protocol.jobs import DatasetSource, FileDataset, JobConfig, LoraConfig, parse_dataset
+from arkor.protocol.datasets import DatasetSource, FileDataset, parse_dataset
+from arkor.protocol.jobs import JobConfig, LoraConfig
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 

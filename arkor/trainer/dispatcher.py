@@ -36,8 +36,9 @@ from arkor.protocol.events import (
     TrainingLog,
     TrainingStarted,
 )
-from arkor.protocol.jobs import JobStatus, TrainingJob, TrainingResult
+from arkor.protocol.jobs import JobStatus, TrainingJob
 from arkor.results.history import History
+from arkor.results.training_result import TrainingResult
 
 logger = logging.getLogger("arkor")
 

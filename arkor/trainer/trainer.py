@@ -34,10 +34,13 @@ from arkor.display import progress_for, run_progress_of
 from arkor.display.run_progress import RunProgress
 from arkor.display.status_line import status_for
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
+from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
-from arkor.protocol.checks import Check
-from arkor.protocol.jobs import DatasetSource, FileDataset, JobConfig, LoraConfig, TrainingJob, TrainingResult
-from arkor.protocol.validation import is_finite, quote, text
+from arkor.protocol.datasets import DatasetSource, FileDataset
+from arkor.protocol.jobs import JobConfig, LoraConfig, TrainingJob
+from arkor.protocol.validation import is_finite, text
+from arkor.results.check import Check
+from arkor.results.training_result import TrainingResult
 from arkor.settings import dry_run_from_env
 from arkor.trainer.config_builder import absolute_path, build_config, did_you_mean
 from arkor.trainer.dispatcher import CallbackErrors, Dispatcher

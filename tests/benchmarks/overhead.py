@@ -23,7 +23,8 @@ from arkor.backend.engine.interface import Run
 from arkor.backend.runs.paths import RunFolder, create_run, datasets_folder, prepare
 from arkor.backend.workers.worker import load_engine
 from arkor.protocol.codec import from_wire, to_wire
-from arkor.protocol.jobs import BlobDataset, JobConfig
+from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.jobs import JobConfig
 from arkor.settings import STARTER_MODEL, arkor_home
 from tests.benchmarks import intents
 

@@ -8,7 +8,8 @@ from typing import Any
 from arkor.callbacks.registry import CallbackRegistry
 from arkor.protocol.codec import from_wire
 from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
-from arkor.protocol.jobs import Artifact, TrainingJob, TrainingResult
+from arkor.protocol.jobs import Artifact, TrainingJob
+from arkor.results.training_result import TrainingResult
 from arkor.trainer.dispatcher import Dispatcher
 from tests.fakes.run_server import JOB
 

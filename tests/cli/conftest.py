@@ -8,14 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Backend
-from tests.fakes.cli_forkserver import CliForkserver
+from tests.fakes.forkserver import run_command
 
 ARKOR = [sys.executable, "-m", "arkor"]
 
@@ -29,19 +29,12 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def cli_forkserver() -> Iterator[CliForkserver]:
-    """Commands without the time that each takes to import what it needs."""
-    with CliForkserver() as switchboard:
-        yield switchboard
-
-
 @pytest.fixture
-def run(project: Path, cli_forkserver: CliForkserver) -> Run:
+def run(project: Path) -> Run:
     """`run("start", …)` in the project's folder."""
 
     def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-        return cli_forkserver.run(arguments, project, typed)
+        return run_command(arguments, project, typed)
 
     return call
 
@@ -80,21 +73,21 @@ def write_entry_point(project: Path) -> WriteEntry:
     return partial(write_in, project)
 
 
-def started_in(project: Path, switchboard: CliForkserver) -> str:
+def started_in(project: Path) -> str:
     """The id of a run of five steps that was watched to its end."""
     write_in(project)
-    started = switchboard.run(("start",), project)
+    started = run_command(("start",), project)
     assert started.returncode == 0, started.stderr
     return started.stdout.split()[2]
 
 
 @pytest.fixture(scope="module")
-def module_run(module_backend: Backend, cli_forkserver: CliForkserver, tmp_path_factory: pytest.TempPathFactory) -> str:
+def module_run(module_backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> str:
     project = tmp_path_factory.mktemp("lasting") / "project"
     project.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARKOR_HOME", str(module_backend.home))
-        return started_in(project, cli_forkserver)
+        return started_in(project)
 
 
 @pytest.fixture
@@ -104,9 +97,9 @@ def finished(backend_env: Backend, module_run: str) -> str:
 
 
 @pytest.fixture
-def finished_run(backend: Backend, project: Path, cli_forkserver: CliForkserver) -> str:
+def finished_run(backend: Backend, project: Path) -> str:
     """The same at a backend of the test's own."""
-    return started_in(project, cli_forkserver)
+    return started_in(project)
 
 
 #: As much of torch as it takes to say what one trains on.

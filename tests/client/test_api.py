@@ -19,8 +19,9 @@ from arkor.client.auth.credentials import AnonymousCredentials, request_anonymou
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.accounts import Me, Org, Project, User
 from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.deployments import Deployment, DeploymentKey
-from arkor.protocol.jobs import BlobDataset, FileDataset, HuggingFaceDataset, JobConfig, JobStatus, Scope
+from arkor.protocol.jobs import JobConfig, JobStatus, Scope
 from tests.conftest import Backend, start_backend, stop_backend
 from tests.fakes.http_server import Answer, HttpServer, Request, answering
 

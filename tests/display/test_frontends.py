@@ -15,10 +15,10 @@ from playwright.sync_api import sync_playwright
 from arkor.charts.svg import loss_image
 from arkor.display.notebook import NotebookProgress
 from arkor.display.run_progress import RunProgress
-from arkor.protocol.checks import Check
 from arkor.protocol.codec import from_wire
 from arkor.protocol.events import TrainingFailedEvent, TrainingWarning
 from arkor.protocol.jobs import TrainingJob
+from arkor.results.check import Check
 from arkor.results.history import History
 from arkor.results.html_cards import job_card, text_card
 from tests import browsers

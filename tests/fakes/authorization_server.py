@@ -1,6 +1,6 @@
-"""A real authorization server on loopback: Authlib's, with one public client whose codes and refresh tokens work once.
+"""An authorization server on loopback: Authlib's, with one public client and PKCE (S256).
 
-Whoever comes to sign in is let in at once, or denied; codes are given out with PKCE (S256) alone. A refresh token that is used a second time ends the sign-in, as it does where reuse is taken for theft.
+Codes and refresh tokens work once; a refresh token that is used again ends the sign-in, as where reuse counts as theft.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,32 +26,27 @@ from tests.fakes.http_server import Answer, HttpServer, Request
 
 CLIENT_ID = "arkor-cli"
 AUDIENCE = "https://api.arkor.example"
+SCOPE = "openid offline_access"
+REDIRECT_URI = r"http://127\.0\.0\.1:\d+/callback"
+GRANTS = ("authorization_code", "refresh_token")
 
 
 def _random(**_: object) -> str:
     return secrets.token_urlsafe(24)
 
 
-class _Client(oauth.ClientMixin):
-    def get_allowed_scope(self, scope: str) -> str:
-        return scope or ""
-
-    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
-        return (method, endpoint) == ("none", "token")
-
-    def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type in ("authorization_code", "refresh_token")
-
-    def check_response_type(self, response_type: str) -> bool:
-        return response_type == "code"
-
-    def check_redirect_uri(self, redirect_uri: str) -> bool:
-        return re.fullmatch(r"http://127\.0\.0\.1:\d+/callback", redirect_uri) is not None
+CLIENT = SimpleNamespace(
+    get_allowed_scope=lambda scope: scope or "",
+    check_endpoint_auth_method=lambda method, endpoint: (method, endpoint) == ("none", "token"),
+    check_grant_type=lambda grant_type: grant_type in GRANTS,
+    check_response_type=lambda response_type: response_type == "code",
+    check_redirect_uri=lambda uri: re.fullmatch(REDIRECT_URI, uri) is not None,
+)
 
 
 @define(eq=False)
 class _Token(oauth.TokenMixin):
-    """What was issued; `family` is the sign-in that it descends from."""
+    """An issued token; `family` identifies the sign-in that it descends from."""
 
     access_token: str = field(factory=_random)
     refresh_token: str = field(factory=_random)
@@ -61,54 +57,38 @@ class _Token(oauth.TokenMixin):
         return True
 
     def get_scope(self) -> str:
-        return "openid offline_access"
-
-
-@define(eq=False)
-class _Code(oauth.AuthorizationCodeMixin):
-    """What the browser carries; it is good for one token."""
-
-    code: str
-    redirect_uri: str
-    code_challenge: str
-    code_challenge_method: str
-
-    def get_redirect_uri(self) -> str:
-        return self.redirect_uri
-
-    def get_scope(self) -> str:
-        return "openid offline_access"
+        return SCOPE
 
 
 class _S256(CodeChallenge):
     SUPPORTED_CODE_CHALLENGE_METHOD = ("S256",)
 
 
-class _SigningIn(oauth.grants.AuthorizationCodeGrant):
+class _CodeGrant(oauth.grants.AuthorizationCodeGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
 
-    def save_authorization_code(self, code: str, request: _Form) -> None:
-        data = request.payload.data
-        made = _Code(code, data["redirect_uri"], data["code_challenge"], data["code_challenge_method"])
-        self.server.codes.append(made)
+    def save_authorization_code(self, code: str, request: SimpleNamespace) -> None:
+        issued = SimpleNamespace(**request.payload.data, code=code, get_scope=lambda: SCOPE)
+        issued.get_redirect_uri = lambda: issued.redirect_uri
+        self.server.codes.append(issued)
         self.server.given.append(code)
 
-    def query_authorization_code(self, code: str, client: object) -> _Code | None:
+    def query_authorization_code(self, code: str, client: object) -> SimpleNamespace | None:
         return next((known for known in self.server.codes if known.code == code), None)
 
-    def delete_authorization_code(self, authorization_code: _Code) -> None:
+    def delete_authorization_code(self, authorization_code: SimpleNamespace) -> None:
         self.server.codes.remove(authorization_code)
 
-    def authenticate_user(self, authorization_code: _Code) -> str:
+    def authenticate_user(self, authorization_code: SimpleNamespace) -> str:
         return _random()
 
 
-class _Refreshing(oauth.grants.RefreshTokenGrant):
+class _RefreshGrant(oauth.grants.RefreshTokenGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
     INCLUDE_NEW_REFRESH_TOKEN = True
 
     def authenticate_refresh_token(self, refresh_token: str) -> _Token | None:
-        token = self.server.find(refresh_token)
+        token = next((token for token in self.server.tokens if token.refresh_token == refresh_token), None)
         if token is not None and token.spent:
             self.server.ended.add(token.family)
         return None if token is None or token.family in self.server.ended else token
@@ -120,23 +100,10 @@ class _Refreshing(oauth.grants.RefreshTokenGrant):
         credential.spent = True
 
 
-@define
-class _Form:
-    """A request to one of the two endpoints, in what Authlib's grants look at."""
-
-    form: dict[str, str]
-    headers: dict[str, str]
-    payload: BasicOAuth2Payload = field(init=False)
-    method: str = "POST"
-    scope: str | None = None
-    authorization_code: Any = None
-    client: Any = None
-    user: Any = None
-    auth_method: str | None = None
-    refresh_token: Any = None
-
-    def __attrs_post_init__(self) -> None:
-        self.payload = BasicOAuth2Payload(self.form)
+def _oauth_request(method: str, form: dict[str, str], headers: dict[str, str]) -> SimpleNamespace:
+    """The attributes of a request that Authlib's grants read and set."""
+    unset = dict.fromkeys(("scope", "authorization_code", "client", "user", "auth_method", "refresh_token"))
+    return SimpleNamespace(method=method, form=form, headers=headers, payload=BasicOAuth2Payload(form), **unset)
 
 
 class AuthorizationServer(oauth.AuthorizationServer):
@@ -152,11 +119,11 @@ class AuthorizationServer(oauth.AuthorizationServer):
         self.tokens: list[_Token] = []
         self.ended: set[str] = set()
         self.consents = True
-        self.codes: list[_Code] = []
+        self.codes: list[SimpleNamespace] = []
         self.given: list[str] = []
         self._lock = threading.Lock()
-        self.register_grant(_SigningIn, [_S256(required=True)])
-        self.register_grant(_Refreshing)
+        self.register_grant(_CodeGrant, [_S256(required=True)])
+        self.register_grant(_RefreshGrant)
         self.register_token_generator("default", BearerTokenGenerator(_random, _random, lambda *_: lifetime))
         self.http = HttpServer(self._answer)
 
@@ -195,38 +162,34 @@ class AuthorizationServer(oauth.AuthorizationServer):
         with self._lock:
             if self.faults:
                 return self.faults.pop(0)
+            answer: Answer
             if (request.method, request.path) == ("GET", "/authorize"):
-                return self._authorize(_Form(request.query, request.headers, method="GET"))
+                asked = _oauth_request("GET", request.query, request.headers)
+                if "code_challenge" not in asked.form:
+                    return Answer(400, {"error": "invalid_request"})
+                grant = self.get_authorization_grant(asked)
+                answer = self.create_authorization_response(asked, "a person" if self.consents else None, grant)
+                return answer
             if (request.method, request.path) != ("POST", "/oauth/token"):
                 return Answer(404, {"error": "not_found"})
             if request.headers.get("content-type") != "application/x-www-form-urlencoded":
                 return Answer(400, {"error": "invalid_request"})
-            answer: Answer = self.create_token_response(_Form(dict(parse_qsl(request.body.decode())), request.headers))
+            form = dict(parse_qsl(request.body.decode()))
+            answer = self.create_token_response(_oauth_request("POST", form, request.headers))
             return answer
 
-    def _authorize(self, form: _Form) -> Answer:
-        if "code_challenge" not in form.form:
-            return Answer(400, {"error": "invalid_request"})
-        grant = self.get_authorization_grant(form)
-        answer: Answer = self.create_authorization_response(form, "a person" if self.consents else None, grant)
-        return answer
+    # The interface of Authlib's server
 
-    # What Authlib asks for
+    def query_client(self, client_id: str) -> SimpleNamespace | None:
+        return CLIENT if client_id == CLIENT_ID else None
 
-    def find(self, refresh_token: str) -> _Token | None:
-        return next((token for token in self.tokens if token.refresh_token == refresh_token), None)
-
-    def query_client(self, client_id: str) -> _Client | None:
-        return _Client() if client_id == CLIENT_ID else None
-
-    def create_oauth2_request(self, request: _Form) -> _Form:
+    def create_oauth2_request(self, request: SimpleNamespace) -> SimpleNamespace:
         return request
 
-    def save_token(self, token: dict[str, Any], request: _Form) -> None:
+    def save_token(self, token: dict[str, Any], request: SimpleNamespace) -> None:
         self.tokens.append(_Token(token["access_token"], token["refresh_token"], request.user))
 
-    def send_signal(self, name: str, *args: object, **kwargs: object) -> None:
-        pass
+    def send_signal(self, name: str, *args: object, **kwargs: object) -> None: ...
 
     def handle_response(self, status: int, body: dict[str, Any], headers: list[tuple[str, str]]) -> Answer:
         return Answer(status, body, dict(headers))

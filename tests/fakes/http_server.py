@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -36,7 +35,7 @@ class Request:
 
 @frozen
 class Answer:
-    """A status and a body: bytes as they are, anything else as JSON. None as a status hangs up without a word."""
+    """A status and a body: bytes as they are, anything else as JSON. With the status None, the connection is closed."""
 
     status: int | None = 200
     body: Any = field(factory=dict)
@@ -88,17 +87,18 @@ class HttpServer:
         for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(content)
+        if handler.command != "HEAD":
+            handler.wfile.write(content)
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
+    def __enter__(self) -> HttpServer:
+        return self
 
-@contextmanager
-def answering(*answers: Answer | Callable[[Request], Answer]) -> Iterator[HttpServer]:
-    server = HttpServer(*answers)
-    try:
-        yield server
-    finally:
-        server.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+answering = HttpServer

@@ -1,4 +1,4 @@
-"""A `Recorder` that keeps what it is told, and its checkpoints in a folder."""
+"""A `Recorder` that keeps every report in memory, and checkpoints in a folder."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrs import Factory, define
 
+
+@define
 class MemoryRecorder:
-    """`stop_at` is the step after which the run is to stop."""
+    """Writes checkpoints below `folder`; `stop_at` is the step after which the run is to stop."""
 
-    def __init__(self, folder: Path, stop_at: int | None = None) -> None:
-        self.folder = folder
-        self.stopping = False
-        self.messages: list[str] = []
-        self.total_steps: int | None = None
-        self.logs: list[dict[str, Any]] = []
-        self.checkpoints: list[int] = []
-        self.finished = False
-        self.metrics: dict[str, Any] = {}
-        self._stop_at = stop_at
+    folder: Path
+    _stop_at: int | None = None
+    stopping: bool = False
+    finished: bool = False
+    total_steps: int | None = None
+    messages: list[str] = Factory(list)
+    logs: list[dict[str, Any]] = Factory(list)
+    checkpoints: list[int] = Factory(list)
+    metrics: dict[str, Any] = Factory(dict)
 
     def preparing(self, message: str) -> None:
         self.messages.append(message)
@@ -45,7 +47,7 @@ class MemoryRecorder:
         write(folder)
 
     def logs_without_speed(self) -> list[dict[str, Any]]:
-        """What must be the same when the same run is made again."""
+        """The logs without the one number that differs between equal runs."""
         return [{name: value for name, value in log.items() if name != "samples_per_second"} for log in self.logs]
 
     @property

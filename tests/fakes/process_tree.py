@@ -1,76 +1,30 @@
-"""Workers by the dozen: a process that has imported everything forks one for each run that it is given.
+"""Workers as forks of a process that has imported everything; each one can be killed at a repeatable moment.
 
-    python -m tests.fakes.process_tree trl|scripted
-
-A line of JSON on stdin is a worker to start, the line on stdout says how it ended. It can be made to die by itself, at
-a moment that is the same each time: at the n-th line of ours that it executes, or the n-th time that it touches a file.
+Such a moment is the n-th line of the backend's code that the worker executes, or its n-th file operation.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 SOURCE_ROOT = str(Path(__file__).parent.parent.parent / "arkor" / "backend")
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 
-
-@frozen
-class WorkerExit:
-    """How a worker ended: its exit code, negative for a signal; and how often it could have died on the way.
-
-    `seconds` is how long it took to stop after it was asked to.
-    """
-
-    code: int
-    ticks: int = 0
-    seconds: float = 0.0
-
-
-class ProcessTree:
-    """The process, from the outside."""
-
-    def __init__(self, engine: str, **environment: str) -> None:
-        self._engine = engine
-        command = [sys.executable, "-m", "tests.fakes.process_tree", engine]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **ENVIRONMENT, **environment}
-        )
-
-    def __enter__(self) -> ProcessTree:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate()
-
-    def run(self, run: Path, **fault: Any) -> WorkerExit:
-        """A worker on this run, to its end: by `line=n`, `touch=n` (of files `below="…"`), `seconds=s`, or by itself.
-
-        It is cancelled `delay` seconds after its log says `stop_at`, or, with `politely=True`, only told to leave, as
-        by a machine that is shut down. It can write no file with more bytes than `largest`.
-        """
-        assert self._process.stdin
-        assert self._process.stdout
-        request = {"run": str(run), "home": str(run.parent.parent), "engine": self._engine, **fault}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return WorkerExit(**json.loads(self._process.stdout.readline()))
-
-
-#: Threads do not survive a fork. Data may come from servers of the tests, models may not come from anywhere.
+#: Threads do not survive a fork. Data may come from the tests' servers, models only from disk.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -79,8 +33,47 @@ ENVIRONMENT = {
 }
 
 
+@frozen
+class WorkerExit:
+    """The exit code of a worker (negative for a signal), the moments that it counted, seconds from signal to end."""
+
+    code: int
+    ticks: int = 0
+    seconds: float = 0.0
+
+
+class ProcessTree:
+    """The forking process, as a context manager; `engine` is "trl" or "scripted"."""
+
+    def __init__(self, engine: str, **environment: str) -> None:
+        self._engine = engine
+        spawning = multiprocessing.get_context("spawn")
+        self._requests, theirs = spawning.Pipe()
+        arguments = (theirs, engine, {**ENVIRONMENT, **environment})
+        self._process = spawning.Process(target=serve, args=arguments)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> ProcessTree:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._requests.close()
+        self._process.join()
+
+    def run(self, run: Path, **fault: Any) -> WorkerExit:
+        """Run a worker on this run to its end: killed at `line=n`, `touch=n` (of files `below="…"`) or `seconds=s`.
+
+        With `stop_at`, it is cancelled `delay` seconds after its log contains that text; with `politely=True` it only
+        gets SIGTERM, as when the machine shuts down. `largest` limits the size of each file that it writes, in bytes.
+        """
+        self._requests.send({"run": str(run), "home": str(run.parent.parent), "engine": self._engine, **fault})
+        worker_exit: WorkerExit = self._requests.recv()
+        return worker_exit
+
+
 class Killer:
-    """Kills this process at the `at`-th moment of a kind, at once and with nothing tidied up."""
+    """Kill this process with SIGKILL at the `at`-th moment of a kind; 0 only counts."""
 
     def __init__(self, at: int) -> None:
         self.ticks = 0
@@ -108,8 +101,8 @@ class Killer:
 
 
 def run_child(request: dict[str, Any], report: int) -> None:
-    """A child's life."""
-    from arkor.backend.runs.paths import RunFolder  # noqa: PLC0415 - what is imported when is the point here
+    """Run the worker in this fork, and write the number of moments to the file descriptor `report`."""
+    from arkor.backend.runs.paths import RunFolder  # noqa: PLC0415 - imported before the fork
     from arkor.backend.workers.worker import run_worker  # noqa: PLC0415 - as above
 
     folder = RunFolder(Path(request["run"]))
@@ -120,7 +113,7 @@ def run_child(request: dict[str, Any], report: int) -> None:
     if "touch" in request:
         killer.watch_file_events(str(folder.path / request.get("below", "")))
     if "largest" in request:
-        sys.dont_write_bytecode = True  # a truncated one would stay; Python before 3.13 does not notice
+        sys.dont_write_bytecode = True  # a truncated .pyc would stay; Python before 3.13 does not notice
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
     if "line" in request:
         sys.settrace(killer.on_line)
@@ -131,7 +124,7 @@ def run_child(request: dict[str, Any], report: int) -> None:
 
 
 def spawn(request: dict[str, Any]) -> WorkerExit:
-    """Fork, and wait for how it ends."""
+    """Fork a worker, send it the signals of the request, and wait for its end."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -140,50 +133,46 @@ def spawn(request: dict[str, Any]) -> WorkerExit:
         finally:
             os._exit(99)
     os.close(writing)
-    watch = threading.Thread(target=supervise, args=(child, request, asked_at := [0.0]))
+    signalled_at: list[float] = []
+    ended = threading.Event()
+    watch = threading.Thread(target=send_signals, args=(child, request, signalled_at, ended))
     watch.start()
     ticks = os.read(reading, 100)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    ended = time.monotonic()
-    asked_at.append(ended)
+    seconds = time.monotonic() - signalled_at[0] if signalled_at else 0.0
+    ended.set()
     watch.join()
     os.close(reading)
-    return WorkerExit(code, int(ticks or b"0"), ended - asked_at[0] if asked_at[0] else 0.0)
+    return WorkerExit(code, int(ticks or b"0"), seconds)
 
 
-def supervise(child: int, request: dict[str, Any], asked_at: list[float]) -> None:
-    """Send the signals that were asked for; the second entry of `asked_at` says that it is over."""
+def send_signals(child: int, request: dict[str, Any], signalled_at: list[float], ended: threading.Event) -> None:
     began = time.monotonic()
-    while len(asked_at) == 1:
-        time.sleep(0.005)
+    while not ended.wait(0.005):
         if "seconds" in request and time.monotonic() - began >= request["seconds"]:
-            return send(child, signal.SIGKILL)
+            number = signal.SIGKILL
+            break
         if "stop_at" in request and request["stop_at"] in Path(request["run"], "events.jsonl").read_text():
             time.sleep(request.get("delay", 0.2))
             if not request.get("politely"):
                 Path(request["run"], "cancelled").touch()
-            asked_at[0] = time.monotonic()
-            return send(child, signal.SIGTERM)
-    return None
-
-
-def send(child: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it may have been faster
+            signalled_at.append(time.monotonic())
+            number = signal.SIGTERM
+            break
+    else:
+        return
+    with suppress(ProcessLookupError):  # the worker may have ended
         os.kill(child, number)
 
 
-def main() -> None:
-    import arkor.backend.workers.worker  # noqa: PLC0415 - as above
-
-    if sys.argv[1] == "trl":
-        import datasets  # noqa: F401, PLC0415 - as above
-
-        import arkor.backend.training.sft_trainer  # noqa: PLC0415 - as above
-        import arkor.backend.training.trl_engine  # noqa: F401, PLC0415 - as above
-    for line in sys.stdin:
-        worker_exit = spawn(json.loads(line))
-        print(json.dumps(asdict(worker_exit)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def serve(requests: Connection, engine: str, environment: dict[str, str]) -> None:
+    """Import what the engine needs, then fork a worker for each request."""
+    os.environ.update(environment)  # before torch is imported
+    modules = ["arkor.backend.workers.worker"]
+    if engine == "trl":
+        modules += ["datasets", "arkor.backend.training.sft_trainer", "arkor.backend.training.trl_engine"]
+    for module in modules:
+        import_module(module)
+    with suppress(EOFError):
+        while True:
+            requests.send(spawn(requests.recv()))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+
+from typing_extensions import Self
+
+from tests.fakes.tcp import TcpListener, read_head
 
 #: Gets the open socket and the request's headers (lower-case names); what it does is what the client sees.
 Step = Callable[[socket.socket, dict[str, str]], None]
@@ -15,77 +18,46 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection
 
 
 class ScriptedServer:
-    """Serves `steps` one after the other, the last one for ever; keeps the headers of every request."""
+    """Plays `steps` one after the other, the last one for ever; keeps the headers of every request."""
 
     def __init__(self, *steps: Step) -> None:
         self.steps = list(steps)
         self.requests: list[dict[str, str]] = []
         self.released = threading.Event()
-        self._playing = threading.Lock()
-        self._listen(0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def _listen(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port))
-        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        self._lock = threading.Lock()
+        self._listener = TcpListener(self._answer)
+        self.url = f"http://127.0.0.1:{self._listener.port}"
 
     def go_away(self, seconds: float) -> None:
-        """Nobody listens for a while."""
-        port = self._listener.getsockname()[1]
-        self._stop_listening()
+        """Refuse connections for a while."""
+        self._listener.close()
         time.sleep(seconds)
-        self._listen(port)
-
-    def _serve(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+        self._listener = TcpListener(self._answer, self._listener.port)
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection:
-            headers = _read_request(connection)
-            with suppress(BrokenPipeError, ConnectionResetError):
-                self.step_for(headers)(connection, headers)
+        method, target, headers = read_head(connection)
+        headers = {":method": method, ":path": target, **headers}
+        self.step_for(headers)(connection, headers)
 
     def step_for(self, headers: dict[str, str]) -> Step:
-        """The next step of the script."""
-        with self._playing:
+        """Return the next step of the script."""
+        with self._lock:
             step = self.steps[min(len(self.requests), len(self.steps) - 1)]
             self.requests.append(headers)
         return step
 
-    def _stop_listening(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-        self._listener.close()
-
     def close(self) -> None:
         self.released.set()
-        self._stop_listening()
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _read_request(connection: socket.socket) -> dict[str, str]:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = connection.recv(65536)
-        if not chunk:
-            return {":path": "", ":method": ""}
-        data += chunk
-    lines = data.split(b"\r\n\r\n")[0].split(b"\r\n")
-    pairs = (line.split(b":", 1) for line in lines[1:])
-    headers = {name.decode().lower(): value.strip().decode("utf-8", "replace") for name, value in pairs}
-    return {":path": lines[0].split()[1].decode(), ":method": lines[0].split()[0].decode(), **headers}
-
-
-@contextmanager
-def serving(*steps: Step) -> Iterator[ScriptedServer]:
-    server = ScriptedServer(*steps)
-    try:
-        yield server
-    finally:
-        server.close()
+serving = ScriptedServer
 
 
 # Steps

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from arkor.errors import InvalidConfig
-from arkor.protocol.checks import Check, merge_reports
 from arkor.protocol.codec import from_wire, to_wire
 from arkor.protocol.estimates import Estimate, Outcome, outcome_of, parse_estimate
+from arkor.results.check import Check, merge_reports
 
 LENGTHS = {"rows": 3, "shortest": 4, "median": 5, "p95": 90, "longest": 90, "longestRow": 2, "mean": 33.0}
 FOUND = {

@@ -13,6 +13,7 @@ from starlette.datastructures import QueryParams
 
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
+from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import JobConfig, TrainingJob
 from arkor.studio.run_index import ORDERS, PER_PAGE, SORTS, Query, RunIndex, loss_of, paginate, step_of, total_of
 from tests.backend.http.routes.test_job_list import fill
@@ -22,10 +23,9 @@ from tests.studio.conftest import Studio, start_studio, submit, until
 
 def job(number: int, name: str = "", status: str = "completed", model: str = "org/m", **extra: object) -> TrainingJob:
     created = f"2026-03-01T14:{number:02}:00.000Z"
-    return TrainingJob(
-        f"id{number}", "o", "p", name or f"run {number}", status, JobConfig(model, None), created,  # type: ignore[arg-type]
-        started_at=created, completed_at=f"2026-03-01T15:{60 - number:02}:00.000Z", extra=extra,
-    )  # fmt: skip
+    data = {"id": f"id{number}", "orgId": "o", "projectId": "p", "name": name or f"run {number}", "status": status}
+    times = {"createdAt": created, "startedAt": created, "completedAt": f"2026-03-01T15:{60 - number:02}:00.000Z"}
+    return from_wire(TrainingJob, {**data, **times, "config": JobConfig(model, None), **extra})
 
 
 RUNS = [

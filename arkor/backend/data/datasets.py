@@ -21,7 +21,7 @@ from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
-from arkor.protocol.jobs import BlobDataset, HuggingFaceDataset
+from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
 
 #: So many faults are told one by one; the rest is counted.

@@ -33,8 +33,9 @@ from arkor.backend.preflight.data_report import Emit, data_problems, row_counts
 from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import dumps, from_wire, to_wire
+from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.estimates import Estimate
-from arkor.protocol.jobs import BlobDataset, JobConfig
+from arkor.protocol.jobs import JobConfig
 
 
 @frozen

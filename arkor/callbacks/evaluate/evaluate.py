@@ -16,10 +16,12 @@ from arkor.callbacks.contexts import CheckpointContext, CompletedContext, Finish
 from arkor.callbacks.evaluate.metrics import Metric, resolve_metric
 from arkor.callbacks.evaluate.questions import Question, parse_questions
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
+from arkor.formatting import quote
 from arkor.protocol.chat import InferenceRequest
-from arkor.protocol.jobs import Artifact, TrainingJob, TrainingResult
-from arkor.protocol.validation import Integer, boolean, is_finite, quote, signature_mismatch, text
+from arkor.protocol.jobs import Artifact, TrainingJob
+from arkor.protocol.validation import Integer, boolean, is_finite, signature_mismatch, text
 from arkor.results.evaluation import Answer, Evaluation
+from arkor.results.training_result import TrainingResult
 
 #: What of `infer` is not the caller's to set here.
 _RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "abort_signal"}

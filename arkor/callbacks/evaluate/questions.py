@@ -14,7 +14,7 @@ from attrs import frozen
 
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest, message_text
-from arkor.protocol.jobs import BlobDataset, FileDataset, HuggingFaceDataset
+from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.row_formats import InvalidRow, Row, detect_format, read_row
 
 _FIELD = "Evaluate.questions"

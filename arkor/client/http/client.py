@@ -33,8 +33,8 @@ from arkor.client.http.session import CredentialSafeSession, HeaderAuth
 from arkor.client.http.urls import checked_url
 from arkor.client.http.versions import report_deprecation
 from arkor.errors import CloudApiError, CredentialsError, InvalidConfig
+from arkor.files import atomic_writer
 from arkor.protocol.codec import dumps
-from arkor.protocol.run_archive import atomic_writer
 
 logger = logging.getLogger("arkor")
 
@@ -178,7 +178,7 @@ class HttpClient:
             raise unavailable_error(self.auth.base_url, error) from error
 
     def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
-        """Send a `Call` once, and write the body of the answer beside `file`, which it becomes when it is whole.
+        """Send a `Call` once and write the body of the answer to `file` atomically.
 
         Raises `CloudApiError`, `BackendUnavailable`, and OSError for a file that cannot be written.
         """

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from arkor.errors import CloudApiError
 from arkor.protocol.codec import from_wire
-from arkor.protocol.jobs import BlobDataset
+from arkor.protocol.datasets import BlobDataset
 
 T = TypeVar("T")
 

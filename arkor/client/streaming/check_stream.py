@@ -19,8 +19,8 @@ from arkor.client.http.deadline import Deadline
 from arkor.client.http.errors import unavailable_error, without_token
 from arkor.client.streaming.sse import frames
 from arkor.errors import BackendUnavailable, CloudApiError
-from arkor.protocol.checks import Check, merge_reports
 from arkor.protocol.codec import from_wire
+from arkor.results.check import Check, merge_reports
 
 #: Hears what the backend is at, in words for a person.
 ReportStatus = Callable[[str], None]

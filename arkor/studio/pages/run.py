@@ -31,8 +31,7 @@ def head(request: Request) -> Response:
 
 def checkpoints(request: Request) -> Response:
     """`GET /parts/runs/:id/checkpoints`: the steps of those that the backend keeps; null where it does not say."""
-    kept = _job(request).extra.get("checkpoints")
-    return JSONResponse({"kept": kept if isinstance(kept, list) else None})
+    return JSONResponse({"kept": _job(request).checkpoints})
 
 
 def cancel(request: Request) -> Response:

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from arkor.backend.data.datasets import DataError, Rows, load_rows
 from arkor.backend.data.packed_rows import PackedRows
-from arkor.protocol.jobs import BlobDataset, HuggingFaceDataset
+from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -380,7 +380,7 @@ def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     source = upload(tmp_path, (line + b"\n") * many)
     code = (
         "import psutil; from pathlib import Path; from arkor.backend.data.datasets import load_rows;"
-        "from arkor.protocol.jobs import BlobDataset; before = psutil.Process().memory_info().rss;"
+        "from arkor.protocol.datasets import BlobDataset; before = psutil.Process().memory_info().rss;"
         f"rows = load_rows(BlobDataset({source.url!r}), home=Path({str(tmp_path)!r}));"
         "print(len(rows.train), psutil.Process().memory_info().rss - before)"
     )

@@ -16,7 +16,7 @@ import pytest
 from arkor.backend.data import download as room
 from arkor.backend.data.datasets import DataError, load_rows
 from arkor.backend.data.download import download
-from arkor.protocol.jobs import BlobDataset
+from arkor.protocol.datasets import BlobDataset
 from tests.fakes.corporate_proxy import CorporateProxy
 
 ROWS = b'{"text": "a"}\n{"text": "b"}\n'
@@ -268,5 +268,5 @@ def test_an_authority_of_the_companys_own(site: Site, tmp_path: Path, monkeypatc
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
         assert "nowhere.pem" in refusal(url)
         assert site.asked == []
-        monkeypatch.setenv("SSL_CERT_FILE", str(company.authority.bundle))
+        monkeypatch.setenv("SSL_CERT_FILE", str(company.bundle))
         assert fetch(url) == ROWS

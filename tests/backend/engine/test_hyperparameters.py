@@ -14,7 +14,8 @@ import pytest
 from arkor.backend.engine import hyperparameters as room
 from arkor.backend.engine.hyperparameters import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, resolve_hyperparameters
 from arkor.errors import InvalidConfig
-from arkor.protocol.jobs import BlobDataset, JobConfig
+from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.jobs import JobConfig
 
 SOURCE = BlobDataset("/v1/datasets/x/a.jsonl")
 

@@ -15,7 +15,7 @@ from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.messages import CompletionRequest, Constraint, Delta, Done, Failed, Reply
 from arkor.protocol.chat import InferenceRequest
 from tests.backend.inference.test_generator import run
-from tests.fakes.byte_model import make_base
+from tests.fakes.tiny_model import make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arkor.backend.inference.detokenizer import StopStrings, TextStream
-from tests.fakes.byte_model import byte_tokenizer
+from tests.fakes.tiny_model import byte_tokenizer
 
 pytestmark = pytest.mark.slow  # the tokenizer's library takes seconds to import
 

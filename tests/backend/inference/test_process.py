@@ -150,7 +150,7 @@ def test_it_lets_runs_go_first(served: Served) -> None:
 
 @pytest.mark.slow
 def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
-    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+    from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
 
     base = make_base(tmp_path / "base")
     served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
@@ -170,7 +170,7 @@ def test_where_memory_ends_an_answer_is_refused_and_the_next_one_comes(tmp_path:
     """The system's own refusal: the process may have hardly more memory than it has already."""
     import resource  # noqa: PLC0415 - not on every system
 
-    from tests.fakes.byte_model import make_base  # noqa: PLC0415 - imports torch
+    from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
 
     base = make_base(tmp_path / "base", context=60_000)
     served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")

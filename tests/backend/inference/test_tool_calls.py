@@ -20,7 +20,7 @@ from arkor.backend.inference.tool_calls import (
     render_tools,
 )
 from tests.backend.inference.test_generator import run
-from tests.fakes.byte_model import byte_tokenizer, make_base
+from tests.fakes.tiny_model import byte_tokenizer, make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 

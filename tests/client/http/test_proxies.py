@@ -36,7 +36,7 @@ def corporate_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         for other in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             monkeypatch.delenv(other, raising=False)
         monkeypatch.setenv("HTTPS_PROXY", found.proxy_url)
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(found.authority.bundle))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(found.bundle))
         yield found
 
 
@@ -106,7 +106,7 @@ def test_what_is_excepted_goes_straight(
 def test_any_variable_may_name_the_authority(
     corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv(variable, str(corporate_proxy.authority.bundle))
+    monkeypatch.setenv(variable, str(corporate_proxy.bundle))
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with answering(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
         corporate_proxy.serve(HOST, server.url)
@@ -189,7 +189,7 @@ def test_a_proxy_that_blocks_says_so(corporate_proxy: CorporateProxy) -> None:
 def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(CorporateProxy(tmp_path, password="a-password-of-mine")) as company, answering(Answer()) as server:
         company.serve(HOST, server.url)
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(company.authority.bundle))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(company.bundle))
         monkeypatch.setenv("HTTPS_PROXY", company.proxy_url)
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {}
         monkeypatch.setenv("HTTPS_PROXY", company.proxy_url.replace("a-password", "not-the-password"))

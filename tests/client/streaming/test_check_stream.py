@@ -10,8 +10,9 @@ import pytest
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
 from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
-from arkor.protocol.checks import Check
-from arkor.protocol.jobs import BlobDataset, FileDataset, JobConfig, Scope
+from arkor.protocol.datasets import BlobDataset, FileDataset
+from arkor.protocol.jobs import JobConfig, Scope
+from arkor.results.check import Check
 from tests.fakes.http_server import Answer, HttpServer, answering
 from tests.fakes.sse_server import send_and_hold, serving
 

@@ -49,8 +49,9 @@ from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, Proje
 from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import camel_case, from_wire, to_wire
+from arkor.protocol.datasets import BlobDataset, parse_dataset
 from arkor.protocol.events import now
-from arkor.protocol.jobs import BlobDataset, JobConfig, JobStatus, TrainingJob, parse_dataset
+from arkor.protocol.jobs import JobConfig, JobStatus, TrainingJob
 from arkor.settings import max_queued_runs, max_streams
 
 #: How many jobs are listed at once, where the caller does not say, and at most.

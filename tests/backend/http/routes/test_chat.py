@@ -448,7 +448,7 @@ def test_the_server_stays_light(shared: Backend) -> None:
 
 @pytest.mark.slow
 def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.fakes.byte_model import make_adapter, make_base  # noqa: PLC0415 - imports torch
+    from tests.fakes.tiny_model import make_adapter, make_base  # noqa: PLC0415 - imports torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     base = make_base(tmp_path / "base", context=128)
