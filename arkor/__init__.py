@@ -1,10 +1,10 @@
 """Fine-tune open-weight language models from plain, blocking Python.
 
-trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
-result = trainer.wait()
+    trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
+    result = trainer.wait()
 
-A room of the house is opened when a name of it is asked for: a backend, which is a part of this package, too, loads
-nothing of the client. What type checkers read is `__init__.pyi`.
+A module is imported when one of its names is first used, so that a backend, which is part of this package, loads no
+code of the client.
 """
 
 import sys
@@ -18,57 +18,33 @@ from arkor.settings import VERSION
 
 __version__ = VERSION
 
+#: Module below `arkor` → the public names in it; `__init__.pyi` lists the same for type checkers.
 _EXPORTS = {
-    "callbacks": [
-        "CheckpointContext",
-        "CompletedContext",
-        "FailedContext",
-        "FinishedContext",
-        "StartedContext",
-        "TrainerCallbacks",
-        "TrainingLogContext",
-    ],
-    "client.api": ["CloudApiClient"],
-    "client.auth.credentials": [
-        "AnonymousCredentials",
-        "OAuthCredentials",
-        "TokenCredentials",
-        "credentials_path",
-        "default_cloud_api_url",
-        "ensure_credentials",
-        "read_credentials",
-        "request_anonymous_token",
-        "write_credentials",
-    ],
-    "client.chat_response": ["ChatResponse"],
-    "client.connect": ["connect"],
-    "client.project_state": ["ProjectState", "read_state", "state_path", "write_state"],
-    "client.streaming.backoff": ["ReconnectPolicy"],
-    "errors": [
-        "ArkorError",
-        "BackendUnavailable",
-        "CloudApiError",
-        "CredentialsError",
-        "InvalidConfig",
-        "ProjectStateMismatch",
-        "StreamLost",
-        "TrainerAborted",
-        "TrainingFailed",
-    ],
-    "project": ["Arkor", "create_arkor", "is_arkor", "run_trainer"],
-    "protocol.chat": ["InferenceRequest"],
-    "protocol.datasets": ["BlobDataset", "FileDataset", "HuggingFaceDataset"],
-    "protocol.estimates": ["Estimate"],
-    "protocol.jobs": ["Artifact", "JobConfig", "JobStatus", "LoraConfig", "Scope", "TrainingJob"],
-    "protocol.model_target": ["Adapter"],
-    "results.check": ["Check"],
-    "results.history": ["History"],
-    "results.training_result": ["TrainingResult"],
-    "trainer.trainer": ["StartedJob", "Trainer", "create_trainer"],
+    "callbacks": "CheckpointContext CompletedContext FailedContext FinishedContext "
+    "StartedContext TrainerCallbacks TrainingLogContext",
+    "client.api": "CloudApiClient",
+    "client.auth.credentials": "AnonymousCredentials OAuthCredentials TokenCredentials credentials_path "
+    "default_cloud_api_url ensure_credentials read_credentials request_anonymous_token write_credentials",
+    "client.chat_response": "ChatResponse",
+    "client.connect": "connect",
+    "client.project_state": "ProjectState read_state state_path write_state",
+    "client.streaming.backoff": "ReconnectPolicy",
+    "errors": "ArkorError BackendUnavailable CloudApiError CredentialsError InvalidConfig "
+    "ProjectStateMismatch StreamLost TrainerAborted TrainingFailed",
+    "project": "Arkor create_arkor is_arkor run_trainer",
+    "protocol.chat": "InferenceRequest",
+    "protocol.datasets": "BlobDataset FileDataset HuggingFaceDataset",
+    "protocol.estimates": "Estimate",
+    "protocol.jobs": "Artifact JobConfig JobStatus LoraConfig Scope TrainingJob",
+    "protocol.model_target": "Adapter",
+    "results.check": "Check",
+    "results.history": "History",
+    "results.training_result": "TrainingResult",
+    "trainer.trainer": "StartedJob Trainer create_trainer",
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = sorted(["__version__", *_MODULE_OF])  # noqa: PLE0605 - a list, for who asks for `*`
+__all__ = sorted(["__version__", *_MODULE_OF])  # noqa: PLE0605 - a list all the same
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m arkor` is the command `arkor`."""
+"""`python -m arkor`: the command `arkor`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Environment and paths, read when asked and never at import.
+"""Environment variables and paths, read at each call and never at import.
 
-What is not here: anything that a backend keeps below its home (`backend/runs/paths.py`) and anything of a project
-(`client/project_state.py`).
+Paths below a backend's home are in `backend/runs/paths.py`, those of a project in `client/project_state.py`.
 """
 
 from __future__ import annotations
@@ -14,57 +13,56 @@ from arkor.errors import InvalidConfig
 
 VERSION = "0.1.0"
 
-#: The wire protocol that this package speaks. Raised only when an older peer could misunderstand a newer one.
+#: The version of the wire protocol; raised only when an older peer could misunderstand a newer one.
 PROTOCOL = 1
 
 #: The managed Arkor cloud.
 MANAGED_CLOUD_API_URL = "https://api.arkor.ai"
 
-#: The model that needs no hub: its weights come in a Python package.
+#: The model whose weights come in a Python package instead of from the hub.
 STARTER_MODEL = "smollm2-135m-instruct"
 
 
 def arkor_home() -> Path:
-    """The folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`.
+    """Return the folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`.
 
-    Raises `InvalidConfig` where that is no folder, as this user has no home.
+    Raises `InvalidConfig` if the user has no home folder.
     """
     try:
         return Path(os.environ.get("ARKOR_HOME") or "~/.arkor").expanduser().absolute()
     except RuntimeError:
-        raise InvalidConfig("ARKOR_HOME", "must be set to a folder, for this user has no home here") from None
+        raise InvalidConfig("ARKOR_HOME", "must be set to a folder, because this user has no home folder") from None
 
 
 def cloud_api_url_from_env() -> str | None:
-    """`ARKOR_CLOUD_API_URL` without a trailing slash, or None when it is unset or empty."""
+    """Return `ARKOR_CLOUD_API_URL` without a trailing slash; None if it is unset or empty."""
     return (os.environ.get("ARKOR_CLOUD_API_URL") or "").strip().rstrip("/") or None
 
 
 def token_from_env() -> str | None:
-    """`ARKOR_TOKEN`, or None when it is unset or empty."""
+    """Return `ARKOR_TOKEN`; None if it is unset or empty."""
     return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
 
 
 def ca_bundle_from_env() -> tuple[str, str] | None:
-    """The variable that names whom to trust instead of the usual authorities, and the file or folder that it names.
+    """Return the name and value of the first variable that sets a CA bundle, a file or a folder.
 
-    The first that is set of `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`, which requests knows by itself, and
-    `SSL_CERT_FILE`, which Python and the other clients know.
+    requests reads `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` itself; Python and other clients read `SSL_CERT_FILE`.
     """
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     return next(((name, path) for name in names if (path := os.environ.get(name))), None)
 
 
 def dry_run_from_env() -> bool:
-    """`ARKOR_DRY_RUN`: whether every run that is submitted is to be a dry run, whatever its script says."""
+    """`ARKOR_DRY_RUN`: whether every submitted run is a dry run, regardless of its script."""
     return (os.environ.get("ARKOR_DRY_RUN") or "0") != "0"
 
 
 def serving_idle_seconds() -> float:
-    """`ARKOR_SERVING_IDLE_SECONDS`: when the idle serving process leaves and frees its memory (600; 0 is never)."""
-    text = os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or ""
+    """`ARKOR_SERVING_IDLE_SECONDS`: after how long the idle inference process exits (600; 0 is never)."""
+    text = os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or "600"
     try:
-        seconds = float(text or 600)
+        seconds = float(text)
     except ValueError:
         seconds = -1
     if not 0 <= seconds < math.inf:
@@ -73,33 +71,32 @@ def serving_idle_seconds() -> float:
 
 
 def serving_memory_bytes() -> int | None:
-    """`ARKOR_SERVING_MEMORY_BYTES`: what base models may keep for inference; None is half of the device's memory."""
+    """`ARKOR_SERVING_MEMORY_BYTES`: the cache size for base models; None is half of the device's memory."""
     return _count("ARKOR_SERVING_MEMORY_BYTES", 0) or None
 
 
 def max_kept_checkpoints() -> int:
-    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints stay, beside the best one (2; 0 is all)."""
+    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints are kept besides the best (2; 0 is all)."""
     return _count("ARKOR_KEEP_CHECKPOINTS", 2)
 
 
 def max_queued_runs() -> int:
-    """`ARKOR_MAX_QUEUED_RUNS`: how many runs of an organisation may be queued or running at a time (100)."""
+    """`ARKOR_MAX_QUEUED_RUNS`: how many runs an organisation may have queued or running (100)."""
     return _count("ARKOR_MAX_QUEUED_RUNS", 100)
 
 
 def max_streams() -> int:
-    """`ARKOR_MAX_STREAMS`: how many event streams a user may have open at a time (100)."""
+    """`ARKOR_MAX_STREAMS`: how many event streams a user may have open (100)."""
     return _count("ARKOR_MAX_STREAMS", 100)
 
 
 def check_limits() -> None:
-    """Raises `InvalidConfig` for the first of these variables that is no number, before anything depends on it."""
+    """Raise `InvalidConfig` for the first limit that is set to anything but a number."""
     for limit in (serving_idle_seconds, serving_memory_bytes, max_kept_checkpoints, max_queued_runs, max_streams):
         limit()
 
 
 def _count(name: str, default: int) -> int:
-    """Raises `InvalidConfig` for what is no whole number: a limit that somebody set is not to be passed over."""
     text = (os.environ.get(name) or "").strip()
     if text and not text.isdecimal():
         raise InvalidConfig(name, f"must be a whole number of at least 0, not {text!r}")

@@ -1,4 +1,4 @@
-"""Who one is, and where the runs belong: the user, the organisations, their projects."""
+"""The user behind a token, and the organisations and projects that runs belong to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from arkor.protocol.codec import from_wire
+from arkor.protocol.codec import nested, nested_list
 
 
 @frozen
@@ -36,19 +36,10 @@ class Project:
     extra: Mapping[str, Any] = field(factory=dict)
 
 
-def _user(value: Any) -> Any:
-    return from_wire(User, value) if isinstance(value, Mapping) else value
-
-
-def _orgs(value: Any) -> tuple[Any, ...]:
-    items = value if isinstance(value, (list, tuple)) else ()
-    return tuple(from_wire(Org, item) if isinstance(item, Mapping) else item for item in items)
-
-
 @frozen
 class Me:
-    """The user behind the token, and the organisations that they are a member of."""
+    """The user of the token, and the organisations of which they are a member."""
 
-    user: User = field(converter=_user)
-    orgs: tuple[Org, ...] = field(default=(), converter=_orgs)
+    user: User = nested(User)
+    orgs: tuple[Org, ...] = nested_list(Org)
     extra: Mapping[str, Any] = field(factory=dict)

@@ -22,7 +22,10 @@ def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
 
 @frozen
 class PreviewRow:
-    """A row as the model will see it: its tokens as text, which of them count for the loss, how many are not shown."""
+    """A row as the model receives it: its tokens as text, and whether the loss counts each of them.
+
+    `more` tokens follow that are not shown.
+    """
 
     row: int
     tokens: tuple[str, ...] = field(converter=texts)
@@ -31,7 +34,7 @@ class PreviewRow:
     extra: Mapping[str, Any] = field(factory=dict)
 
     def parts(self) -> list[tuple[str, bool]]:
-        """The text, in stretches that count (True) and that do not."""
+        """Join neighbouring tokens that count (True) or do not count for the loss."""
         parts: list[tuple[str, bool]] = []
         for token, counts in zip(self.tokens, self.counted, strict=False):
             if parts and parts[-1][1] == counts:
@@ -43,11 +46,10 @@ class PreviewRow:
 
 @frozen
 class Lengths:
-    """How long the rows are, in tokens, before anything is cut.
+    """The lengths of the rows in tokens, before any row is cut.
 
-    `bins` are pairs: a length, and how many rows have no more than that, and more than the pair before. `cut` rows are
-    longer than `max_length`, `left_out` have nothing to learn within it; of the `counted` tokens, those that count for
-    the loss, `lost` are cut off.
+    `bins` are pairs (upper bound, number of rows up to it and above the bound before). `cut` rows are longer than
+    `max_length`; `left_out` rows have no token for the loss within it; `lost` of the `counted` tokens are cut off.
     """
 
     rows: int
@@ -68,10 +70,10 @@ class Lengths:
 
 @frozen
 class Duplicates:
-    """Rows that are the same, character by character.
+    """Rows that are equal, character by character.
 
-    `within` rows of the training data repeat an earlier one, `between` of the evaluation rows are in the training data
-    too. The examples are pairs of row numbers, the repetition first.
+    `within` training rows repeat an earlier one; `between` evaluation rows are among the training rows, too. The
+    examples are pairs of row numbers, the repetition first.
     """
 
     within: int = 0

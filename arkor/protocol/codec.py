@@ -1,7 +1,7 @@
-"""attrs classes ⇄ the camelCase JSON of the wire.
+"""Convert attrs classes to and from the camelCase JSON of the wire.
 
-Decoding is tolerant: a key that the class does not know goes into its `extra` field, if it has one, and comes
-out again on encoding. Encoding leaves out what is None. Checking values is the business of the classes.
+Decoding is tolerant: an unknown key goes into the `extra` field of the class, if it has one, and is written again by
+encoding. Encoding omits None. Values are checked by the classes, not here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import attrs
@@ -17,9 +17,10 @@ import attrs
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-#: How `nonFinite` spells the numbers that JSON does not have.
-NON_FINITE = ("nan", "inf", "-inf")
 _JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+#: The values of `nonFinite`, the object that names the numbers which JSON cannot express.
+NON_FINITE = ("nan", "inf", "-inf")
 
 
 @cache
@@ -30,15 +31,15 @@ def camel_case(name: str) -> str:
 
 
 @cache
-def _names(cls: Any) -> dict[str, str]:
-    """Wire name → attribute name of every field that the constructor takes, `extra` aside."""
+def _attributes(cls: Any) -> dict[str, str]:
+    """Wire name → attribute name of every field that the constructor takes, except `extra`."""
     return {camel_case(f.name): f.name for f in attrs.fields(cls) if f.init and f.name != "extra"}
 
 
 def to_wire(value: Any) -> Any:
-    """An attrs instance, an enum, or plain JSON → plain JSON.
+    """Convert an attrs instance, an enum, or plain JSON to plain JSON.
 
-    A number that is not finite becomes null, and its name is added to `nonFinite`.
+    A field that is NaN or infinite becomes null, and an entry of `nonFinite`.
     """
     if type(value) in _JSON_SCALARS:
         return value
@@ -59,12 +60,12 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
-    """A JSON object → an instance of `cls`; nested classes are the `converter`s of their fields.
+    """Convert a JSON object to an instance of `cls`; the `converter` of a field decodes nested classes.
 
-    Raises `TypeError` when a required field is missing.
+    Raises `TypeError` if a required field is missing.
     """
     fields: Any = cls
-    names = _names(fields)
+    names = _attributes(fields)
     known = {names[key]: item for key, item in data.items() if key in names}
     extra = {key: item for key, item in data.items() if key not in names}
     odd = extra.get("nonFinite")
@@ -76,6 +77,26 @@ def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
     return cls(**known)
 
 
+def decode_object(cls: type[T], value: Any) -> T | Any:
+    """Decode a JSON object; return anything else as it is."""
+    return from_wire(cls, value) if isinstance(value, Mapping) else value
+
+
+def decode_objects(cls: type[T], value: Any) -> tuple[T | Any, ...]:
+    """Decode a list of JSON objects and keep its other items; anything but a list becomes empty."""
+    return tuple(decode_object(cls, item) for item in value) if isinstance(value, (list, tuple)) else ()
+
+
+def nested(cls: Any, **options: Any) -> Any:
+    """Declare an attrs field that is decoded by `decode_object`."""
+    return attrs.field(converter=partial(decode_object, cls), **options)
+
+
+def nested_list(cls: Any) -> Any:
+    """Declare an attrs field that is decoded by `decode_objects` and empty by default."""
+    return attrs.field(default=(), converter=partial(decode_objects, cls))
+
+
 def dumps(value: Any) -> str:
-    """Compact strict JSON on one line: never `NaN`, which strict parsers reject (raises ValueError)."""
+    """Encode as strict JSON on one line. Raises ValueError for NaN and infinity."""
     return _ENCODER.encode(value)

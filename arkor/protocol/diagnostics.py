@@ -1,4 +1,4 @@
-"""What an examination of an installation finds, as both of its halves tell it (`arkor doctor`)."""
+"""One result of `arkor doctor`, from its client half or its backend half."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 @frozen
 class Diagnostic:
-    """One thing that was looked at: how it stands, in a sentence, and what to do where something is amiss."""
+    """The state of one subject, as a sentence, and the remedy where something is wrong."""
 
     subject: str
     level: str

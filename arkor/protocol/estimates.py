@@ -1,7 +1,4 @@
-"""What a run was expected to take, and how it came out.
-
-Who estimates, and from what, is the business of `backend/preflight/dry_run.py`.
-"""
+"""The estimated time and memory of a run, and the outcome; `backend/preflight/dry_run.py` computes estimates."""
 
 from __future__ import annotations
 
@@ -13,17 +10,16 @@ from attrs import field, frozen
 from arkor.formatting import format_bytes, format_duration
 from arkor.protocol.codec import from_wire
 
-#: Seconds, or bytes, beyond which a number means nothing.
-_MAX_SECONDS = 1e15
+_MAX_NUMBER = 1e15  # seconds or bytes; a larger number cannot be meant
 
 
 @frozen
 class Estimate:
-    """What a run will take where it was checked, judged by `timed_steps` of its steps.
+    """The expected time and memory of a run on the backend that checked it, from `timed_steps` of its steps.
 
-    `seconds` are those from the first step to the end, evaluations and checkpoints included; `preparing_seconds` go
-    before them, `step_seconds` to each step. `memory_bytes` is the peak of the process, `device_memory_bytes` what it
-    takes of a GPU beside. `busy` says that something else was computed there at the same time.
+    `seconds` last from the first step to the end, evaluations and checkpoints included, after `preparing_seconds`;
+    a step takes `step_seconds`. `memory_bytes` is the peak of the process, `device_memory_bytes` that of the GPU.
+    With `busy`, other programs were computing during the measurement.
     """
 
     steps: int
@@ -39,15 +35,16 @@ class Estimate:
 
     def __str__(self) -> str:
         """`"60 steps of 1.3 s, 1:42 in all, with 1.4 GB of memory"`."""
-        words = f"{self.steps} steps of {duration(self.step_seconds)}, {format_duration(self.seconds)} in all"
+        step = f"{self.step_seconds:#.2g}" if self.step_seconds < 10 else f"{self.step_seconds:.0f}"
+        time = f"{self.steps} steps of {step} s, {format_duration(self.seconds)} in all"
         memory = [f"{format_bytes(self.memory_bytes)} of memory"] if self.memory_bytes else []
-        memory += [f"{format_bytes(self.device_memory_bytes)} of the GPU's"] if self.device_memory_bytes else []
-        return f"{words}, with {' and '.join(memory)}" if memory else words
+        memory += [f"{format_bytes(self.device_memory_bytes)} of GPU memory"] if self.device_memory_bytes else []
+        return f"{time}, with {' and '.join(memory)}" if memory else time
 
 
 @frozen
 class Outcome:
-    """How good an estimate was: `seconds` and the memory are what the run really took, None where nobody said."""
+    """An estimate and the measured `seconds` and `memory_bytes` of the run, as far as they are known."""
 
     estimate: Estimate
     seconds: float | None = None
@@ -55,55 +52,49 @@ class Outcome:
 
     @property
     def error(self) -> float | None:
-        """By which share of what it took the time was estimated too high, or too low where it is negative."""
+        """The relative error of the estimated time; positive if the estimate was too high."""
         return None if not self.seconds else (self.estimate.seconds - self.seconds) / self.seconds
 
     @property
     def memory_error(self) -> float | None:
-        """The same of the memory."""
+        """The relative error of the estimated memory."""
         if not self.memory_bytes or not self.estimate.memory_bytes:
             return None
         return (self.estimate.memory_bytes - self.memory_bytes) / self.memory_bytes
 
     def __str__(self) -> str:
         """`"estimated 1:42, took 1:37: 5 % too high; memory estimated 1.4 GB, took 1.4 GB"`."""
-        words = f"estimated {format_duration(self.estimate.seconds)}"
+        text = f"estimated {format_duration(self.estimate.seconds)}"
         if self.seconds and self.error is not None:
-            words += f", took {format_duration(self.seconds)}: {_judged(self.error)}"
-        if self.memory_bytes and self.memory_error is not None:
-            words += f"; memory estimated {format_bytes(self.estimate.memory_bytes or 0)}, took {format_bytes(self.memory_bytes)}"
-        return words + (" (estimated while the machine was busy)" if self.estimate.busy else "")
+            share = f"{abs(self.error):.0%}".replace("%", " %")
+            verdict = "exactly" if share == "0 %" else f"{share} too {'high' if self.error > 0 else 'low'}"
+            text += f", took {format_duration(self.seconds)}: {verdict}"
+        if self.memory_bytes and self.estimate.memory_bytes:
+            expected, peak = format_bytes(self.estimate.memory_bytes), format_bytes(self.memory_bytes)
+            text += f"; memory estimated {expected}, took {peak}"
+        return text + (" (estimated while the machine was busy)" if self.estimate.busy else "")
 
 
 def parse_estimate(value: Any) -> Estimate | None:
-    """An estimate from JSON; None for what is none."""
+    """Decode an estimate; return None if a number is missing or out of range."""
+    if isinstance(value, Estimate):
+        return value
     if not isinstance(value, Mapping) or not all(_is_number(value.get(name)) for name in ("seconds", "stepSeconds")):
         return None
-    others = (value.get(name) for name in ("memoryBytes", "deviceMemoryBytes", "preparingSeconds"))
     counts = (value.get("steps"), value.get("timedSteps", 0))
+    optional = (value.get(name) for name in ("memoryBytes", "deviceMemoryBytes", "preparingSeconds"))
     if not all(type(count) is int and _is_number(count) for count in counts):
         return None
-    return from_wire(Estimate, value) if all(other is None or _is_number(other) for other in others) else None
+    return from_wire(Estimate, value) if all(number is None or _is_number(number) for number in optional) else None
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that can be meant: no person waits a million years."""
-    return type(value) in (int, float) and 0 <= value < _MAX_SECONDS
+    return type(value) in (int, float) and 0 <= value < _MAX_NUMBER
 
 
 def outcome_of(estimate: Estimate | None, metrics: Mapping[str, Any] | None) -> Outcome | None:
-    """What became of an estimate, by the metrics of the run that has completed; None where there was none."""
+    """Compare an estimate with the metrics of the completed run."""
     if estimate is None:
         return None
     seconds, memory = ((metrics or {}).get(name) for name in ("seconds", "memory_bytes"))
     return Outcome(estimate, seconds if _is_number(seconds) else None, memory if _is_number(memory) else None)
-
-
-def duration(seconds: float) -> str:
-    """`"0.031 s"`, `"1.3 s"`, `"12 s"`: in two figures, as no estimate is better."""
-    return f"{seconds:#.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _judged(error: float) -> str:
-    share = f"{abs(error):.0%}".replace("%", " %")
-    return "exactly" if share == "0 %" else f"{share} too {'high' if error > 0 else 'low'}"

@@ -1,6 +1,6 @@
-"""The nouns of a run: its configuration, its data source, the job, its artifacts, its result.
+"""A run on the wire: its configuration, its state, its artifacts.
 
-The classes are plain data and decode whatever a newer backend sends; `JobConfig.check()` is what says no.
+Decoding accepts fields and values of a newer backend; `JobConfig.check()` validates.
 """
 
 from __future__ import annotations
@@ -14,24 +14,13 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import format_repr
-from arkor.protocol.codec import from_wire
+from arkor.protocol.codec import decode_objects, from_wire
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
-from arkor.protocol.validation import (
-    BOOLEAN,
-    FORMAT,
-    SPLIT,
-    TEXT,
-    WARMUP,
-    Integer,
-    Number,
-    Validator,
-    boolean,
-    text,
-)
+from arkor.protocol.validation import BOOLEAN, DATASET_FORMAT, DATASET_SPLIT, TEXT, WARMUP, Integer, Number, Validator
 
 
 class JobStatus(str, Enum):
-    """Where a job stands; compares equal to its plain string."""
+    """The state of a job; equal to its plain string."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -43,23 +32,70 @@ class JobStatus(str, Enum):
 
     @property
     def terminal(self) -> bool:
-        """Whether a run that has it has ended."""
+        """True for completed, failed and cancelled."""
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 @frozen
 class Scope:
-    """Whose call it is: the organisation and the project, by slug."""
+    """The organisation and the project of a call, by slug."""
 
     org_slug: str
     project_slug: str
 
 
-# What to train
+def _dataset_or_raw(value: Any) -> Any:
+    """Decode a data set object; keep one of an unknown form for `check()` to reject."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return dataset_from_dict(value, tolerant=True)
+    except InvalidConfig:
+        return dict(value)
 
 
-def _setting(validator: Validator) -> Any:
-    return field(default=None, metadata={"check": validator})
+def _setting(validator: Validator, doc: str) -> Any:
+    """Declare a setting; validation, OpenAPI schema and documentation (verified by a test) come from it."""
+    return field(default=None, metadata={"check": validator, "doc": doc})
+
+
+@frozen
+class JobConfig:
+    """The configuration of a run; the backend chooses the value of a field that is None."""
+
+    model: str = field(metadata={"schema": TEXT.schema})
+    dataset_source: Any = field(
+        converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
+    )
+    dataset_format: Mapping[str, Any] | None = _setting(DATASET_FORMAT, "how a row is read")
+    max_steps: int | None = _setting(Integer(1), "optimizer steps")
+    num_train_epochs: float | None = _setting(Number(above=0), "passes over the data")
+    learning_rate: float | None = _setting(Number(above=0), "the highest step size")
+    batch_size: int | None = _setting(Integer(1), "rows per step")
+    optim: str | None = _setting(TEXT, "the optimizer, by its name in transformers")
+    lr_scheduler_type: str | None = _setting(TEXT, "the learning rate over the run")
+    weight_decay: float | None = _setting(Number(minimum=0), "pull of the weights towards zero")
+    warmup_steps: float | None = _setting(WARMUP, "steps until the highest learning rate; below 1, a share of the run")
+    logging_steps: int | None = _setting(Integer(1), "steps between two logs")
+    save_steps: int | None = _setting(Integer(1), "steps between two checkpoints")
+    eval_steps: int | None = _setting(Integer(1), "steps between two evaluations")
+    lora_r: int | None = _setting(Integer(1), "rank of the adapter")
+    lora_alpha: float | None = _setting(Number(above=0), "scale of the adapter")
+    max_length: int | None = _setting(Integer(8), "tokens per row; longer rows are cut")
+    load_in_4bit: bool | None = _setting(BOOLEAN, "frozen weights in 4 bits (QLoRA, CUDA only)")
+    train_on_responses_only: bool | None = _setting(BOOLEAN, "learn the assistant's messages only")
+    dataset_split: Any = _setting(DATASET_SPLIT, "which rows are trained on and held out")
+    dry_run: bool | None = _setting(BOOLEAN, "a few rows and steps through every stage")
+    extra: Mapping[str, Any] = field(factory=dict)
+
+    def check(self) -> None:
+        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        TEXT("model", self.model)
+        parse_dataset(self.dataset_source, tolerant=True)
+        for spec in attrs.fields(JobConfig):
+            value = getattr(self, spec.name)
+            if value is not None and "check" in spec.metadata:
+                spec.metadata["check"](spec.name, value)
 
 
 @frozen
@@ -72,69 +108,24 @@ class LoraConfig:
     load_in_4bit: bool | None = None
 
     def __attrs_post_init__(self) -> None:
-        for name, check in (("r", Integer(1)), ("alpha", Number(above=0))):
-            check(f"lora.{name}", getattr(self, name))
-        if self.max_length is not None:
-            Integer(8)("lora.max_length", self.max_length)
-        if self.load_in_4bit is not None:
-            boolean("lora.load_in_4bit", self.load_in_4bit)
+        specs = attrs.fields_dict(JobConfig)
+        for name, setting in LORA_SETTINGS.items():
+            value = getattr(self, name)
+            if value is not None or name in ("r", "alpha"):
+                specs[setting].metadata["check"](f"lora.{name}", value)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of a `JobConfig` for this adapter."""
+        return {setting: getattr(self, name) for name, setting in LORA_SETTINGS.items()}
 
 
-def _dataset_or_raw(value: Any) -> Any:
-    """Decode a data set object; keep what is not of a known form for `check()` to reject."""
-    if not isinstance(value, Mapping):
-        return value
-    try:
-        return dataset_from_dict(value, tolerant=True)
-    except InvalidConfig:
-        return dict(value)
-
-
-@frozen
-class JobConfig:
-    """What a run is asked to do; every field but the first two may stay None, "the backend decides"."""
-
-    model: str = field(metadata={"schema": TEXT.schema})
-    dataset_source: Any = field(
-        converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
-    )
-    dataset_format: Mapping[str, Any] | None = _setting(FORMAT)
-    max_steps: int | None = _setting(Integer(1))
-    num_train_epochs: float | None = _setting(Number(above=0))
-    learning_rate: float | None = _setting(Number(above=0))
-    batch_size: int | None = _setting(Integer(1))
-    optim: str | None = _setting(TEXT)
-    lr_scheduler_type: str | None = _setting(TEXT)
-    weight_decay: float | None = _setting(Number(minimum=0))
-    warmup_steps: float | None = _setting(WARMUP)
-    logging_steps: int | None = _setting(Integer(1))
-    save_steps: int | None = _setting(Integer(1))
-    eval_steps: int | None = _setting(Integer(1))
-    lora_r: int | None = _setting(Integer(1))
-    lora_alpha: float | None = _setting(Number(above=0))
-    max_length: int | None = _setting(Integer(8))
-    load_in_4bit: bool | None = _setting(BOOLEAN)
-    train_on_responses_only: bool | None = _setting(BOOLEAN)
-    dataset_split: Any = _setting(SPLIT)
-    dry_run: bool | None = _setting(BOOLEAN)
-    extra: Mapping[str, Any] = field(factory=dict)
-
-    def check(self) -> None:
-        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
-        text("model", self.model)
-        parse_dataset(self.dataset_source, tolerant=True)
-        for spec in attrs.fields(type(self)):
-            value = getattr(self, spec.name)
-            if value is not None and "check" in spec.metadata:
-                spec.metadata["check"](spec.name, value)
-
-
-# What came of it
+#: Field of `LoraConfig` → field of `JobConfig`.
+LORA_SETTINGS = {"r": "lora_r", "alpha": "lora_alpha", "max_length": "max_length", "load_in_4bit": "load_in_4bit"}
 
 
 @frozen
 class Artifact:
-    """A thing that a run left behind: `kind` is `"checkpoint"` or `"final"`, `path` is below the run's folder."""
+    """A checkpoint or the final adapter of a run (`kind`); `path` is relative to the run's folder."""
 
     kind: str | None = None
     step: int | None = None
@@ -144,9 +135,8 @@ class Artifact:
 
 
 def parse_artifacts(value: Any) -> tuple[Any, ...]:
-    """Objects become `Artifact`s; whatever else a backend lists is handed on as it came."""
-    items = value if isinstance(value, (list, tuple)) else ()
-    return tuple(from_wire(Artifact, item) if isinstance(item, Mapping) else item for item in items)
+    """Decode a list of artifacts; items that are not objects are kept."""
+    return decode_objects(Artifact, value)
 
 
 def _status(value: Any) -> Any:
@@ -176,8 +166,8 @@ def _steps(value: Any) -> tuple[int, ...] | None:
 class TrainingJob:
     """A submitted run. Times are ISO 8601 in UTC.
 
-    `step` and `last_loss` (NaN if it diverged) are of the last logged step, `checkpoints` the steps of those that the
-    backend keeps; each is None where the backend does not report it.
+    `step` and `last_loss` (NaN if it diverged) are from the last log; `checkpoints` are the steps of the kept
+    checkpoints. Each is None if the backend does not report it.
     """
 
     id: str

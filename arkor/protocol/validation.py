@@ -1,4 +1,4 @@
-"""What the value of a setting may be: for Python, which says no with a sentence, and beside it as JSON Schema."""
+"""Validators of setting values: each raises `InvalidConfig` and has the same rule as JSON Schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from arkor.formatting import quote
 
 
 class Validator(Protocol):
-    """Raises `InvalidConfig` for a value that is no good; `schema` is the same as JSON Schema, as far as that goes."""
+    """Raises `InvalidConfig` for a wrong value of the field `name`; `schema` is its JSON Schema."""
 
     @property
     def schema(self) -> Mapping[str, Any]: ...
@@ -25,7 +25,7 @@ class Validator(Protocol):
 
 @frozen
 class Integer:
-    """A whole number from `minimum` to what 32 bits hold."""
+    """A whole number from `minimum` to the largest of 32 bits."""
 
     minimum: int
 
@@ -40,10 +40,10 @@ class Integer:
 
 @frozen
 class Number:
-    """A finite number `above` one, or of at least `minimum`."""
+    """A finite number `above` a bound, or of at least `minimum`."""
 
     above: float | None = None
-    minimum: float | None = None
+    minimum: float = 0
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -51,21 +51,27 @@ class Number:
         return {"type": "number", **bound}
 
     def __call__(self, name: str, value: Any) -> None:
-        bound = f"above {self.above:g}" if self.above is not None else f"of at least {self.minimum:g}"
-        if not is_finite(value) or not self._within(value):
+        if not is_finite(value) or (value < self.minimum if self.above is None else value <= self.above):
+            bound = f"of at least {self.minimum:g}" if self.above is None else f"above {self.above:g}"
             raise InvalidConfig(name, f"must be a number {bound}, not {quote(value)}")
 
-    def _within(self, value: float) -> bool:
-        return (self.above is None or value > self.above) and (self.minimum is None or value >= self.minimum)
+
+@frozen
+class _FunctionValidator:
+    check: Callable[[str, Any], None]
+    schema: Mapping[str, Any]
+
+    def __call__(self, name: str, value: Any) -> None:
+        self.check(name, value)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number, neither True nor False, that a float can hold."""
+    """Return whether a value is a number, but no bool, that a float can hold."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer beyond the range of float
         return False
 
 
@@ -77,11 +83,20 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost" or host.lower().endswith(".localhost")
 
 
+def is_encodable(value: str) -> bool:
+    """Return whether a string can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | None:
-    """The signature of a function that cannot be called with so many arguments; None of one that can, or says none."""
+    """Return the signature of a function that does not accept this number of positional arguments, else None."""
     try:
         signature = inspect.signature(function)
-    except (ValueError, TypeError):  # a builtin that does not say
+    except (ValueError, TypeError):  # a builtin without a signature
         return None
     try:
         signature.bind(*[None] * arguments)
@@ -90,51 +105,27 @@ def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | No
     return None
 
 
-@frozen
-class _SchemaValidator:
-    """A check that has its schema beside it."""
-
-    check: Callable[[str, Any], None]
-    schema: Mapping[str, Any]
-
-    def __call__(self, name: str, value: Any) -> None:
-        self.check(name, value)
-
-
 def boolean(name: str, value: Any) -> None:
-    """Raises `InvalidConfig` for anything but True and False."""
+    """Raise `InvalidConfig` for anything but True and False."""
     if not isinstance(value, bool):
         raise InvalidConfig(name, f"must be True or False, not {quote(value)}")
 
 
 def text(name: str, value: Any) -> None:
-    """Raises `InvalidConfig` for what is no string, is blank, or cannot be sent."""
+    """Raise `InvalidConfig` for anything but a string that is not blank and can be sent."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise InvalidConfig(name, f"must be a non-empty string, not {quote(value)}")
     encodable(name, value)
 
 
 def encodable(name: str, value: str) -> None:
-    """Raises `InvalidConfig` for a string that cannot be written as UTF-8."""
+    """Raise `InvalidConfig` for a string that cannot be written as UTF-8."""
     if not is_encodable(value):
-        raise InvalidConfig(name, "holds half of a surrogate pair, which is no character")
-
-
-def is_encodable(value: str) -> bool:
-    """Whether all of it can be written as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-BOOLEAN = _SchemaValidator(boolean, {"type": "boolean"})
-TEXT = _SchemaValidator(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+        raise InvalidConfig(name, "contains an unpaired surrogate")
 
 
 def _warmup(name: str, value: Any) -> None:
-    """Whole steps, or below 1 the share of the run, as in transformers."""
+    """Check whole steps, or a share of the run below 1, as in transformers."""
     Number(minimum=0)(name, value)
     if isinstance(value, float) and value >= 1 and not value.is_integer():
         raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {quote(value)}")
@@ -143,18 +134,20 @@ def _warmup(name: str, value: Any) -> None:
 DATASET_FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
 
 
-def _format(name: str, value: Any) -> None:
+def _dataset_format(name: str, value: Any) -> None:
     if isinstance(value, str) and value in DATASET_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
     if not isinstance(value, Mapping) or value.get("type") not in DATASET_FORMATS:
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
         raise InvalidConfig(name, f"must be one of {', '.join(map(repr, DATASET_FORMATS))}, not {quote(kind)}")
     if unknown := next((key for key in value if key != "type"), None):
-        raise InvalidConfig(f"{name}.{unknown}", f'is no field of a format; write {{"type": "{value["type"]}"}} alone')
+        raise InvalidConfig(
+            f"{name}.{unknown}", f'is not a field of a format; write {{"type": "{value["type"]}"}} alone'
+        )
 
 
-def _split(name: str, value: Any) -> None:
-    """`"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
+def _dataset_split(name: str, value: Any) -> None:
+    """Check `"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
     if isinstance(value, Mapping):
         if not value or set(value) - {"train", "eval"}:
             raise InvalidConfig(name, f'takes the keys "train" and "eval", not {quote(dict(value))}')
@@ -174,29 +167,16 @@ def _share(name: str, value: Any) -> None:
         raise InvalidConfig(name, problem)
 
 
-FORMAT = _SchemaValidator(
-    _format,
-    {
-        "type": "object",
-        "properties": {"type": {"enum": DATASET_FORMATS}},
-        "required": ["type"],
-        "additionalProperties": False,
-    },
+_SHARE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_FORMAT_FIELDS = {"type": {"enum": DATASET_FORMATS}}
+
+BOOLEAN = _FunctionValidator(boolean, {"type": "boolean"})
+TEXT = _FunctionValidator(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+WARMUP = _FunctionValidator(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _SHARE]})
+DATASET_FORMAT = _FunctionValidator(
+    _dataset_format,
+    {"type": "object", "properties": _FORMAT_FIELDS, "required": ["type"], "additionalProperties": False},
 )
-_A_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-SPLIT = _SchemaValidator(
-    _split,
-    {
-        "anyOf": [
-            TEXT.schema,
-            _A_SHARE,
-            {
-                "type": "object",
-                "properties": {"train": TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _A_SHARE]}},
-                "minProperties": 1,
-                "additionalProperties": False,
-            },
-        ]
-    },
-)
-WARMUP = _SchemaValidator(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _A_SHARE]})
+_SPLIT_FIELDS = {"train": TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _SHARE]}}
+_SPLIT_OBJECT = {"type": "object", "properties": _SPLIT_FIELDS, "minProperties": 1, "additionalProperties": False}
+DATASET_SPLIT = _FunctionValidator(_dataset_split, {"anyOf": [TEXT.schema, _SHARE, _SPLIT_OBJECT]})

@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
+from arkor.formatting import format_repr
 from arkor.protocol.checks import Duplicates, Lengths, PreviewRow, texts
-from arkor.protocol.codec import from_wire
+from arkor.protocol.codec import nested, nested_list
 from arkor.protocol.estimates import Estimate, parse_estimate
 from arkor.results import check_report
-
-T = TypeVar("T")
-
-
-def _each(cls: type[T], value: Any) -> tuple[T, ...]:
-    return tuple(from_wire(cls, item) if isinstance(item, Mapping) else item for item in value or ())
-
-
-def _one(cls: type[T], value: Any) -> T | None:
-    return from_wire(cls, value) if isinstance(value, Mapping) else value
-
-
-def _previews(value: Any) -> tuple[PreviewRow, ...]:
-    return _each(PreviewRow, value)
-
-
-def _lengths(value: Any) -> Lengths | None:
-    return _one(Lengths, value)
-
-
-def _duplicates(value: Any) -> Duplicates | None:
-    return _one(Duplicates, value)
-
-
-def _estimate(value: Any) -> Estimate | None:
-    return value if isinstance(value, Estimate) else parse_estimate(value)
 
 
 @frozen(repr=False)
 class Check:
-    """What was found of a run before it was started; what could not be found out is None or empty.
+    """The findings about a run before its start; a part that could not be determined is None or empty.
 
-    `problems` keep the run from being trained, one sentence each, of `problem_count` that there are; `notes` do not.
-    `str()` is the whole report.
+    `problems` prevent the run, one sentence each, the first of `problem_count`; `notes` do not. `str()` is the whole
+    report.
     """
 
     problems: tuple[str, ...] = field(default=(), converter=texts)
@@ -54,15 +29,17 @@ class Check:
     format: str | None = None
     train_rows: int | None = None
     eval_rows: int | None = None
-    preview: tuple[PreviewRow, ...] = field(default=(), converter=_previews)
-    lengths: Lengths | None = field(default=None, converter=_lengths)
-    eval_lengths: Lengths | None = field(default=None, converter=_lengths)
-    duplicates: Duplicates | None = field(default=None, converter=_duplicates)
-    estimate: Estimate | None = field(default=None, converter=_estimate)
+    preview: tuple[PreviewRow, ...] = nested_list(PreviewRow)
+    lengths: Lengths | None = nested(Lengths, default=None)
+    eval_lengths: Lengths | None = nested(Lengths, default=None)
+    duplicates: Duplicates | None = nested(Duplicates, default=None)
+    estimate: Estimate | None = field(default=None, converter=parse_estimate)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def __repr__(self) -> str:
-        return check_report.repr_line(self)
+        rows = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
+        estimate = None if self.estimate is None else str(self.estimate)
+        return format_repr("Check", ok=self.ok, problems=self.problem_count or None, **rows, estimate=estimate)
 
     def __str__(self) -> str:
         return check_report.render_text(self)
@@ -72,20 +49,20 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that keeps the run from being trained."""
+        """Whether the run can be trained."""
         return not self.problems
 
     def raise_for_problems(self) -> Check:
-        """Itself when it is ok; raises `InvalidConfig` with all the problems."""
+        """Return itself if it is ok; raise `InvalidConfig` with all problems if not."""
         if self.problems:
             raise InvalidConfig("dataset", "\n".join(self.problems))
         return self
 
 
-def merge_reports(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was found bit by bit, as one: lists of sentences grow, anything else is replaced."""
-    whole: dict[str, Any] = {}
-    for part in found:
+def merge_reports(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge partial reports: problems and notes accumulate, any other field is replaced."""
+    merged: dict[str, Any] = {}
+    for part in parts:
         for name, value in part.items():
-            whole[name] = [*whole.get(name, ()), *value] if name in ("problems", "notes") else value
-    return whole
+            merged[name] = [*merged.get(name, ()), *value] if name in ("problems", "notes") else value
+    return merged

@@ -19,7 +19,7 @@ def test_a_run_that_is_fine(run: Run, run_anew: Run, write_entry_point: WriteEnt
     write_entry_point(before="print('hello from train.py')\n", steps=5)
     done = run_anew("check")
     assert done.returncode == 0, done.stderr
-    assert "Nothing keeps this run from being trained: 1 rows to train on, read as text" in done.stdout
+    assert "No problems found; the run can start: 1 rows to train on, read as text" in done.stdout
     assert "5 steps of" in done.stdout
     assert run("jobs", "--json").stdout.strip() == "[]"
 

@@ -28,12 +28,12 @@ FOUND = {
 def test_the_report_has_everything() -> None:
     report = str(from_wire(Check, FOUND))
     assert "3 rows to train on, 2 to evaluate on, read as chatml" in report
-    assert "  │ <|user|>Hi\n  │ ⟦Bye↵⟧\n  … and 7 tokens more" in report
+    assert "  │ <|user|>Hi\n  │ ⟦Bye↵⟧\n  … and 7 more tokens" in report
     assert "3 training rows of 4 to 90 tokens, 33 on average; half have at most 5, 95 % at most 90" in report
     assert "  ≤ 47  ████████████████████████████████ 2\n  ≤ 90  ████████████████ 1" in report
-    assert "1 are longer than max_length, 64, and are cut: 12 of 30 tokens that count are lost." in report
+    assert "1 rows are longer than max_length (64) and are cut, which loses 12 of 30 tokens that count." in report
     assert "1 of the training rows repeat an earlier one (rows 3 = 1)." in report
-    assert "1 of the evaluation rows are in the training data too (rows 2 = 3)." in report
+    assert "1 of the evaluation rows are also training rows (rows 2 = 3)." in report
     assert "60 steps of 1.7 s, 1:42 in all, with 1.4 GB of memory." in report
 
 

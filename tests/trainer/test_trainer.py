@@ -386,7 +386,7 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"epochs": 3}, TypeError, "did you mean 'num_train_epochs'"),
         ({"max_length": 512}, TypeError, "lora=LoraConfig(r=…, alpha=…, max_length=…)"),
         ({"loraAlpha": 8}, TypeError, "lora=LoraConfig(r=…, alpha=…)"),
-        ({"name": "\ud800"}, InvalidConfig, "name: holds half of a surrogate pair"),
+        ({"name": "\ud800"}, InvalidConfig, "name: contains an unpaired surrogate"),
         ({"model": "./a\0b"}, InvalidConfig, "model: holds a NUL"),
         ({"model": "~nobody-of-that-name/m"}, InvalidConfig, "model: ~nobody-of-that-name/m begins with the home"),
         ({"dataset": {"type": "file", "path": None}}, InvalidConfig, "dataset.path: must be a non-empty string"),

@@ -202,7 +202,7 @@ def test_what_may_be_a_secret_is_not_kept_under_another_name(caller: Caller, nam
     source = {"type": "blob", "url": "http://127.0.0.1:9/rows.jsonl", name: "hunter2-hunter2"}
     answer = caller.call("POST", "/v1/jobs", json={"name": "n", "config": {**CONFIG, "datasetSource": source}})
     assert answer.status_code == 400
-    assert answer.json()["error"].startswith(f"config.datasetSource.{name}: is no field of a blob data set")
+    assert answer.json()["error"].startswith(f"config.datasetSource.{name}: is not a field of a blob data set")
     assert "hunter2" not in answer.text
 
 
