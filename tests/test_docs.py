@@ -254,3 +254,12 @@ def test_the_tested_versions_are_those_of_the_lock() -> None:
     assert {package: tuple(versions) for package, *versions in rows} == {
         package: locked_versions(package) for package, *_ in rows
     }
+
+
+CONTRIBUTOR_PAGES = [PROJECT / "CONTRIBUTING.md", *sorted((DOCS / "contributing").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", CONTRIBUTOR_PAGES, ids=named)
+def test_the_paths_in_contributor_pages_exist(page: Path) -> None:
+    paths = re.findall(r"`((?:arkor|docs|tests)/[\w/.-]+)`", page.read_text("utf-8"))
+    assert not [path for path in paths if "NAME" not in path and not (PROJECT / path).exists()]
