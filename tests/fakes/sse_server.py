@@ -63,25 +63,19 @@ serving = ScriptedServer
 # Steps
 
 
-def send(*parts: bytes) -> Step:
-    """An event stream of these bytes, then a clean end."""
+def send(*parts: bytes, until: threading.Event | None = None) -> Step:
+    """An event stream of these bytes, then a clean end; with `until`, silence until that is set."""
 
-    def step(connection: socket.socket, headers: dict[str, str]) -> None:
-        connection.sendall(STREAM_HEAD)
-        for part in parts:
+    def step(connection: socket.socket, _: dict[str, str]) -> None:
+        for part in (STREAM_HEAD, *parts):
             connection.sendall(part)
+        if until is not None:
+            until.wait(30)
 
     return step
 
 
-def send_and_hold(*parts: bytes, until: threading.Event) -> Step:
-    """An event stream of these bytes that then stays silent until `until` is set."""
-
-    def step(connection: socket.socket, headers: dict[str, str]) -> None:
-        connection.sendall(STREAM_HEAD + b"".join(parts))
-        until.wait(30)
-
-    return step
+send_and_hold = send
 
 
 def answer(status: int, body: bytes = b"", *headers: str, kind: str = "application/json") -> Step:

@@ -18,7 +18,7 @@ from arkor.backend.store.store import Store
 from tests.backend.caller import Caller
 from tests.conftest import Backend
 
-HOOKS = "tests.fakes.schemathesis_hooks"
+HOOKS = "tests.backend.http.schemathesis_hooks"
 
 
 @pytest.fixture
