@@ -26,7 +26,7 @@ def test_unclear_constructions_are_rare(construction: str) -> None:
 @pytest.mark.parametrize(
     ("construction", "sentence"),
     [
-        ("what is, what was, what of", "Return what is left."),
+        ("what is, what was, what of", "What is left is kept."),
         ("told, tell, say", "The backend says how many."),
         ("somebody, nobody, whoever", "Nobody calls it."),
         ("is no, are no, is none", "There is no limit."),
