@@ -75,7 +75,7 @@ def scan(files: Iterable[Path]) -> tuple[int, list[Hit]]:
             for name, pattern in CONSTRUCTIONS.items():
                 for found in pattern.finditer(text):
                     excerpt = " ".join(text[max(0, found.start() - 30) : found.end() + 30].split())
-                    hits.append(Hit(name, file, first_line + text.count("\n", 0, found.start()), excerpt))
+                    hits.append(Hit(name, file, first_line + text.count("\n", 0, found.end()), excerpt))
     return words, hits
 
 
