@@ -42,8 +42,10 @@ class ChatSession:
         """Yield the parts of the answer; then add the question and the answer to the messages."""
         messages = [*self.messages, {"role": "user", "content": text}]
         head = [{"role": "system", "content": self.system}] if self.system else []
-        model = {"adapter": self.target.adapter, "base_model": self.target.base_model}
-        request = InferenceRequest(head + messages, stream=True, **model, **self.settings)
+        adapter, base_model = self.target.adapter, self.target.base_model
+        request = InferenceRequest(
+            head + messages, adapter=adapter, base_model=base_model, stream=True, **self.settings
+        )
         answer_text = ""
         with self.client.chat(request) as answer:
             try:

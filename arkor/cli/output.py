@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -105,7 +105,7 @@ def _describe(event: Event) -> str:
 
 
 def _numbers(event: TrainingLog) -> str:
-    columns = (
+    columns: tuple[tuple[float | None, Callable[[float], str]], ...] = (
         (event.loss, lambda value: f"loss {format_loss(value)}"),
         (event.eval_loss, lambda value: f"eval loss {format_loss(value)}"),
         (event.learning_rate, "learning rate {:.2e}".format),
