@@ -82,10 +82,12 @@ def event_line(event: Event) -> str:
     """Format an event as one line of a log."""
     moment = parse_timestamp(event.timestamp)
     time = moment.strftime("%H:%M:%S") if moment else "--:--:--"
-    return f"{time}  {_numbers(event) if isinstance(event, TrainingLog) else one_line(_describe(event))}".rstrip()
+    return f"{time}  {_describe(event)}".rstrip()
 
 
 def _describe(event: Event) -> str:
+    if isinstance(event, TrainingLog):
+        return _numbers(event)
     match event:
         case CheckpointSaved():
             text = f"checkpoint {event.step} saved"
@@ -101,7 +103,7 @@ def _describe(event: Event) -> str:
             text = f"warning: {event.message}"
         case _:
             text = event.message
-    return text
+    return one_line(text)
 
 
 def _numbers(event: TrainingLog) -> str:

@@ -96,8 +96,8 @@ def check_log(log: Path) -> Iterator[Diagnostic]:
         last = lines[-1]
     else:
         matches = filter(None, map(_LOG_LINE.match, reversed(lines)))
-        error = next((match for match in matches if match["level"] in ("ERROR", "CRITICAL")), None)
-        if error is None or datetime.now() - datetime.fromisoformat(error["time"]) > RECENT_ERRORS:
+        found = next((match for match in matches if match["level"] in ("ERROR", "CRITICAL")), None)
+        if found is None or datetime.now() - datetime.fromisoformat(found["time"]) > RECENT_ERRORS:
             return
-        last = f"{error['time']}: {error['text']}"
+        last = f"{found['time']}: {found['text']}"
     yield warning("log", _TOKEN.sub("…", last)[:400], f"see {log}")
