@@ -6,12 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import click
 
-from arkor.formatting import format_duration, format_loss, one_line, parse_timestamp
+from arkor.formatting import format_duration, format_loss, one_line, parse_timestamp, seconds_between
 from arkor.protocol.codec import to_wire
 from arkor.protocol.events import (
     CheckpointSaved,
@@ -23,6 +22,7 @@ from arkor.protocol.events import (
     TrainingResumed,
     TrainingStarted,
     TrainingWarning,
+    now,
 )
 from arkor.protocol.jobs import TrainingJob
 
@@ -72,10 +72,8 @@ def format_time(timestamp: str | None) -> str:
 
 def format_elapsed(job: TrainingJob) -> str:
     """Format how long a run took, or has been running (`"1:42"`)."""
-    began, ended = parse_timestamp(job.started_at), parse_timestamp(job.completed_at)
-    if began is None:
-        return "-"
-    return format_duration(((ended or datetime.now(timezone.utc)) - began).total_seconds())
+    seconds = seconds_between(job.started_at, job.completed_at or now())
+    return "-" if seconds is None else format_duration(seconds)
 
 
 def event_line(event: Event) -> str:

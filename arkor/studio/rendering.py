@@ -6,7 +6,6 @@ Jinja escapes every value, so a run named `<img onerror=…>` is shown as its na
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, Problem
-from arkor.formatting import format_bytes, format_duration, format_loss, parse_timestamp
+from arkor.formatting import format_bytes, format_duration, format_loss, parse_timestamp, seconds_between
+from arkor.protocol.events import now
 from arkor.protocol.jobs import TrainingJob
 from arkor.settings import VERSION
 
@@ -102,10 +102,7 @@ def format_time(timestamp: str | None) -> str:
 
 def elapsed_seconds(job: TrainingJob) -> float | None:
     """Return how long a run took, or has been running; None before its start."""
-    began, ended = parse_timestamp(job.started_at), parse_timestamp(job.completed_at)
-    if began is None:
-        return None
-    return max(0.0, ((ended or datetime.now(timezone.utc)) - began).total_seconds())
+    return seconds_between(job.started_at, job.completed_at or now())
 
 
 def format_elapsed(job: TrainingJob) -> str:
