@@ -25,7 +25,7 @@ from arkor.backend.http.requests import (
     require_job,
     require_scope,
 )
-from arkor.backend.inference.constraints import parse_constraint
+from arkor.backend.inference.constraints import parse_constraint, parse_tool_choice
 from arkor.backend.inference.json_schema import InvalidSchema
 from arkor.backend.inference.messages import (
     CallDelta,
@@ -39,7 +39,6 @@ from arkor.backend.inference.messages import (
     ToolChoice,
 )
 from arkor.backend.inference.service import ReplyStream, adapter_folder
-from arkor.backend.inference.tool_choice import parse_tool_choice
 from arkor.backend.runs.paths import run_folder
 from arkor.backend.store.store import new_id
 from arkor.errors import InvalidConfig
@@ -153,7 +152,7 @@ async def _base_model(request: Request, model: str) -> str:
     state = request.app.state
     problem = await run_in_threadpool(submission_problem, model, state.home) if state.engine == "trl" else None
     if problem:
-        raise invalid_field("baseModel", problem.removeprefix("model: "))
+        raise invalid_field("baseModel", str(attrs.evolve(problem, field=None)))
     return model
 
 

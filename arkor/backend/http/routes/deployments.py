@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.requests import Request
@@ -304,7 +305,7 @@ def _pinned_target(
 def _base_model(state: State, model: str) -> str:
     problem = submission_problem(model, state.home) if state.engine == "trl" else None
     if problem:
-        raise invalid_field("target.baseModel", problem.removeprefix("model: ").rstrip("."))
+        raise invalid_field("target.baseModel", str(attrs.evolve(problem, field=None)))
     return model
 
 

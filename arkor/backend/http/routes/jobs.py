@@ -182,7 +182,7 @@ def reject_unrunnable(state: State, project: ProjectRecord, config: JobConfig) -
     if state.engine != "trl":
         return
     if problem := submission_problem(config.model, state.home):
-        raise invalid_field("config.model", problem)
+        raise invalid_field("config.model", str(attrs.evolve(problem, field=None)))
     with wire_field_errors():
         check_names(config)
 
