@@ -84,7 +84,7 @@ def train(page: Page, base: str, folder: Path, *, pictures: bool, **settings: An
     (folder / "train.py").write_text(TRAIN.format(**settings))
     settle(page, base)
     page.get_by_role("button", name="Run training").click()
-    page.get_by_role("link", name="Watch it learn").click()
+    page.get_by_role("link", name="Open the run").click()
     job = page.url.rsplit("/", 1)[1]
     wait_for(page, r"^(2[4-9]|3\d) /")
     if pictures:
@@ -139,8 +139,8 @@ def publish(page: Page, base: str, job: str) -> None:
     page.get_by_label("Name", exact=True).fill("triage")
     page.get_by_role("button", name="Publish").click()
     page.get_by_label("Label of a new key").fill("help desk")
-    page.get_by_role("button", name="Make a key").click()
-    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="Create a key").click()
+    page.get_by_role("button", name="Done").click()
     page.locator(".new-key").wait_for(state="detached")
     shoot(page, "endpoint")
 
