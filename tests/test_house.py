@@ -112,12 +112,6 @@ def test_every_module_has_a_docstring() -> None:
     assert not undocumented
 
 
-def test_the_readme_names_every_folder_of_the_package() -> None:
-    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
-    folders = {name.rsplit(".", 1)[0].split(".")[-1] for name in MODULES if "." in name}
-    assert not [folder for folder in sorted(folders) if f"{folder}/" not in readme]
-
-
 @pytest.mark.parametrize("module", ["backend.engine", "backend.engine.interface"])
 def test_the_interface_of_engines_loads_nothing_that_draws(module: str) -> None:
     drawing = ("arkor.charts", "arkor.results", "pandas", "matplotlib", "IPython")

@@ -174,7 +174,11 @@ class CloudApiClient:
         bytes.
         """
         path = f"{_job_path(job_id)}/events/stream"
-        cursor = {} if last_event_id is None else {"Last-Event-ID": _header_value("last_event_id", last_event_id)}
+        cursor = {}
+        if last_event_id is not None:
+            if any(c in "\r\n\0" for c in last_event_id):
+                raise InvalidConfig("last_event_id", "must be the id of an event, on one line")
+            cursor["Last-Event-ID"] = last_event_id.encode("utf-8", "surrogatepass")
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
         query = {**self._query(scope), **({"since": "now"} if from_now else {})}
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
@@ -360,9 +364,3 @@ def _job_path(job_id: str) -> str:
 
 def _deployment_path(deployment_id: str) -> str:
     return f"/v1/endpoints/{_path_segment('deployment_id', deployment_id)}"
-
-
-def _header_value(name: str, value: str) -> bytes:
-    if any(c in "\r\n\0" for c in value):
-        raise InvalidConfig(name, "must be the id of an event, on one line")
-    return value.encode("utf-8", "surrogatepass")

@@ -43,7 +43,7 @@ def connect(
         return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
     url, source = chosen
     used = credentials or ensure_credentials(url, incidental=True)
-    client = CloudApiClient(url, used, access=auth_for(url, used, from_file=credentials is None, why=source))
+    client = CloudApiClient(url, used, access=auth_for(url, used, from_file=credentials is None, source=source))
     client.scope = ensure_project(client, _choose_org(client, used, project_dir), project_dir).scope
     return client
 

@@ -44,7 +44,9 @@ def progress_for(
         return NotebookProgress(run_progress, history or History(), job.id)
     if sys.stderr is None or sys.stderr.closed:
         return NullProgress()
-    return (TerminalProgress if can_redraw(sys.stderr) else PlainProgress)(sys.stderr, run_progress)
+    if can_redraw(sys.stderr):
+        return TerminalProgress(sys.stderr, run_progress)
+    return PlainProgress(sys.stderr, run_progress)
 
 
 def run_progress_of(job: TrainingJob | None) -> RunProgress:

@@ -1,8 +1,10 @@
-"""Fine-tune the starter model to name the intent of a bank customer's message, through the public API alone.
+"""Fine-tune the starter model to classify the intent of a bank customer's message, with the public
+API only.
 
     python tests/benchmarks/banking77.py [DATA] [--rows N] [--steps N]
 
-Prints the exact-match accuracy on held-out rows before and after, and how long the training took.
+Prints the exact-match accuracy on held-out rows before and after training, and the duration of the
+training.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from arkor.protocol.chat import InferenceRequest
 from arkor.settings import STARTER_MODEL
 from tests.benchmarks import intents
 
-#: Questions that are on their way at once.
+#: Concurrent requests.
 SIDE_BY_SIDE = 8
 
 
 def accuracy(client: CloudApiClient, rows: list[tuple[str, str]], **who: Any) -> float:
-    """The share of rows whose answer is exactly the intent."""
+    """Return the share of rows whose answer equals the intent."""
 
     def right(row: tuple[str, str]) -> bool:
         request = InferenceRequest(intents.question(row[0]), temperature=0.0, max_tokens=16, stream=False, **who)
@@ -36,7 +38,7 @@ def accuracy(client: CloudApiClient, rows: list[tuple[str, str]], **who: Any) ->
 
 
 class Watch:
-    """Seconds between the first step and the end, as callbacks see them."""
+    """Measures the seconds from the first step to the end, in callbacks."""
 
     def __init__(self) -> None:
         self.began = 0.0
@@ -50,7 +52,7 @@ class Watch:
 
 
 def fine_tune(data: Path, steps: int, *, progress: bool = True) -> tuple[str, float, float]:
-    """Train on the rows in `data`; returns the run's id, the seconds of its steps, and those of all of it."""
+    """Train; return the run's id, the seconds of its steps, and its total seconds."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "intents.jsonl")

@@ -1,9 +1,11 @@
-"""Many watchers of one stream, in one process: a selector over bare sockets that looks for the stamps in the events.
+"""Many clients of one event stream, in one process: a selector over sockets that reads the
+timestamps of events.
 
     python -m tests.benchmarks.crowd URL TOKEN COUNT EVENTS
 
-GETs URL, which has its query already, COUNT times. Prints `true` once every watcher has its response's head, and then,
-for each of EVENTS events, the seconds from the `time.monotonic_ns()` that is its step to when the last watcher had it.
+Requests URL (with query) COUNT times. Prints `true` when every client has received the response
+header. Then prints, for each of EVENTS events, the seconds from its timestamp (`step` is a
+`time.monotonic_ns()`) until the last client has it.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 _STAMP = re.compile(rb'"step":(\d+)[,}]')
-_KEPT = 64  # bytes at the end of what has come, where a stamp may be in two
+_KEPT = 64  # bytes kept at the end, as a timestamp may be split
 
 
 @define
 class Watcher:
-    """One connection; the last stamp that it saw, and the bytes in which the next may begin."""
+    """A connection, its last timestamp, and the bytes that may be the start of the next."""
 
     socket: socket.socket
     rest: bytes = b""
@@ -40,13 +42,13 @@ class Watcher:
 
 @define
 class Crowd:
-    """All of them."""
+    """All clients."""
 
     selector: selectors.BaseSelector = field(factory=selectors.DefaultSelector)
     count: int = 0
 
     def join(self, url: str, token: str) -> None:
-        """One more watcher, which has its response's head."""
+        """Add a client that has received its response header."""
         to = urlsplit(url)
         watching = socket.create_connection((to.hostname, to.port))
         request = f"GET {to.path}?{to.query} HTTP/1.1\r\nHost: {to.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
@@ -59,7 +61,7 @@ class Crowd:
         self.count += 1
 
     def lags(self, events: int) -> list[float]:
-        """Seconds until all had it, for each of the next events."""
+        """Return the seconds until all clients have received it, for each of the next events."""
         had: dict[int, int] = {}
         lags: list[float] = []
         while len(lags) < events:

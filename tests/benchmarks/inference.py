@@ -1,9 +1,10 @@
-"""What an answer costs, against bare `generate` of transformers, alternating with it in the same run.
+"""Speed of answers compared with `generate` of transformers, in alternating rounds.
 
     python -m tests.benchmarks.inference [ROUNDS]
 
-The starter model in its best number format for this machine, asked over HTTP as any client asks. One at a time, eight
-at a time, and held to a schema. Takes about two minutes on two cores; prints the medians of the rounds.
+Uses the starter model in the fastest number format of this machine, over HTTP: one answer, eight
+concurrent answers, and answers with a schema. Takes about two minutes on two cores; prints the
+medians of the rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
 
 @define
 class Timing:
-    """One answer: seconds to its first token, from there to its last, and how many tokens it had."""
+    """One answer: seconds to the first token, seconds from there to the last, number of tokens."""
 
     first: float
     rest: float
@@ -47,7 +48,7 @@ class Timing:
 
 
 class Bare:
-    """transformers alone."""
+    """transformers only."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - after the backend has started
@@ -80,7 +81,7 @@ class Bare:
 
 @define
 class Served:
-    """Our backend."""
+    """A backend of arkor."""
 
     url: str
     token: str
@@ -114,7 +115,7 @@ class Served:
         return Timing(first - began, last - first, usage["completion_tokens"])
 
     def ask_at_once(self, count: int, **more: Any) -> float:
-        """Tokens a second of so many answers together, from the first question to the last token."""
+        """Return the tokens per second of concurrent answers, including the prompts."""
         timings: list[Timing] = []
 
         def one(number: int) -> None:
@@ -131,7 +132,7 @@ class Served:
 
 @define
 class Table:
-    """What each round gave, by name."""
+    """The results of the rounds, by name."""
 
     figures: dict[str, list[float]] = field(factory=dict)
 
@@ -142,12 +143,12 @@ class Table:
         return statistics.median(self.figures[name])
 
     def ratio(self, one: str, other: str) -> float:
-        """The median of the rounds' ratios: what the machine did besides is then nearly the same for both."""
+        """Return the median of the rounds' ratios, so that other load affects both sides alike."""
         return statistics.median(a / b for a, b in zip(self.figures[one], self.figures[other], strict=True))
 
 
 def play(table: Table, bare: Bare, served: Served, number: int) -> None:
-    """One round."""
+    """Run one round."""
     question = QUESTION.format(number)
     plain, ours = bare.ask(question), served.ask(question)
     for who, timing in (("bare", plain), ("ours", ours)):
@@ -164,7 +165,7 @@ def play(table: Table, bare: Bare, served: Served, number: int) -> None:
 
 
 def tell(table: Table, words: str) -> None:
-    """The table."""
+    """Return the table."""
     print(f"{STARTER_MODEL} on {words}; {TOKENS} tokens an answer; medians of {len(table.figures['bare rate'])} rounds")
     for what, unit, ours, bare in (
         ("time to first token", "s", "ours first", "bare first"),
@@ -179,7 +180,7 @@ def tell(table: Table, words: str) -> None:
 
 
 def main() -> None:
-    """Start a backend, play the rounds, print the table."""
+    """Start a backend, run the rounds, print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"

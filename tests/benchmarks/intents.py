@@ -1,4 +1,4 @@
-"""What both benchmarks train on: messages of bank customers with one of ten intents, and the settings of the run."""
+"""Data and settings of the benchmarks: messages of bank customers with one of ten intents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-#: Where banking77 lies unless it is said: beside the repository.
+#: The default folder of banking77: next to the repository.
 DATA = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 
 INTENTS = (
@@ -33,12 +33,12 @@ RANK = ALPHA = 16
 
 
 def question(text: str) -> list[dict[str, str]]:
-    """The messages that ask for an intent."""
+    """Return the messages of a prompt."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
 def labelled(folder: Path, part: str) -> Iterator[tuple[str, str]]:
-    """Text and intent of every row of `part` ("train" or "test") that has one of the ten."""
+    """Return text and intent of the rows of `part` ("train" or "test") with the intents."""
     with (folder / f"{part}.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["category"] in INTENTS:
@@ -46,7 +46,7 @@ def labelled(folder: Path, part: str) -> Iterator[tuple[str, str]]:
 
 
 def training_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows to train on, as chats."""
+    """Return the training rows as chats."""
     return [
         {"messages": [*question(text), {"role": "assistant", "content": intent}]}
         for text, intent in labelled(folder, "train")
@@ -54,7 +54,7 @@ def training_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_rows(folder: Path, count: int) -> list[tuple[str, str]]:
-    """`count` held-out rows, as many of each intent as there are."""
+    """Return `count` held-out rows, evenly distributed over the intents."""
     rows = list(labelled(folder, "test"))
     by_intent = [[row for row in rows if row[1] == intent] for intent in INTENTS]
     return [row for turn in zip_longest(*by_intent) for row in turn if row is not None][:count]

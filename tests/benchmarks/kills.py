@@ -1,6 +1,6 @@
-"""Servers and workers of one home die again and again; what has become of the events of its runs is counted.
+"""Kill servers and workers repeatedly, and count lost and repeated events of the runs.
 
-They are counted in the logs, at the callbacks of somebody who has only the SDK, and at a reader of the bare stream.
+Events are counted in the logs, in callbacks of the SDK, and in a plain reader of the stream.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS, SAVE_STEPS, STEP_SECONDS = 100, 10, "0.02"
 
 @frozen
 class KillCounts:
-    """Of so many events over so many kills: how many are missing somewhere, and how many are there again."""
+    """Numbers of events and kills, of lost events and of repeated events."""
 
     lost: int
     doubled: int
@@ -39,7 +39,7 @@ class KillCounts:
 
 
 def free_port() -> int:
-    """Not one of those that the system gives to whoever calls, or somebody takes it while the server is dead."""
+    """Return a port outside the ephemeral range, which stays free while the server is down."""
     while True:
         port = random.randrange(10_000, 30_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> float:
-    """When it came true, as `time.monotonic()`."""
+    """Wait for the condition; return `time.monotonic()`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -57,7 +57,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> float:
 
 @define
 class Scenario(FaultSchedule):
-    """A home whose server comes back at the same address, with somebody there who has only the SDK."""
+    """A home whose server restarts at the same address, and a client that uses the SDK."""
 
     port: int = field(factory=free_port)
     callbacks: dict[str, list[int]] = field(factory=dict)
@@ -77,7 +77,7 @@ class Scenario(FaultSchedule):
         return sum(folder.events.read_bytes().count(b'"training.log"') for folder in self.folders())
 
     def watched_run(self) -> None:
-        """Submit a run; its `on_log` writes the step down."""
+        """Submit a run whose `on_log` records the steps."""
         self.submit(STEPS, SAVE_STEPS)
         job = self.jobs[-1]
         steps = self.callbacks[job] = []
@@ -86,7 +86,7 @@ class Scenario(FaultSchedule):
         self.threads[-1].start()
 
     def kill_one(self) -> None:
-        """One death or two, once there has been progress since the last."""
+        """Kill server, worker or both, after progress since the last kill."""
         if all(is_finished(folder.events) for folder in self.folders()):
             self.watched_run()
         time.sleep(self.rng.uniform(0, 0.3))
@@ -104,7 +104,7 @@ class Scenario(FaultSchedule):
 
 
 def run_scenario(home: Path, kills: int) -> KillCounts:
-    """Runs one after the other, until that many kills have been survived."""
+    """Run jobs one after the other, until the number of kills is reached."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = STEP_SECONDS
     scenario = Scenario(home, random.Random(kills))
     try:
@@ -120,7 +120,7 @@ def run_scenario(home: Path, kills: int) -> KillCounts:
 
 
 def losses(scenario: Scenario) -> tuple[int, int]:
-    """Events that are not there and events that are there again: steps in the logs, lines at those who watched."""
+    """Count lost and repeated events in the logs and at the clients."""
     lost = doubled = 0
     for watcher, folder in zip(scenario.watchers, scenario.folders(), strict=True):
         log = read_events(folder.events, limit_bytes=1 << 30)

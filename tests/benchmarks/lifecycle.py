@@ -1,10 +1,10 @@
-"""What deaths, long logs and checkpoints cost a run; the table of docs/reliability.md.
+"""The cost of crashes, long logs and checkpoints; prints the table of docs/reliability.md.
 
     python -m tests.benchmarks.lifecycle [--kills N] [--rounds N]
 
-Prints one Markdown table. Real processes die of real signals, each kind of them in a home of its own. Where training is
-meant it is that of a tiny model, so that what is seen is the machinery and not the arithmetic. Takes about four
-minutes. The starter model is measured only if it has been converted already, in `ARKOR_HOME` or by `make demo`.
+Kills real processes with signals, each kind in a home of its own. Training uses a tiny model, so
+that the overhead and not the arithmetic is measured. Takes about four minutes. The starter model is
+measured only if it is already converted, in `ARKOR_HOME` or by `make demo`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from tests.conftest import PROJECT, start_backend, stop_backend
 from tests.fakes.process_tree import ProcessTree
 from tests.fakes.tiny_model import make_tiny_model
 
-#: Of the log that somebody attaches to, in events.
+#: Lengths of the logs, in events.
 LENGTHS = (10, 1_000, 100_000, 1_000_000)
 
-#: A run of the tiny model that is killed and compared, and how often it is.
+#: The run of the tiny model that is killed and compared, and the number of kills.
 TRAINED_STEPS, DEATHS = 120, 6
 TRAINING = {"batchSize": 4, "loggingSteps": 1, "learningRate": 0.01, "lrSchedulerType": "cosine"}
 
-#: Steps of a run, every other one of which is that of the bare engine.
+#: Steps of a run, of which every other one is not recorded.
 COMPARED_STEPS = 2000
 
 LOGGED = 20_000
@@ -66,7 +66,7 @@ ROWS: list[dict[str, Any]] = [
 
 @frozen
 class Options:
-    """`kills` of servers and workers; `rounds` of everything else."""
+    """Run all measurements: `kills` of servers and workers, `rounds` of everything else."""
 
     kills: int
     rounds: int
@@ -74,7 +74,7 @@ class Options:
 
 
 def tiny_model(home: Path) -> str:
-    """With dropout, so that a random number out of place would show."""
+    """Return a model with dropout, which makes wrong random states visible."""
     quiet_libraries()
     folder = make_tiny_model(home.with_name(f"{home.name}-model"), "gpt2")
     config = json.loads((folder / "config.json").read_text())
@@ -83,7 +83,7 @@ def tiny_model(home: Path) -> str:
     return str(folder)
 
 
-# Events, while servers and workers die
+# Events during kills
 
 
 def over_kills(home: Path, options: Options) -> Iterator[str]:
@@ -92,7 +92,7 @@ def over_kills(home: Path, options: Options) -> Iterator[str]:
         yield f"{count} of {found.events:,}, over {found.kills} kills"
 
 
-# Training that dies
+# Training during kills
 
 
 def resumed_exactly(home: Path, options: Options) -> Iterator[str]:
@@ -111,7 +111,7 @@ def resumed_exactly(home: Path, options: Options) -> Iterator[str]:
 
 
 def seconds_of_steps(folder: RunFolder) -> tuple[float, float]:
-    """Of a run's worker, from its start to the first step and to the last."""
+    """Return the seconds from the start of a worker to its first and its last step."""
     times = [(line["type"], datetime.fromisoformat(line["timestamp"].rstrip("Z"))) for line in lines(folder)]
     steps = [at for kind, at in times if kind == "training.log"]
     began = times[0][1]
@@ -119,7 +119,7 @@ def seconds_of_steps(folder: RunFolder) -> tuple[float, float]:
 
 
 def die_on_the_way(process_tree: ProcessTree, folder: RunFolder, first: float, last: float) -> int:
-    """Workers that live for some steps each; how many died."""
+    """Kill workers after some steps each; return the number of kills."""
     chance = random.Random(0)
     share = (last - first) / DEATHS
     died = 0
@@ -130,7 +130,7 @@ def die_on_the_way(process_tree: ProcessTree, folder: RunFolder, first: float, l
 
 
 def next_steps(home: Path, options: Options) -> Iterator[str]:
-    """A real run under a real server, as a script starts them; it loads the model anew after each death."""
+    """Run with a real server, which reloads the model after each kill."""
     with training(home) as folder:
         until(lambda: b'"step":5,' in folder.events.read_bytes())
         yield _range([seconds_to_next_step(folder) for _ in range(options.rounds)])
@@ -138,7 +138,7 @@ def next_steps(home: Path, options: Options) -> Iterator[str]:
 
 @contextmanager
 def training(home: Path) -> Iterator[RunFolder]:
-    """A run that goes on until it is stopped."""
+    """Submit a run that continues until it is stopped."""
     file = home.with_name(f"{home.name}.jsonl")
     file.write_text("\n".join(map(json.dumps, ROWS)))
     source = {"type": "file", "path": str(file)}
@@ -155,18 +155,18 @@ def seconds_to_next_step(folder: RunFolder) -> float:
     assert worker
     killed = time.monotonic()
     os.kill(worker, signal.SIGKILL)
-    time.sleep(0.05)  # what it had just begun to write is written
+    time.sleep(0.05)  # wait for writes in progress
     after = last_id(folder.events)
     seen = until(lambda: any(kind == "training.log" for _, kind, _ in read_events(folder.events, after)))
-    time.sleep(0.5)  # and some steps more, for the next death
+    time.sleep(0.5)  # some more steps before the next kill
     return seen - killed
 
 
-# Those who watch
+# Clients
 
 
 def next_callbacks(home: Path, options: Options) -> Iterator[str]:
-    """The watcher's own SDK starts the next server; the worker goes on meanwhile."""
+    """Kill the server; the client's SDK starts the next, and the worker continues."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = kills.STEP_SECONDS
     try:
         job = owner(start_backend(home, "--engine", "scripted", anew=True)).submit(maxSteps=100_000, saveSteps=1000)
@@ -180,7 +180,7 @@ def next_callbacks(home: Path, options: Options) -> Iterator[str]:
 
 
 def seconds_to_next_callback(home: Path, watcher: Child) -> tuple[float, float]:
-    """From the server's death on, and from when the next one listens."""
+    """Return the seconds since the kill, and since the next server listens."""
 
     def server() -> int:
         pid: int = json.loads(address_file(home).read_bytes())["pid"]
@@ -196,7 +196,7 @@ def seconds_to_next_callback(home: Path, watcher: Child) -> tuple[float, float]:
 
 
 def attaching(home: Path, options: Options) -> Iterator[str]:
-    """Of each length: `since="now"`, and behind the last event."""
+    """Measure each length with `since="now"` and after the last event."""
     with stream.embedded(home) as backend:
         source, log = stream.waiting_run(backend)
         written = 0
@@ -211,7 +211,7 @@ def attaching(home: Path, options: Options) -> Iterator[str]:
 
 
 def seconds_to_live(job: str, log: Path, since: Callable[[], str]) -> float:
-    """From `attach()` to the first callback of an event that was logged since."""
+    """Return the seconds from `attach()` to the first callback of a later event."""
     seen = threading.Event()
     with ticking(log):
         began = time.monotonic()
@@ -225,7 +225,7 @@ def seconds_to_live(job: str, log: Path, since: Callable[[], str]) -> float:
 
 @contextmanager
 def ticking(log: Path) -> Iterator[None]:
-    """An event all `TICK_SECONDS`."""
+    """Write an event every `TICK_SECONDS`."""
     over = threading.Event()
 
     def tick() -> None:
@@ -243,7 +243,7 @@ def ticking(log: Path) -> Iterator[None]:
         ticker.join()
 
 
-# What a step pays
+# Overhead of a step
 
 
 def logging_events(home: Path, options: Options) -> Iterator[str]:
@@ -263,7 +263,7 @@ def seconds_per_event(log: Path, bell: Path) -> float:
 
 
 def timed(home: Path, name: str, **config: Any) -> tuple[float, float, float]:
-    """A run in a process of its own: seconds of a checkpoint, of a step with the machinery and of one without."""
+    """Return the seconds of a checkpoint, a recorded step and an unrecorded step."""
     folder = make_run(home, name, ROWS, **config)
     command = [sys.executable, "-m", "tests.benchmarks.timed", str(folder.path)]
     output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
@@ -284,7 +284,7 @@ def checkpoints_of(home: Path, model: str, count: int = 6) -> str:
 
 
 def beside_the_bare_engine(home: Path, options: Options) -> Iterator[str]:
-    """Every other step of one run, as two runs one after the other differ by more than what is looked for."""
+    """Alternate recorded and unrecorded steps: two runs differ by more than the effect."""
     config = {"model": tiny_model(home), "maxSteps": COMPARED_STEPS, "saveSteps": COMPARED_STEPS, **TRAINING}
     with stream.embedded(home):
         _, run, bare = timed(home, "compared", **config)
@@ -298,21 +298,21 @@ def _range(seconds: list[float]) -> str:
     return f"{median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f} of {len(seconds)})"
 
 
-#: The names of the rows, and what finds their figures.
+#: Row name → measurement.
 MEASURES: list[tuple[list[str], Callable[[Path, Options], Iterator[str]]]] = [
     (["events lost", "events doubled"], over_kills),
-    (["loss after resuming, beside an undisturbed run", "final adapter after resuming"], resumed_exactly),
+    (["loss after resuming, compared with an undisturbed run", "final adapter after resuming"], resumed_exactly),
     (["worker killed → next logged step, tiny model"], next_steps),
-    (["server killed → next callback of a watcher", "of it, from when the next server listens"], next_callbacks),
+    (["server killed → next callback of a watcher", "part of it after the next server listens"], next_callbacks),
     ([f"attach to a log of {events:,} events, from now · from the last id" for events in LENGTHS], attaching),
-    (["one logged event, a server listening", "one logged event, no server"], logging_events),
+    (["one logged event, with a server", "one logged event, without a server"], logging_events),
     (["checkpoint, tiny model", "checkpoint, starter model, rank 16"], checkpointing),
-    (["a step as a run, beside the bare engine, tiny model"], beside_the_bare_engine),
+    (["a step of a run, compared with the engine alone, tiny model"], beside_the_bare_engine),
 ]
 
 
 def converted_starter() -> Path | None:
-    """The starter model as it lies in the user's home or in that of `make demo`."""
+    """Return the converted starter model of the user or of `make demo`."""
     homes = (arkor_home(), PROJECT / "build" / "demo-home")
     folders = (models_folder(home) / STARTER_MODEL for home in homes)
     return next((folder for folder in folders if folder.is_dir()), None)
@@ -326,7 +326,7 @@ def main() -> None:
     options = Options(given.kills, given.rounds, converted_starter())
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("ARKOR_CLOUD_API_URL", None)
-    logging.getLogger("arkor").setLevel(logging.ERROR)  # that servers have gone is meant
+    logging.getLogger("arkor").setLevel(logging.ERROR)  # servers are killed on purpose
     print("| what | found |\n| --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for names, measure in MEASURES:

@@ -1,9 +1,9 @@
-"""What the machinery around a run costs: a worker with its log, beside the same engine with nobody listening.
+"""The overhead of a worker with its log, compared with the bare engine.
 
     python tests/benchmarks/overhead.py [DATA] [--rounds N] [--steps N]
 
-Both train the same steps on the same rows, in a process of their own each, turn about; the time is that of the steps,
-saving included.
+Both train the same steps on the same rows in alternating processes; measures the seconds of the
+steps, including checkpoints.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.benchmarks import intents
 
 
 class Nobody:
-    """A recorder that writes the checkpoints, as it must, and tells no one."""
+    """A recorder that writes checkpoints and drops everything else."""
 
     stopping = False
 
@@ -56,7 +56,7 @@ class Nobody:
 
 
 def prepared(data: Path, steps: int) -> RunFolder:
-    """A run that nobody has begun, its rows among the backend's files."""
+    """Create a run that has not started, with its rows in the backend's files."""
     home = arkor_home()
     rows = "\n".join(json.dumps(row) for row in intents.training_rows(data)).encode()
     digest = hashlib.sha256(rows).hexdigest()
@@ -68,7 +68,7 @@ def prepared(data: Path, steps: int) -> RunFolder:
 
 
 def bare(folder: RunFolder) -> None:
-    """The engine alone; prints the seconds of its steps."""
+    """Run the engine only; print the seconds of its steps."""
     run = Run(folder.id, from_wire(JobConfig, folder.read_job()["config"]), folder.path, arkor_home())
     print(load_engine("trl").train(run, Nobody(folder.path))["seconds"])
 

@@ -1,10 +1,11 @@
-"""Event streams from a bare socket, in a process of their own: what any reader of them is measured against.
+"""A server of event streams on a socket, in a separate process: the baseline for readers.
 
     python -m tests.benchmarks.plain_stream [EVENTS]
 
-Prints its URL and serves until its standard input ends. The job's id says how its events come: `frames` (one to an
-HTTP chunk) and `blocks` (16 KiB to a chunk) send EVENTS log events and the end, as fast as they are taken; `trickle`
-sends one every 5 ms whose step is the `time.monotonic_ns()` of its writing; `idle` sends one, then a ping a second.
+Prints its URL and serves until stdin ends. The job's id selects the stream: `frames` (one event per
+HTTP chunk) and `blocks` (16 KiB per chunk) send EVENTS log events and the end at full speed;
+`trickle` sends an event every 5 ms, with the current `time.monotonic_ns()` as its step; `idle`
+sends one event, then a ping a second.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 def log_event(step: int) -> TrainingLog:
-    """An event whose frame has about 204 bytes."""
+    """Return an event frame of about 204 bytes."""
     return TrainingLog(_JOB, _TIME, step, 1.234567, None, 0.0001, 0.5)
 
 
@@ -46,7 +47,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def replay(events: int, block: int | None) -> bytes:
-    """A whole response: `events` log events and the end, one frame to an HTTP chunk or `block` bytes."""
+    """Return a response of `events` log events, with one frame or `block` bytes per chunk."""
     frames = [frame(log_event(step), step) for step in range(1, events + 1)]
     frames += [frame(TrainingCompleted(_JOB, _TIME), events + 1), END]
     if block is None:
@@ -75,7 +76,7 @@ def idle(connection: socket.socket) -> None:
 
 
 def plays(events: int) -> dict[str, Callable[[socket.socket], None]]:
-    """What each job's stream does."""
+    """The streams by job id."""
     frames, blocks = replay(events, None), replay(events, 16 * 1024)
     return {
         "frames": lambda connection: connection.sendall(frames),
@@ -86,7 +87,7 @@ def plays(events: int) -> dict[str, Callable[[socket.socket], None]]:
 
 
 def answer(connection: socket.socket, streams: dict[str, Callable[[socket.socket], None]]) -> None:
-    """One request: a stream, or what else a client asks for before it opens one."""
+    """Answer one request: a stream, or a request of the client before it."""
     request = b""
     while b"\r\n\r\n" not in request:
         request += connection.recv(65536)
@@ -117,7 +118,7 @@ def serve(listener: socket.socket, streams: dict[str, Callable[[socket.socket], 
 
 @contextmanager
 def serving(events: int) -> Iterator[str]:
-    """The server in a process of its own; its URL."""
+    """Start the server in a process; yield its URL."""
     with child("tests.benchmarks.plain_stream", str(events)) as server:
         yield server.read()
 

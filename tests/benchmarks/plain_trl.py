@@ -1,4 +1,4 @@
-"""The same run as `banking77.py`, in plain TRL: what a person would write without arkor. Prints one JSON line.
+"""The run of `banking77.py` in plain TRL, without arkor. Prints one JSON line.
 
     python tests/benchmarks/plain_trl.py MODEL_FOLDER [DATA] [--rows N] [--steps N]
 
@@ -25,7 +25,7 @@ from tests.benchmarks import intents
 
 
 def build(model: Any, tokenizer: Any, data: Path, steps: int, folder: str) -> Any:
-    """TRL's trainer with the settings of the benchmark, everything else as TRL has it but for what a CPU needs."""
+    """Return TRL's trainer with the settings of the benchmark, and TRL's defaults adapted to a CPU."""
     rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in intents.training_rows(data)]
     arguments = SFTConfig(
         output_dir=folder,
@@ -50,7 +50,7 @@ def build(model: Any, tokenizer: Any, data: Path, steps: int, folder: str) -> An
 
 
 def accuracy(model: Any, tokenizer: Any, rows: list[tuple[str, str]]) -> float:
-    """The share of rows whose greedy answer is exactly the intent."""
+    """Return the share of rows whose greedy answer equals the intent."""
     model.eval()
     right = 0
     for text, intent in rows:

@@ -1,4 +1,4 @@
-"""Another process that takes part in a benchmark, and says a line of JSON now and then."""
+"""Processes of a benchmark that print lines of JSON."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Child:
     process: subprocess.Popen[str]
 
     def read(self) -> Any:
-        """The next line that it prints."""
+        """Wait for its next line."""
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
 
 @contextmanager
 def child(module: str, *arguments: str) -> Iterator[Child]:
-    """Run it; it is to leave when its standard input ends, and is killed if it does not."""
+    """Run a module; close its stdin at the end, and kill it if it does not exit."""
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

@@ -1,9 +1,10 @@
-"""arkor beside plain TRL, on the same data with the same settings, turn about; prints a table with the ratio.
+"""arkor compared with plain TRL on the same data and settings, in alternating rounds; prints a
+table.
 
     python tests/benchmarks/speed.py [DATA] [--rounds N] [--steps N]
 
-Steps are timed from the first to the last; a whole run has everything in it, from the script's start to its result.
-The ratio is that of the medians.
+Times the steps, and the whole run from the start of the script to its result. Ratios are of the
+medians.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.benchmarks.banking77 import fine_tune
 
 
 def plain(model: str, data: Path, steps: int) -> tuple[float, float]:
-    """Seconds of the steps and of the whole script, in a process of its own."""
+    """Return the seconds of the steps and of the whole script of plain TRL, in a process."""
     command = [sys.executable, "-m", "tests.benchmarks.plain_trl", model, str(data), "--steps", str(steps)]
     began = time.perf_counter()
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
@@ -32,7 +33,7 @@ def plain(model: str, data: Path, steps: int) -> tuple[float, float]:
 
 
 def ours(data: Path, steps: int) -> tuple[float, float]:
-    """The same of a run through the public API; its worker is a process of its own."""
+    """Return the same for a run with the public API, which has a worker process."""
     _, training, whole = fine_tune(data, steps, progress=False)
     return training, whole
 

@@ -1,9 +1,11 @@
-"""The event stream: how fast and how soon events come, beside a bare `requests` + `sseclient-py` + JSON loop.
+"""Throughput and latency of the event stream, compared with a plain `requests` + `sseclient-py` +
+JSON loop.
 
     python -m tests.benchmarks.stream [--rounds N] [--events N]
 
-Prints one Markdown table of medians. Both read the same server, in a process of its own (`plain_stream.py`), turn
-about; the lower half is of a real backend and its log. Nothing is trained. Takes about two minutes.
+Prints one Markdown table of medians. Both read from the server of `plain_stream.py` in alternating
+rounds; the lower half is measured with a real backend and its log. Nothing is trained. Takes about
+two minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ LOGGED = 100_000
 
 @frozen
 class Source:
-    """A job's stream on some server."""
+    """The stream of a job on a server."""
 
     url: str
     job: str
@@ -59,7 +61,7 @@ class Source:
         return {"Authorization": f"Bearer {self.token}"}
 
 
-#: Reads a stream to its end, with a callable that gets the step of every log event.
+#: Reads a stream to its end and passes the step of every log event to a callable.
 Reader = Callable[[Source, Callable[[int], object]], None]
 
 
@@ -87,7 +89,7 @@ def arkor(source: Source, on_step: Callable[[int], object], timeout: float | Non
 
 
 def _project(folder: Path) -> Path:
-    """A folder that knows its project, so that none is made."""
+    """Create a folder with a project state, so that no project is created."""
     state = {"orgSlug": LOCAL["orgSlug"], "projectSlug": LOCAL["projectSlug"], "projectId": "p"}
     (folder / ".arkor").mkdir()
     (folder / ".arkor" / "state.json").write_text(json.dumps(state))
@@ -98,7 +100,7 @@ def _project(folder: Path) -> Path:
 
 
 def rate(read: Reader, source: Source, events: int) -> float:
-    """Events a second, from the request to the end."""
+    """Return the events per second, from the request to the end."""
     count = 0
 
     def on_step(_: int) -> None:
@@ -113,14 +115,14 @@ def rate(read: Reader, source: Source, events: int) -> float:
 
 
 def lags(read: Reader, source: Source) -> list[float]:
-    """Milliseconds from the writing of each event to its callback, in order of size."""
+    """Return the sorted milliseconds from writing an event to its callback."""
     found: list[float] = []
     read(source, lambda stamp: found.append((time.monotonic_ns() - stamp) / 1e6))
     return sorted(found)
 
 
 def idle_share(source: Source) -> float:
-    """Per cent of a core that `wait()` needs while there is nothing but pings."""
+    """Return the percentage of a core that `wait()` uses while it receives pings only."""
     marks: list[tuple[float, float]] = []
     with suppress(TimeoutError):
         arkor(source, lambda _: marks.append((time.perf_counter(), time.process_time())), timeout=IDLE_SECONDS)
@@ -129,7 +131,7 @@ def idle_share(source: Source) -> float:
 
 
 def raw_rate(source: Source, events: int) -> float:
-    """Events a second at a reader that only counts bytes."""
+    """Return the events per second of a reader that only counts bytes."""
     with _opened(source) as stream:
         began, count = time.perf_counter(), 0
         while data := stream.recv(1 << 20):
@@ -139,7 +141,7 @@ def raw_rate(source: Source, events: int) -> float:
 
 
 def seconds_to_now(source: Source) -> float:
-    """Seconds until the stream of `since=now` is open and has said where it begins."""
+    """Return the seconds until a stream with `since=now` has sent its position."""
     began = time.perf_counter()
     with _opened(source, since="now") as stream:
         data = b""
@@ -150,7 +152,7 @@ def seconds_to_now(source: Source) -> float:
 
 @contextmanager
 def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
-    """A bare socket that has asked for the stream."""
+    """Open a socket and request the stream."""
     to = urlsplit(source.stream_url)
     with socket.create_connection((to.hostname, to.port)) as stream:
         lines = [
@@ -168,7 +170,7 @@ def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def embedded(home: Path) -> Iterator[Backend]:
-    """A backend whose one slot is taken for ever, so that the runs submitted from here on have logs that are ours."""
+    """A backend whose only slot is occupied, so that the benchmark writes the logs of further runs."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = "3600"
     os.environ["ARKOR_MAX_STREAMS"] = str(2 * WATCHERS)
     backend = start_backend(home, "--engine", "scripted", anew=True)
@@ -182,7 +184,7 @@ def embedded(home: Path) -> Iterator[Backend]:
 
 
 def waiting_run(backend: Backend) -> tuple[Source, Path]:
-    """A run that nobody works on, and its log."""
+    """Create a run without a worker; return it with its log."""
     job = owner(backend).submit()
     return Source(backend.url, job, backend.token), run_folder(backend.home, job).events
 
@@ -199,7 +201,7 @@ def close_history(log: Path) -> None:
 
 
 def worker_lags(backend: Backend, events: int = 200) -> list[float]:
-    """Milliseconds from a worker's writing of an event to its callback, in order of size."""
+    """Return the sorted milliseconds from a worker's writing an event to its callback."""
     source, log = waiting_run(backend)
 
     def work() -> None:
@@ -211,7 +213,7 @@ def worker_lags(backend: Backend, events: int = 200) -> list[float]:
         close_history(log)
         notify(notifier_file(backend.home))
 
-    worker = threading.Timer(0.3, work)  # once the watcher is there
+    worker = threading.Timer(0.3, work)  # after the client has connected
     worker.start()
     found = lags(arkor, source)
     worker.join()

@@ -1,4 +1,4 @@
-"""The benchmark of docs/reliability.md: its table is in the page, and what it counts it can count."""
+"""The benchmark of docs/reliability.md: its table is in the page, and it counts losses correctly."""
 
 from __future__ import annotations
 

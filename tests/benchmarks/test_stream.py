@@ -1,4 +1,4 @@
-"""The benchmark of the event stream comes to its end with all its figures, however few events it is given."""
+"""The benchmark of the event stream prints all its results with few events."""
 
 from __future__ import annotations
 

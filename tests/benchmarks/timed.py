@@ -1,8 +1,8 @@
-"""A run whose steps and checkpoints are timed from within, in a process that works on it as a worker does.
+"""Time the steps and checkpoints of a run in the process of its worker.
 
     python -m tests.benchmarks.timed RUN_DIR
 
-Its last line has the median seconds of a checkpoint, of a step that was told of, and of one that was not.
+The last line has the median seconds of a checkpoint, a recorded step and an unrecorded step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from arkor.settings import arkor_home
 
 
 class Timed(LogRecorder):
-    """Notes how long each checkpoint kept training waiting, and each step; says nothing of every other step."""
+    """Measures checkpoints and steps; records every other step only."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -48,7 +48,7 @@ class Timed(LogRecorder):
         self.checkpoints.append(time.perf_counter() - began)
 
     def steps(self) -> tuple[float, float]:
-        """Seconds of a step that was told of, and of one that was not."""
+        """Return the median seconds of a recorded and of an unrecorded step."""
         pauses = [after - before for before, after in pairwise(self.logs)]
         return median(pauses[0::2]), median(pauses[1::2])
 

@@ -1,8 +1,8 @@
-"""Somebody who watches a run from a process of its own, as any script would.
+"""Watch a run from a separate process.
 
     python -m tests.benchmarks.watcher JOB
 
-Prints, for each `on_log` from here on, the step and the `time.monotonic()` of the callback.
+Prints the step and the `time.monotonic()` of each `on_log`.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ def tell(log: TrainingLogContext) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("arkor").setLevel(logging.ERROR)  # that the server has gone is meant
+    logging.getLogger("arkor").setLevel(logging.ERROR)  # the server is killed on purpose
     Trainer.attach(sys.argv[1], since="now", callbacks={"on_log": tell}, progress=False).wait()

@@ -1,1 +1,1 @@
-"""Device, threads and memory of a process that computes, and the loading of models."""
+"""Device, threads and memory of a process that computes; loading models."""

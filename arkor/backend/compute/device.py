@@ -1,4 +1,4 @@
-"""Where a run computes: the device, and the number format of the frozen weights."""
+"""The device to compute on, and the number format of the frozen weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 
 @frozen
 class Device:
-    """`kind` is "cuda", "mps" or "cpu"; `precision` is "bfloat16" or "float32"; `description` name it for a person."""
+    """A device: `kind` is "cuda", "mps" or "cpu", `precision` "bfloat16" or "float32"."""
 
     kind: str
     precision: str
@@ -19,31 +19,30 @@ class Device:
     @property
     def dtype(self) -> Any:
         """The torch dtype of `precision`."""
-        import torch  # noqa: PLC0415 - the plan of a run needs none
+        import torch  # noqa: PLC0415 - slow to import
 
         return getattr(torch, self.precision)
 
 
 def choose_device(precision: str | None = None) -> Device:
-    """The fastest device that is here; `precision` overrides what it computes fastest in. Imports torch."""
+    """Return the fastest device; `precision` overrides its fastest number format."""
     import torch  # noqa: PLC0415 - as above
 
     if torch.cuda.is_available():
-        fastest = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        return _device("cuda", precision or fastest, torch.cuda.get_device_name(0))
-    if torch.backends.mps.is_available():
-        return _device("mps", precision or "float32", "the GPU of this Mac")
-    threads = torch.get_num_threads()
-    fastest = "bfloat16" if _cpu_supports_bf16() else "float32"
-    return _device("cpu", precision or fastest, f"the CPU, {threads} {'thread' if threads == 1 else 'threads'}")
-
-
-def _device(kind: str, precision: str, name: str) -> Device:
+        supports_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        kind, name = "cuda", torch.cuda.get_device_name(0)
+    elif torch.backends.mps.is_available():
+        kind, supports_bf16, name = "mps", False, "the GPU of this Mac"
+    else:
+        threads = torch.get_num_threads()
+        kind, supports_bf16 = "cpu", _cpu_supports_bf16()
+        name = f"the CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    precision = precision or ("bfloat16" if supports_bf16 else "float32")
     return Device(kind, precision, f"{name}, {precision}")
 
 
 def _cpu_supports_bf16() -> bool:
-    """Whether the CPU has instructions for it; emulating them would be slower than fp32. Linux alone says so."""
+    """Whether the CPU has bf16 instructions; emulation is slower than fp32. Linux only."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

@@ -1,7 +1,4 @@
-"""A run's configuration, and how many rows there are → every number that training needs. No torch here.
-
-`DEFAULTS` is what holds for a field that was left open.
-"""
+"""Resolve a run's configuration to complete hyperparameters. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,43 +6,45 @@ import importlib.util
 import math
 from typing import Any
 
-from attrs import frozen
+from attrs import fields, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import JobConfig
 
-#: What a field means that was left open; None is worked out from the run, as the comment says.
+#: The default of each field of `JobConfig`; None is derived from the run as described.
 DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 3.0,  # where max_steps is not set either; with both, whichever ends first
-    "learning_rate": 5e-4,  # short runs of small models need more than the usual 2e-4, large ones bear it
+    "num_train_epochs": 3.0,  # unless max_steps is set; with both, the earlier end counts
+    "learning_rate": 5e-4,  # short runs of small models need more than the usual 2e-4, large models tolerate it
     "batch_size": 8,
     "optim": "adamw_torch_fused",
     "lr_scheduler_type": "linear",
     "weight_decay": 0.0,  # an adapter is regularised by its rank
-    "warmup_steps": 0.03,  # a share of the run
-    "logging_steps": None,  # each step up to 1,000, then so that there are 1,000 logged ones
-    "save_steps": None,  # five checkpoints a run
-    "eval_steps": None,  # with rows to evaluate on: as often as checkpoints
+    "warmup_steps": 0.03,  # below 1: a share of the run
+    "logging_steps": None,  # every step in runs of up to 1,000 steps, else 1,000 times a run
+    "save_steps": None,  # five times a run
+    "eval_steps": None,  # like save_steps, if there are evaluation rows
     "lora_r": 16,
     "lora_alpha": 16.0,
-    "max_length": 1024,  # or what the model takes, if that is less
+    "max_length": 1024,  # tokens; or the context length of the model if that is less
     "load_in_4bit": False,
     "train_on_responses_only": None,  # true for chats, false for plain text
 }
 
-#: `eval_steps` without rows to evaluate on holds out this share, and never more rows than `EVAL_ROWS`.
+#: The share of rows that is held out if `eval_steps` is set without evaluation rows, and its
+#: maximum.
 EVAL_SHARE = 0.1
 EVAL_ROWS = 200
 
 DEFAULT_CHECKPOINTS = 5
 MAX_LOGGED_STEPS = 1000
 
-#: A dry run sees so many rows, of each kind, and takes so many steps.
+#: Limits of a dry run: training rows, evaluation rows, steps.
 DRY_RUN_ROWS = 50
 DRY_RUN_EVAL_ROWS = 8
 DRY_RUN_STEPS = 10
 
-#: Optimizer → the package that it needs beside torch. Those that need settings of their own are left out.
+#: Optimizer → the package that it requires, besides torch. Optimizers with required settings are
+#: left out.
 OPTIMIZERS: dict[str, str | None] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"), "bitsandbytes"),
@@ -54,7 +53,7 @@ OPTIMIZERS: dict[str, str | None] = {
     **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), "torchao"),
 }
 
-#: Learning-rate schedule → the settings that it needs.
+#: Learning-rate schedule → its required settings.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {},
     "cosine": {},
@@ -70,7 +69,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 @frozen
 class Hyperparameters:
-    """Every number of a run, none left open. `eval_steps` is None when nothing is evaluated."""
+    """The complete hyperparameters of a run, named like the fields of `JobConfig`.
+
+    All `*_steps` are whole steps. Without evaluation rows, `eval_steps` is None.
+    `schedule_settings` are additional arguments of the learning-rate schedule.
+    """
 
     total_steps: int
     batch_size: int
@@ -86,50 +89,48 @@ class Hyperparameters:
 
 
 def setting_or_default(config: JobConfig, name: str) -> Any:
-    """A field of the configuration, or its default."""
+    """Return a field of the configuration, or its default."""
     value = getattr(config, name)
     return DEFAULTS[name] if value is None else value
 
 
 def check_names(config: JobConfig) -> None:
-    """Raise `InvalidConfig` for an optimizer or a schedule that does not exist here, with the list of those that do."""
+    """Raise `InvalidConfig` for an unknown optimizer or schedule, or a missing package."""
     optim, schedule = setting_or_default(config, "optim"), setting_or_default(config, "lr_scheduler_type")
     if optim not in OPTIMIZERS:
-        raise InvalidConfig("optim", f"there is no {optim!r}; choose one of {', '.join(OPTIMIZERS)}")
+        raise InvalidConfig("optim", f"{optim!r} is unknown", f"choose one of {', '.join(OPTIMIZERS)}")
     package = OPTIMIZERS[optim]
     if package and importlib.util.find_spec(package) is None:
         raise InvalidConfig(
             "optim",
-            f"{optim!r} needs the package {package}, which is not installed where the backend runs; "
+            f"{optim!r} requires the package {package}, which is not installed where the backend runs",
             f"run pip install {package} there, or choose {DEFAULTS['optim']!r}",
         )
     if schedule not in SCHEDULES:
-        raise InvalidConfig("lr_scheduler_type", f"there is no {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        raise InvalidConfig("lr_scheduler_type", f"{schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}")
 
 
 def resolve_hyperparameters(config: JobConfig, rows: int, *, evaluates: bool) -> Hyperparameters:
-    """The numbers of a run over `rows` rows; `evaluates` says whether there are rows to evaluate on."""
-    batch = setting_or_default(config, "batch_size")
-    total = _total_steps(config, math.ceil(rows / batch))
-    schedule = setting_or_default(config, "lr_scheduler_type")
+    """Return the hyperparameters for `rows` training rows; `evaluates`: with evaluation."""
+    values = {name: setting_or_default(config, name) for name in DEFAULTS}
+    total = _total_steps(config, math.ceil(rows / values["batch_size"]))
     save = config.save_steps or math.ceil(total / DEFAULT_CHECKPOINTS)
     evaluate = (config.eval_steps or save) if evaluates else None
-    if config.dry_run:  # every stage is to be seen, however short the run
+    if config.dry_run:  # a dry run reaches every stage, however few its steps
         save = min(save, math.ceil(total / 2))
         evaluate = min(evaluate, math.ceil(total / 2)) if evaluate else None
-    return Hyperparameters(
-        total_steps=total,
-        batch_size=batch,
-        learning_rate=setting_or_default(config, "learning_rate"),
-        optim=setting_or_default(config, "optim"),
-        lr_scheduler_type=schedule,
-        weight_decay=setting_or_default(config, "weight_decay"),
-        warmup_steps=_steps(setting_or_default(config, "warmup_steps"), total),
-        logging_steps=config.logging_steps or math.ceil(total / MAX_LOGGED_STEPS),
-        save_steps=save,
-        eval_steps=evaluate,
-        schedule_settings=_schedule_settings(schedule, total),
-    )
+    schedule_settings = dict(SCHEDULES[values["lr_scheduler_type"]])
+    if "num_decay_steps" in schedule_settings:
+        schedule_settings["num_decay_steps"] = _steps(schedule_settings["num_decay_steps"], total)
+    values |= {
+        "total_steps": total,
+        "warmup_steps": _steps(values["warmup_steps"], total),
+        "logging_steps": config.logging_steps or math.ceil(total / MAX_LOGGED_STEPS),
+        "save_steps": save,
+        "eval_steps": evaluate,
+        "schedule_settings": schedule_settings,
+    }
+    return Hyperparameters(**{field.name: values[field.name] for field in fields(Hyperparameters)})
 
 
 def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
@@ -142,12 +143,5 @@ def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
 
 
 def _steps(number: float, total: int) -> int:
-    """Whole steps as they are; below 1, that share of the run."""
+    """Return a number of steps; below 1, `number` is a share of the run."""
     return int(number) if number >= 1 else math.ceil(number * total)
-
-
-def _schedule_settings(schedule: str, total: int) -> dict[str, Any]:
-    settings = dict(SCHEDULES[schedule])
-    if "num_decay_steps" in settings:
-        settings["num_decay_steps"] = _steps(settings["num_decay_steps"], total)
-    return settings

@@ -1,6 +1,6 @@
-"""What an engine is: it takes a run and tells a recorder what happens.
+"""The interface between a worker and the engine that trains: `Engine.train(run, recorder)`.
 
-Where that goes (log, checkpoints, the stop signal) is the worker's business.
+The recorder decides where events and checkpoints are stored and when a run is asked to stop.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from typing import Any, Protocol
 
 from attrs import field, frozen
 
+from arkor.errors import StructuredError
 from arkor.protocol.jobs import JobConfig
 
 
-class RunError(Exception):
-    """Why a run cannot go on: a sentence for the person who submitted it."""
+class RunError(StructuredError):
+    """A run cannot continue for a reason that its owner can fix."""
 
 
 @frozen
 class Run:
-    """What an engine is given: the configuration, the run's `folder`, the backend's `home`, the data set's token.
+    """The input of an engine.
 
-    `checkpoint` is the folder of the one to go on from, as the engine has written it, or None at the start.
+    `home` is the backend's folder, `blob_token` the bearer token of a data set with a URL.
+    `checkpoint` is the folder of the checkpoint to resume from, or None to start at step 0.
     """
 
     job_id: str
@@ -34,20 +36,17 @@ class Run:
 
 
 class Recorder(Protocol):
-    """What an engine reports to."""
+    """Receives the progress of an engine."""
 
     @property
     def stopping(self) -> bool:
-        """Whether the run was asked to stop; an engine looks at it at least once a step and returns early if so."""
-        ...
+        """Whether the run was asked to stop; engines check it at least once a step."""
 
     def preparing(self, message: str) -> None:
-        """What goes on before the first step, for a person: "Converting the starter model (once, about 20 s)"."""
-        ...
+        """Report progress before the first step, such as "Loading the model"."""
 
     def started(self, total_steps: int) -> None:
-        """The first step is about to be taken."""
-        ...
+        """Report that the first step is about to run."""
 
     def log(
         self,
@@ -59,28 +58,27 @@ class Recorder(Protocol):
         epoch: float | None = None,
         samples_per_second: float | None = None,
     ) -> None:
-        """The numbers of one step; each may be NaN or infinite. Those that were told before a crash are ignored."""
-        ...
+        """Record the metrics of one step; each may be NaN or infinite.
+
+        Steps that a previous worker recorded before it crashed are ignored.
+        """
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """`write(folder)` fills an empty folder, which becomes `checkpoints/<step>` only when it is complete.
+        """Save a checkpoint: `write(folder)` fills an empty folder, later `checkpoints/<step>`.
 
-        What training needs to go on from it lies in the folder `home.STATE` in it. The run goes on without the
-        checkpoint if the disk does not take it.
+        The subfolder `paths.STATE_FOLDER` holds the training state. The run continues without the
+        checkpoint if the disk is full.
         """
-        ...
 
     def final(self, write: Callable[[Path], None]) -> None:
-        """The same for `final/`."""
-        ...
+        """Save the final adapter in `final/`, in the same way."""
 
 
 class Engine(Protocol):
-    """What trains."""
+    """Trains one run."""
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
-        """Train to the end, or until `recorder.stopping`; returns the metrics of `training.completed`.
+        """Train to the last step or until `recorder.stopping`; return the final metrics.
 
-        Raises `RunError` for what the person can mend.
+        Raise `RunError` for a problem that the owner of the run can fix.
         """
-        ...

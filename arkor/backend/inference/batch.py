@@ -1,12 +1,9 @@
-"""Answers by the same weights that get their tokens together, and the cache that they share.
-
-What a token means for an answer is in `sequence.py`, how it is chosen in `sampling.py`.
-"""
+"""Decode several answers with the same weights together, with a shared key-value cache."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +16,15 @@ from arkor.backend.inference.model_cache import ServedModel
 from arkor.backend.inference.sampling import apply_repetition_penalty, sample
 from arkor.backend.inference.sequence import SequenceState
 
-#: A long prompt is read in pieces of so many tokens, between which the other answers get their next token.
+#: Tokens of a prompt that are computed at once, between two steps of the other answers.
 PREFILL_TOKENS = 512
 
 
 class Batch:
-    """Answers by the same weights that get their tokens together. A new one holds a single answer, still unread.
+    """Answers with the same weights, decoded together; a new batch has one, without its prompt.
 
-    The cache is padded on the left, so that every answer's newest token is in the last column.
+    Keys and values of the cache are (answers, heads, tokens, head size), padded on the left, so
+    that the last column has the newest token of every answer.
     """
 
     def __init__(self, weights: ServedModel, adapter: str | None, sequence: SequenceState) -> None:
@@ -34,26 +32,24 @@ class Batch:
         self.adapter = adapter
         self.sequences = [sequence]
         self._pending_prompt = sequence.prompt
-        self._lengths = [0]  # tokens in the cache, per answer
+        self._lengths = [0]  # tokens in the cache, by answer
         self._next: list[int] = []
         self._cache, self._mergeable = _new_cache(weights.model)
         self._accepted_inputs = inspect.signature(weights.model.forward).parameters
-        self._cache_argument = (
-            "cache" if "cache" in self._accepted_inputs else "past_key_values"
-        )  # transformers before 5.24
+        self._cache_argument = _cache_argument(self._accepted_inputs)
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether the prompt is not read to its end yet."""
+        """Whether a part of the prompt is not computed yet."""
         return bool(self._pending_prompt)
 
     @property
     def must_run_alone(self) -> bool:
-        """Whether the answer must come out the same in any company: then it keeps none, for the last bit's sake."""
+        """Whether an answer has a seed: batching changes the rounding, and with it the answer."""
         return any(sequence.completion.seed is not None for sequence in self.sequences)
 
     def step(self) -> list[Reply]:
-        """Read a piece of the prompt, or give every answer its next token. Raises `GenerationError`."""
+        """Compute a part of the prompt, or one token per answer. Raise `GenerationError`."""
         if self._pending_prompt:
             chunk, self._pending_prompt = self._pending_prompt[:PREFILL_TOKENS], self._pending_prompt[PREFILL_TOKENS:]
             logits = self._forward([chunk])
@@ -61,19 +57,17 @@ class Batch:
         return self._push(self._forward([[token] for token in self._next]))
 
     def can_merge(self, other: Batch) -> bool:
-        """Whether the two could go on as one."""
-        compatible = self.weights is other.weights and self.adapter == other.adapter
+        """Whether the two batches can be decoded as one."""
         return (
-            compatible
+            self.weights is other.weights
+            and self.adapter == other.adapter
             and self._mergeable
-            and not self.must_run_alone
-            and not other.must_run_alone
-            and not self.is_prefilling
-            and not other.is_prefilling
+            and not (self.must_run_alone or other.must_run_alone)
+            and not (self.is_prefilling or other.is_prefilling)
         )
 
     def merge(self, other: Batch) -> None:
-        """Take over the answers of another batch."""
+        """Move the answers of another batch into this one."""
         width = max(*self._lengths, *other._lengths)
         pairs = zip(self._cache.layers, other._cache.layers, strict=True)
         self._cache = DynamicCache(
@@ -90,14 +84,14 @@ class Batch:
         self._next += other._next
 
     def remove(self, is_dropped: Callable[[SequenceState], bool]) -> None:
-        """Let go of some answers and of the room that they took in the cache."""
+        """Remove answers and their part of the cache."""
         keep = [row for row, sequence in enumerate(self.sequences) if not is_dropped(sequence)]
         if len(keep) == len(self.sequences):
             return
         self.sequences = [self.sequences[row] for row in keep]
         self._next = [self._next[row] for row in keep] if self._next else []
         self._lengths = [self._lengths[row] for row in keep]
-        if keep:  # else the batch is over, and its cache with it
+        if keep:  # an empty batch is dropped with its cache
             width = max(self._lengths)
             pairs = [(layer.keys, layer.values) for layer in self._cache.layers]
             self._cache = DynamicCache(
@@ -105,7 +99,7 @@ class Batch:
             )
 
     def _forward(self, columns: list[list[int]]) -> torch.Tensor:
-        """Tokens (answers, new) → the logits behind the last ones (answers, vocabulary)."""
+        """Compute tokens, (answers, new); return the last logits, (answers, vocabulary)."""
         self.weights.activate(self.adapter)
         model, new = self.weights.model, len(columns[0])
         positions = [list(range(length, length + new)) for length in self._lengths]
@@ -125,7 +119,7 @@ class Batch:
         return logits
 
     def _mask(self, new: int) -> torch.Tensor | None:
-        """Hides the padding; None where there is none, which is faster."""
+        """Return the mask, int64 (answers, tokens), or None without padding (faster)."""
         width = max(self._lengths) + new
         if width == min(self._lengths) + new:
             return None
@@ -134,8 +128,8 @@ class Batch:
 
     def _push(self, logits: torch.Tensor) -> list[Reply]:
         if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
-            sentence = "The model's output is not a number any more: this run has diverged. Try an earlier checkpoint."
-            raise GenerationError(409, "model_diverged", sentence)
+            problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
+            raise GenerationError(409, "model_diverged", problem)
         self._next = sample(self._constrained(logits), [sequence.sampling for sequence in self.sequences])
         stop_tokens = self.weights.stop_tokens
         pairs = zip(self.sequences, self._next, strict=True)
@@ -144,7 +138,7 @@ class Batch:
         return replies
 
     def _constrained(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits after what the model's makers recommend, -inf where a constraint forbids."""
+        """Apply repetition penalty and constraints (-inf) to logits, (answers, vocabulary)."""
         penalty = self.weights.repetition_penalty
         if penalty != 1:
             logits = apply_repetition_penalty(
@@ -156,18 +150,32 @@ class Batch:
         return logits.masked_fill(~allowed_tokens(matchers, logits.shape[-1]).to(logits.device), -torch.inf)
 
 
+def _cache_argument(accepted: Container[str]) -> str:
+    """Return the name of the cache in a model's `forward`: "past_key_values" before transformers 5.24.
+
+    Raise `GenerationError` for a model with neither: its `**kwargs` would accept the cache and ignore it, as Mamba's do
+    in transformers 5.0, so that each token would be computed without the ones before it.
+    """
+    for name in ("cache", "past_key_values"):
+        if name in accepted:
+            return name
+    problem = "The installed version of transformers cannot generate with this model's architecture."
+    raise GenerationError(400, "unsupported_model", problem, remedy="Run: pip install 'transformers>=5.24'")
+
+
 def _new_cache(model: Any) -> tuple[Any, bool]:
-    """A cache, and whether two of its kind can be merged: attention that keeps every token, windowed or not."""
+    """Return an empty cache, and whether it is mergeable: it keeps all tokens in all layers."""
     cache = DynamicCache(config=model.config)
     if all(isinstance(layer, DynamicLayer) for layer in cache.layers):
-        return DynamicCache(), True  # keeps what a window would forget: the mask hides it
+        return DynamicCache(), True  # also keeps tokens outside of a sliding window, which the mask hides
     return cache, False
 
 
 def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
-    """(answers, heads, tokens, head size), padded on the left to `width` tokens."""
+    """Pad keys or values on the left to `width` tokens."""
     return torch.nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
 
 
 def _select_rows(states: torch.Tensor, rows: Sequence[int], width: int) -> torch.Tensor:
+    """Return the last `width` tokens of some answers."""
     return states[list(rows), :, states.shape[-2] - width :].contiguous()

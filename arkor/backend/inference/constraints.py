@@ -1,6 +1,6 @@
-"""`response_format` and `structured_outputs` of a request → the constraint on its answer, or what is wrong with them.
+"""Parse `response_format`, `structured_outputs`, `tools` and `tool_choice` of a request.
 
-What is decided here needs no model; how an answer is held to a constraint is in `grammar.py`.
+Errors are detected without a model. `grammar.py` compiles the constraint on the answer.
 """
 
 from __future__ import annotations
@@ -11,32 +11,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from arkor.backend.inference.json_schema import InvalidSchema, check_schema, close_objects
-from arkor.backend.inference.messages import Constraint
+from arkor.backend.inference.messages import Constraint, ToolChoice
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 MODIFIERS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 
-#: The longest regex or grammar, in characters; how many choices there may be.
-MAX_CONSTRAINT_LENGTH, MAX_CHOICES = 100_000, 10_000
+#: Limits: characters of a regex or grammar, number of choices, number of tools.
+MAX_CONSTRAINT_LENGTH, MAX_CHOICES, MAX_TOOLS = 100_000, 10_000, 128
 
-#: Between two tokens of JSON: enough to look nice, and never so much that an answer is nothing else.
+#: Whitespace between two JSON tokens: enough for indentation, limited so that it cannot fill the
+#: answer.
 WHITESPACE = r"[ \t\n\r]{0,12}"
 
 _REPETITION = re.compile(r"\{\d+(,\d*)?\}|\(\?:")
 _WHITESPACE_PATTERN = re.compile(r"([ \t\n\r\[\]()*+?|]|\\[ntrs]|\\x(20|09|0[aAdD]))*")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def parse_constraint(request: InferenceRequest) -> Constraint | None:
-    """None when the answer is free. Raises `InvalidConfig`, for a schema `InvalidSchema`."""
+    """Return None if unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
     formatted = None if request.response_format is None else _of_response_format(request.response_format)
     if request.structured_outputs is None:
         return formatted
     structured = _of_structured_outputs(request.structured_outputs)
     if formatted is not None:
-        raise InvalidConfig("structured_outputs", "cannot stand beside a response_format that constrains, too")
+        raise InvalidConfig(
+            "structured_outputs", "cannot be combined with a response_format that constrains the answer"
+        )
     return structured
 
 
@@ -80,16 +84,18 @@ def _of_structured_outputs(value: Any) -> Constraint:
     _reject_unknown(options, field, (*KINDS, *MODIFIERS))
     kinds = [name for name in KINDS if name in options]
     if len(kinds) != 1:
-        given = " and ".join(kinds) or "none"
-        raise InvalidConfig(field, f"must have exactly one of {', '.join(KINDS)}; there is {given}")
+        raise InvalidConfig(field, f"must have exactly one of {', '.join(KINDS)}, not {' and '.join(kinds) or 'none'}")
     [kind] = kinds
-    return {
-        "json": _of_json,
-        "json_object": _of_json,
-        "regex": _of_regex,
-        "choice": _of_choice,
-        "grammar": _of_grammar,
-    }[kind](options, f"{field}.{kind}")
+    field = f"{field}.{kind}"
+    if kind in ("json", "json_object"):
+        return _of_json(options, field)
+    for name in MODIFIERS:
+        if options.get(name):
+            raise InvalidConfig(f"structured_outputs.{name}", "applies to json and json_object only")
+    if kind == "choice":
+        return _of_choice(options["choice"], field)
+    description = "a regular expression" if kind == "regex" else "a grammar in Lark's or GBNF's syntax"
+    return Constraint(kind, _text(options[kind], field, description), field)
 
 
 def _of_json(options: Mapping[str, Any], field: str) -> Constraint:
@@ -106,13 +112,13 @@ def _of_json(options: Mapping[str, Any], field: str) -> Constraint:
 
 
 def _parse_schema(schema: Any, field: str) -> Any:
-    """A schema may come as a string of JSON, too."""
+    """Decode a schema that is given as a string of JSON."""
     if not isinstance(schema, str):
         return schema
     try:
         return json.loads(schema)
     except (ValueError, RecursionError):
-        raise InvalidSchema(field, "must be a JSON schema: an object, or one as a string of JSON") from None
+        raise InvalidSchema(field, "must be a JSON schema: an object, or a string of JSON") from None
 
 
 def _whitespace(options: Mapping[str, Any]) -> str:
@@ -122,27 +128,15 @@ def _whitespace(options: Mapping[str, Any]) -> str:
         return "" if disabled else WHITESPACE
     field = "structured_outputs.whitespace_pattern"
     if disabled:
-        raise InvalidConfig(field, "cannot stand beside disable_any_whitespace: true")
+        raise InvalidConfig(field, "cannot be combined with disable_any_whitespace: true")
     if not isinstance(pattern, str) or not 0 < len(pattern) <= 200:
         raise InvalidConfig(field, r'must be a regular expression of at most 200 characters, like "[ \n]?"')
     if not _WHITESPACE_PATTERN.fullmatch(_REPETITION.sub("", pattern)):
-        raise InvalidConfig(field, r"must match nothing but spaces, \t, \n and \r, which are JSON's whitespace")
+        raise InvalidConfig(field, r"must match only JSON whitespace: spaces, \t, \n and \r")
     return pattern.replace(r"\s", r"[ \t\n\r]")
 
 
-def _of_regex(options: Mapping[str, Any], field: str) -> Constraint:
-    _reject_modifiers(options)
-    return Constraint("regex", _text(options["regex"], field, "a regular expression"), field)
-
-
-def _of_grammar(options: Mapping[str, Any], field: str) -> Constraint:
-    _reject_modifiers(options)
-    return Constraint("grammar", _text(options["grammar"], field, "a grammar in Lark's or GBNF's syntax"), field)
-
-
-def _of_choice(options: Mapping[str, Any], field: str) -> Constraint:
-    _reject_modifiers(options)
-    choices = options["choice"]
+def _of_choice(choices: Any, field: str) -> Constraint:
     if not isinstance(choices, list) or not 0 < len(choices) <= MAX_CHOICES:
         raise InvalidConfig(field, f"must be a list of 1 to {MAX_CHOICES} strings")
     for index, choice in enumerate(choices):
@@ -150,19 +144,76 @@ def _of_choice(options: Mapping[str, Any], field: str) -> Constraint:
     return Constraint("choice", list(choices), field)
 
 
-# What they have in common
+# tools and tool_choice
 
 
-def _text(value: Any, field: str, what: str) -> str:
+def parse_tool_choice(request: InferenceRequest) -> ToolChoice | None:
+    """Return None if no tool may be called. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
+    tools = _parse_tools(request.tools)
+    choice = request.tool_choice
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise InvalidConfig("tool_choice", "requires a call, but tools is empty")
+        return None
+    if choice == "none":
+        return None
+    if choice in (None, "auto", "required"):
+        parallel = request.parallel_tool_calls
+        forced = choice == "required"
+        return ToolChoice(tools, forced=forced, name=None, parallel=bool(parallel) if forced else parallel is not False)
+    return ToolChoice(tools, forced=True, name=_chosen_name(choice, tools), parallel=False)
+
+
+def _parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_TOOLS:
+        raise InvalidConfig("tools", f"must be a list of at most {MAX_TOOLS} tools")
+    names: set[str] = set()
+    for index, tool in enumerate(value):
+        _check_tool(f"tools[{index}]", tool)
+        name = tool["function"]["name"]
+        if name in names:
+            raise InvalidConfig(f"tools[{index}].function.name", f"{name!r} is already the name of an earlier tool")
+        names.add(name)
+    return tuple(value)
+
+
+def _check_tool(field: str, tool: Any) -> None:
+    if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
+        raise InvalidConfig(field, 'must be {"type": "function", "function": {"name": …, "parameters": {…}}}')
+    function = tool["function"]
+    field = f"{field}.function"
+    _reject_unknown(function, field, ("name", "description", "parameters", "strict"))
+    if not isinstance(function.get("name"), str) or not _TOOL_NAME.fullmatch(function["name"]):
+        raise InvalidConfig(f"{field}.name", "must be 1 to 64 letters, digits, _, . or -")
+    if not isinstance(function.get("description"), (str, type(None))):
+        raise InvalidConfig(f"{field}.description", "must be a string")
+    strict, parameters = _boolean(function, field, "strict"), function.get("parameters")
+    if parameters is not None:
+        check_schema(f"{field}.parameters", parameters, strict=strict)
+        if parameters.get("type", "object") != "object":
+            raise InvalidSchema(f"{field}.parameters.type", "must be object: the arguments of a function are an object")
+
+
+def _chosen_name(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> str:
+    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidConfig(
+            "tool_choice", 'must be "auto", "none", "required" or {"type": "function", "function": {"name": …}}'
+        )
+    names = [tool["function"]["name"] for tool in tools]
+    if function["name"] not in names:
+        raise InvalidConfig(
+            "tool_choice", f"{function['name'][:80]!r} is not among the tools: {', '.join(names)[:300]}"
+        )
+    return str(function["name"])
+
+
+def _text(value: Any, field: str, description: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_CONSTRAINT_LENGTH:
-        raise InvalidConfig(field, f"must be {what} of 1 to {MAX_CONSTRAINT_LENGTH} characters")
+        raise InvalidConfig(field, f"must be {description} of 1 to {MAX_CONSTRAINT_LENGTH} characters")
     return value
-
-
-def _reject_modifiers(options: Mapping[str, Any]) -> None:
-    for name in MODIFIERS:
-        if options.get(name):
-            raise InvalidConfig(f"structured_outputs.{name}", "belongs to json and json_object alone")
 
 
 def _boolean(value: Mapping[str, Any], field: str, name: str) -> bool:
@@ -175,4 +226,4 @@ def _boolean(value: Mapping[str, Any], field: str, name: str) -> bool:
 def _reject_unknown(value: Mapping[str, Any], field: str, known: tuple[str, ...]) -> None:
     for name in value:
         if name not in known:
-            raise InvalidConfig(f"{field}.{name[:80]}", f"is no field of it; there are {', '.join(known)}")
+            raise InvalidConfig(f"{field}.{name[:80]}", "is unknown", f"use {', '.join(known)}")

@@ -1,7 +1,4 @@
-"""Tokens → text that is final: whole characters, and nothing of a stop string.
-
-Which tokens come is decided in `sampling.py`; what of the text is a tool call in `tool_calls.py`.
-"""
+"""Incremental detokenization: tokens to text that is final, up to a stop string."""
 
 from __future__ import annotations
 
@@ -9,20 +6,20 @@ from collections.abc import Callable, Sequence
 
 
 class TextStream:
-    """Tokens → text, as far as it is final: a character is never cut, nor given twice."""
+    """Decodes tokens one by one, without splitting or repeating characters."""
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._tokens: list[int] = []
-        self._window = 0  # tokens before it are settled; those up to `_settled` are decoded again, for their spacing
+        self._window = 0  # tokens from here to `_settled` are decoded again, as context for the spacing
         self._settled = 0
-        self._emitted = 0  # characters of the window's text
+        self._emitted = 0  # characters of the window's text that were returned
 
     def push(self, token: int) -> str:
-        """The text that this token makes final; often empty in the middle of a character."""
+        """Add a token; return the text that is final now, which may be empty."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._window :])
-        complete = text.rstrip("\ufffd")  # what an unfinished character looks like
+        complete = text.rstrip("\ufffd")  # an incomplete character
         new_text = complete[self._emitted :]
         self._emitted = max(self._emitted, len(complete))
         if len(complete) == len(text):
@@ -31,14 +28,14 @@ class TextStream:
         return new_text
 
     def flush(self) -> str:
-        """What is left when no more tokens come: the replacement characters of what stayed unfinished."""
+        """Return the rest: replacement characters for an incomplete character."""
         text = self._decode(self._tokens[self._window :])
         new_text, self._emitted = text[self._emitted :], len(text)
         return new_text
 
 
 class StopStrings:
-    """Text up to where the first of some strings begins. What may be the beginning of one is held back."""
+    """Ends a text before the first of some strings; withholds text that may be the start of one."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
@@ -46,7 +43,7 @@ class StopStrings:
         self.hit = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown now; nothing any more once one of them has come (`hit`)."""
+        """Add text; return the text that is final now. `hit` is set when a stop string occurs."""
         if not self._strings:
             return text
         self._buffer += text
@@ -55,22 +52,19 @@ class StopStrings:
             self.hit = True
             visible, self._buffer = self._buffer[: min(positions)], ""
             return visible
-        return self._release(len(self._buffer) - self._partial_match_length())
+        partial = max(overlap(self._buffer, string) for string in self._strings)
+        return self._release(len(self._buffer) - partial)
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """Return the withheld text at the end."""
         return self._release(len(self._buffer))
 
     def _release(self, count: int) -> str:
         visible, self._buffer = self._buffer[:count], self._buffer[count:]
         return visible
 
-    def _partial_match_length(self) -> int:
-        """How many characters at the end may be the beginning of one of the strings."""
-        return max(overlap(self._buffer, string) for string in self._strings)
-
 
 def overlap(text: str, string: str) -> int:
-    """The longest end of `text` that is a beginning of `string`, short of the whole, in characters."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
     longest = min(len(text), len(string) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(string[:length])), 0)

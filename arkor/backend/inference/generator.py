@@ -1,7 +1,7 @@
-"""Base and adapter → tokens → text: the answers of one process, side by side.
+"""Generate several answers concurrently with models in memory.
 
-Answers by the same weights are decoded as one batch, which others join and leave between two tokens; different
-weights take turns. What is in memory is in `model_cache.py`; nothing here knows of processes or HTTP.
+Answers with the same weights are decoded in one batch, which they join and leave between tokens;
+batches with different weights take turns.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,29 +18,30 @@ from typing import Any
 import torch
 from attrs import define
 
-from arkor.backend.compute.cpu_threads import CpuThreads
+from arkor.backend.compute.process_tuning import CpuThreads
 from arkor.backend.inference.batch import Batch
 from arkor.backend.inference.detokenizer import StopStrings, TextStream
-from arkor.backend.inference.grammar import GrammarMatcher
 from arkor.backend.inference.messages import CompletionRequest, GenerationError, Reply
 from arkor.backend.inference.model_cache import ModelCache, ServedModel
 from arkor.backend.inference.sampling import SamplingParams
 from arkor.backend.inference.sequence import SequenceState
-from arkor.backend.inference.tool_calls import ToolCallParser, call_constraint, require_tool_support
+from arkor.backend.inference.tool_calls.detect import require_tool_support
+from arkor.backend.inference.tool_calls.grammar import call_constraint
+from arkor.backend.inference.tool_calls.parser import ToolCallParser
 
-#: Tokens of an answer when the request leaves its length open.
+#: The maximum number of tokens of an answer if the request sets none.
 DEFAULT_MAX_TOKENS = 512
 
-#: Answers in progress; more of them wait their turn.
+#: Concurrent answers; further ones are queued.
 MAX_SEQUENCES = 16
 
-#: How long a step waits for a model to be loaded when there is nothing else to do, in seconds.
+#: Seconds that an idle step waits for a model to be loaded.
 IDLE_POLL_SECONDS = 0.05
 
 
 @define
 class _PendingRequest:
-    """A completion whose weights are not there yet, or that is being prepared."""
+    """A completion whose model is being loaded, or whose prompt is being prepared."""
 
     completion: CompletionRequest
     model: Future[ServedModel]
@@ -52,7 +53,7 @@ class _PendingRequest:
 
 
 class TorchGenerator:
-    """A `Generator` on models in memory; `memory` in bytes is what the bases together may take (see `ModelCache`)."""
+    """A `Generator` with torch models, of at most `memory` bytes (see `ModelCache`)."""
 
     def __init__(self, home: Path, memory: int | None = None) -> None:
         self._models = ModelCache(home, memory)
@@ -64,22 +65,18 @@ class TorchGenerator:
 
     @property
     def busy(self) -> bool:
-        """See `Generator`."""
         return bool(self._waiting or self._batches)
 
     def submit(self, completion: CompletionRequest) -> None:
-        """See `Generator`."""
         self._waiting.append(_PendingRequest(completion, self._models.get(completion.model)))
 
     def cancel(self, completion_id: str) -> None:
-        """See `Generator`."""
         self._waiting = [pending for pending in self._waiting if pending.completion.id != completion_id]
         for batch in self._batches:
             batch.remove(lambda sequence: sequence.completion.id == completion_id)
         self._batches = [batch for batch in self._batches if batch.sequences]
 
     def step(self) -> list[Reply]:
-        """See `Generator`."""
         if not self._batches:
             wait([pending.future for pending in self._waiting], IDLE_POLL_SECONDS, FIRST_COMPLETED)
         replies = self._schedule()
@@ -91,24 +88,21 @@ class TorchGenerator:
         return replies
 
     def _schedule(self) -> list[Reply]:
-        """Start on what waits, where its model is there, it is prepared, and there is room."""
-        failures = [self._start(pending) for pending in list(self._waiting)]
-        return [failure for failure in failures if failure is not None]
-
-    def _start(self, pending: _PendingRequest) -> Reply | None:
-        try:
-            sequence = self._prepared_sequence(pending)
-            batch = Batch(pending.model.result(), pending.completion.adapter, sequence) if sequence else None
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must reach who asked, and the others go on
+        """Start the pending completions that are ready; return the errors."""
+        failures: list[Reply] = []
+        for pending in list(self._waiting):
+            try:
+                sequence = self._prepared_sequence(pending)
+                if sequence is None:
+                    continue
+                self._batches.append(Batch(pending.model.result(), pending.completion.adapter, sequence))
+            except Exception as error:  # noqa: BLE001 - it fails this completion, not the others
+                failures.append(self._failure(error).reply(pending.completion.id))
             self._waiting.remove(pending)
-            return self._failure(error).reply(pending.completion.id)
-        if batch is not None:
-            self._waiting.remove(pending)
-            self._batches.append(batch)
-        return None
+        return failures
 
     def _prepared_sequence(self, pending: _PendingRequest) -> SequenceState | None:
-        """Its answer, ready to begin, if there is room for it. Raises whatever stands in its way."""
+        """Return the answer if it is prepared and there is capacity; raise its error."""
         if pending.sequence is None and pending.model.done():
             unconstrained = pending.completion.constraint is None and pending.completion.tool_choice is None
             executor = self._readers if unconstrained else self._compilers
@@ -130,7 +124,7 @@ class TorchGenerator:
 
     @contextmanager
     def _deterministic(self, batch: Batch) -> Iterator[None]:
-        """A batch that must come out the same is computed by one thread in fp32: several cut a sum up elsewhere."""
+        """Use one thread for an answer with a seed: the number of threads affects rounding."""
         model = batch.weights.model
         if not (batch.must_run_alone and model.device.type == "cpu" and model.dtype == torch.float32):
             yield
@@ -157,54 +151,41 @@ class TorchGenerator:
         traceback.print_exception(error, file=sys.stderr)
         if _is_out_of_memory(error):
             self._models.evict_idle([batch.weights for batch in self._batches])
-            sentence = "There is not enough memory free for this answer. Ask again later, or ask for less at once."
-            return GenerationError(503, "out_of_memory", sentence)
-        return GenerationError(500, "internal", f"The answer failed: {type(error).__name__}. serving.log says more.")
+            problem = "There is not enough free memory for this answer. Try again later, or with fewer tokens."
+            return GenerationError(503, "out_of_memory", problem)
+        problem = f"The answer failed: {type(error).__name__}."
+        return GenerationError(500, "internal", problem, remedy="See serving.log for details.")
 
 
 def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceState:
-    """Everything of an answer that takes no model, on a thread of its own. Raises `GenerationError`."""
-    if completion.tool_choice:
-        require_tool_support(completion.tool_choice, weights.prompts.call_format, weights.name)
-    prompt = weights.prompts.tokens(completion.messages, completion.tool_choice)
+    """Tokenize the prompt and compile the constraint. Raise `GenerationError`."""
+    tool_choice, constraint = completion.tool_choice, completion.constraint
+    parser: ToolCallParser | None = None
+    if tool_choice:
+        call_format = weights.prompts.call_format
+        require_tool_support(tool_choice, call_format)
+        constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
+        parser = ToolCallParser(completion.id, call_format, tool_choice.forced)
+    prompt = weights.prompts.tokens(completion.messages, tool_choice)
     remaining = weights.context - len(prompt) if weights.context is not None else sys.maxsize
-    limit = min(completion.max_tokens or DEFAULT_MAX_TOKENS, remaining)
-    matcher = _grammar_matcher(completion, weights)
-    rng = random.Random(completion.seed)  # noqa: S311 - nothing secret is drawn
-    sampling = SamplingParams(completion.temperature, completion.top_p, rng)
-    text = TextStream(_decoder(weights.tokenizer, keep_special=completion.tool_choice is not None))
+
+    def decode(tokens: list[int]) -> str:
+        text: str = weights.tokenizer.decode(
+            tokens, skip_special_tokens=not tool_choice, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    rng = random.Random(completion.seed)  # noqa: S311 - not for cryptography
     return SequenceState(
         completion,
         prompt,
-        limit,
-        text,
-        sampling,
-        StopStrings(completion.stop),
-        matcher,
-        _call_parser(completion, weights),
+        limit=min(completion.max_tokens or DEFAULT_MAX_TOKENS, remaining),
+        text=TextStream(decode),
+        sampling=SamplingParams(completion.temperature, completion.top_p, rng),
+        stop_strings=StopStrings(completion.stop),
+        matcher=weights.grammars.matcher(constraint) if constraint else None,
+        call_parser=parser,
     )
-
-
-def _grammar_matcher(completion: CompletionRequest, weights: ServedModel) -> GrammarMatcher | None:
-    constraint, tool_choice = completion.constraint, completion.tool_choice
-    if tool_choice is not None:
-        constraint = call_constraint(tool_choice, weights.prompts.call_format, weights.prompts.special_token)
-    if constraint is None:
-        return None
-    return weights.grammars.matcher(constraint)
-
-
-def _call_parser(completion: CompletionRequest, weights: ServedModel) -> ToolCallParser | None:
-    tool_choice = completion.tool_choice
-    return ToolCallParser(completion.id, weights.prompts.call_format, tool_choice.forced) if tool_choice else None
-
-
-def _decoder(tokenizer: Any, *, keep_special: bool) -> Callable[[list[int]], str]:
-    def decode(tokens: list[int]) -> str:
-        text: str = tokenizer.decode(tokens, skip_special_tokens=not keep_special, clean_up_tokenization_spaces=False)
-        return text
-
-    return decode
 
 
 def _is_out_of_memory(error: Exception) -> bool:

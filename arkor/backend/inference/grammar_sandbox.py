@@ -1,9 +1,10 @@
-"""A grammar tried out in a process that can be ended: text of JSON on stdin, what came of it as JSON on stdout.
+"""Child process that compiles a grammar within limits; reads and writes a JSON object.
 
-    {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}  →  {"grammar"} | {"error"}
+    stdin   {"kind": "json" | "regex" | "choice" | "grammar" | "lark", "value": …, "whitespace": …}
+    stdout  {"grammar": …} or {"error": …}
 
-Most that is built to explode meets a limit of the library's, but not all: then this process comes to its end, not the
-one that answers. It is run as a file and imports nothing of arkor, to start quickly.
+llguidance limits most explosive grammars, but not all: those end this process instead of the one
+that generates. It is run as a file and imports nothing of arkor, to start fast.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ import signal
 import sys
 from typing import Any
 
-#: What a trial may take: seconds of processor time, however busy the machine is; bytes of memory.
+#: Limits: seconds of CPU time, and bytes of memory.
 CPU_SECONDS, MEMORY_BYTES = 0.5, 2 * 2**30
+
+#: In JSON Schema these match ASCII only; llguidance matches all of Unicode.
+_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
 
 
 def to_grammar(request: dict[str, Any]) -> str:
-    """The library's own text for it. Raises ValueError for what is none."""
+    """Convert a request to llguidance's grammar format. Raise ValueError for an invalid one."""
     from llguidance import LLMatcher  # noqa: PLC0415 - after the limits are set
 
     kind, value = request["kind"], request["value"]
     if kind == "regex":
-        return str(LLMatcher.grammar_from_regex(_ESCAPE.sub(_in_ascii, value)))
+        ascii_only = _ESCAPE.sub(lambda escape: _ASCII.get(escape[0], escape[0]), value)
+        return str(LLMatcher.grammar_from_regex(ascii_only))
     if kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(value, overrides=_json_options(request["whitespace"])))
+        pattern = request["whitespace"]
+        whitespace = {"whitespace_flexible": bool(pattern), "whitespace_pattern": pattern or None}
+        options = {**whitespace, "lenient": False, "coerce_one_of": False}
+        return str(LLMatcher.grammar_from_json_schema(value, overrides=options))
     if kind == "choice":
         value = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
     if kind == "grammar" and "::=" in value:
@@ -37,29 +46,15 @@ def to_grammar(request: dict[str, Any]) -> str:
     return str(LLMatcher.grammar_from_lark(value))
 
 
-#: A `pattern` of JSON Schema means ASCII by these, and so does who writes `\d`; the library would take any script's.
-_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
-_ESCAPE = re.compile(r"\\.", re.DOTALL)
-
-
-def _in_ascii(escape: re.Match[str]) -> str:
-    return _ASCII.get(escape[0], escape[0])
-
-
-def _json_options(whitespace: str) -> dict[str, Any]:
-    flexible = {"whitespace_flexible": bool(whitespace), "whitespace_pattern": whitespace or None}
-    return {**flexible, "lenient": False, "coerce_one_of": False}
-
-
 def compile_grammar(request: dict[str, Any]) -> dict[str, str]:
-    """Its grammar if it can be compiled, else what is wrong with it."""
+    """Return the grammar, or the error of the conversion or the compiler."""
     from llguidance import LLMatcher, LLTokenizer  # noqa: PLC0415 - as above
 
     try:
         grammar = to_grammar(request)
     except RecursionError:
-        return {"error": "is nested too deep"}
-    except Exception as error:  # noqa: BLE001 - a converter raises what it likes; it is all about the input
+        return {"error": "is nested too deeply"}
+    except Exception as error:  # noqa: BLE001 - converters raise various exceptions for invalid input
         return {"error": str(error)}
     matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
     if not matcher.is_error():
@@ -68,8 +63,8 @@ def compile_grammar(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Read, try, write."""
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process
+    """Set the limits, read the request and write the result."""
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     json.dump(compile_grammar(json.load(sys.stdin)), sys.stdout)
 

@@ -1,8 +1,8 @@
-"""What is asked of a generator and what it replies.
+"""The messages between the server and a generator: completion requests, and the replies to them.
 
-The real generator is in `generator.py`, one that needs no torch in `scripted_generator.py`; the process that runs
-either is `process.py`, the server's side of it `service.py`. The two talk in JSON lines, which this room puts into
-words and reads again.
+`generator.py` and `scripted_generator.py` implement `Generator`. Either runs in a child process
+(`process.py`), to which the server (`service.py`) writes requests and from which it reads replies,
+one JSON object a line.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any, Protocol
 import attrs
 from attrs import frozen
 
+from arkor.errors import Problem, StructuredError
+
 
 @frozen
 class Constraint:
-    """What the text of an answer must be: `kind` is `"json"`, `"regex"`, `"choice"` or `"grammar"`.
+    """A constraint on the text of an answer.
 
-    `value` is a schema, a pattern, a list of texts, a grammar; `field` is where the request has it. `whitespace` is
-    the pattern of what may stand between two tokens of JSON, `""` for nothing.
+    `kind` is `"json"`, `"regex"`, `"choice"`, `"grammar"` or, for tool calls, `"lark"`; `value` is
+    the schema, pattern, list of texts or grammar. `field` is the request's field that holds it.
+    `whitespace` is a pattern for the whitespace between two JSON tokens; `""` allows none.
     """
 
     kind: str
@@ -30,9 +33,10 @@ class Constraint:
 
 @frozen
 class ToolChoice:
-    """Tools that the answer may call, in OpenAI's shape; `forced`: must, the one of that `name` if it is not None.
+    """The tools that an answer may call, in OpenAI's format.
 
-    `parallel` allows more than one call in an answer.
+    `forced` requires a call: of the tool called `name`, or, if None, of any tool. `parallel`
+    allows several calls.
     """
 
     tools: tuple[Mapping[str, Any], ...]
@@ -48,10 +52,11 @@ class ToolChoice:
 
 @frozen
 class CompletionRequest:
-    """One answer to generate: by `model` (an id or a folder), with the adapter in the folder `adapter` if not None.
+    """One answer to generate.
 
-    `temperature` 0 is greedy; `max_tokens` None leaves the length of the answer to the generator. The answer ends
-    before the first of the strings of `stop`. With a `seed` the same completion is the same text.
+    `model` is a Hugging Face id or a folder, `adapter` the folder of an adapter or None.
+    `temperature` 0 is greedy. `max_tokens` None uses the generator's default. The answer ends
+    before the first of the `stop` strings. With a `seed`, equal requests generate equal text.
     """
 
     id: str
@@ -69,7 +74,7 @@ class CompletionRequest:
 
 @frozen
 class Delta:
-    """Some more text of an answer."""
+    """The next text of an answer."""
 
     id: str
     text: str
@@ -77,7 +82,7 @@ class Delta:
 
 @frozen
 class CallDelta:
-    """Some more of the call of a tool, the `index`-th of the answer: first its `call_id` and `name`, then arguments."""
+    """The next part of a tool call: first `call_id` and `name`, then JSON of the arguments."""
 
     id: str
     index: int
@@ -88,7 +93,7 @@ class CallDelta:
 
 @frozen
 class Done:
-    """An answer is whole: `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`; the counts are tokens."""
+    """An answer is complete; `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`."""
 
     id: str
     finish_reason: str
@@ -98,75 +103,93 @@ class Done:
 
 @frozen
 class Failed:
-    """An answer could not be given, or not to its end: an HTTP status, a word for a machine, a sentence."""
+    """An answer failed; with the fields of `GenerationError`."""
 
     id: str
     status: int
     code: str
-    sentence: str
+    problem: str
+    remedy: str | None = None
+    field: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The whole message, for the operator."""
+        return str(Problem(self.problem, self.field, self.remedy))
 
 
 Reply = Delta | CallDelta | Done | Failed
 
 
-class GenerationError(Exception):
-    """A completion that a generator refuses, with what `Failed` will say."""
+class GenerationError(StructuredError):
+    """A completion that cannot be generated, with the HTTP `status` for it.
 
-    def __init__(self, status: int, code: str, sentence: str) -> None:
-        super().__init__(status, code, sentence)
+    `problem` is safe for callers of a deployment: it contains no path and no model name. `remedy`
+    is for the operator and may contain both.
+    """
+
+    status: int
+    code: str
+
+    def __init__(
+        self, status: int, code: str, problem: str, *, remedy: str | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(problem, field=field, remedy=remedy, code=code)
         self.status = status
-        self.code = code
-        self.sentence = sentence
+
+    @property
+    def sentence(self) -> str:
+        """The whole message, for the operator."""
+        return str(self)
 
     def reply(self, completion_id: str) -> Failed:
-        return Failed(completion_id, self.status, self.code, self.sentence)
+        """Return the error as the reply to that completion."""
+        return Failed(completion_id, self.status, self.code, self.problem, self.remedy, self.field)
 
 
 class Generator(Protocol):
-    """Answers several completions side by side."""
+    """Generates several answers concurrently."""
 
     def submit(self, completion: CompletionRequest) -> None:
-        """Take it on; whatever is wrong with it comes out of `step()`."""
+        """Queue a completion. Errors are returned by `step()`."""
 
     def cancel(self, completion_id: str) -> None:
-        """Drop it without a further reply; one that is not there is no error."""
+        """Drop a completion without a further reply; unknown ids are ignored."""
 
     def step(self) -> list[Reply]:
-        """Bring every answer forward by about a token; returns soon, even when all of them wait for something."""
+        """Advance every answer by about one token. Return soon, even if all of them are waiting."""
 
     @property
     def busy(self) -> bool:
-        """Whether there are answers to bring forward."""
+        """Whether any answer is queued or in progress."""
 
 
-# The lines between the two processes
+# JSON lines
 
 _REPLY_TYPES: dict[str, type[Any]] = {"delta": Delta, "call": CallDelta, "done": Done, "error": Failed}
 _TYPE_NAMES = {cls: kind for kind, cls in _REPLY_TYPES.items()}
 
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
-    """`{"id": …, "delta" | "call" | "done" | "error": {…}}`."""
+    """Return `{"id": …, "delta" | "call" | "done" | "error": {…}}`."""
     fields = attrs.asdict(reply)
     return {"id": fields.pop("id"), _TYPE_NAMES[type(reply)]: fields}
 
 
 def reply_from_json(data: Mapping[str, Any]) -> Reply:
-    """The inverse of `reply_to_json`; raises KeyError or TypeError on anything else."""
+    """Decode the output of `reply_to_json`."""
     kind = next(kind for kind in _REPLY_TYPES if kind in data)
     reply: Reply = _REPLY_TYPES[kind](data["id"], **data[kind])
     return reply
 
 
 def completion_from_json(data: Mapping[str, Any]) -> CompletionRequest:
-    """What `attrs.asdict(completion)` became on its way through JSON."""
-    tool_choice = data.get("tool_choice")
-    return CompletionRequest(
-        **{
-            **data,
-            "messages": tuple(data["messages"]),
-            "stop": tuple(data.get("stop", ())),
-            "constraint": Constraint(**data["constraint"]) if data.get("constraint") else None,
-            "tool_choice": ToolChoice(**{**tool_choice, "tools": tuple(tool_choice["tools"])}) if tool_choice else None,
-        }
-    )
+    """Decode a JSON object that was encoded with `attrs.asdict`."""
+    tool_choice, constraint = data.get("tool_choice"), data.get("constraint")
+    decoded = {
+        "messages": tuple(data["messages"]),
+        "stop": tuple(data.get("stop", ())),
+        "constraint": Constraint(**constraint) if constraint else None,
+        "tool_choice": ToolChoice(**{**tool_choice, "tools": tuple(tool_choice["tools"])}) if tool_choice else None,
+    }
+    return CompletionRequest(**{**data, **decoded})

@@ -1,7 +1,4 @@
-"""The models that are in memory: each base once, with the adapters that were switched in lately.
-
-What is asked of them is in `generator.py`; how a base is found and read in `backend/compute/models.py`.
-"""
+"""The models in memory: each base model once, with its recently used adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,23 +22,25 @@ from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.prompts import PromptBuilder
 from arkor.backend.runs.checkpoints import locate
+from arkor.formatting import one_line
 
-#: Adapters of one base that stay in memory; the one that was used longest ago makes room.
+#: Adapters of a base model in memory; the least recently used one is evicted.
 MAX_ADAPTERS = 8
 
-#: An adapter computes in the number format of its base, as in training; in fp32 a token takes half as long again.
+#: Adapters compute in the number format of their base, as in training; in fp32 a token takes 50%
+#: longer.
 _AS_TRAINED = {"autocast_adapter_dtype": False}
 
 
 def weights_mtime(folder: str) -> int:
-    """When the weights in a folder were last written, so that new ones are never mistaken for old; 0 without any."""
+    """Return when the weights in a folder were last written, in ns; 0 without weights."""
     return max((file.stat().st_mtime_ns for file in Path(folder).glob("*.safetensors")), default=0)
 
 
 class ServedModel:
-    """A base model in memory, ready to answer with any of its adapters or with none.
+    """A base model in memory, with adapters that can be switched.
 
-    An adapter that was not used for long leaves when a further one does not fit into `limit` bytes beside the base.
+    Base and adapters take at most `limit` bytes if evicting adapters can achieve it.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any, limit: int = sys.maxsize) -> None:
@@ -52,7 +52,7 @@ class ServedModel:
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_tokens = self._stop_tokens()
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
-        self.prompts = PromptBuilder(name, tokenizer, self.context)
+        self.prompts = PromptBuilder(tokenizer, self.context)
         self.grammars = GrammarCompiler(tokenizer, self.vocabulary, sorted(self.stop_tokens))
         self._peft: Any = None
         self._adapters: OrderedDict[tuple[str, int], str] = OrderedDict()
@@ -61,12 +61,12 @@ class ServedModel:
 
     @property
     def bytes(self) -> int:
-        """What it takes of the device's memory, its adapters included."""
+        """The size of the base and its adapters in memory."""
         return sum(tensor.nbytes for tensor in self.model.parameters())
 
     @property
     def repetition_penalty(self) -> float:
-        """What the makers of the model recommend in its `generation_config.json`; 1 is none."""
+        """The default of the model's `generation_config.json`; 1 has no effect."""
         return float(getattr(self.model.generation_config, "repetition_penalty", None) or 1.0)
 
     def _stop_tokens(self) -> frozenset[int]:
@@ -74,10 +74,8 @@ class ServedModel:
         listed = eos_tokens if isinstance(eos_tokens, (list, tuple)) else [eos_tokens]
         return frozenset(token for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
 
-    # Adapters
-
     def activate(self, adapter: str | None) -> None:
-        """Answer with the adapter in that folder from now on, or with the base alone. Raises `GenerationError`."""
+        """Switch to the adapter in that folder, or to the base alone. Raise `GenerationError`."""
         name = None if adapter is None else self._adapter_name(adapter)
         if name == self._active:
             return
@@ -99,7 +97,7 @@ class ServedModel:
         return self._adapters[key]
 
     def _load(self, folder: str) -> str:
-        from peft import PeftModel  # noqa: PLC0415 - slow to import, and a base alone needs none of it
+        from peft import PeftModel  # noqa: PLC0415 - slow to import, and only adapters need it
 
         self._load_count += 1
         name = f"adapter-{self._load_count}"
@@ -111,14 +109,15 @@ class ServedModel:
             else:
                 self._peft.load_adapter(folder, name, **_AS_TRAINED)
         except Exception as error:
-            self.broken = True  # half of it may be in the model now
-            sentence = f"The adapter in {folder} does not fit {self.name}: {' '.join(str(error).split())[:300]}"
-            raise GenerationError(409, "adapter_unusable", sentence) from error
+            self.broken = True  # part of the adapter may be in the model now
+            detail = f"The adapter in {folder} cannot be added to {self.name}: {one_line(str(error), 300)}"
+            problem = "The adapter does not fit its base model."
+            raise GenerationError(409, "adapter_unusable", problem, remedy=detail) from error
         self.model.eval()
         return name
 
     def _evict(self, needed: int) -> None:
-        """For one more adapter: among `MAX_ADAPTERS`, and within the limit as far as others can leave."""
+        """Evict adapters but the active one until `needed` bytes and one more adapter fit."""
         while len(self._adapters) >= MAX_ADAPTERS or (self._adapters and self.bytes + needed > self._memory_limit):
             key = next((key for key, name in self._adapters.items() if name != self._active), None)
             if key is None:
@@ -127,23 +126,24 @@ class ServedModel:
 
 
 def _check_adapter_files(folder: str) -> None:
-    """Whole safetensors and nothing else: PEFT would unpickle a `.bin` in their place."""
+    """Require a complete safetensors file; without it, PEFT unpickles a `.bin` file."""
     try:
         with safe_open(str(Path(folder, "adapter_model.safetensors")), "pt") as file:
             file.keys()
     except (OSError, SafetensorError) as error:
-        sentence = f"The adapter in {folder} cannot be read: {error}"
-        raise GenerationError(409, "adapter_unusable", sentence) from error
+        problem = "The adapter cannot be read."
+        raise GenerationError(409, "adapter_unusable", problem, remedy=f"Its folder is {folder}: {error}") from error
 
 
 class ModelCache:
-    """The bases in memory, loaded one at a time in a thread of their own while others answer.
+    """Base models in memory, loaded one at a time in a separate thread.
 
-    A base that is being built changes torch's default number format for the whole process, so nothing that runs
-    beside it may rely on the default.
+    Loading changes torch's default dtype for the whole process, so concurrent code must not rely on
+    it.
 
-    Before a further one is loaded, those that were used longest ago go until all together fit into `limit` bytes
-    (half of the device's memory by default); one that is larger than that by itself is loaded all the same.
+    Before a model is loaded, the least recently used ones are evicted until all fit into `limit`
+    bytes (default: half of the device's memory). A model that is larger than the limit is loaded
+    nevertheless.
     """
 
     def __init__(self, home: Path, limit: int | None = None) -> None:
@@ -154,7 +154,7 @@ class ModelCache:
         self._models: OrderedDict[tuple[str, int], Future[ServedModel]] = OrderedDict()
 
     def get(self, model: str) -> Future[ServedModel]:
-        """The weights of that id or folder, once they are there; `GenerationError` comes out of the future."""
+        """Return the future of a model, which raises `GenerationError` if loading fails."""
         key = (model, weights_mtime(model))
         with self._lock:
             if key not in self._models or _is_lost(self._models[key]):
@@ -163,7 +163,7 @@ class ModelCache:
             return self._models[key]
 
     def evict_idle(self, used: Sequence[ServedModel]) -> None:
-        """Let go of every base that is not in use."""
+        """Evict every base model that is not in use."""
         with self._lock:
             for key, future in list(self._models.items()):
                 if future.done() and (_is_lost(future) or not any(future.result() is model for model in used)):
@@ -171,13 +171,14 @@ class ModelCache:
 
     def _load(self, model: str) -> ServedModel:
         try:
-            folder = local_folder(model, self._home, _log)
+            folder = local_folder(model, self._home, partial(print, file=sys.stderr, flush=True))
             self._evict(_size_on_disk(folder))
             device = choose_device()
             loaded = load_model(folder, dtype=device.dtype).to(device.kind).eval()
             return ServedModel(model, loaded, load_tokenizer(folder), self._limit)
         except RunError as error:
-            raise GenerationError(400, "model_unavailable", str(error)) from error
+            problem = "The base model cannot be loaded."
+            raise GenerationError(400, "model_unavailable", problem, remedy=str(error)) from error
 
     def _evict(self, needed: int) -> None:
         with self._lock:
@@ -192,14 +193,14 @@ class ModelCache:
 
 
 def _is_lost(future: Future[ServedModel]) -> bool:
-    """Whether a base could not be loaded, or was spoiled since."""
+    """Whether a model could not be loaded, or was broken by an adapter."""
     if not future.done():
         return False
     return future.cancelled() or future.exception() is not None or future.result().broken
 
 
 def _device_memory() -> int:
-    """Of the device that answers, in bytes."""
+    """Return the memory of the device in bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -207,7 +208,3 @@ def _device_memory() -> int:
 
 def _size_on_disk(folder: str) -> int:
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-
-
-def _log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - the log of the serving process

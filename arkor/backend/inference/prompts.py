@@ -1,7 +1,6 @@
-"""Messages → the tokens of a prompt, in the model's chat template.
+"""Render messages with the model's chat template and tokenize them.
 
-Whoever asks may write what they like: no token of the template's is read out of a message
-(`backend/compute/special_tokens.py`).
+Special tokens in messages are escaped (`compute/special_tokens.py`).
 """
 
 from __future__ import annotations
@@ -14,17 +13,19 @@ from typing import Any
 
 from arkor.backend.compute.special_tokens import SpecialTokenEscaper
 from arkor.backend.inference.messages import GenerationError, ToolChoice
-from arkor.backend.inference.tool_calls import ToolCallFormat, detect_format, render_tools
+from arkor.backend.inference.tool_calls.detect import ToolCallFormat, detect_format
+from arkor.backend.inference.tool_calls.render import render_tools
+from arkor.formatting import one_line
 
-#: A prompt is looked at in full only if so many characters per token of the context do not fill it already.
+#: A prompt is tokenized in full only if its first N characters per token of the context do not fill
+#: the context.
 CHARS_PER_TOKEN = (20, 80)
 
 
 class PromptBuilder:
-    """The prompts of one base. From any thread: its tokenizer is a copy, for one may not be used by two at once."""
+    """Builds prompts for one base model. Thread-safe, with its own copy of the tokenizer."""
 
-    def __init__(self, name: str, tokenizer: Any, context: int | None) -> None:
-        self._name = name
+    def __init__(self, tokenizer: Any, context: int | None) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
         self._escaper = SpecialTokenEscaper(self._tokenizer)
         self._context = context
@@ -32,31 +33,28 @@ class PromptBuilder:
 
     @cached_property
     def call_format(self) -> ToolCallFormat:
-        """How the model writes calls of tools."""
+        """The format in which the model writes tool calls."""
         added = self._tokenizer.added_tokens_decoder.values()
         end_tokens = {str(self._tokenizer.eos_token), *(token.content for token in added if token.special)}
         return detect_format(self._render, sorted(end_tokens))
 
     def special_token(self, text: str) -> int | None:
-        """The token that is this text and that no other tokens can spell."""
+        """Return the special token with that text; no other tokens can spell it."""
         added = self._tokenizer.added_tokens_decoder.items()
         return next((token_id for token_id, token in added if token.special and token.content == text), None)
 
     def tokens(self, messages: Sequence[Mapping[str, Any]], tool_choice: ToolChoice | None) -> list[int]:
-        """The prompt; a call that must come is begun already. Raises `GenerationError`."""
-        call_format = (
-            self.call_format if tool_choice or any(_is_tool_message(message) for message in messages) else None
-        )
-        tools = list(tool_choice.tools) if tool_choice and call_format and call_format.native else None
+        """Return a prompt, including the opening of a forced call. Raise `GenerationError`."""
+        uses_tools = tool_choice or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        call_format = self.call_format if uses_tools else ToolCallFormat("", "", None)
+        tools = list(tool_choice.tools) if tool_choice and call_format.native else None
         try:
-            escaped = self._escaper.escape(
-                render_tools(messages, tool_choice, call_format or ToolCallFormat("", "", None))
-            )
+            escaped = self._escaper.escape(render_tools(messages, tool_choice, call_format))
             text = self._render(escaped, tools=self._escaper.escape_in(tools))
-        except Exception as error:  # a template is a program of the model's makers: it may raise anything
-            sentence = f"The chat template of {self._name} refuses these messages: {' '.join(str(error).split())[:300]}"
-            raise GenerationError(400, "template_refused", sentence) from error
-        if tool_choice and tool_choice.forced and call_format:
+        except Exception as error:  # a template may raise anything
+            problem = f"The chat template of this model rejects these messages: {one_line(str(error), 300)}"
+            raise GenerationError(400, "template_refused", problem) from error
+        if tool_choice and tool_choice.forced:
             text += call_format.opening
         return self._encode_checked(text)
 
@@ -70,7 +68,7 @@ class PromptBuilder:
         return text
 
     def _encode_checked(self, text: str) -> list[int]:
-        """Tokens that leave room for an answer; a text that is far too long is not read to its end."""
+        """Tokenize a prompt that leaves tokens for an answer; stop early if it is far too long."""
         context = self._context
         if context is None:
             return self._encode(text)
@@ -87,12 +85,8 @@ class PromptBuilder:
             return self._escaper.tokens([text])[0]
 
     def _too_long(self, count: str) -> GenerationError:
-        sentence = (
-            f"The prompt has {count} tokens, and {self._name} takes {self._context} for prompt and answer together. "
+        problem = (
+            f"The prompt has {count} tokens, and this model takes {self._context} for prompt and answer together. "
             "Shorten the messages."
         )
-        return GenerationError(400, "context_length_exceeded", sentence)
-
-
-def _is_tool_message(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "tool" or bool(message.get("tool_calls"))
+        return GenerationError(400, "context_length_exceeded", problem)

@@ -1,6 +1,6 @@
-"""Logits → the next token of each answer: greedy or by chance, among the tokens that a constraint allows.
+"""Sample the next token of each answer of a batch.
 
-All answers of a batch are looked at together; the dice are each answer's own, so that company changes nothing.
+Each answer has its own random number generator, so the batch does not affect its samples.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import torch
 from attrs import frozen
 from transformers import RepetitionPenaltyLogitsProcessor
 
-#: Below this a temperature would overflow; it is as good as greedy.
+#: Lower temperatures are greedy; dividing by them would overflow.
 MIN_TEMPERATURE = 1e-4
 
-#: Nearly always as many tokens as reach `top_p`; sorting the whole vocabulary is slow.
+#: Top-p first looks at this many tokens, which nearly always suffice: sorting the vocabulary is
+#: slow.
 TOP_P_PREFILTER = 1024
 
 
 @frozen
 class SamplingParams:
-    """How one answer chooses: `rng` gives a number in [0, 1) per token, and none is taken when it is greedy."""
+    """The parameters of one answer. `rng` draws one number per token, none if greedy."""
 
     temperature: float
     top_p: float
@@ -29,14 +30,14 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether the most likely token is chosen."""
         return self.temperature < MIN_TEMPERATURE
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    """The next token of every answer. `logits`: (answers, vocabulary), -inf where a token is not allowed."""
+    """Return the next token of each answer. `logits`: (answers, vocabulary)."""
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    for sampler, rows in ((_sample_all, _rows(params, of_all=True)), (_sample_top_p, _rows(params, of_all=False))):
+    for sampler, rows in ((_inverse_cdf, _rows(params, of_all=True)), (_sample_top_p, _rows(params, of_all=False))):
         if rows:
             selected = [params[row] for row in rows]
             for row, token in zip(rows, sampler(_probabilities(logits[rows].float(), selected), selected), strict=True):
@@ -45,7 +46,7 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
 
 
 def apply_repetition_penalty(logits: torch.Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The logits with what was seen already made less likely, as transformers does it. (answers, vocabulary)."""
+    """Make tokens in `seen`, by answer, less likely; return fp32, (answers, vocabulary)."""
     scores = logits.float()
     rows = [
         RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens], device=scores.device), row[None])
@@ -59,18 +60,14 @@ def _rows(params: Sequence[SamplingParams], *, of_all: bool) -> list[int]:
 
 
 def _probabilities(scores: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Scores → probabilities, (answers, vocabulary)."""
+    """Return the probabilities of scores, both fp32 (answers, vocabulary)."""
     temperatures = torch.tensor([param.temperature for param in params], device=scores.device)
-    highest = scores.max(dim=-1, keepdim=True).values  # else a temperature near 0 overflows
+    highest = scores.max(dim=-1, keepdim=True).values  # a temperature near 0 would overflow
     return torch.softmax((scores - highest) / temperatures[:, None], dim=-1)
 
 
-def _sample_all(probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    return _inverse_cdf(probabilities, params)
-
-
 def _sample_top_p(probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    """From the likeliest tokens that together reach `top_p`."""
+    """Sample from the most likely tokens whose probabilities add up to `top_p`."""
     top_p = torch.tensor([param.top_p for param in params], device=probabilities.device)
     best, token_ids = probabilities.topk(min(TOP_P_PREFILTER, probabilities.shape[-1]))
     if not bool((best.sum(-1) >= top_p).all()):
@@ -81,12 +78,10 @@ def _sample_top_p(probabilities: torch.Tensor, params: Sequence[SamplingParams])
 
 
 def _inverse_cdf(probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
-    """Where each answer's dice point to, along its probabilities; never at one that is 0."""
+    """Draw an index with probability > 0 for each row of `probabilities`, (answers, n)."""
     sums = probabilities.cpu().double().cumsum(-1)
     total = sums[:, -1].tolist()
-    points = [
-        [min(param.rng.random(), 1 - 1e-12) * weight_sum] for param, weight_sum in zip(params, total, strict=True)
-    ]
+    points = [[min(param.rng.random(), 1 - 1e-12) * mass] for param, mass in zip(params, total, strict=True)]
     found = torch.searchsorted(sums, torch.tensor(points, dtype=sums.dtype), right=True)
     indices: list[int] = found[:, 0].tolist()
     return indices

@@ -1,4 +1,4 @@
-"""A deterministic generator that needs no torch, for tests of everything around it."""
+"""A deterministic generator without torch, for tests."""
 
 from __future__ import annotations
 
@@ -9,107 +9,80 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define
-
 from arkor.backend.inference.detokenizer import StopStrings
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, GenerationError, Reply
 from arkor.protocol.chat import message_text
 
 
-@define
-class _ScriptedCompletion:
-    completion: CompletionRequest
-    words: list[str]
-    stop_strings: StopStrings
-    emitted: int = 0
-
-    def next_reply(self) -> list[Reply]:
-        """The word that is next, as text or as arguments of a call."""
-        word, completion = self.words[self.emitted - 1], self.completion
-        if self._is_calling:
-            first = completion.tool_choice.callable[0]["name"] if completion.tool_choice and self.emitted == 1 else None
-            return [CallDelta(completion.id, 0, word, f"call_{completion.id}" if first else None, first)]
-        text = self.stop_strings.push(word)
-        text += self.stop_strings.flush() if self.finished and not self.stop_strings.hit else ""
-        return [Delta(completion.id, text)] if text else []
-
-    @property
-    def finished(self) -> bool:
-        return self.stop_strings.hit or self.emitted >= min(
-            len(self.words), self.completion.max_tokens or len(self.words)
-        )
-
-    @property
-    def reason(self) -> str:
-        if not self.stop_strings.hit and self.emitted < len(self.words):
-            return "length"
-        return "tool_calls" if self._is_calling else "stop"
-
-    @property
-    def _is_calling(self) -> bool:
-        return self.completion.tool_choice is not None and self.completion.tool_choice.forced
-
-
 class ScriptedGenerator:
-    """Says `scripted: <last user message>`, a word a step.
+    """A `Generator` that answers `scripted: <last user message>`, one word a step.
 
-    `ARKOR_SCRIPTED_TOKEN_SECONDS` is the time a step takes. The model `scripted/crash` ends the process;
-    `scripted/fail` is refused, and `scripted/break` fails behind its second word. Where the answer is constrained, it
-    is the first choice or an example of the schema; where a tool must be called, the call of the first with an
-    example of its arguments. A regex or a grammar is beyond it.
+    `ARKOR_SCRIPTED_TOKEN_SECONDS` is the duration of a step. The model `scripted/crash` exits the
+    process, `scripted/fail` fails at once and `scripted/break` after two words. A constrained
+    answer is the first choice or an example of the schema; a forced call is a call of the first
+    tool with example arguments. Regular expressions and grammars are not supported.
     """
 
     def __init__(self) -> None:
-        self._active: dict[str, _ScriptedCompletion] = {}
-        self._failures: list[Reply] = []
+        self._steps: dict[str, list[list[Reply]]] = {}
         self._seconds = float(os.environ.get("ARKOR_SCRIPTED_TOKEN_SECONDS") or 0)
 
     def submit(self, completion: CompletionRequest) -> None:
-        """See `Generator`."""
         if completion.model == "scripted/crash":
             os._exit(13)
         try:
-            words = re.findall(r"\S+\s*|\s+", _scripted_text(completion))
-        except GenerationError as failure:
-            self._failures.append(failure.reply(completion.id))
-        else:
-            self._active[completion.id] = _ScriptedCompletion(completion, words, StopStrings(completion.stop))
+            self._steps[completion.id] = _scripted_steps(completion)
+        except GenerationError as error:
+            self._steps[completion.id] = [[error.reply(completion.id)]]
 
     def cancel(self, completion_id: str) -> None:
-        """See `Generator`."""
-        self._active.pop(completion_id, None)
+        self._steps.pop(completion_id, None)
 
     def step(self) -> list[Reply]:
-        """See `Generator`."""
         time.sleep(self._seconds)
-        failures, self._failures = self._failures, []
-        return failures + [reply for active in list(self._active.values()) for reply in self._advance(active)]
+        replies = [reply for steps in self._steps.values() for reply in steps.pop(0)]
+        self._steps = {completion_id: steps for completion_id, steps in self._steps.items() if steps}
+        return replies
 
     @property
     def busy(self) -> bool:
-        """See `Generator`."""
-        return bool(self._active or self._failures)
+        return bool(self._steps)
 
-    def _advance(self, active: _ScriptedCompletion) -> list[Reply]:
-        completion = active.completion
-        if completion.model == "scripted/fail" or (completion.model == "scripted/break" and active.emitted == 2):
-            self.cancel(completion.id)
-            return [
-                GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.").reply(
-                    completion.id
-                )
-            ]
-        active.emitted += 1
-        replies = active.next_reply()
-        if active.finished:
-            self.cancel(completion.id)
-            prompt = sum(len(message_text(message).split()) for message in completion.messages)
-            replies.append(Done(completion.id, active.reason, prompt, active.emitted))
-        return replies
+
+def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
+    """Return the replies of each step. Raise `GenerationError`."""
+    id_, tool_choice = completion.id, completion.tool_choice
+    words = re.findall(r"\S+\s*|\s+", _scripted_text(completion)) or [""]
+    error = GenerationError(503, "scripted", "The scripted generator fails, as it was asked to.")
+    failure: list[Reply] = [error.reply(id_)]
+    if completion.model == "scripted/fail":
+        return [failure]
+    function = tool_choice.callable[0] if tool_choice is not None and tool_choice.forced else None
+    stop = StopStrings(completion.stop)
+    steps: list[list[Reply]] = []
+    shown = words[: completion.max_tokens]
+    for number, word in enumerate(shown, 1):
+        if completion.model == "scripted/break" and number == 3:
+            return [*steps, failure]
+        if function is not None:
+            first = {"call_id": f"call_{id_}", "name": function["name"]} if number == 1 else {}
+            steps.append([CallDelta(id_, 0, word, **first)])
+            continue
+        text = stop.push(word)
+        if number == len(shown) and not stop.hit:
+            text += stop.flush()
+        steps.append([Delta(id_, text)] if text else [])
+        if stop.hit:
+            break
+    complete = stop.hit or len(shown) == len(words)
+    reason = "length" if not complete else "tool_calls" if function else "stop"
+    prompt_tokens = sum(len(message_text(message).split()) for message in completion.messages)
+    steps[-1].append(Done(id_, reason, prompt_tokens, len(steps)))
+    return steps
 
 
 def _scripted_text(completion: CompletionRequest) -> str:
-    """What there is to say. Raises `GenerationError`."""
+    """Return the whole answer. Raise `GenerationError`."""
     constraint, tool_choice = completion.constraint, completion.tool_choice
     if tool_choice is not None and tool_choice.forced:
         return _scripted_json("tools", tool_choice.callable[0].get("parameters") or {})
@@ -120,23 +93,23 @@ def _scripted_text(completion: CompletionRequest) -> str:
         return str(constraint.value[0])
     if constraint.kind == "json":
         return _scripted_json(constraint.field, constraint.value)
-    sentence = f"{constraint.field}: the scripted engine cannot hold an answer to it; use choice or json"
-    raise GenerationError(400, "constraints_not_configured", sentence)
+    problem = "The scripted engine does not support it; use choice or json."
+    raise GenerationError(400, "constraints_not_configured", problem, field=constraint.field)
 
 
 def _scripted_json(field: str, schema: Mapping[str, Any]) -> str:
     try:
         return json.dumps(_example(schema), ensure_ascii=False)
     except (LookupError, TypeError, AttributeError, RecursionError):
-        sentence = f"{field}: the scripted engine finds no example of this schema; a plainer one it may know"
-        raise GenerationError(400, "invalid_schema", sentence) from None
+        problem = "The scripted engine finds no example of this schema; use a simpler one."
+        raise GenerationError(400, "invalid_schema", problem, field=field) from None
 
 
 _EXAMPLES = {"string": "", "integer": 0, "number": 0, "boolean": True, "null": None, "array": [], "object": {}}
 
 
 def _example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
-    """What fits a plain schema: of types, properties, constants and references, without bounds."""
+    """Return an example of a schema with types, properties, constants and references only."""
     root = schema if root is None else root
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]

@@ -1,1 +1,1 @@
-"""The check of a run before it starts: its data, its time, its memory."""
+"""The check of a run before it starts: data, time and memory."""

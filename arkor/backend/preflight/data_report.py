@@ -1,7 +1,8 @@
-"""Rows and their tokens → what a person should know of them before they are trained on. No torch here."""
+"""Statistics and previews of a run's rows and their tokens. Does not import torch."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,31 +13,31 @@ from arkor.backend.training.tokenization import IGNORE_INDEX, EncodedDataset
 from arkor.protocol.checks import Duplicates, Lengths, PreviewRow
 from arkor.protocol.codec import to_wire
 
-#: Takes in what was found, as one line of JSON.
+#: Sends one message of the check, a JSON object.
 Emit = Callable[[dict[str, Any]], None]
 
-#: So many rows are shown, of each so many tokens at most; so many pairs of the same rows are named.
+#: Limits of the report: rows shown, tokens of a row shown, pairs of duplicates listed.
 PREVIEW_ROWS, PREVIEW_TOKENS, MAX_DUPLICATE_EXAMPLES = 3, 512, 20
 
-#: How many groups the lengths are sorted into.
+#: The maximum number of bins.
 HISTOGRAM_BINS = 8
 
 
 def data_problems(error: DataError) -> dict[str, Any]:
-    """What is wrong with the data, in the fields of `checks.Check`."""
+    """Return the errors in the data as fields of `Check`."""
     problems = error.faults or (str(error),)
     return {"problems": problems, "problemCount": max(error.count, len(problems))}
 
 
 def row_counts(rows: Rows) -> dict[str, Any]:
-    """What the rows themselves show, in the fields of `checks.Check`."""
+    """Return format, counts and duplicates as fields of `Check`."""
     held_out = {"evalRows": len(rows.eval)} if rows.eval else {}
     counts = {"format": rows.format, "trainRows": len(rows.train), **held_out, "notes": rows.notes}
     return {**counts, "duplicates": to_wire(find_duplicates(rows))}
 
 
 def find_duplicates(rows: Rows) -> Duplicates:
-    """Which rows are there twice, within the training data and across both parts. Rows are counted from 1."""
+    """Find rows that occur twice, within the training rows or in both splits; rows count from 1."""
     first: dict[bytes, int] = {}
     within, between = [], []
     for number, digest in enumerate(rows.train.digests(), 1):
@@ -51,7 +52,7 @@ def find_duplicates(rows: Rows) -> Duplicates:
 
 
 def length_stats(examples: EncodedDataset, max_length: int) -> Lengths:
-    """How long the rows of a part are, and what is cut off."""
+    """Return statistics of the lengths of a split, in tokens."""
     ordered = sorted(examples.lengths)
     longest = ordered[-1]
     return Lengths(
@@ -72,41 +73,38 @@ def length_stats(examples: EncodedDataset, max_length: int) -> Lengths:
 
 
 def _quantile(ordered: Sequence[int], share: float) -> int:
-    """The smallest length that at least this share of the rows does not exceed."""
+    """Return the smallest length that at least `share` of the rows do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (largest length, number of rows) of each bin."""
     shortest, longest = ordered[0], ordered[-1]
     width = max(1, math.ceil((longest - shortest + 1) / HISTOGRAM_BINS))
     counts = [0] * math.ceil((longest - shortest + 1) / width)
     for length in ordered:
         counts[(length - shortest) // width] += 1
-    return tuple(
-        (min(longest, shortest + width * (bin_index + 1) - 1), count) for bin_index, count in enumerate(counts)
-    )
+    return tuple((min(longest, shortest + width * number - 1), count) for number, count in enumerate(counts, 1))
 
 
 def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
-    """The first rows that are trained on, token by token."""
-    return tuple(_preview(examples, row_index, tokenizer) for row_index in range(min(PREVIEW_ROWS, len(examples))))
-
-
-def _preview(examples: EncodedDataset, row_index: int, tokenizer: Any) -> PreviewRow:
-    ids = [int(token) for token in examples.input_ids[row_index][:PREVIEW_TOKENS]]
-    labels = examples.labels[row_index][:PREVIEW_TOKENS]
-    counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels)]
-    more = len(examples.input_ids[row_index]) - len(ids)
-    return PreviewRow(row_index + 1, _token_texts(ids, tokenizer), counted, more)
+    """Return the first training rows, token by token."""
+    rows = []
+    columns = zip(examples.input_ids, examples.labels, strict=True)
+    for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):
+        shown = [int(token) for token in ids[:PREVIEW_TOKENS]]
+        counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels[:PREVIEW_TOKENS])]
+        rows.append(PreviewRow(number, _token_texts(shown, tokenizer), counted, len(ids) - len(shown)))
+    return tuple(rows)
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """The text of each token; that of a character which several of them make up stands at the last one."""
+    """Return the text of each token; a character of several tokens belongs to the last."""
     texts: list[str] = []
     decoded = ""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = text.startswith(decoded) and (count == len(ids) or not text.endswith("�"))
-        texts.append(text[len(decoded) :] if whole else "")
-        decoded = text if whole else decoded
+        complete = text.startswith(decoded) and (count == len(ids) or not text.endswith("�"))
+        texts.append(text[len(decoded) :] if complete else "")
+        decoded = text if complete else decoded
     return texts

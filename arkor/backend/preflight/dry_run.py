@@ -1,7 +1,7 @@
-"""A run up to a few of its steps, to find out beforehand what is wrong with it, what it learns from, what it will take.
+"""Check a run by preparing it and running a few of its steps.
 
-The stages are those of `backend/training/trl_engine.py`, the steps the run's own: same rows in the same order, same
-computation. What is found is told bit by bit, in the fields of `checks.Check`.
+Stages and steps are the same as in `training/trl_engine.py`: same rows, same order, same
+computation. Results are sent as soon as they are known, as fields of `Check`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from attrs import evolve, field, frozen
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.process_tuning import prepare_to_compute
 from arkor.backend.data.file_readers import DataError
-from arkor.backend.engine.hyperparameters import Hyperparameters, check_names, resolve_hyperparameters
-from arkor.backend.engine.interface import Run
+from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
+from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.preflight.data_report import Emit, data_problems, length_stats, preview_rows, row_counts
 from arkor.backend.training.tokenization import EncodedDataset
 from arkor.backend.training.trl_engine import (
@@ -29,50 +29,46 @@ from arkor.backend.training.trl_engine import (
     load_run_rows,
     max_length_of,
     silence_libraries,
-    training_arguments,
 )
+from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.protocol.codec import to_wire
+from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.estimates import Estimate
 
-#: So many faults of the data are told one by one.
+#: The maximum number of errors in the data that are reported one by one.
 MAX_FAULTS_REPORTED = 1000
 
 
 @frozen
 class NullRecorder:
-    """The recorder of a run of which nothing is kept; only `preparing` goes anywhere."""
+    """A recorder that passes on `preparing` messages and drops everything else."""
 
-    report: Callable[[str], None]
+    preparing: Callable[[str], None]
     stopping: bool = False
 
-    def preparing(self, message: str) -> None:
-        self.report(message)
-
     def started(self, total_steps: int) -> None:
-        """Nobody waits for it."""
+        """Do nothing."""
 
-    def log(self, step: int, **numbers: float | None) -> None:
-        """Nobody looks at them."""
+    def log(self, step: int, **metrics: float | None) -> None:
+        """Do nothing."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """It is not kept."""
+        """Do nothing."""
 
     def final(self, write: Callable[[Path], None]) -> None:
-        """It is not kept."""
+        """Do nothing."""
 
 
 @frozen
 class DryRun:
-    """Finds out everything that can be found out of a run.
-
-    `emit` gets it bit by bit, as `arkor.backend.preflight.process` tells it. `busy`: another run trains meanwhile.
-    """
+    """Checks a run and emits the results (see `process.py`). `busy`: another run is training."""
 
     emit: Emit
     busy: bool = False
     _began: float = field(factory=time.perf_counter)
 
-    def dry_run(self, run: Run) -> None:
-        """Raises `RunError` and `InvalidConfig` for a configuration that cannot be trained; faults of data are told."""
+    def check(self, run: Run) -> None:
+        """Raise `RunError` or `InvalidConfig` for the configuration; data errors are results."""
         check_names(run.config)
         prepare_to_compute()
         with silence_libraries():
@@ -82,47 +78,67 @@ class DryRun:
             try:
                 self._inspect_data(run, device)
             except DataError as error:
-                self._emit(data_problems(error))
+                self._emit_result(data_problems(error))
 
-    def _report_status(self, message: str) -> None:
+    def _emit_progress(self, message: str) -> None:
         self.emit({"say": message})
 
-    def _emit(self, report: dict[str, Any]) -> None:
-        self.emit({"found": report})
+    def _emit_result(self, fields: dict[str, Any]) -> None:
+        self.emit({"found": fields})
 
     def _inspect_data(self, run: Run, device: Device) -> None:
-        rows = load_run_rows(run, NullRecorder(self._report_status), MAX_FAULTS_REPORTED)
-        self._emit(row_counts(rows))
-        loaded = load_run_model(run, device, NullRecorder(self._report_status))
-        train, evaluation = encode_rows(run.config, rows, loaded, NullRecorder(self._report_status))
+        recorder = NullRecorder(self._emit_progress)
+        rows = load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
+        self._emit_result(row_counts(rows))
+        loaded = load_run_model(run, device, recorder)
+        train, evaluation = encode_rows(run.config, rows, loaded, recorder)
         length = max_length_of(run.config, loaded.model)
-        held_out = {"evalLengths": length_stats(evaluation, length)} if evaluation else {}
+        eval_lengths = {"evalLengths": length_stats(evaluation, length)} if evaluation else {}
         preview = preview_rows(train, loaded.tokenizer)
-        self._emit(to_wire({"preview": preview, "lengths": length_stats(train, length), **held_out}))
+        self._emit_result(to_wire({"preview": preview, "lengths": length_stats(train, length), **eval_lengths}))
         if self.busy and device.kind != "cpu":
-            sentence = (
-                "A run trains on the GPU, whose memory is not put at risk: check again when it has ended, to know"
+            note = (
+                "The time was not measured, because another run is training on the GPU; check again when it has ended."
             )
-            self._emit({"notes": [f"{sentence} how long this one will take."]})
+            self._emit_result({"notes": [note]})
         else:
             self._time_steps(run, device, loaded, (train, evaluation))
 
     def _time_steps(
         self, run: Run, device: Device, loaded: LoadedModel, examples: tuple[EncodedDataset, EncodedDataset | None]
     ) -> None:
-        from arkor.backend.preflight.step_timing import estimate_run  # noqa: PLC0415 - torch comes after `prepare_to_compute`
+        from arkor.backend.preflight.step_timing import estimate_run  # noqa: PLC0415 - after `prepare_to_compute`
 
-        self._report_status("Timing a few steps")
-        numbers = resolve_hyperparameters(run.config, len(examples[0]), evaluates=examples[1] is not None)
-        arguments = {"output_dir": str(run.folder), **training_arguments(_steps_only(numbers), device)}
-        trainer = build_trainer(
-            loaded, arguments, device, examples, numbers=numbers, recorder=NullRecorder(self._report_status)
-        )
+        self._emit_progress("Timing a few steps")
+        hyperparameters = resolve_hyperparameters(run.config, len(examples[0]), evaluates=examples[1] is not None)
+        steps_only = evolve(hyperparameters, eval_steps=None, save_steps=hyperparameters.total_steps + 1)
+        trainer = build_trainer(run.folder, loaded, device, examples, steps_only, NullRecorder(self._emit_progress))
         preparing = round(time.perf_counter() - self._began, 1)
-        found = estimate_run(trainer, numbers, device, run.folder)
-        self._emit({"estimate": to_wire(evolve(found, preparing_seconds=preparing, busy=self.busy or found.busy))})
+        estimate = estimate_run(trainer, hyperparameters, device, run.folder)
+        busy = self.busy or estimate.busy
+        self._emit_result({"estimate": to_wire(evolve(estimate, preparing_seconds=preparing, busy=busy))})
 
 
-def _steps_only(numbers: Hyperparameters) -> Hyperparameters:
-    """The same steps without evaluations and checkpoints between them."""
-    return evolve(numbers, eval_steps=None, save_steps=numbers.total_steps + 1)
+@frozen
+class ScriptedDryRun:
+    """Checks the rows and the time of a run of the scripted engine, which has no tokens."""
+
+    emit: Emit
+    busy: bool
+
+    def check(self, run: Run) -> None:
+        """See `DryRun.check`."""
+        config = run.config
+        if config.model == "scripted/fail":
+            raise RunError("This model fails by design; name another one.")
+        self.emit({"device": "cpu"})
+        if isinstance(config.dataset_source, BlobDataset):
+            try:
+                rows = load_run_rows(run, NullRecorder(lambda message: self.emit({"say": message})))
+            except DataError as error:
+                self.emit({"found": data_problems(error)})
+                return
+            self.emit({"found": row_counts(rows)})
+        steps, seconds = config.max_steps or 10, ScriptedEngine().step_seconds
+        estimate = Estimate(steps, round(steps * seconds, 3), seconds, device="paper", busy=self.busy)
+        self.emit({"found": {"estimate": to_wire(estimate)}})

@@ -1,7 +1,7 @@
-"""The server's side of a check: the one process that looks, what it says as server-sent events, what is kept of it.
+"""The server's side of a check: run a child process and stream its results.
 
-One check is at work at a time; others wait. It ends at once when nobody waits for it any more, and where its steps
-would take a run's place on the GPU.
+One check runs at a time; others wait. A check ends when its client disconnects, and on a GPU when a
+run starts training.
 """
 
 from __future__ import annotations
@@ -11,34 +11,32 @@ import contextlib
 import json
 import os
 import shutil
-import sys
+import signal
 import tempfile
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
+from arkor.backend.compute.child_process import describe_exit, send_line, start_child
 from arkor.backend.compute.process_tuning import NICENESS
 from arkor.backend.runs.estimate_cache import store_estimate
 from arkor.backend.runs.paths import checks_folder
 from arkor.backend.runs.sse import END, PING
-from arkor.backend.workers.exit_report import describe_exit, oom_remedy
+from arkor.backend.workers.exit_report import oom_remedy
 from arkor.protocol.codec import dumps
 from arkor.protocol.estimates import parse_estimate
 
-#: A word at least so often, in seconds, so that the client knows that somebody is there; and how often to look around.
+#: Seconds between keep-alive comments, and between polls.
 PING_SECONDS, POLL_SECONDS = 5.0, 0.5
-
-#: The longest line that the process may send, in bytes.
-LINE_LIMIT = 16 * 1024 * 1024
 
 
 @frozen
 class CheckRequest:
-    """The configuration to look at, as on the wire, and the token of its data set."""
+    """The configuration to check, as on the wire, and the token of its data set."""
 
     config: Mapping[str, Any]
     token: str | None = field(default=None, repr=False)
@@ -46,7 +44,11 @@ class CheckRequest:
 
 @define
 class _CheckProcess:
-    """One process at work: whether runs train beside it, where it computes, whether it has said how it ended."""
+    """A running check.
+
+    `runs_alongside`: a run is training at the same time; `device` is where the check computes;
+    `reported` and `finished`: it has sent results, and its last line.
+    """
 
     process: Process
     folder: Path
@@ -56,28 +58,28 @@ class _CheckProcess:
     finished: bool = False
 
     def yield_to_run(self) -> None:
-        """A run has begun, and goes first from here on."""
+        """Give a run that has started precedence over the check."""
         self.runs_alongside = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PGRP, self.process.pid, NICENESS)  # it leads a group of its own
+            os.setpriority(os.PRIO_PGRP, self.process.pid, NICENESS)  # the leader of its own process group
 
 
 class CheckService:
-    """Everything that is being checked, for as long as the server lives; `is_training` says whether a run is."""
+    """Runs checks one at a time. `is_training()` returns whether a run is training."""
 
     def __init__(self, home: Path, engine: str, is_training: Callable[[], bool]) -> None:
         self._home = home
         self._engine = engine
         self._is_training = is_training
         self._current: Process | None = None
-        self._waiting = 0
+        self._starting = 0
         self._reapers: set[asyncio.Task[None]] = set()
 
     async def frames(self, request: CheckRequest) -> AsyncGenerator[bytes, None]:
-        """All that is found, as frames; closing it ends the process."""
+        """Check a run; yield server-sent events. Closing the generator ends the process."""
         async for keep_alive in self._wait_turn():
             yield keep_alive
-        self._waiting += 1  # nobody else may take the turn before the process is there
+        self._starting += 1  # keeps other checks waiting until the process has started
         try:
             check_process = await self._spawn(request)
         except OSError as error:
@@ -85,7 +87,7 @@ class CheckService:
             yield END
             return
         finally:
-            self._waiting -= 1
+            self._starting -= 1
         try:
             async for frame in self._follow(check_process, request):
                 yield frame
@@ -94,18 +96,16 @@ class CheckService:
             self._kill(check_process)
 
     async def close(self) -> None:
-        """End the process at work."""
+        """End the running check."""
         if self._current is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._current.kill()
         await asyncio.gather(*self._reapers, return_exceptions=True)
 
-    # Beginning and ending
-
     async def _wait_turn(self) -> AsyncIterator[bytes]:
-        """Words for who waits, until it is their turn."""
+        """Yield keep-alive events until no other check is running."""
         last_sent = 0.0
-        while self._current is not None or self._waiting:
+        while self._current is not None or self._starting:
             if not last_sent:
                 yield _frame("check.progress", message="Waiting for another check to end")
                 last_sent = time.monotonic()
@@ -117,30 +117,20 @@ class CheckService:
     async def _spawn(self, request: CheckRequest) -> _CheckProcess:
         checks_folder(self._home).mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=checks_folder(self._home), prefix=".at-work-"))
-        module = [sys.executable, "-u", "-m", "arkor.backend.preflight.process"]
-        command = [*module, "--home", str(self._home), "--engine", self._engine]
         try:
-            with (self._home / "checks.log").open("wb") as errors:
-                process = await asyncio.create_subprocess_exec(
-                    *command, stdin=PIPE, stdout=PIPE, stderr=errors, limit=LINE_LIMIT, start_new_session=True
-                )
+            with (self._home / "checks.log").open("wb") as log:
+                process = await start_child("arkor.backend.preflight.process", self._home, self._engine, log)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._current = process
         check_process = _CheckProcess(process, folder, self._is_training())
-        payload = {
-            "config": request.config,
-            "token": request.token,
-            "folder": str(folder),
-            "busy": check_process.runs_alongside,
-        }
-        if process.stdin is not None:
-            process.stdin.write(dumps(payload).encode() + b"\n")
+        payload = {"config": request.config, "token": request.token, "folder": str(folder)}
+        send_line(process, {**payload, "busy": check_process.runs_alongside})
         return check_process
 
     def _kill(self, check_process: _CheckProcess) -> None:
-        """Kill it now; see it off later, as whoever calls may have no time left to wait."""
+        """Kill the process; wait for its exit in the background, as the caller may be cancelled."""
         with contextlib.suppress(ProcessLookupError):
             check_process.process.kill()
         reaper = asyncio.get_running_loop().create_task(self._reap(check_process))
@@ -152,8 +142,6 @@ class CheckService:
         self._current = None
         await asyncio.to_thread(shutil.rmtree, check_process.folder, ignore_errors=True)
 
-    # Following it
-
     async def _follow(self, check_process: _CheckProcess, request: CheckRequest) -> AsyncIterator[bytes]:
         last_line_at = time.monotonic()
         async for line in _lines(check_process.process):
@@ -163,7 +151,7 @@ class CheckService:
                     yield frame
             elif not check_process.runs_alongside and self._is_training():
                 if check_process.device != "cpu":
-                    yield _note_frame("A run has begun and has the GPU to itself; check again when it has ended.")
+                    yield _note_frame("A run has started and uses the GPU alone; check again when it has ended.")
                     return
                 check_process.yield_to_run()
             elif time.monotonic() - last_line_at >= PING_SECONDS:
@@ -173,12 +161,14 @@ class CheckService:
             yield self._crash_frame(check_process, await check_process.process.wait(), request)
 
     def _frames_for(self, line: Mapping[str, Any], check_process: _CheckProcess, request: CheckRequest) -> list[bytes]:
-        """What a line of the process is to the client."""
+        """Convert a line of the process to events for the client."""
         if "say" in line:
             return [_frame("check.progress", message=line["say"])]
         if "found" in line:
             check_process.reported = True
-            self._cache_estimate(line["found"], request)
+            if (estimate := parse_estimate(line["found"].get("estimate"))) is not None:
+                with contextlib.suppress(OSError):  # the run then starts without an estimate
+                    store_estimate(self._home, request.config, estimate)
             return [_frame("check.found", found=line["found"])]
         check_process.device = line.get("device", check_process.device)
         check_process.finished = check_process.finished or "device" not in line
@@ -186,56 +176,44 @@ class CheckService:
             return [_frame("check.failed", error=line["refused"], code="invalid_request", status=400)]
         return []
 
-    def _cache_estimate(self, report: Mapping[str, Any], request: CheckRequest) -> None:
-        if (estimate := parse_estimate(report.get("estimate"))) is not None:
-            with contextlib.suppress(OSError):  # without it the run only has nothing to be compared with
-                store_estimate(self._home, request.config, estimate)
-
     def _crash_frame(self, check_process: _CheckProcess, code: int, request: CheckRequest) -> bytes:
-        """What is told of a process that has left no word."""
-        killed = code == -9
-        remedy = oom_remedy(request.config) if killed and not check_process.runs_alongside else ""
-        sentence = f"The check ended {describe_exit(code)} before it was through. {remedy}".strip()
+        """Return the event for a process that exited without a last line."""
+        killed = code == -signal.SIGKILL
+        message = f"The check ended {describe_exit(code)} before it was complete."
+        if killed and not check_process.runs_alongside:
+            message += f" {oom_remedy(request.config)}".rstrip()
         if not killed:
-            sentence += f" Its log is {self._home / 'checks.log'}."
-        if killed and check_process.reported:
-            return (
-                _note_frame(sentence)
-                if check_process.runs_alongside
-                else _frame("check.found", found={"problems": [sentence]})
-            )
-        return _frame("check.failed", error=sentence, code="check_ended", status=503)
+            message += f" Its log is {self._home / 'checks.log'}."
+        if not (killed and check_process.reported):
+            return _frame("check.failed", error=message, code="check_ended", status=503)
+        if check_process.runs_alongside:
+            return _note_frame(message)
+        return _frame("check.found", found={"problems": [message]})
 
 
 async def _lines(process: Process) -> AsyncIterator[bytes | None]:
-    """The lines of the process as they come; None where there was none for a while."""
-    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
-    pending: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(process.stdout.readline())
-            done, _ = await asyncio.wait({pending}, timeout=POLL_SECONDS)
-            if not done:
-                yield None
-                continue
-            line, pending = pending.result(), None
-            if not line:
-                return
-            yield line
-    finally:
-        if pending is not None:
-            pending.cancel()
+    """Yield the lines of the process; None after each `POLL_SECONDS` without a line."""
+    assert process.stdout is not None  # noqa: S101 - start_child made the pipe
+    while True:
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), POLL_SECONDS)
+        except asyncio.TimeoutError:
+            yield None
+            continue
+        if not line:
+            return
+        yield line
 
 
 def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), dumps({"type": kind, **fields}).encode())
 
 
-def _note_frame(sentence: str) -> bytes:
-    return _frame("check.found", found={"notes": [sentence]})
+def _note_frame(note: str) -> bytes:
+    return _frame("check.found", found={"notes": [note]})
 
 
 def remove_stale_checks(home: Path) -> None:
-    """Clear away what checks of a server that is dead have left."""
-    for abandoned in checks_folder(home).glob(".at-work-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
+    """Remove the folders that checks of a killed server have left."""
+    for leftover in checks_folder(home).glob(".at-work-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

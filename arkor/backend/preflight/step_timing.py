@@ -1,70 +1,71 @@
-"""A trainer that is ready → how long its run will take, and how much memory, by a few of its steps.
-
-What it is ready with, and what else is found out beforehand, is the business of `dry_run.py`.
-"""
+"""Estimate the time and memory of a run from a few of its steps."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from transformers import TrainerCallback
 
-from arkor.backend.compute.cpu_threads import is_crowded, preemptions_so_far
 from arkor.backend.compute.device import Device
-from arkor.backend.compute.process_tuning import other_process_cpu_seconds, peak_memory_bytes
+from arkor.backend.compute.process_tuning import (
+    is_crowded,
+    other_process_cpu_seconds,
+    peak_memory_bytes,
+    preemptions_so_far,
+)
 from arkor.backend.engine.hyperparameters import Hyperparameters
 from arkor.backend.runs import checkpoints
 from arkor.backend.training.collation import MicroBatch
-from arkor.backend.training.sft_trainer import Collator
 from arkor.protocol.estimates import Estimate
 
-#: Steps are timed for so many seconds, but never fewer than the one number, nor more than the other.
+#: Seconds for which steps are timed, and the minimum and maximum number of steps.
 TIMED_SECONDS, MIN_STEPS, MAX_STEPS = 12.0, 5, 40
 
-#: So many batches of those to come are looked at, for so many seconds at most, to see how the timed ones compare.
+#: Limits for counting the tokens of further batches, which may be longer than the timed ones:
+#: batches, seconds.
 MAX_BATCHES_AHEAD, MAX_SECONDS_AHEAD = 200, 3.0
 
-#: What others compute beside a check counts from this share of what its own threads could compute.
+#: Other processes count as a disturbance if they use more than this share of the CPU time of our
+#: threads.
 CONTENTION_SHARE = 0.1
 
-#: So long is evaluated, in seconds.
+#: Seconds for which evaluation batches are timed.
 EVALUATED_SECONDS = 4.0
 
 
-def estimate_run(trainer: Any, numbers: Hyperparameters, device: Device, folder: Path) -> Estimate:
-    """Take a few steps, and judge by them what the run of `numbers` will take.
+def estimate_run(trainer: Any, hyperparameters: Hyperparameters, device: Device, folder: Path) -> Estimate:
+    """Run a few steps of `trainer` and estimate the run; temporary files go to `folder`.
 
-    `folder` is for what is to be thrown away. The trainer must not save or evaluate by itself: both are timed apart
-    from the steps.
+    The trainer must be configured without evaluations and checkpoints, which are timed separately.
     """
-    collator = trainer.data_collator = CountingCollator(trainer.data_collator)
-    trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
-    collator.token_counts.clear()
-    timer = StepTimer(torch.cuda.synchronize if device.kind == "cuda" else _no_sync)
+    trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
+    collator = trainer.data_collator
+    counter = trainer.data_collator = TokenCounter(collator)
+    timer = StepTimer(torch.cuda.synchronize if device.kind == "cuda" else lambda: None)
     trainer.add_callback(timer)
     contention = CpuContention()
     began = time.perf_counter()
     trainer.run_training()
+    trainer.data_collator = collator
     busy = contention.is_significant()
     first, *others = timer.step_seconds()
-    timed = others or [first]
-    token_counts = collator.token_counts[: len(others) + 1][-len(timed) :]
-    step = (
-        fmean(timed) * fmean(_remaining_token_counts(trainer) or token_counts) / fmean(token_counts)
-    )  # as those to come may have more tokens
-    opening = timer.marks[0] - began + max(0.0, first - step)
-    between = _evaluation_seconds(trainer, numbers) + _checkpoint_seconds(trainer, numbers, folder)
+    timed = others or [first]  # the first step is slower
+    token_counts = counter.token_counts[: len(others) + 1][-len(timed) :]
+    # scale to the tokens of the batches ahead
+    step = fmean(timed) * fmean(_token_counts_ahead(trainer) or token_counts) / fmean(token_counts)
+    startup = timer.marks[0] - began + max(0.0, first - step)
+    between = _evaluation_seconds(trainer, hyperparameters) + _checkpoint_seconds(trainer, hyperparameters, folder)
     return Estimate(
-        steps=numbers.total_steps,
-        seconds=round(opening + numbers.total_steps * step + between, 3),
+        steps=hyperparameters.total_steps,
+        seconds=round(startup + hyperparameters.total_steps * step + between, 3),
         step_seconds=round(step, 4),
         memory_bytes=peak_memory_bytes(),
         device_memory_bytes=torch.cuda.max_memory_reserved() if device.kind == "cuda" else None,
@@ -74,18 +75,14 @@ def estimate_run(trainer: Any, numbers: Hyperparameters, device: Device, folder:
     )
 
 
-def _no_sync() -> None:
-    """What a processor needs in order to be done: it is."""
-
-
 class CpuContention:
-    """What others compute on this machine from now on."""
+    """Measures what other processes compute on this machine, from its creation on."""
 
     def __init__(self) -> None:
         self._baseline = self._sample()
 
     def is_significant(self) -> bool:
-        """Whether they took some that our threads wanted, and not only for the moments that a system needs."""
+        """Whether other processes took cores away from our threads for more than moments."""
         since = (now - before for now, before in zip(self._sample(), self._baseline, strict=True))
         seconds, computed, preemptions, others = since
         wanted = seconds * torch.get_num_threads()
@@ -96,32 +93,32 @@ class CpuContention:
         return time.perf_counter(), time.process_time(), preemptions_so_far(), other_process_cpu_seconds()
 
 
-class CountingCollator(Collator):
-    """The collator of the run, which notes how many tokens the model is given with each batch."""
+@frozen
+class TokenCounter:
+    """A collator that records the number of tokens of each batch."""
 
-    def __init__(self, collator: Collator) -> None:
-        self.__dict__.update(collator.__dict__)
-        self.token_counts: list[int] = []
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    token_counts: list[int] = field(factory=list)
 
-    def __call__(self, examples: Any, *, flat: bool | None = None) -> dict[str, Any]:
-        batch = super().__call__(examples, flat=flat)
-        self.token_counts.append(count_tokens(batch["pieces"]))
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        self.token_counts.append(count_tokens(batch["micro_batches"]))
         return batch
 
 
 def count_tokens(micro_batches: Iterable[MicroBatch]) -> int:
-    """How many tokens the model is given, padding included."""
+    """Return the number of tokens that are computed, including padding."""
     return sum(micro_batch.model_inputs["input_ids"].numel() for micro_batch in micro_batches)
 
 
 @define
 class StepTimer(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Notes when steps begin and end, and ends the loop when they are enough. Times are of `time.perf_counter()`."""
+    """Records when steps begin and end, in seconds; ends the loop after enough steps."""
 
     synchronize: Callable[[], None]
     marks: list[float] = field(factory=list)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - signature of transformers
         if not self.marks:
             self.marks.append(time.perf_counter())
 
@@ -133,18 +130,18 @@ class StepTimer(TrainerCallback):  # type: ignore[misc]  # transformers is not t
         control.should_training_stop |= enough or steps >= MAX_STEPS
 
     def step_seconds(self) -> list[float]:
-        """Of each step."""
+        """Return the duration of each step."""
         return [after - before for before, after in itertools.pairwise(self.marks)]
 
 
-def _remaining_token_counts(trainer: Any) -> list[int]:
-    """The tokens of the run's batches; the heaviest goes through the model once, for what memory it takes."""
+def _token_counts_ahead(trainer: Any) -> list[int]:
+    """Count the tokens of the run's batches, and run the largest one once for its peak memory."""
     token_counts: list[int] = []
     largest: Any = None
     deadline = time.perf_counter() + MAX_SECONDS_AHEAD
     for batch in itertools.islice(trainer.get_train_dataloader(), MAX_BATCHES_AHEAD):
-        token_counts.append(count_tokens(batch["pieces"]))
-        if largest is None or token_counts[-1] > count_tokens(largest["pieces"]):
+        token_counts.append(count_tokens(batch["micro_batches"]))
+        if largest is None or token_counts[-1] > count_tokens(largest["micro_batches"]):
             largest = batch
         if time.perf_counter() > deadline:
             break
@@ -154,27 +151,27 @@ def _remaining_token_counts(trainer: Any) -> list[int]:
     return token_counts
 
 
-def _evaluation_seconds(trainer: Any, numbers: Hyperparameters) -> float:
-    """The seconds of all evaluations of the run: some batches are evaluated, all are weighed."""
-    if not numbers.eval_steps:
+def _evaluation_seconds(trainer: Any, hyperparameters: Hyperparameters) -> float:
+    """Estimate the seconds of all evaluations from some batches, scaled by tokens."""
+    if not hyperparameters.eval_steps:
         return 0.0
     trainer.model.eval()
     token_counts, done, seconds = [], 0, 0.0
     began = time.perf_counter()
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
-            token_counts.append(count_tokens(batch["pieces"]))
+            token_counts.append(count_tokens(batch["micro_batches"]))
             if time.perf_counter() - began > EVALUATED_SECONDS + MAX_SECONDS_AHEAD:
                 break
             if time.perf_counter() - began < EVALUATED_SECONDS:
-                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["pieces"]]
+                _ = [trainer.token_losses(micro_batch).sum().item() for micro_batch in batch["micro_batches"]]
                 done, seconds = sum(token_counts), time.perf_counter() - began
-    batches = math.ceil(len(trainer.eval_dataset) / numbers.batch_size)
-    return seconds / done * fmean(token_counts) * batches * (numbers.total_steps // numbers.eval_steps)
+    batches = math.ceil(len(trainer.eval_dataset) / hyperparameters.batch_size)
+    return seconds / done * fmean(token_counts) * batches * (hyperparameters.total_steps // hyperparameters.eval_steps)
 
 
-def _checkpoint_seconds(trainer: Any, numbers: Hyperparameters, folder: Path) -> float:
-    """The seconds of writing all checkpoints of the run, the one at its end included."""
+def _checkpoint_seconds(trainer: Any, hyperparameters: Hyperparameters, folder: Path) -> float:
+    """Time one checkpoint, and return the duration of all checkpoints of the run."""
     began = time.perf_counter()
     checkpoints.write_folder_atomically(folder / "checkpoint", trainer.write_checkpoint)
-    return (time.perf_counter() - began) * math.ceil(numbers.total_steps / numbers.save_steps)
+    return (time.perf_counter() - began) * math.ceil(hyperparameters.total_steps / hyperparameters.save_steps)

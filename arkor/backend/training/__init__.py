@@ -1,1 +1,1 @@
-"""A run's configuration and rows → an adapter. Torch is imported here, and in the worker's process alone."""
+"""Training an adapter. Imports torch, and only in the worker's and the check's processes."""

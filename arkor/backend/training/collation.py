@@ -1,7 +1,8 @@
-"""Examples → what the model is given at once, without padding and without computing anything twice.
+"""Collate examples to micro-batches without padding and without computing shared prefixes twice.
 
-The examples of a batch are laid end to end in one sequence, each seeing itself alone, and the tokens that all of them
-begin with (a system prompt) stand there once for all. Where a model cannot be given that, they are padded instead.
+The examples of a micro-batch are concatenated to one sequence, with a mask that separates them.
+Tokens with which all of them begin (a system prompt) occur once. For models that do not support
+this, examples are padded instead.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from arkor.backend.training.tokenization import IGNORE_INDEX
 
-#: A sequence of examples laid end to end has at most so many tokens: its attention grows with their square.
+#: The maximum length of a concatenated sequence in tokens; attention is quadratic in it.
 MAX_FLAT_TOKENS = 2048
 
-#: A beginning that is shared by fewer tokens is not worth it.
+#: Shorter common prefixes are not shared.
 MIN_PREFIX_TOKENS = 4
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -26,9 +27,11 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 @define
 class MicroBatch:
-    """A part of a batch that goes through the model at once.
+    """The part of a batch that is computed at once.
 
-    `model_inputs` are the model's; the output at `rows[i], columns[i]` is to predict the token `targets[i]`.
+    `model_inputs` are the model's arguments: `input_ids` is int64, (rows, tokens); a padded
+    micro-batch has one row per example, a flat one a single row. `rows`, `columns` and `targets`
+    are int64, (targets,): the logits at `[rows[i], columns[i]]` predict the token `targets[i]`.
     """
 
     model_inputs: dict[str, Any]
@@ -37,13 +40,17 @@ class MicroBatch:
     targets: Tensor
 
     def to(self, device: Any) -> MicroBatch:
-        """A copy on `device`."""
+        """Return a copy on `device`."""
         inputs = {name: value.to(device) for name, value in self.model_inputs.items()}
         return MicroBatch(inputs, self.rows.to(device), self.columns.to(device), self.targets.to(device))
 
 
 def split_batch(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[MicroBatch]:
-    """A batch of `{"input_ids", "labels"}` as pieces of at most `MAX_FLAT_TOKENS` tokens, unless one row has more."""
+    """Split examples into micro-batches of at most `MAX_FLAT_TOKENS` tokens.
+
+    A longer example is a micro-batch of its own. `dtype` is the format of the model's attention
+    mask.
+    """
     pairs: list[Pair] = [(example["input_ids"], example["labels"]) for example in examples]
     build = _flat if flat else _padded
     return [build(group, dtype, pad) if len(group) > 1 else _padded(group, dtype, pad) for group in _groups(pairs)]
@@ -62,6 +69,7 @@ def _groups(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 
 def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> MicroBatch:
+    """Pad on the right: `input_ids` and `attention_mask` are int64, (examples, longest)."""
     longest = max(len(ids) for ids, _ in group)
     input_ids = torch.full((len(group), longest), pad)
     mask = torch.zeros((len(group), longest), dtype=torch.long)
@@ -77,11 +85,16 @@ def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> MicroBatch:
 
 
 def _target_positions(labels: Sequence[int]) -> Iterator[int]:
-    """Positions of the tokens to predict; the first one of a row has nothing to be predicted from."""
+    """Return the positions of the labelled tokens, except position 0, which nothing predicts."""
     return (position for position in range(1, len(labels)) if labels[position] != IGNORE_INDEX)
 
 
 def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
+    """Concatenate: the common prefix (owner 0), then the rest of each example (owners 1, 2, …).
+
+    `input_ids` and `position_ids` are int64, (1, tokens); `attention_mask` is `dtype`, (1, 1,
+    tokens, tokens).
+    """
     prefix = _common_prefix_length([ids for ids, _ in group])
     tokens, positions, owners = list(group[0][0][:prefix]), list(range(prefix)), [0] * prefix
     columns, targets = [], []
@@ -103,7 +116,7 @@ def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
 
 
 def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with, as long as each has more; 0 if it is not worth it."""
+    """Return the length of the common prefix, shorter than every sequence; 0 if too short."""
     length = 0
     limit = min(len(ids) for ids in sequences) - 1
     while length < limit and all(ids[length] == sequences[0][length] for ids in sequences):
@@ -112,7 +125,10 @@ def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
 
 
 def _attention_mask(positions: Tensor, owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """Which token attends to which: to what all share and to its own row, and there to nothing that comes later."""
+    """Return the additive causal mask, (1, 1, tokens, tokens), of prefix and own example.
+
+    `positions` and `owners` are int64, (tokens,).
+    """
     visible = (owners[None, :] == 0) | (owners[None, :] == owners[:, None])
     allowed = visible & (positions[None, :] <= positions[:, None])
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)

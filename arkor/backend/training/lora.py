@@ -1,8 +1,9 @@
-"""The adapter: which layers it goes on, and its arithmetic.
+"""LoRA adapters: the choice of layers, and their arithmetic.
 
-PEFT keeps the weights, names and files. What is replaced here is how one adapted linear layer computes: the frozen
-weight and the two small ones in one step of autograd, in the number format of the frozen weight, with nothing kept
-for the backward pass but the input. The small weights stay fp32, as their updates are finer than bf16.
+PEFT keeps the weights, names and files. This module replaces the computation of an adapted linear
+layer: the frozen weight and the two low-rank weights are one autograd step in the number format of
+the frozen weight, which saves nothing but its input for the backward pass. The low-rank weights
+stay fp32, because their updates are smaller than the precision of bf16.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from arkor.backend.engine.interface import RunError
 
 
 def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
-    """`model` with a LoRA adapter on each linear layer but the head, frozen beside it. Raises `RunError`."""
+    """Freeze the model and add LoRA to all linear layers but the head. Raise `RunError`."""
     targets = target_modules(model)
     if not targets:
-        raise RunError(f"A {type(model).__name__} has no linear layers that an adapter could go on; use another model.")
-    conv = all(isinstance(module, Conv1D) for name, module in model.named_modules() if _is_target(name, targets))
+        raise RunError(f"A {type(model).__name__} has no linear layers to adapt.", remedy="Use another model.")
+    adapted_layers = [m for name, m in model.named_modules() if {name, name.rpartition(".")[2]} & set(targets)]
+    conv = all(isinstance(module, Conv1D) for module in adapted_layers)
     config = LoraConfig(
         r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=conv, lora_dropout=0.0
     )
@@ -38,7 +40,7 @@ def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
 
 
 def target_modules(model: Any) -> list[str]:
-    """The linear layers of `model` but its head: by the last part of their names where that is enough, else in full."""
+    """Return the linear layers except the output head, by unambiguous last part or full name."""
     head = model.get_output_embeddings()
     linear_layers = {name for name, module in _linear_layers(model) if module is not head}
     others = {name for name, _ in model.named_modules()} - linear_layers
@@ -48,10 +50,10 @@ def target_modules(model: Any) -> list[str]:
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """`nn.Linear`, what stands in for it in a quantized model, and GPT-2's transposed one.
+    """Yield `nn.Linear` (also quantized) and GPT-2's transposed `Conv1D` layers with their names.
 
-    The last layer of a state-space block (it has a convolution beside it) is left out: its kernels take the bare
-    weight, past any adapter.
+    The output layer of a state-space block (with a `conv1d` in the same block) is left out: its
+    kernels read the weight directly and would bypass an adapter.
     """
     for name, module in model.named_modules():
         block, _, last = name.rpartition(".")
@@ -60,12 +62,8 @@ def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _is_target(name: str, targets: list[str]) -> bool:
-    return name in targets or name.rpartition(".")[2] in targets
-
-
 def _forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """In place of the PEFT layer's own forward."""
+    """Replace the forward of a PEFT layer: (…, in) → (…, out)."""
     base = module.get_base_layer()
     if module.disable_adapters or not module.active_adapters:
         return linear(x, base.weight, base.bias)
@@ -76,7 +74,11 @@ def _forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """`x @ weight.T + bias + scale * x @ down.T @ up.T`, where weight and bias are `frozen`."""
+    """`x @ weight.T + bias + scale * x @ down.T @ up.T`, with `frozen = (weight, bias)`.
+
+    Shapes: `x` (…, in), `weight` (out, in), `bias` (out,), `down` (r, in), `up` (out, r); result
+    (…, out). `x` and `frozen` have the model's dtype, `down`, `up` and their gradients are fp32.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:  # noqa: PLR0917

@@ -1,9 +1,9 @@
-"""TRL's `SFTTrainer`, with less work for the same losses: what it computes, and whom it tells.
+"""TRL's `SFTTrainer` with the same losses and less work, exact resumption, and a `Recorder`.
 
-Data order, schedule, optimizer and clipping are TRL's and transformers'. Ours are the forward and backward pass (no
-padding, the head on labelled positions alone, no metrics that nobody asked for), evaluation by tokens, and that
-everything is told to a `Recorder` instead of being printed, and that a checkpoint holds all that is needed to go on
-from it to the last bit.
+TRL and transformers determine the data order, schedule, optimizer and clipping. This subclass
+replaces the forward and backward pass (no padding, output head on labelled positions only, no
+additional metrics), evaluates over tokens instead of batches, reports to a `Recorder` instead of
+printing, and saves everything that is needed to resume bit for bit.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ from arkor.backend.training.training_state import (
     write_tree,
 )
 
-#: Flat batches are trusted when the losses of single tokens differ from padded ones by less than this share of their
-#: spread. Rounding in bf16 makes a hundredth of it; a model that does not honour the layout, all of it.
+#: Flat batches are used if the token losses differ from padded batches by less than this
+#: share of their standard deviation. Rounding in bf16 causes differences of about 0.01, a model
+#: that ignores the layout of about 1.
 FLAT_TOLERANCE = 0.1
 
 
 class StepInterrupted(Exception):
-    """The run was asked to stop in the middle of a step."""
+    """The run was asked to stop between two micro-batches of a step."""
 
 
 class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends the loop when the recorder says so: a step that is done is logged and saved, but not evaluated any more."""
+    """Ends the loop on request; a finished step is logged and saved, but not evaluated."""
 
     def __init__(self, recorder: Recorder, on_interrupt: Callable[[], None]) -> None:
         self._recorder = recorder
         self._on_interrupt = on_interrupt
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the signature is theirs
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - signature of transformers
         if self._recorder.stopping:
             control.should_training_stop = True
             if control.should_evaluate:
@@ -65,7 +66,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
 
 class Collator:
-    """Examples → `{"pieces": […]}`; `flat` may be switched off when the model turns out not to honour it."""
+    """Collates examples to `{"micro_batches": [MicroBatch, …]}`, `flat` if possible."""
 
     def __init__(self, dtype: torch.dtype, pad: int) -> None:
         self.flat = True
@@ -74,11 +75,11 @@ class Collator:
 
     def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
         use_flat = self.flat if flat is None else flat
-        return {"pieces": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
+        return {"micro_batches": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
 
 
 class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
-    """See the module. `learns_from` are the fingerprints of what must not change between a checkpoint and its use."""
+    """See the module. A run resumes only with inputs that have the same `fingerprints`."""
 
     control: Any
 
@@ -95,28 +96,25 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._seconds = 0.0
         self._rows = 0
         self._began = 0.0
-        self._last: dict[str, float] = {}
+        self.last_losses: dict[str, float] = {}
+        self._carried_loss = self._unlogged_loss = torch.zeros((), device=self.args.device)
         forward = self.model.get_base_model().forward
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
 
     def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here."""
+        """Send no telemetry."""
 
-    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - the signature is theirs
-        """Nobody reads it."""
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - signature of transformers
+        """Skip the count, which is not used."""
         return 0
-
-    def summary(self) -> dict[str, float]:
-        """The last logged losses."""
-        return dict(self._last)
 
     @property
     def seconds(self) -> float:
-        """How long training took so far, those before it was resumed included."""
+        """The time spent training, including the time before the run was resumed."""
         return float(self._restored.get("seconds", 0.0)) + time.perf_counter() - self._began_at
 
     def run_training(self) -> int:
-        """The steps from where it stands to the last; returns how many it took from the start."""
+        """Run the remaining steps; return the number of steps since the start of the run."""
         self._began_at = time.perf_counter()
         done: int = self._restored.get("step", 0)
         if done >= self.args.max_steps:
@@ -126,56 +124,64 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         step: int = self.state.global_step
         return step
 
-    # Computing
-
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
-        """Forward and backward, piece by piece; returns the mean loss of the batch's labelled tokens."""
+        """Run forward and backward by micro-batches; return the mean loss per target, fp32."""
         self._began = time.perf_counter()
         model.train()
-        parts: list[MicroBatch] = inputs["pieces"]
-        count = sum(len(micro_batch.targets) for micro_batch in parts)
+        micro_batches: list[MicroBatch] = inputs["micro_batches"]
+        count = sum(len(micro_batch.targets) for micro_batch in micro_batches)
         total = torch.zeros((), device=self.args.device)
-        for number, micro_batch in enumerate(parts):
+        for number, micro_batch in enumerate(micro_batches):
             if number and self._recorder.stopping:
                 self._mark_inconsistent()
                 raise StepInterrupted
             loss = self.token_losses(micro_batch).sum() / count
             self.accelerator.backward(loss)
             total += loss.detach()
+        total += self._carried_loss  # transformers sums the losses of unlogged steps from zero after a resume
+        self._carried_loss = torch.zeros_like(total)
+        self._unlogged_loss = self._unlogged_loss + total
         return total
 
     def token_losses(self, micro_batch: MicroBatch) -> Tensor:
-        """The negative log-likelihood of each target, in fp32; the head computes no position that has no target."""
+        """Return the negative log-likelihood of each target: fp32, (targets,).
+
+        The output head runs on positions with a target only: `columns` are their (distinct)
+        columns, and `column_indices`, (targets,), selects among them.
+        """
         micro_batch = micro_batch.to(self.args.device)
-        columns, place = torch.unique(micro_batch.columns, return_inverse=True)
-        wanted = {"logits_to_keep": columns} if self._keeps_logits else {}
-        logits = self.model(**micro_batch.model_inputs, use_cache=False, **wanted).logits
-        picked = logits[micro_batch.rows, place if self._keeps_logits else micro_batch.columns]
-        return cross_entropy(picked.float(), micro_batch.targets, reduction="none")
+        columns, column_indices = torch.unique(micro_batch.columns, return_inverse=True)
+        options = {"logits_to_keep": columns} if self._keeps_logits else {}
+        logits = self.model(**micro_batch.model_inputs, use_cache=False, **options).logits
+        selected = logits[micro_batch.rows, column_indices if self._keeps_logits else micro_batch.columns]
+        return cross_entropy(selected.float(), micro_batch.targets, reduction="none")
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss of all labelled tokens of the evaluation rows; NaN when it was stopped before the first."""
+        """Return the mean loss per target of the evaluation rows; NaN if stopped at once."""
         self._finish_step()
         self.model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
-                for micro_batch in batch["pieces"]:
+                for micro_batch in batch["micro_batches"]:
                     total += self.token_losses(micro_batch).sum().item()
                     count += len(micro_batch.targets)
                 if self._recorder.stopping:
                     break
         metrics = {"eval_loss": total / count if count else float("nan")}
-        if self._recorder.stopping:  # it may be the mean of a part
+        if self._recorder.stopping:  # the mean of a part of the rows
             self._mark_inconsistent()
         else:
-            self._last |= metrics
+            self.last_losses |= metrics
             self._recorder.log(self.state.global_step, eval_loss=metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def verify_flat_batches(self, columns: dict[str, Sequence[Any]]) -> bool:
-        """Lay batches flat only if this model computes the same losses with and without; says which it is."""
+        """Use flat batches if that does not change the losses; return whether it does so.
+
+        `columns` are the first rows of the training data, by column.
+        """
         collator: Collator = self.data_collator
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
@@ -184,23 +190,18 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             return False
         self.model.eval()
         with torch.no_grad():
-            padded = self._batch_losses(collator(examples, flat=False)["pieces"])
+            padded = torch.cat([*map(self.token_losses, collator(examples, flat=False)["micro_batches"])])
             try:
-                flat = self._batch_losses(collator(examples, flat=True)["pieces"])
-            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a mask of its own kind
+                flat = torch.cat([*map(self.token_losses, collator(examples, flat=True)["micro_batches"])])
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a different kind of mask
                 collator.flat = False
                 return False
         noise = (flat - padded).square().mean().sqrt()
         collator.flat = bool(noise <= FLAT_TOLERANCE * padded.std().clamp(min=1e-3))
         return collator.flat
 
-    def _batch_losses(self, parts: Sequence[MicroBatch]) -> Tensor:
-        return torch.cat([self.token_losses(micro_batch) for micro_batch in parts])
-
-    # Telling
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """The numbers of a step go to the recorder; the summary at the end, nowhere."""
+        """Send the metrics of a step to the recorder; drop the summary at the end of training."""
         if "loss" not in logs:
             return
         self._finish_step()
@@ -213,11 +214,12 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             epoch=self.state.epoch,
             samples_per_second=speed,
         )
-        self._last["loss"] = logs["loss"]
+        self.last_losses["loss"] = logs["loss"]
+        self._unlogged_loss = torch.zeros_like(self._unlogged_loss)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finish_step(self) -> None:
-        """Count the step that began last as done; the time of evaluating and saving is not training's."""
+        """Add the last step to the speed, before evaluation or saving adds to its time."""
         if self._began:
             self._seconds += time.perf_counter() - self._began
             self._rows += self.args.per_device_train_batch_size
@@ -228,15 +230,13 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
-        """The adapter as safetensors with its configuration, and the tokenizer with its chat template."""
+        """Write the adapter, and the tokenizer with its chat template."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.processing_class.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves to be filled in
-
-    # Going on
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
     def write_checkpoint(self, folder: Path) -> None:
-        """The adapter, and in a folder in it what training needs to go on, where that can be said without pickle."""
+        """Write the adapter, and the training state if that is possible without pickle."""
         self.write_adapter(folder)
         if self._is_inconsistent:
             return
@@ -244,36 +244,36 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         state.mkdir()
         try:
             write_tree(state, "training", self._state_tree())
-        except NotSerializable:  # tensors of a package's own; the run would start anew, which comes to the same
+        except NotSerializable:  # tensor subclasses; without the state, the run restarts and ends the same
             shutil.rmtree(state)
             return
         self.state.save_to_json(str(state / "trainer_state.json"))
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Take everything up where the checkpoint left it. Raises `RunError` if it was made of something else."""
+        """Restore a checkpoint. Raise `RunError` if the inputs of the run changed since."""
         self._state_folder = checkpoint / STATE_FOLDER
         self._restored = read_tree(self._state_folder, "training")
         assert_same(self._restored["learns_from"], self._fingerprints)
         self.data_collator.flat = self._restored["flat"]
-        self._last = self._restored["last"]
+        self.last_losses = self._restored["last"]
         if self.args.device.type == "cpu" and self._restored["threads"] <= torch.get_num_threads():
-            torch.set_num_threads(self._restored["threads"])  # how sums are split up shows in their last bits
+            torch.set_num_threads(self._restored["threads"])  # the number of threads changes the rounding of sums
         self._load_adapter(checkpoint)
 
     def _mark_inconsistent(self) -> None:
-        """The last step has not been done to its end, so that nobody could go on from here exactly."""
+        """Do not save the state any more: resuming after an interrupted step is not exact."""
         self._is_inconsistent = True
 
     def _state_tree(self) -> dict[str, Any]:
-        """All that changes from step to step but the adapter; its weights are trained as they are saved, in fp32."""
+        """Return everything that changes during training, except the adapter (saved in fp32)."""
         return {
             "step": self.state.global_step,
             "seconds": self.seconds,
             "learns_from": self._fingerprints,
             "flat": self.data_collator.flat,
             "threads": torch.get_num_threads(),
-            "last": self._last,
-            "unlogged": (self._globalstep_last_logged, self._tr_loss),
+            "last": self.last_losses,
+            "unlogged": (self._globalstep_last_logged, self._unlogged_loss),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
             "random": random_states(),
@@ -284,18 +284,18 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         names = {name.replace(".default", ""): weight for name, weight in trained.items()}
         if {(name, weight.dtype) for name, weight in saved.items()} != {(n, w.dtype) for n, w in names.items()}:
-            raise RunError(f"The adapter in {checkpoint} is not one of this run's model. Submit the run again.")
+            raise RunError(
+                f"The adapter in {checkpoint} does not fit this run's model.", remedy="Submit the run again."
+            )
         with torch.no_grad():
             for name, weight in names.items():
                 weight.copy_(saved[name])
 
-    # What transformers calls on the way, each with a folder that is not its own kind of checkpoint
-
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """The adapter is there already."""
+        """Do nothing: the adapter is loaded already."""
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """There is none."""
+        """Do nothing: no gradient scaler is used."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -303,8 +303,8 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             self.lr_scheduler.load_state_dict(self._restored["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called right before the first step; what was computed but not logged is taken up here too."""
+        """Restore random states and the loss since the last log, before the first step."""
         if checkpoint is not None:
             self._globalstep_last_logged, unlogged = self._restored["unlogged"]
-            self._tr_loss = unlogged.to(self.args.device)
+            self._carried_loss = unlogged.to(self.args.device)
             restore_random(self._restored["random"])

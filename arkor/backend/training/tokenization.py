@@ -1,9 +1,9 @@
-"""Rows → tokens, and which of them count for the loss.
+"""Tokenize rows, and label the tokens that count for the loss.
 
-What an assistant says is found by comparing tokens: those of the chat up to its turn, and through it, with those of
-the whole. That needs nothing of the chat template but that it renders turns in order. What others say to the assistant
-is text, whatever it spells (`backend/compute/special_tokens.py`); what the assistant is to learn to say may hold tokens
-of the model's own.
+The assistant's turns are located by comparing tokens: the chat rendered up to a turn and through
+it, with the whole chat. This works with every chat template that renders turns in order. Special
+tokens in other messages are escaped (`compute/special_tokens.py`); the assistant's own turns may
+contain special tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from attrs import define, evolve, field, frozen
 
 from arkor.backend.compute.special_tokens import SpecialTokenEscaper
 from arkor.backend.data.file_readers import DataError
+from arkor.formatting import one_line
 from arkor.protocol.row_formats import Row
 
-#: The label of a token that does not count.
+#: The label of tokens that do not count for the loss.
 IGNORE_INDEX = -100
 
-#: Rows that are tokenized at a time.
+#: The number of rows that are tokenized at once.
 CHUNK_ROWS = 256
 
 
 @frozen
 class Example:
-    """The tokens of one row, and the labels: the same, or `IGNORE_INDEX` where nothing is to be learnt."""
+    """The tokens and labels of a row; `escaped`: a message spells a special token."""
 
     input_ids: list[int]
     labels: list[int]
@@ -36,10 +37,11 @@ class Example:
 
 @define
 class EncodedDataset:
-    """The examples of a data set as columns, and how many rows were cut at `max_length` or left out for it.
+    """Tokenized rows as columns: `input_ids` and `labels` are lists of int32 arrays, (tokens,).
 
-    `escaped` rows spell a token of the chat template in what is said to the assistant. `lengths` are those of all rows
-    before the cut, in tokens; of all tokens that count, `lost_tokens` are behind it.
+    `cut` rows were cut at `max_length` and `left_out` rows have no label before it; `escaped` rows
+    spell a special token in a message. `lengths` has the tokens of every row before the cut. Of
+    `labelled_tokens`, `lost_tokens` are after the cut.
     """
 
     input_ids: list[Any] = field(factory=list)
@@ -54,20 +56,20 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def notes(self, what: str, max_length: int) -> Iterator[str]:
-        """What a person should know of the `what` rows."""
+    def notes(self, split: str, max_length: int) -> Iterator[str]:
+        """Yield notes for the owner of the run about the rows of that split."""
         total = len(self) + self.left_out
         if self.escaped:
-            yield f"{self.escaped} of {total} {what} rows spell a special token of the model in a message; that is text"
+            yield f"{self.escaped} of {total} {split} rows spell a special token in a message; it is read as text"
         if self.cut:
-            yield f"{self.cut} of {total} {what} rows are longer than {max_length} tokens (max_length) and are cut"
+            yield f"{self.cut} of {total} {split} rows are longer than {max_length} tokens (max_length) and are cut"
         if self.left_out:
-            yield f"{self.left_out} of {total} {what} rows are left out: their answers begin behind max_length"
+            yield f"{self.left_out} of {total} {split} rows are left out: their answers start after max_length"
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> EncodedDataset:
-    """Every row as tokens, cut at `max_length`. Raises `DataError` when a template refuses a row, or none is left."""
-    import numpy  # noqa: PLC0415 - it comes with torch
+    """Tokenize rows and cut them at `max_length`. Raise `DataError`."""
+    import numpy  # noqa: PLC0415 - imported with torch
 
     encoded, escaper = EncodedDataset(), SpecialTokenEscaper(tokenizer)
     for start in range(0, len(rows), CHUNK_ROWS):
@@ -85,14 +87,14 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
             encoded.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
             encoded.labels.append(numpy.array(labels, dtype=numpy.int32))
     if not len(encoded):
-        raise DataError(f"No row has anything to learn within its first {max_length} tokens; raise max_length.")
+        raise DataError(f"No row has a labelled token among its first {max_length} tokens; increase max_length.")
     return encoded
 
 
 def _encode_chunk(
     chunk: list[Row], tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, start: int
 ) -> Iterator[Example]:
-    """The texts of all rows go through the tokenizer in one call; special tokens are in them already."""
+    """Render the rows and tokenize all texts in one call. Templates add the special tokens."""
     rendered = [_render(row, tokenizer, escaper, answers_only, number) for number, row in enumerate(chunk, start + 1)]
     tokens = iter(escaper.tokens([text for texts in rendered for text in texts]))
     for number, texts in enumerate(rendered, start + 1):
@@ -102,7 +104,7 @@ def _encode_chunk(
 
 
 def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, number: int) -> list[str]:
-    """The whole text; then, for each turn of the assistant, the text up to it and the text through it."""
+    """Return the whole text, and the texts before and through each turn of the assistant."""
     if "text" in row:
         end = tokenizer.eos_token or ""
         return [_bos_prefix(tokenizer) + row["text"].removesuffix(end) + end]
@@ -116,9 +118,9 @@ def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only
                 texts[0] if index == len(messages) - 1 else _apply_template(tokenizer, messages[: index + 1], tools)
             )
             texts += [before, through]
-    except Exception as error:  # a template is a program of the model's makers: it may raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"Row {number}: the chat template of the model refuses it ({reason}).") from error
+    except Exception as error:  # a template may raise anything
+        reason = one_line(str(error), 200) or type(error).__name__
+        raise DataError(f"Row {number}: the chat template of the model rejects it ({reason}).") from error
     return texts
 
 
@@ -128,15 +130,15 @@ def _apply_template(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, 
 
 
 def _bos_prefix(tokenizer: Any) -> str:
-    """What the tokenizer puts before a plain text."""
+    """Return the text that the tokenizer puts before a plain text."""
     opens = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     return str(tokenizer.bos_token) if opens else ""
 
 
 def _label_answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
-    """Labels where an assistant speaks, the token that ends its turn included.
+    """Label the assistant's turns, including the token that ends each turn.
 
-    `turns` are, turn by turn, the tokens before it and the tokens through it.
+    `turns` alternates between the tokens before a turn and the tokens through it.
     """
     labels = [IGNORE_INDEX] * len(whole)
     for before, through in zip(turns[::2], turns[1::2], strict=True):
@@ -144,15 +146,12 @@ def _label_answers(whole: list[int], turns: list[list[int]], number: int) -> Exa
         labels[begin:end] = whole[begin:end]
     if all(label == IGNORE_INDEX for label in labels):
         raise DataError(
-            f"Row {number}: the assistant's words cannot be found in what the model's chat template makes of the row. "
-            "Set train_on_responses_only to False to learn every token."
+            f"Row {number}: the assistant's turns cannot be located in the text that the chat template renders. "
+            "Set train_on_responses_only to False to train on every token."
         )
     return Example(whole, labels)
 
 
 def _common_prefix_length(part: list[int], whole: list[int]) -> int:
-    """How many tokens both begin with."""
-    for index, (left, right) in enumerate(zip(part, whole, strict=False)):
-        if left != right:
-            return index
-    return min(len(part), len(whole))
+    pairs = enumerate(zip(part, whole, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(part), len(whole)))

@@ -1,8 +1,8 @@
-"""What training needs to go on as if nothing had happened ⇄ files that hold no code: safetensors and JSON.
+"""Read and write training states as safetensors and JSON, which contain no code.
 
-A tree of dicts, lists, tuples, numbers, texts and tensors is written as a JSON file that mirrors it, and a safetensors
-file for the tensors in it. What is in the tree is the trainer's business, the random states and the fingerprints of
-what a run learns from aside.
+`write_tree` stores a tree of dicts, lists, tuples, numbers, strings and tensors: JSON for the tree,
+and safetensors for its tensors. The trainer defines the contents; random states and the
+fingerprints of a run's inputs are defined here.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from arkor.backend.engine.hyperparameters import Hyperparameters
 from arkor.backend.engine.interface import RunError
 from arkor.backend.training.tokenization import EncodedDataset
 
-#: Of each weight of the base model, so many numbers go into its fingerprint.
+#: The number of elements of each base weight that the fingerprint includes.
 _SAMPLE_SIZE = 1024
 
-#: Raised whenever what is in a training state changes, so that one of another arkor is not misread.
+#: Increased whenever the contents of a training state change.
 _FORMAT_VERSION = 1
 
 
 class NotSerializable(TypeError):
-    """Something in a tree that neither JSON nor safetensors can say."""
+    """A tree contains a value that neither JSON nor safetensors can represent."""
 
 
 def write_tree(folder: Path, name: str, tree: Any) -> None:
-    """`tree` as `name.json` and `name.safetensors`. Raises `NotSerializable` before it has written anything."""
+    """Write `name.json` and `name.safetensors`, or raise `NotSerializable` before."""
     tensors = _Tensors()
     serialized = json.dumps(_to_plain(tree, tensors), allow_nan=False)
     save_file(tensors.named, folder / f"{name}.safetensors")
@@ -44,13 +44,13 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
 
 
 def read_tree(folder: Path, name: str) -> Any:
-    """What was written, its tensors in main memory; those that were one tensor are one again."""
+    """Read a tree with its tensors on the CPU; shared tensors are shared again."""
     tensors = {key: tensor.clone() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
     return _from_plain(json.loads((folder / f"{name}.json").read_bytes()), tensors)
 
 
 class _Tensors:
-    """Tensors by name; one that several places share has one name."""
+    """Assigns names to tensors; a tensor that occurs several times has one name."""
 
     def __init__(self) -> None:
         self.named: dict[str, Tensor] = {}
@@ -95,11 +95,8 @@ def _from_plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-# Randomness
-
-
 def random_states() -> dict[str, Any]:
-    """Where every source of random numbers in this process stands."""
+    """Return the states of all random number generators of this process."""
     name, numbers, *rest = numpy.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -114,7 +111,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random(states: dict[str, Any]) -> None:
-    """Set them all back, as far as their devices are here."""
+    """Restore the states, except for devices that are not available."""
     random.setstate(states["python"])
     name, numbers, *rest = states["numpy"]
     numpy.random.set_state((name, numpy.array(numbers, dtype=numpy.uint32), *rest))
@@ -125,29 +122,26 @@ def restore_random(states: dict[str, Any]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-# What a run learns from
-
-
 def fingerprints(
-    numbers: Hyperparameters, model: Any, train: EncodedDataset, evaluation: EncodedDataset | None
+    hyperparameters: Hyperparameters, model: Any, train: EncodedDataset, evaluation: EncodedDataset | None
 ) -> dict[str, Any]:
-    """What must not change under a run, by what a person calls it."""
+    """Return the fingerprints of a run's inputs, by description."""
     return {
         "the rows to train on": _rows_fingerprint(train),
         "the rows to evaluate on": _rows_fingerprint(evaluation) if evaluation else None,
         "the weights of the model": _weights_fingerprint(model),
         "the version of arkor": _FORMAT_VERSION,
-        "the configuration": json.loads(json.dumps(asdict(numbers))),
+        "the configuration": json.loads(json.dumps(asdict(hyperparameters))),
     }
 
 
 def assert_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises `RunError` with what is not as it was."""
+    """Raise `RunError` if inputs differ from the saved fingerprints."""
     changed = [name for name in now if now[name] != saved.get(name)]
     if changed:
         raise RunError(
-            f"The run cannot go on from its last checkpoint: since it began, {' and '.join(changed)} changed. "
-            "Submit it again to train on what is there now."
+            f"The run cannot resume from its last checkpoint: {' and '.join(changed)} changed since it started.",
+            remedy="Submit it again to train on the current inputs.",
         )
 
 
@@ -159,7 +153,7 @@ def _rows_fingerprint(examples: EncodedDataset) -> dict[str, Any]:
 
 
 def _weights_fingerprint(model: Any) -> str:
-    """The beginning of each frozen weight; reading all of a large model would take longer than is worth it."""
+    """Hash the first elements of each frozen weight; hashing all takes too long."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if not weight.requires_grad:

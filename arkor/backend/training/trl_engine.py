@@ -1,8 +1,8 @@
-"""The engine that trains: a run's configuration → data, model, adapter, TRL's loop, and what comes of it.
+"""The engine that trains, with TRL and PEFT: load data and model, add an adapter, train, save.
 
-The stages in order; what each one does is in a room of its own: `backend/engine/hyperparameters.py` (numbers),
-`datasets.py` (rows), `backend/compute/models.py` (loading), `tokenization.py`, `lora.py`, `collation.py`,
-`sft_trainer.py` (the loop).
+The stages are implemented in `engine/hyperparameters.py`, `data/datasets.py`, `compute/models.py`,
+and next to this file in `tokenization.py`, `lora.py`, `collation.py` and `sft_trainer.py` (the
+training loop).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import asdict, frozen
 
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
@@ -40,15 +40,15 @@ from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.training.tokenization import EncodedDataset, encode
 from arkor.protocol.jobs import JobConfig
 
-#: Everything random in a run comes from this seed.
+#: The seed of all random numbers of a run.
 SEED = 42
 
 
 @frozen
 class TrlEngine:
-    """Fine-tunes with TRL and PEFT on what is here. `precision` overrides the number format of the frozen weights."""
+    """Fine-tunes on the fastest device; `precision` overrides the format of frozen weights."""
 
-    precision: str | None = field(default=None)
+    precision: str | None = None
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
         """See `arkor.backend.engine.interface.Engine.train`."""
@@ -61,37 +61,38 @@ class TrlEngine:
             rows = load_run_rows(run, recorder)
             loaded = load_run_model(run, device, recorder)
             train, evaluation = encode_rows(run.config, rows, loaded, recorder)
-            numbers = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
+            hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
             if recorder.stopping:
                 return {}
-            arguments = {"output_dir": str(run.folder), **training_arguments(numbers, device)}
-            trainer = build_trainer(loaded, arguments, device, (train, evaluation), numbers=numbers, recorder=recorder)
-            return _train_loop(trainer, numbers, recorder, run.checkpoint)
+            examples = (train, evaluation)
+            trainer = build_trainer(run.folder, loaded, device, examples, hyperparameters, recorder)
+            return _train_loop(trainer, hyperparameters, recorder, run.checkpoint)
 
 
 @frozen
 class LoadedModel:
-    """What learns: the model with its adapter, and its tokenizer."""
+    """A model with its adapter, and its tokenizer."""
 
     model: Any
     tokenizer: Any
 
 
-# The stages
-
-
 def check_device(config: JobConfig, device: Device) -> None:
+    """Raise `RunError` if 4-bit weights are requested and not supported."""
     if config.load_in_4bit and device.kind != "cuda":
         raise RunError(
-            f"load_in_4bit needs an NVIDIA GPU, and this run is on {device.description}. "
-            "Leave load_in_4bit out: the weights are then kept in 16 or 32 bits."
+            f"load_in_4bit requires an NVIDIA GPU, and this run is on {device.description}.",
+            remedy="Leave load_in_4bit out: the weights are then kept in 16 or 32 bits.",
         )
     if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise RunError("load_in_4bit needs the package bitsandbytes where the backend runs: pip install bitsandbytes")
+        raise RunError(
+            "load_in_4bit requires the package bitsandbytes where the backend runs.",
+            remedy="Run pip install bitsandbytes there.",
+        )
 
 
 def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
-    """The checked rows; a part is held out where `eval_steps` asks for it, a dry run takes the first ones."""
+    """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run."""
     config = run.config
     recorder.preparing("Reading the data")
     rows = load_rows(
@@ -107,8 +108,8 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
         recorder.preparing(note)
     if config.train_on_responses_only and not rows.chat:
         raise RunError(
-            "train_on_responses_only is for chats, but the rows are plain text, which has no responses. "
-            "Leave it out, or write the rows as messages."
+            "train_on_responses_only is for chats, but the rows are plain text, which has no responses.",
+            remedy="Leave it out, or write the rows as messages.",
         )
     if config.eval_steps and rows.eval is None:
         rows = rows.hold_out(EVAL_SHARE, max_rows=EVAL_ROWS)
@@ -116,7 +117,8 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
 
 
 def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
-    import transformers  # noqa: PLC0415 - who reads the plan of a run needs none
+    """Load the base model and add a new adapter, with reproducible initial weights."""
+    import transformers  # noqa: PLC0415 - slow to import
 
     from arkor.backend.training.lora import add_adapter  # noqa: PLC0415 - as above
 
@@ -124,103 +126,99 @@ def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
     folder = local_folder(config.model, run.home, recorder.preparing)
     recorder.preparing(f"Loading {config.model}")
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=device.dtype, **(_four_bit() if config.load_in_4bit else {}))
+    model = load_model(folder, dtype=device.dtype, **(_four_bit_options() if config.load_in_4bit else {}))
     transformers.set_seed(SEED)
     model = add_adapter(model, r=setting_or_default(config, "lora_r"), alpha=setting_or_default(config, "lora_alpha"))
     return LoadedModel(model, tokenizer)
 
 
-def _four_bit() -> dict[str, Any]:
-    """QLoRA: the frozen weights in 4 bits, computed with in bf16."""
+def _four_bit_options() -> dict[str, Any]:
+    """Return the options of QLoRA: 4-bit frozen weights, bf16 arithmetic."""
     import torch  # noqa: PLC0415 - as above
     import transformers  # noqa: PLC0415 - as above
 
-    packed = transformers.BitsAndBytesConfig(
+    quantization = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": packed, "device_map": {"": 0}}
+    return {"quantization_config": quantization, "device_map": {"": 0}}
 
 
 def encode_rows(
     config: JobConfig, rows: Rows, loaded: LoadedModel, recorder: Recorder
 ) -> tuple[EncodedDataset, EncodedDataset | None]:
-    """The tokens of the rows to train on, and of those to evaluate on if there are any."""
+    """Tokenize the training rows, and the evaluation rows if there are any."""
     length = max_length_of(config, loaded.model)
-    answers = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
+    answers_only = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
 
-    def encoded(what: str, part: PackedRows) -> EncodedDataset:
-        recorder.preparing(f"Tokenizing {len(part)} {what} rows")
-        found = encode(part, loaded.tokenizer, answers_only=answers, max_length=length)
-        for note in found.notes(what, length):
+    def encoded(split: str, part: PackedRows) -> EncodedDataset:
+        recorder.preparing(f"Tokenizing {len(part)} {split} rows")
+        dataset = encode(part, loaded.tokenizer, answers_only=answers_only, max_length=length)
+        for note in dataset.notes(split, length):
             recorder.preparing(note)
-        return found
+        return dataset
 
     return encoded("training", rows.train), encoded("evaluation", rows.eval) if rows.eval else None
 
 
 def max_length_of(config: JobConfig, model: Any) -> int:
-    """Tokens of a row, at most; never more than the model has positions for."""
+    """Return the maximum tokens per row, at most the context length of the model."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
-        raise RunError(f"max_length is {config.max_length}, but {config.model} takes {limit} tokens at most.")
+        raise RunError(f"max_length is {config.max_length}, but {config.model} takes at most {limit} tokens.")
     length: int = setting_or_default(config, "max_length")
     return min(length, limit) if limit else length
 
 
-def training_arguments(numbers: Hyperparameters, device: Device) -> dict[str, Any]:
-    """The plan of a run in the words of TRL's `SFTConfig`."""
+def training_arguments(hyperparameters: Hyperparameters, device: Device) -> dict[str, Any]:
+    """Return the arguments of TRL's `SFTConfig`; arguments not listed here have our names."""
+    renamed = {
+        "total_steps": "max_steps",
+        "batch_size": "per_device_train_batch_size",
+        "schedule_settings": "lr_scheduler_kwargs",
+    }
     return {
-        "max_steps": numbers.total_steps,
-        "per_device_train_batch_size": numbers.batch_size,
-        "per_device_eval_batch_size": numbers.batch_size,
-        "learning_rate": numbers.learning_rate,
-        "optim": numbers.optim,
-        "lr_scheduler_type": numbers.lr_scheduler_type,
-        "lr_scheduler_kwargs": numbers.schedule_settings,
-        "weight_decay": numbers.weight_decay,
-        "warmup_steps": numbers.warmup_steps,
-        "logging_steps": numbers.logging_steps,
+        **{renamed.get(name, name): value for name, value in asdict(hyperparameters).items()},
+        "per_device_eval_batch_size": hyperparameters.batch_size,
         "save_strategy": "steps",
-        "save_steps": numbers.save_steps,
-        "eval_strategy": "steps" if numbers.eval_steps else "no",
-        "eval_steps": numbers.eval_steps,
+        "eval_strategy": "steps" if hyperparameters.eval_steps else "no",
         "seed": SEED,
-        "logging_nan_inf_filter": False,  # a loss that diverged is to be seen
+        "logging_nan_inf_filter": False,  # report losses that diverged
         "use_cpu": device.kind == "cpu",
-        "bf16": False,  # the weights are in it already; nothing is to be cast on the way
+        "bf16": False,  # no autocast: the weights have the right format already
         "dataloader_pin_memory": device.kind == "cuda",
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,  # rows are cut before
+        "max_length": None,  # the rows are cut already
         "report_to": "none",
         "disable_tqdm": True,
     }
 
 
-def build_trainer(
+def build_trainer(  # noqa: PLR0917 - they have no order to mistake
+    folder: Path,
     loaded: LoadedModel,
-    arguments: dict[str, Any],
     device: Device,
     examples: tuple[EncodedDataset, EncodedDataset | None],
-    *,
-    numbers: Hyperparameters,
+    hyperparameters: Hyperparameters,
     recorder: Recorder,
 ) -> Any:
+    """Return a `LeanSFTTrainer` for the (training, evaluation) `examples`."""
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.training.sft_trainer import Collator, LeanSFTTrainer  # noqa: PLC0415 - as above
     from arkor.backend.training.training_state import fingerprints  # noqa: PLC0415 - as above
 
     train, evaluation = examples
-    recompute = {recompute_argument(SFTConfig): _recomputes_activations(loaded.model, device)}
+    is_large = sum(weight.numel() for weight in loaded.model.parameters()) > 1e9
+    recompute = {recompute_argument(SFTConfig): is_large and device.kind != "cpu"}  # saves GPU memory
     return LeanSFTTrainer(
         recorder=recorder,
-        fingerprints=fingerprints(numbers, loaded.model, train, evaluation),
+        fingerprints=fingerprints(hyperparameters, loaded.model, train, evaluation),
         model=loaded.model,
-        args=SFTConfig(**recompute, **arguments),
+        args=SFTConfig(output_dir=str(folder), **recompute, **training_arguments(hyperparameters, device)),
         processing_class=loaded.tokenizer,
         data_collator=Collator(device.dtype, loaded.tokenizer.pad_token_id),
         train_dataset=_arrow_table(train),
@@ -229,18 +227,13 @@ def build_trainer(
 
 
 def recompute_argument(config_class: type) -> str:
-    """Return the name of the setting that recomputes activations; transformers 5.24 renamed it."""
+    """Return the name of the option to recompute activations, which transformers 5.24 renamed."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
-def _recomputes_activations(model: Any, device: Device) -> bool:
-    """Whether to compute activations twice rather than keep them: for models of a billion weights and more on a GPU."""
-    return device.kind != "cpu" and sum(weight.numel() for weight in model.parameters()) > 1e9
-
-
 def _arrow_table(examples: EncodedDataset) -> Any:
-    """As an Arrow table in memory, which takes 4 bytes a token."""
+    """Return an Arrow table of int32 lists in memory: 4 bytes per token and column."""
     import datasets  # noqa: PLC0415 - as above
     import pyarrow as arrow  # noqa: PLC0415 - as above
 
@@ -249,14 +242,16 @@ def _arrow_table(examples: EncodedDataset) -> Any:
     return datasets.Dataset(arrow.table({name: arrow.array(column, kind) for name, column in columns.items()}))
 
 
-def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, checkpoint: Path | None) -> dict[str, Any]:
-    """The steps that are left; what there is when the run is stopped is kept as a checkpoint."""
+def _train_loop(
+    trainer: Any, hyperparameters: Hyperparameters, recorder: Recorder, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Run the remaining steps and return metrics; save a checkpoint if stopped."""
     if checkpoint is None:
-        trainer.verify_flat_batches(trainer.train_dataset[: numbers.batch_size])
+        trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
     else:
-        recorder.preparing(f"Going on from the checkpoint of step {checkpoint.name}")
+        recorder.preparing(f"Resuming from the checkpoint of step {checkpoint.name}")
         trainer.resume_from(checkpoint)
-    recorder.started(numbers.total_steps)
+    recorder.started(hyperparameters.total_steps)
     step = trainer.run_training()
     seconds, memory = trainer.seconds, peak_memory_bytes()
     if recorder.stopping:
@@ -264,15 +259,12 @@ def _train_loop(trainer: Any, numbers: Hyperparameters, recorder: Recorder, chec
             recorder.checkpoint(step, trainer.write_checkpoint)
         return {}
     recorder.final(trainer.write_adapter)
-    return {**trainer.summary(), "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
-
-
-# The libraries
+    return {**trainer.last_losses, "steps": step, "seconds": round(seconds, 3), "memory_bytes": memory}
 
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """No progress bars, no chatter, nobody told."""
+    """Disable progress bars, log messages, warnings and telemetry of the libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets  # noqa: PLC0415 - as above
@@ -281,6 +273,6 @@ def silence_libraries() -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        if not sys.warnoptions:  # `python -W error` still shows what the libraries deprecate
+        if not sys.warnoptions:  # `python -W error` still reports deprecations
             warnings.simplefilter("ignore")
         yield

@@ -64,11 +64,13 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def auth_for(base_url: str, credentials: Credentials | None, *, from_file: bool = False, why: str = "base_url") -> Auth:
+def auth_for(
+    base_url: str, credentials: Credentials | None, *, from_file: bool = False, source: str = "base_url"
+) -> Auth:
     """Return the `Auth` for a backend; renewals of stored credentials are stored as well."""
     if not isinstance(credentials, OAuthCredentials):
-        return Auth(base_url, credentials.bearer if credentials else None, source=why)
-    return OAuthAuth(base_url, credentials, stored=from_file or _read_stored() == credentials, why=why)
+        return Auth(base_url, credentials.bearer if credentials else None, source=source)
+    return OAuthAuth(base_url, credentials, stored=from_file or _read_stored() == credentials, source=source)
 
 
 class OAuthAuth(Auth):
@@ -79,9 +81,9 @@ class OAuthAuth(Auth):
     """
 
     def __init__(
-        self, base_url: str, credentials: OAuthCredentials, *, stored: bool = False, why: str = "base_url"
+        self, base_url: str, credentials: OAuthCredentials, *, stored: bool = False, source: str = "base_url"
     ) -> None:
-        super().__init__(base_url, credentials.access_token, source=why)
+        super().__init__(base_url, credentials.access_token, source=source)
         self._is_stored = stored
         self._credentials = credentials
         self._refresh_at = credentials.expires_at - REFRESH_BEFORE

@@ -69,30 +69,28 @@ class Deadline:
         scope = CancelScope()
         results: list[T] = []
         errors: list[BaseException] = []
+        done = threading.Event()  # polled, because a KeyboardInterrupt in join() breaks the next join()
 
         def run() -> None:
             try:
                 with scope:
-                    result = function()
+                    results.append(function())
+                if scope.cancelled and discard is not None:
+                    discard(results[0])
             except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
                 errors.append(error)
-                return
-            results.append(result)
-            if scope.cancelled and discard is not None:
-                discard(result)
-
-        def join(seconds: float) -> bool | None:
-            thread.join(seconds)
-            return None if thread.is_alive() else True
+            finally:
+                done.set()
 
         thread = threading.Thread(target=run, name="arkor-call", daemon=True)
         thread.start()
         try:
-            self.poll(join)
+            self.poll(lambda seconds: done.wait(seconds) or None)
         except BaseException:
             scope.cancel()
             thread.join(CANCEL_GRACE_SECONDS)
             raise
+        thread.join()
         scope.release()
         if errors:
             raise errors[0]

@@ -1,4 +1,4 @@
-"""A model of a hub: downloaded from a real server on loopback, by a process that knows nothing but its address."""
+"""Download a model from a Hugging Face hub on loopback."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ for model in models:
 
 
 def load(endpoint: str, home: Path, *models: str) -> list[str]:
-    """What a process that loads them says, in lines."""
+    """Load the models in a process; return its output lines."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hub"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", CODE, str(home), *models]
@@ -39,7 +39,7 @@ def load(endpoint: str, home: Path, *models: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_model_is_downloaded_and_loaded_and_one_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+def test_a_model_is_downloaded_and_a_missing_one_is_reported(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
     with hub_of("acme/tiny", folder) as endpoint:
         *_, loaded, missing = load(endpoint, tmp_path, "acme/tiny", "acme/missing")

@@ -1,4 +1,4 @@
-"""What a model may be called, what is known of it before it is loaded, and a sentence for each way it can fail."""
+"""Names of models, checks before loading, and the error for each way in which loading can fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.compute import models as room
+from arkor.backend.compute import models
 from arkor.backend.compute.models import local_folder, submission_problem
 from arkor.backend.engine.interface import RunError
 from arkor.settings import STARTER_MODEL
@@ -23,7 +23,7 @@ def silent(_: str) -> None:
 
 
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "STARTER_PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr(models, "STARTER_PACKAGE", "no_such_package_at_all")
 
 
 # At submission
@@ -42,27 +42,27 @@ def test_the_starter_model_needs_its_package_or_its_cache(tmp_path: Path, monkey
     assert local_folder(STARTER_MODEL, tmp_path, silent) == str(cached)
 
 
-def test_a_folder_is_looked_into(tmp_path: Path) -> None:
+def test_a_folder_is_validated(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    assert f"there is no folder {folder}" in str(submission_problem(str(folder), tmp_path))
+    assert f"The folder {folder} does not exist" in str(submission_problem(str(folder), tmp_path))
     folder.mkdir()
-    assert "holds no config.json" in str(submission_problem(str(folder), tmp_path))
+    assert "contains no config.json" in str(submission_problem(str(folder), tmp_path))
     (folder / "adapter_config.json").touch()
-    assert "holds a LoRA adapter, not a whole model" in str(submission_problem(str(folder), tmp_path))
+    assert "contains a LoRA adapter, not a whole model" in str(submission_problem(str(folder), tmp_path))
     (folder / "config.json").touch()
     (folder / "pytorch_model.bin").touch()
-    assert "holds no .safetensors weights" in str(submission_problem(str(folder), tmp_path))
+    assert "contains no .safetensors weights" in str(submission_problem(str(folder), tmp_path))
     (folder / "model.safetensors").touch()
     assert submission_problem(str(folder), tmp_path) is None
     assert local_folder(str(folder), tmp_path, silent) == str(folder)
 
 
 def test_a_relative_folder_is_refused(tmp_path: Path) -> None:
-    assert "must be a full path" in str(submission_problem("./model", tmp_path))
+    assert "must be an absolute path" in str(submission_problem("./model", tmp_path))
 
 
 @pytest.mark.parametrize("model", ["a/b/c", "no spaces", "-dash", "https://x.test/model", "a//b", ""])
-def test_what_can_be_no_model_is_refused(tmp_path: Path, model: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, model: str) -> None:
     assert "neither 'smollm2-135m-instruct', nor a folder" in str(submission_problem(model, tmp_path))
 
 
@@ -76,7 +76,7 @@ def test_a_hub_id_offline_is_known_to_fail_unless_it_is_cached(tmp_path: Path, m
     assert local_folder("acme/other", tmp_path, silent) == "acme/other"
 
 
-def test_asking_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_the_check_imports_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from arkor.backend.compute.models import submission_problem;"
         f"submission_problem('{STARTER_MODEL}', pathlib.Path({str(tmp_path)!r}));"
@@ -85,18 +85,18 @@ def test_asking_loads_nothing_heavy(tmp_path: Path) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-# Room on the disk
+# Disk space
 
 
-def test_no_space_is_a_sentence_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "STARTER_BYTES", 2**60)
-    with pytest.raises(RunError, match=r"cannot be kept in .*models: less than 400 MiB are free. Make room"):
+def test_too_little_disk_space_is_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "STARTER_BYTES", 2**60)
+    with pytest.raises(RunError, match=r"cannot be saved in .*models: less than 400 MiB are free\. Free disk space"):
         local_folder(STARTER_MODEL, tmp_path, silent)
 
 
-def test_a_home_that_is_a_file_is_a_sentence_with_the_path(tmp_path: Path) -> None:
+def test_a_home_that_is_a_file_is_reported_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
-    with pytest.raises(RunError, match=r"cannot be kept in .*home/models: Not a directory"):
+    with pytest.raises(RunError, match=r"cannot be saved in .*home/models: Not a directory"):
         local_folder(STARTER_MODEL, tmp_path / "home", silent)
 
 
@@ -109,36 +109,36 @@ class TestLoading:
         folder = make_tiny_model(tmp_path / "model")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         with pytest.raises(RunError, match="safetensors"):
-            room.load_model(str(folder))
+            models.load_model(str(folder))
 
-    def test_a_model_with_code_of_its_own_is_refused(self, tmp_path: Path) -> None:
+    def test_a_model_with_custom_code_is_refused(self, tmp_path: Path) -> None:
         folder = make_tiny_model(tmp_path / "model")
         config = json.loads((folder / "config.json").read_text())
         config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"}}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "code.py").write_text("raise SystemExit('it ran')")
-        with pytest.raises(RunError, match="code of its own"):
-            room.load_model(str(folder))
+        with pytest.raises(RunError, match="requires custom code"):
+            models.load_model(str(folder))
 
-    def test_an_architecture_that_nobody_knows(self, tmp_path: Path) -> None:
+    def test_an_unknown_architecture_is_refused(self, tmp_path: Path) -> None:
         folder = make_tiny_model(tmp_path / "model")
         (folder / "config.json").write_text('{"model_type": "from_the_future"}')
         with pytest.raises(RunError, match="newer than the installed transformers"):
-            room.load_model(str(folder))
+            models.load_model(str(folder))
 
-    def test_a_hub_id_that_cannot_be_fetched(self, tmp_path: Path) -> None:
+    def test_a_missing_hub_id_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="The model acme/nothing "):
-            room.load_model("acme/nothing")
+            models.load_model("acme/nothing")
 
-    def test_weights_that_are_cut_off(self, tmp_path: Path) -> None:
+    def test_truncated_weights_are_refused(self, tmp_path: Path) -> None:
         folder = make_tiny_model(tmp_path / "model")
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(RunError, match=r"The model .* cannot be loaded"):
-            room.load_model(str(folder))
+            models.load_model(str(folder))
 
     def test_a_model_without_a_chat_template_gets_a_plain_one(self, tmp_path: Path) -> None:
-        tokenizer = room.load_tokenizer(str(make_tiny_model(tmp_path / "model", "gpt2", None)))
+        tokenizer = models.load_tokenizer(str(make_tiny_model(tmp_path / "model", "gpt2", None)))
         messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
         payload = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
@@ -146,7 +146,7 @@ class TestLoading:
         assert whole.startswith(payload)
         assert payload.endswith("Assistant:")
 
-    def test_the_starter_model_is_converted_once_by_many(self, tmp_path: Path) -> None:
+    def test_concurrent_runs_convert_the_starter_model_once(self, tmp_path: Path) -> None:
         messages: list[str] = []
         folders: list[str] = []
         convert = [
@@ -160,13 +160,13 @@ class TestLoading:
         assert folders == [str(tmp_path / "models" / STARTER_MODEL)] * 3
         assert messages.count("Converting the starter model (once, about 20 s)") == 1
         assert [path.name for path in (tmp_path / "models").iterdir() if path.is_dir()] == [STARTER_MODEL]
-        self._answers(folders[0])
+        self._check_answer(folders[0])
         shutil.rmtree(folders[0])
 
-    def _answers(self, folder: str) -> None:
+    def _check_answer(self, folder: str) -> None:
         import torch  # noqa: PLC0415 - collecting tests loads no torch
 
-        model, tokenizer = room.load_model(folder), room.load_tokenizer(folder)
+        model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
         assert model.dtype == torch.bfloat16
         question = [{"role": "user", "content": "What is the capital of France?"}]
         text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)

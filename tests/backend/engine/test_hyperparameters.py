@@ -1,7 +1,6 @@
-"""Every field of a `JobConfig` does what its name says: what becomes of it before anything is computed.
+"""Each field of a `JobConfig` has the documented effect on the hyperparameters.
 
-That the fields which shape the learning really shape it is shown on runs in
-`tests/backend/training/test_trl_engine.py`.
+`tests/backend/training/test_trl_engine.py` tests the effect of the hyperparameters on training.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 import attrs
 import pytest
 
-from arkor.backend.engine import hyperparameters as room
 from arkor.backend.engine.hyperparameters import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, resolve_hyperparameters
 from arkor.errors import InvalidConfig
 from arkor.protocol.datasets import BlobDataset
@@ -26,7 +24,7 @@ def config(**fields: Any) -> JobConfig:
     return made
 
 
-#: Fields, then what they make of a run over 100 rows with evaluation rows.
+#: Fields, and the hyperparameters of a run over 100 rows with evaluation rows.
 NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_steps": 7}, {"total_steps": 7}),
     ({"num_train_epochs": 2.0}, {"total_steps": 26}),
@@ -62,12 +60,12 @@ NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("fields", "expected"), NUMBERS)
-def test_a_field_and_the_number_that_it_makes(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_fields_determine_hyperparameters(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     numbers = attrs.asdict(resolve_hyperparameters(config(**fields), 100, evaluates=True))
     assert {name: numbers[name] for name in expected} == expected
 
 
-def test_nothing_is_evaluated_without_rows_for_it() -> None:
+def test_eval_steps_are_none_without_evaluation_rows() -> None:
     assert resolve_hyperparameters(config(), 100, evaluates=False).eval_steps is None
 
 
@@ -78,27 +76,27 @@ def test_every_open_field_has_a_default_and_no_other() -> None:
 
 
 def test_an_unknown_optimizer_lists_the_known_ones() -> None:
-    with pytest.raises(InvalidConfig, match=r"optim: there is no 'adam'; choose one of adamw_torch, .*sgd"):
+    with pytest.raises(InvalidConfig, match=r"optim: 'adam' is unknown; choose one of adamw_torch, .*sgd"):
         check_names(config(optim="adam"))
 
 
 def test_an_unknown_schedule_lists_the_known_ones() -> None:
-    with pytest.raises(InvalidConfig, match=r"lr_scheduler_type: there is no 'cos'; choose one of linear, cosine"):
+    with pytest.raises(InvalidConfig, match=r"lr_scheduler_type: 'cos' is unknown; choose one of linear, cosine"):
         check_names(config(lr_scheduler_type="cos"))
 
 
-def test_an_optimizer_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(room.OPTIMIZERS, "adamw_8bit", "no_such_package")
+def test_a_missing_package_of_an_optimizer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "adamw_8bit", "no_such_package")
     with pytest.raises(InvalidConfig, match="pip install no_such_package there, or choose 'adamw_torch_fused'"):
         check_names(config(optim="adamw_8bit"))
 
 
-def test_the_defaults_are_names_that_exist() -> None:
+def test_the_default_names_are_known() -> None:
     check_names(config())
 
 
 @pytest.mark.slow
-def test_transformers_knows_every_name_that_is_offered() -> None:
+def test_transformers_supports_every_name() -> None:
     from transformers import SchedulerType  # noqa: PLC0415 - collecting tests loads no torch
     from transformers.training_args import OptimizerNames  # noqa: PLC0415 - as above
 
@@ -107,13 +105,13 @@ def test_transformers_knows_every_name_that_is_offered() -> None:
 
 
 @pytest.mark.slow
-def test_every_number_of_the_plan_reaches_the_trainer() -> None:
+def test_every_hyperparameter_reaches_the_trainer() -> None:
     from trl import SFTConfig  # noqa: PLC0415 - as above
 
     from arkor.backend.compute.device import Device  # noqa: PLC0415 - as above
     from arkor.backend.training.trl_engine import recompute_argument, training_arguments  # noqa: PLC0415 - as above
 
-    payload = config(
+    job_config = config(
         max_steps=77,
         batch_size=3,
         learning_rate=0.25,
@@ -125,7 +123,7 @@ def test_every_number_of_the_plan_reaches_the_trainer() -> None:
         save_steps=17,
         eval_steps=19,
     )
-    numbers = resolve_hyperparameters(payload, 100, evaluates=True)
+    numbers = resolve_hyperparameters(job_config, 100, evaluates=True)
     arguments = SFTConfig(
         output_dir="unused",
         **{recompute_argument(SFTConfig): False},

@@ -39,7 +39,7 @@ def structured(**fields: Any) -> Constraint:
 
 
 def answers(generator: TorchGenerator, base: str, constraints: list[Constraint], **more: Any) -> list[list[Reply]]:
-    """The replies to all of them at once, at temperature 2 unless said otherwise."""
+    """Generate all completions concurrently, at temperature 2 by default; return their replies."""
     wish = {"temperature": 2.0, "max_tokens": 600, **more}
     for number, constraint in enumerate(constraints):
         generator.submit(CompletionRequest(str(number), base, None, QUESTION, constraint=constraint, **wish))
@@ -48,7 +48,7 @@ def answers(generator: TorchGenerator, base: str, constraints: list[Constraint],
 
 
 def whole(replies: list[Reply]) -> str | None:
-    """The text of an answer; None when its length was cut."""
+    """Return the text of an answer, None if it reached `max_tokens`."""
     done = replies[-1]
     assert isinstance(done, Done), done
     text = "".join(reply.text for reply in replies if isinstance(reply, Delta))
@@ -88,7 +88,7 @@ def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     def build(drawn: tuple[dict[str, Any], Any, Any]) -> dict[str, Any]:
         properties, required, others = drawn
         schema = {"type": "object", "properties": properties, "additionalProperties": others}
-        if others is not False:  # or an object would rarely end
+        if others is not False:  # otherwise an object would rarely end
             return {**schema, "maxProperties": 6, "required": sorted(properties)}
         return {**schema, "required": sorted(name for name in properties if name in required)}
 
@@ -137,8 +137,8 @@ SCHEMAS = st.recursive(
     database=None,
 )
 @given(schemas=st.lists(SCHEMAS, min_size=6, max_size=8))
-def test_an_answer_always_fits_its_schema(generator: TorchGenerator, base: str, schemas: list[Any]) -> None:
-    """At temperature 2, from an untrained model; what cannot be held to is refused, never let go."""
+def test_answers_match_their_schema(generator: TorchGenerator, base: str, schemas: list[Any]) -> None:
+    """At temperature 2, with an untrained model; schemas that cannot be enforced are rejected."""
     constraints = [Constraint("json", schema, "schema", WHITESPACE) for schema in schemas]
     for schema, replies in zip(schemas, answers(generator, base, constraints), strict=True):
         if isinstance(replies[-1], Failed):
@@ -151,17 +151,17 @@ def test_an_answer_always_fits_its_schema(generator: TorchGenerator, base: str, 
         SEEN.append(text is not None)
 
 
-#: Whether each answer came to its end.
+#: Whether each answer was complete.
 SEEN: list[bool] = []
 
 
 def may_be_refused(schema: Any) -> bool:
-    """What may have no answer at all, or is known to be more than the library can do."""
+    """Whether a schema may be unsatisfiable, or beyond the known limits of llguidance."""
     return any(word in json.dumps(schema) for word in ("allOf", "oneOf", "multipleOf"))
 
 
-def test_nearly_all_of_those_answers_came_to_their_end() -> None:
-    if SEEN:  # else the test above was not chosen
+def test_nearly_all_answers_were_complete() -> None:
+    if SEEN:  # empty if the test above was deselected
         assert len(SEEN) > 40
         assert sum(SEEN) > 0.8 * len(SEEN)
 
@@ -184,7 +184,7 @@ def test_nearly_all_of_those_answers_came_to_their_end() -> None:
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 2.0, 100.0])
-def test_every_kind_is_kept_to(
+def test_every_kind_of_constraint_is_enforced(
     generator: TorchGenerator, base: str, constraint: dict[str, Any], pattern: str, temperature: float
 ) -> None:
     for replies in answers(generator, base, [structured(**constraint)] * 4, temperature=temperature):
@@ -194,7 +194,7 @@ def test_every_kind_is_kept_to(
 
 
 def test_an_object_without_a_schema_parses(generator: TorchGenerator, base: str) -> None:
-    """An untrained model may write one that does not end; those that end are objects."""
+    """An untrained model may not reach the end; complete answers are objects."""
     found = [
         whole(replies) for replies in answers(generator, base, [structured(json_object=True)] * 8, temperature=50.0)
     ]
@@ -205,7 +205,7 @@ def test_an_object_without_a_schema_parses(generator: TorchGenerator, base: str)
 TWO = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"enum": ["x"]}}, "required": ["a", "b"]}
 
 
-def test_whitespace_is_what_the_modifiers_say(generator: TorchGenerator, base: str) -> None:
+def test_whitespace_modifiers(generator: TorchGenerator, base: str) -> None:
     closed = {"disable_additional_properties": True}
     for modifiers, pattern in (
         ({"disable_any_whitespace": True}, r'\{"a":1,"b":"x"\}'),
@@ -221,12 +221,12 @@ def test_whitespace_is_what_the_modifiers_say(generator: TorchGenerator, base: s
             assert re.fullmatch(pattern, text), text
 
 
-def test_length_cuts_a_constrained_answer_too(generator: TorchGenerator, base: str) -> None:
+def test_max_tokens_cuts_a_constrained_answer(generator: TorchGenerator, base: str) -> None:
     [replies] = answers(generator, base, [structured(regex="a{50}")], max_tokens=7)
     assert replies[-1] == Done("0", "length", replies[-1].prompt_tokens, 7)  # type: ignore[union-attr]
 
 
-# Built to explode
+# Explosive grammars
 
 EXPLOSIVE: dict[str, dict[str, Any]] = {
     "a modulus that the library counts out": {"json": {"type": "integer", "multipleOf": 9999991}},
@@ -237,16 +237,16 @@ EXPLOSIVE: dict[str, dict[str, Any]] = {
     "nothing fits": {"json": {"type": "string", "enum": [1, 2]}},
     "only itself": {"json": {"$ref": "#"}},
     "a reference to nowhere": {"json": {"$ref": "#/$defs/none"}},
-    "a regex that is none": {"regex": "(["},
+    "an invalid regex": {"regex": "(["},
     "a thousand brackets": {"regex": "(" * 40_000 + "a" + ")" * 40_000},
     "looking ahead": {"regex": "(?=a)b"},
     "nothing matches": {"regex": r"[^\s\S]"},
-    "a grammar that is none": {"grammar": "::= ::="},
+    "an invalid grammar": {"grammar": "::= ::="},
     "brackets in a grammar": {"grammar": "root ::= " + "(" * 40_000},
     "a name that is not there": {"grammar": "start: other"},
 }
 
-#: Look as if they did, and are easy.
+#: They look explosive and are easy.
 HARMLESS: dict[str, dict[str, Any]] = {
     "a regex of a million": {"regex": "(a{1,1000}){1,1000}"},
     "references that double": {
@@ -263,7 +263,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", [*EXPLOSIVE, *HARMLESS])
-def test_what_is_built_to_explode_is_refused_or_harmless_and_the_others_go_on(
+def test_explosive_grammars_are_rejected_without_affecting_other_answers(
     generator: TorchGenerator, base: str, name: str
 ) -> None:
     generator.submit(

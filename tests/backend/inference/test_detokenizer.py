@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow  # the tokenizer's library takes seconds to import
 
 
 @given(st.text(max_size=40), st.data())
-def test_text_is_never_cut_nor_given_twice(text: str, data: st.DataObject) -> None:
+def test_characters_are_never_split_or_repeated(text: str, data: st.DataObject) -> None:
     tokenizer = byte_tokenizer()
     tokens = tokenizer(text, add_special_tokens=False).input_ids
-    if data.draw(st.booleans()):  # garbage too
+    if data.draw(st.booleans()):  # also invalid sequences
         tokens = data.draw(st.permutations(tokens))
     stream = TextStream(lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
     deltas = [stream.push(token) for token in tokens]
@@ -34,15 +34,13 @@ def test_text_comes_as_soon_as_it_is_final() -> None:
 
 
 def pieces(text: str, data: st.DataObject) -> list[str]:
-    """The text, cut anywhere."""
+    """A text with random splits."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), st.data())
-def test_a_stop_string_is_never_shown_and_nothing_before_it_is_lost(
-    text: str, stops: list[str], data: st.DataObject
-) -> None:
+def test_text_ends_exactly_before_a_stop_string(text: str, stops: list[str], data: st.DataObject) -> None:
     stream = StopStrings(stops)
     shown = ""
     for piece in pieces(text, data):
@@ -59,7 +57,7 @@ def test_a_stop_string_is_never_shown_and_nothing_before_it_is_lost(
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=4))
-def test_letter_by_letter_the_first_stop_string_to_be_whole_ends_it(text: str, stops: list[str]) -> None:
+def test_the_first_complete_stop_string_ends_the_text(text: str, stops: list[str]) -> None:
     stream = StopStrings(stops)
     shown = "".join(stream.push(letter) for letter in text if not stream.hit)
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
@@ -68,7 +66,7 @@ def test_letter_by_letter_the_first_stop_string_to_be_whole_ends_it(text: str, s
         assert shown == whole[: min(whole.find(stop) for stop in stops if stop in whole)]
 
 
-def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+def test_only_possible_stop_strings_are_withheld() -> None:
     stream = StopStrings(["<end>"])
     assert [stream.push(piece) for piece in ("a", "<", "b", "<en", "d", "x", "<end>")] == [
         "a",

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # real processes, terminals or clocks
 
 @define
 class Served:
-    """A serving process as the server sees it."""
+    """A serving process, with the server's side of its pipes."""
 
     process: subprocess.Popen[bytes]
 
@@ -47,7 +47,7 @@ class Served:
         return reply_from_json(json.loads(self.process.stdout.readline()))
 
     def text(self) -> str:
-        """The text of the one answer that is in progress."""
+        """Return the text of the only answer."""
         text = ""
         while isinstance(reply := self.reply(), Delta):
             text += reply.text
@@ -63,7 +63,7 @@ def serve(home: Path, engine: str, **environment: str) -> Served:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    """A serving process of the scripted engine, a word every 10 ms."""
+    """A serving process of the scripted engine, with a word every 10 ms."""
     one = serve(tmp_path, "scripted", ARKOR_SCRIPTED_TOKEN_SECONDS="0.01")
     with one.process:
         yield one
@@ -71,11 +71,11 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("reply", [Delta("a", "ü"), Done("a", "stop", 3, 4), Failed("a", 503, "word", "Sentence.")])
-def test_a_reply_survives_the_pipe(reply: Reply) -> None:
+def test_replies_survive_a_round_trip(reply: Reply) -> None:
     assert reply_from_json(json.loads(json.dumps(reply_to_json(reply)))) == reply
 
 
-def test_it_answers_word_by_word(served: Served) -> None:
+def test_answers_are_streamed(served: Served) -> None:
     served.ask("q", "héllo  wörld\n!")
     assert [served.reply() for _ in range(5)] == [
         Delta("q", "scripted: "),
@@ -91,14 +91,14 @@ def test_max_tokens_cuts(served: Served) -> None:
     assert [served.reply() for _ in range(3)][-1] == Done("q", "length", 3, 2)
 
 
-def test_several_answers_progress_side_by_side(served: Served) -> None:
+def test_answers_are_generated_concurrently(served: Served) -> None:
     for name in "abc":
         served.ask(name, "word " * 50)
     replies = []
     while len([reply for reply in replies if isinstance(reply, Done)]) < 3:
         replies.append(served.reply())
     ends = [index for index, reply in enumerate(replies) if isinstance(reply, Done)]
-    assert ends[0] > 100  # nobody was done before the others were well under way
+    assert ends[0] > 100  # all answers were in progress before the first ended
 
 
 def test_a_cancelled_answer_stops(served: Served) -> None:
@@ -122,7 +122,7 @@ def test_a_failure_is_a_reply(served: Served, model: str) -> None:
     assert reply.status == 503
 
 
-def test_it_leaves_when_the_server_is_gone_in_mid_answer(served: Served) -> None:
+def test_it_exits_when_stdin_ends_during_an_answer(served: Served) -> None:
     served.ask("q", "word " * 10_000)
     served.reply()
     assert served.process.stdin is not None
@@ -130,7 +130,7 @@ def test_it_leaves_when_the_server_is_gone_in_mid_answer(served: Served) -> None
     assert served.process.wait(timeout=10) == 0
 
 
-def test_it_rests_when_there_is_nothing_to_do(served: Served) -> None:
+def test_it_uses_no_cpu_time_when_idle(served: Served) -> None:
     served.ask("q", "hello")
     served.text()
     process = psutil.Process(served.process.pid)
@@ -139,7 +139,7 @@ def test_it_rests_when_there_is_nothing_to_do(served: Served) -> None:
     assert sum(process.cpu_times()[:2]) - before <= 0.02
 
 
-def test_it_lets_runs_go_first(served: Served) -> None:
+def test_it_has_a_lower_priority_than_runs(served: Served) -> None:
     served.ask("q", "hello")
     served.text()
     assert psutil.Process(served.process.pid).nice() == os.nice(0) + 5
@@ -166,8 +166,8 @@ def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system sets no limit on another process")
-def test_where_memory_ends_an_answer_is_refused_and_the_next_one_comes(tmp_path: Path) -> None:
-    """The system's own refusal: the process may have hardly more memory than it has already."""
+def test_out_of_memory_fails_one_answer_only(tmp_path: Path) -> None:
+    """The memory limit of the process is barely above its current use."""
     import resource  # noqa: PLC0415 - not on every system
 
     from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch

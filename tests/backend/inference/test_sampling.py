@@ -29,11 +29,11 @@ def test_sampling_follows_temperature_and_top_p() -> None:
     assert seen(1e-3, 1.0) == [1, 0, 0, 0]
 
 
-def test_top_p_looks_beyond_the_likeliest_thousand() -> None:
+def test_top_p_beyond_the_prefilter() -> None:
     assert max(sample(torch.zeros(200, 5000), tastes(200, 1.0, 0.9))) > 1100
 
 
-def test_what_is_forbidden_is_never_drawn() -> None:
+def test_forbidden_tokens_are_never_sampled() -> None:
     logits = torch.full((2000, 50), -torch.inf)
     logits[:, 7] = 0.0
     logits[:, 49] = -3.0
@@ -41,7 +41,7 @@ def test_what_is_forbidden_is_never_drawn() -> None:
         assert set(sample(logits, tastes(2000, temperature, top_p))) <= {7, 49}
 
 
-def test_company_of_another_taste_changes_no_draw() -> None:
+def test_other_parameters_in_the_batch_do_not_change_samples() -> None:
     logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(5))
     mixed = [
         SamplingParams(1.5, 1.0, random.Random(1)),

@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Failed, Reply, ToolChoice
-from arkor.backend.inference.tool_calls import (
-    DEFAULT_FORMAT,
-    ToolCallFormat,
-    ToolCallParser,
-    call_constraint,
-    detect_format,
-    render_tools,
-)
+from arkor.backend.inference.tool_calls.detect import DEFAULT_FORMAT, ToolCallFormat, detect_format
+from arkor.backend.inference.tool_calls.grammar import call_constraint
+from arkor.backend.inference.tool_calls.parser import ToolCallParser
+from arkor.backend.inference.tool_calls.render import render_tools
 from tests.backend.inference.test_generator import run
 from tests.fakes.tiny_model import byte_tokenizer, make_base
 
@@ -34,7 +30,7 @@ ADD: dict[str, Any] = {
 NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 BOTH = (ADD, NOW)
 
-#: Templates that have a place for tools, each in the manner of a family of models.
+#: Templates with tool support, each in the format of a family of models.
 TURNS = "<{{ m.role }}>{{ m.content }}{{ calls }}</s>"
 HEAD = "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}"
 TAIL = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -53,7 +49,7 @@ TEMPLATES = {
     "bare": template("parameters", WRITTEN, several=False),
     "list": template("arguments", WRITTEN + "{{ '' if loop.last else ', ' }}", "[CALLS] [", "]"),
 }
-LEARNT = {
+DETECTED = {
     "tags": ToolCallFormat("<tool_call>\n", "\n</tool_call>", "\n</tool_call>\n<tool_call>\n"),
     "bare": ToolCallFormat("", "", None, "parameters"),
     "list": ToolCallFormat("[CALLS] [", "]", ", "),
@@ -75,23 +71,23 @@ def renderer(chat_template: str) -> Any:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_how_calls_are_written_is_learnt_from_the_template(name: str) -> None:
-    assert detect_format(renderer(TEMPLATES[name]), ["</s>"]) == LEARNT[name]
+def test_the_format_is_detected_from_the_template(name: str) -> None:
+    assert detect_format(renderer(TEMPLATES[name]), ["</s>"]) == DETECTED[name]
 
 
 @pytest.mark.parametrize(
     "chat_template",
     [
         byte_tokenizer().chat_template,
-        HEAD + "<{{ m.role }}>{{ m.content }}</s>" + TAIL,  # tells of the tools, and cannot write a call
+        HEAD + "<{{ m.role }}>{{ m.content }}</s>" + TAIL,  # lists the tools, but cannot render a call
         HEAD + "{{ m.content }}{% for c in m.tool_calls or [] %}<f={{ c.function.name }}>{% endfor %}" + TAIL,
     ],
 )
-def test_a_template_that_cannot_write_calls_as_json_is_told_in_words(chat_template: str) -> None:
+def test_templates_without_json_calls_use_the_default_format(chat_template: str) -> None:
     assert detect_format(renderer(chat_template), ["</s>"]) == DEFAULT_FORMAT
 
 
-def test_a_conversation_with_calls_in_words() -> None:
+def test_a_conversation_in_the_default_format() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     results = [{"role": "tool", "tool_call_id": str(number), "content": f"r{number}"} for number in (1, 2)]
     messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]
@@ -104,11 +100,11 @@ def test_a_conversation_with_calls_in_words() -> None:
     assert result["content"].index("r1") < result["content"].index("r2")
 
 
-# What may be written
+# Grammar
 
 
 def accepts(tool_choice: ToolChoice, call_format: ToolCallFormat, text: str) -> bool:
-    """Whether an answer may be that text."""
+    """Whether the grammar accepts the text."""
     grammars = GrammarCompiler(byte_tokenizer(), 257, [256])
     matcher = grammars.matcher(call_constraint(tool_choice, call_format, lambda _: None)).matcher
     return matcher.try_consume_tokens(list(byte_tokenizer()(text).input_ids)) == len(text) and matcher.is_accepting()
@@ -118,30 +114,30 @@ FREE = ToolChoice(BOTH, forced=False, name=None, parallel=True)
 
 
 def written(name: str, *calls: str) -> str:
-    call_format = LEARNT[name]
+    call_format = DETECTED[name]
     return call_format.opening + (call_format.between or "").join(calls) + call_format.closing
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_free_calls_are_well_formed_or_not_there(name: str) -> None:
-    key = LEARNT[name].arguments
+def test_optional_calls_are_well_formed(name: str) -> None:
+    key = DETECTED[name].arguments
     good, other = f'{{"name": "add", "{key}": {{"a": 1}}}}', f'{{"name": "now", "{key}": {{}}}}'
-    assert accepts(FREE, LEARNT[name], "no call")
-    assert accepts(FREE, LEARNT[name], written(name, good))
-    assert accepts(FREE, LEARNT[name], ("" if name == "bare" else "Well: ") + written(name, other))
+    assert accepts(FREE, DETECTED[name], "no call")
+    assert accepts(FREE, DETECTED[name], written(name, good))
+    assert accepts(FREE, DETECTED[name], ("" if name == "bare" else "Well: ") + written(name, other))
     for bad in (
         good.replace("add", "sub"),
         good.replace(": 1", ': "1"'),
         good.replace('"a": 1', '"a": 1, "b": 4'),
         good[:-1],
     ):
-        assert not accepts(FREE, LEARNT[name], written(name, bad))
+        assert not accepts(FREE, DETECTED[name], written(name, bad))
     if name != "bare":
-        assert accepts(FREE, LEARNT[name], written(name, good, other))
-        assert not accepts(ToolChoice(BOTH, False, None, parallel=False), LEARNT[name], written(name, good, other))
+        assert accepts(FREE, DETECTED[name], written(name, good, other))
+        assert not accepts(ToolChoice(BOTH, False, None, parallel=False), DETECTED[name], written(name, good, other))
 
 
-def test_parameters_in_parts_can_be_given_together() -> None:
+def test_parameters_with_all_of() -> None:
     parts = [{"properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"]
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "allOf": parts}}}
     tool_choice = ToolChoice((tool,), forced=False, name=None, parallel=False)
@@ -150,7 +146,7 @@ def test_parameters_in_parts_can_be_given_together() -> None:
     assert not accepts(tool_choice, DEFAULT_FORMAT, "<tool_call>\n" + call.replace(', "b": 2', "") + "\n</tool_call>")
 
 
-# What is read again
+# Parser
 
 
 def read(call_format: ToolCallFormat, pieces: list[str], *, tool_choice: bool) -> tuple[str, dict[int, list[Any]]]:
@@ -174,8 +170,8 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(TEMPLATES)), st.lists(st.dictionaries(st.text(max_size=3), JSON), max_size=3), st.data())
-def test_calls_are_read_however_they_are_cut(name: str, arguments: list[Any], data: st.DataObject) -> None:
-    call_format = LEARNT[name]
+def test_calls_are_parsed_however_the_text_is_split(name: str, arguments: list[Any], data: st.DataObject) -> None:
+    call_format = DETECTED[name]
     arguments = arguments[:1] if call_format.between is None else arguments
     calls = [f'{{"name": "f{n}", "{call_format.arguments}": {json.dumps(one)}}}' for n, one in enumerate(arguments)]
     before = data.draw(st.sampled_from(["", "Let me see <tool", "[CALLS"])) if name != "bare" or not calls else ""
@@ -189,12 +185,12 @@ def test_calls_are_read_however_they_are_cut(name: str, arguments: list[Any], da
     ]
 
 
-# From a model
+# With a model
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An untrained model for every template, and for one in which a call begins with a single letter."""
+    """An untrained model for every template, and for one whose calls start with a single letter."""
     root = tmp_path_factory.mktemp("bases")
     found = {"plain": make_base(root / "plain", context=2048)}
     short = template("arguments", "@" + WRITTEN + "@")
@@ -221,10 +217,10 @@ def calls_of(replies: list[Reply]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("name", ["plain", *TEMPLATES])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: str, temperature: float) -> None:
+def test_forced_calls_match_their_schema(bases: dict[str, str], tmp_path: Path, name: str, temperature: float) -> None:
     for chosen, several in (("add", False), (None, True)):
         replies = answered(
-            bases[name], tmp_path, calling=ToolChoice(BOTH, True, chosen, several), temperature=temperature
+            bases[name], tmp_path, tool_choice=ToolChoice(BOTH, True, chosen, several), temperature=temperature
         )
         assert isinstance(replies[-1], Done)
         assert replies[-1].finish_reason == "tool_calls"
@@ -235,12 +231,14 @@ def test_forced_calls_always_fit(bases: dict[str, str], tmp_path: Path, name: st
             assert arguments.get("b", 2) in (2, 3)
 
 
-def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_path: Path) -> None:
-    """At a temperature at which every letter is as likely as any other."""
+def test_optional_calls_of_a_model(bases: dict[str, str], tmp_path: Path) -> None:
+    """At a temperature at which all tokens are equally likely."""
     tool_choice = ToolChoice((NOW,), forced=False, name=None, parallel=False)
     seen = set()
     for seed in range(8):
-        replies = answered(bases["short"], tmp_path, calling=tool_choice, temperature=1e6, seed=seed, max_tokens=900)
+        replies = answered(
+            bases["short"], tmp_path, tool_choice=tool_choice, temperature=1e6, seed=seed, max_tokens=900
+        )
         done = replies[-1]
         assert isinstance(done, Done)
         text = "".join(reply.text for reply in replies if isinstance(reply, Delta))
@@ -253,6 +251,6 @@ def test_a_model_that_may_call_says_text_or_calls(bases: dict[str, str], tmp_pat
 
 
 def test_a_template_without_tools_cannot_choose(bases: dict[str, str], tmp_path: Path) -> None:
-    [failed] = answered(bases["plain"], tmp_path, calling=FREE)
+    [failed] = answered(bases["plain"], tmp_path, tool_choice=FREE)
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (400, "tool_calling_not_configured")

@@ -1,4 +1,4 @@
-"""What is found out of a run beforehand: by the process that does it, on real, tiny models; and the parts without one."""
+"""The check of a run with tiny models, in a process and without one; the report on its data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_lengths_are_those_before_the_cut() -> None:
 
 
 @pytest.mark.slow
-def test_a_row_is_shown_token_by_token() -> None:
+def test_preview_by_tokens() -> None:
     tokenizer = tiny_tokenizer()
     examples = encode([chat("Grüß 🙂", "né")], tokenizer, answers_only=True, max_length=1000)
     [row] = preview_rows(examples, tokenizer)
@@ -62,8 +62,8 @@ def test_a_row_is_shown_token_by_token() -> None:
     assert [text for text, counts in row.parts() if counts] == ["né<|im_end|>\n"]
 
 
-def question_of(home: Path, model: Path, rows: list[Any], **config: Any) -> dict[str, Any]:
-    """What the process that looks is asked."""
+def request_of(home: Path, model: Path, rows: list[Any], **config: Any) -> dict[str, Any]:
+    """Return the request for the process."""
     data = "\n".join(json.dumps(row) for row in rows).encode()
     digest = hashlib.sha256(data).hexdigest()
     (home / "datasets").mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,8 @@ def question_of(home: Path, model: Path, rows: list[Any], **config: Any) -> dict
     return {"config": wanted, "token": None, "folder": str(home / "folder"), "busy": False}
 
 
-def examined_elsewhere(home: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of that process."""
+def checked_in_process(home: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the process; return its lines."""
     module = [sys.executable, "-m", "arkor.backend.preflight.process", "--home", str(home), "--engine", "trl"]
     with subprocess.Popen(module, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -87,10 +87,10 @@ def examined_elsewhere(home: Path, question: dict[str, Any]) -> list[dict[str, A
     return lines
 
 
-def examined(home: Path, model: Path, rows: list[Any], **config: Any) -> list[dict[str, Any]]:
-    """The same lines, without the seconds that a process takes to import what it needs."""
+def checked(home: Path, model: Path, rows: list[Any], **config: Any) -> list[dict[str, Any]]:
+    """Return the same lines without a process, whose imports take seconds."""
     lines: list[dict[str, Any]] = []
-    run_check(question_of(home, model, rows, **config), home, "trl", lines.append)
+    run_check(request_of(home, model, rows, **config), home, "trl", lines.append)
     return lines
 
 
@@ -108,29 +108,29 @@ CHATS = [chat(f"What is {number}?", "word " * (number % 7 + 1)) for number in ra
 
 
 @pytest.mark.slow
-def test_a_run_is_found_out_by_its_own_steps(tmp_path: Path, llama: Path) -> None:
+def test_a_run_is_estimated_from_its_steps(tmp_path: Path, llama: Path) -> None:
     fields = {"maxSteps": 200, "batchSize": 4, "evalSteps": 50, "loggingSteps": 10}
-    check = found(examined_elsewhere(tmp_path, question_of(tmp_path, llama, CHATS, **fields)))
+    check = found(checked_in_process(tmp_path, request_of(tmp_path, llama, CHATS, **fields)))
     estimate = check["estimate"]
     assert (check["trainRows"], check["evalRows"]) == (36, 4)
     assert (check["lengths"]["rows"], check["evalLengths"]["rows"]) == (36, 4)
     assert len(check["preview"]) == 3
     assert estimate["steps"] == 200
-    assert 5 <= estimate["timedSteps"] <= 40  # as many as there was time for
+    assert 5 <= estimate["timedSteps"] <= 40  # depends on the speed of the machine
     assert estimate["seconds"] >= 200 * estimate["stepSeconds"] > 0
     assert 2**27 < estimate["memoryBytes"] < 2**33
     assert not list((tmp_path / "folder").glob("*/*.partial"))
 
 
 @pytest.mark.slow
-def test_faults_are_told_to_the_last(tmp_path: Path, llama: Path) -> None:
-    check = found(examined(tmp_path, llama, [CHATS[0], *[{"messages": []}] * 60]))
+def test_all_errors_in_the_data_are_reported(tmp_path: Path, llama: Path) -> None:
+    check = found(checked(tmp_path, llama, [CHATS[0], *[{"messages": []}] * 60]))
     assert (len(check["problems"]), check["problemCount"]) == (60, 60)
     assert check["problems"][-1].startswith("line 61: messages: is an empty list")
     assert "estimate" not in check
 
 
 @pytest.mark.slow
-def test_what_cannot_be_trained_is_refused(tmp_path: Path, llama: Path) -> None:
-    assert "max_length is 4096, but" in examined(tmp_path, llama, CHATS, maxLength=4096)[-1]["refused"]
-    assert "load_in_4bit needs" in examined(tmp_path, llama, CHATS, loadIn4bit=True)[-1]["refused"]
+def test_invalid_configurations_are_refused(tmp_path: Path, llama: Path) -> None:
+    assert "max_length is 4096, but" in checked(tmp_path, llama, CHATS, maxLength=4096)[-1]["refused"]
+    assert "load_in_4bit requires" in checked(tmp_path, llama, CHATS, loadIn4bit=True)[-1]["refused"]

@@ -1,4 +1,4 @@
-"""Checks by the route: what is found, who waits, what ends one, and that a run knows what was expected of it."""
+"""Checks over HTTP: results, waiting, cancellation, crashes, and the estimate of a later run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def frames(answer: requests.Response) -> Generator[Frame, None, None]:
 
 
 def check_result(caller: Caller, **config: Any) -> dict[str, Any]:
-    """All that was found; the stream has ended as it should."""
+    """Return all results of a complete stream."""
     output = list(frames(post_check(caller, **config)))
     assert output[-1].event == "end"
     parts = [frame.data["found"] for frame in output if frame.event == "check.found"]
@@ -53,7 +53,7 @@ def check_result(caller: Caller, **config: Any) -> dict[str, Any]:
 
 
 def check_processes(backend: Backend) -> list[psutil.Process]:
-    """The processes that look at runs of this backend."""
+    """Return the check processes of this backend."""
     wanted = ["arkor.backend.preflight.process", str(backend.home)]
     return [one for one in psutil.process_iter(["cmdline"]) if all(w in (one.info["cmdline"] or []) for w in wanted)]
 
@@ -72,16 +72,16 @@ def test_rows_duplicates_and_an_estimate(caller: Caller) -> None:
     assert check["estimate"]["steps"] == 7
 
 
-def test_every_fault_is_told_by_its_line(caller: Caller) -> None:
+def test_errors_are_reported_by_line(caller: Caller) -> None:
     lines = [b'{"text": "fine"}', *[b'{"text": ""}'] * 1200]
     check = check_result(caller, datasetSource=uploaded(caller, b"\n".join(lines)))
     assert check["problemCount"] == 1200
     assert check["problems"][0] == "line 2: text: is empty; write a text there or leave the row out"
-    assert check["problems"][-1].startswith("line 21:")  # the scripted engine tells as many as a run
+    assert check["problems"][-1].startswith("line 21:")  # the scripted engine reports as many as a run
     assert "estimate" not in check
 
 
-def test_a_run_of_the_same_configuration_knows_its_estimate(caller: Caller) -> None:
+def test_a_run_of_the_same_configuration_has_the_estimate(caller: Caller) -> None:
     source = uploaded(caller)
     estimate = check_result(caller, datasetSource=source, maxSteps=3)["estimate"]
     same, other = caller.submit(datasetSource=source, maxSteps=3), caller.submit(datasetSource=source, maxSteps=4)
@@ -90,7 +90,7 @@ def test_a_run_of_the_same_configuration_knows_its_estimate(caller: Caller) -> N
     assert "estimate" not in started[other]
 
 
-def test_a_token_is_used_and_told_nobody(caller: Caller, backend_env: Backend) -> None:
+def test_tokens_are_not_stored_or_returned(caller: Caller, backend_env: Backend) -> None:
     source = {"type": "blob", "url": "http://127.0.0.1:9/rows.jsonl", "token": "hf_very_secret_token"}
     with post_check(caller, datasetSource=source) as answer:
         assert b"very_secret" not in answer.content
@@ -106,12 +106,12 @@ def test_a_configuration_that_cannot_be_trained_is_refused(caller: Caller) -> No
     assert "config.maxSteps" in post_check(caller, status=400, maxSteps=0).json()["error"]
 
 
-def test_rows_of_another_project_are_not_looked_at(caller: Caller, backend_env: Backend) -> None:
+def test_rows_of_another_project_are_refused(caller: Caller, backend_env: Backend) -> None:
     source = uploaded(caller, b'{"text": "not yours"}')
     assert "no file of this project" in post_check(stranger(backend_env), status=400, datasetSource=source).text
 
 
-def test_it_says_that_a_run_trains_beside(slow_backend: Backend) -> None:
+def test_the_estimate_notes_a_concurrent_run(slow_backend: Backend) -> None:
     caller = owner(slow_backend)
     assert not check_result(caller, maxSteps=50)["estimate"]["busy"]
     job = caller.submit(maxSteps=50)
@@ -122,7 +122,7 @@ def test_it_says_that_a_run_trains_beside(slow_backend: Backend) -> None:
 
 @pytest.fixture
 def endless_url(tmp_path: Path) -> Iterator[str]:
-    """The URL of a file that does not come to its end."""
+    """The URL of a file that never ends."""
     import socket  # noqa: PLC0415 - here alone
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -131,7 +131,7 @@ def endless_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def silent_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """A backend that may fetch from this machine."""
+    """A backend that may download from this machine."""
     from tests.conftest import start_backend  # noqa: PLC0415 - as above
 
     monkeypatch.setenv("ARKOR_ALLOW_PRIVATE_URLS", "1")
@@ -141,9 +141,9 @@ def silent_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     started.process.wait()
 
 
-def test_a_run_that_begins_goes_first(silent_backend: Backend, endless_url: str) -> None:
+def test_a_starting_run_takes_precedence(silent_backend: Backend, endless_url: str) -> None:
     caller = owner(silent_backend)
-    output = begun(caller, endless_url)
+    output = started_check(caller, endless_url)
     [process] = check_processes(silent_backend)
     assert process.nice() == 0
     caller.submit(model="scripted/model", maxSteps=3_000_000)
@@ -153,14 +153,14 @@ def test_a_run_that_begins_goes_first(silent_backend: Backend, endless_url: str)
     output.close()
 
 
-def begun(caller: Caller, url: str) -> Generator[Frame, None, None]:
-    """A check that waits for its data."""
+def started_check(caller: Caller, url: str) -> Generator[Frame, None, None]:
+    """Start a check that waits for its data."""
     output = frames(post_check(caller, datasetSource={"type": "blob", "url": url}))
     assert next(output).data["message"] == "Reading the data"
     return output
 
 
-def test_going_away_ends_it_and_the_next_one_has_its_turn(silent_backend: Backend, endless_url: str) -> None:
+def test_disconnecting_ends_a_check_and_starts_the_next(silent_backend: Backend, endless_url: str) -> None:
     caller = owner(silent_backend)
     answer = post_check(caller, datasetSource={"type": "blob", "url": endless_url})
     until(lambda: check_processes(silent_backend))
@@ -175,8 +175,8 @@ def test_going_away_ends_it_and_the_next_one_has_its_turn(silent_backend: Backen
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_is_told_of(silent_backend: Backend, endless_url: str, number: signal.Signals) -> None:
-    output = begun(owner(silent_backend), endless_url)
+def test_a_crash_is_reported(silent_backend: Backend, endless_url: str, number: signal.Signals) -> None:
+    output = started_check(owner(silent_backend), endless_url)
     check_processes(silent_backend)[0].send_signal(number)
     *_, failed, end = output
     assert (failed.event, end.event) == ("check.failed", "end")
@@ -184,8 +184,8 @@ def test_a_process_that_dies_is_told_of(silent_backend: Backend, endless_url: st
     assert ("Too little memory" in failed.data["error"]) == (number == signal.SIGKILL)
 
 
-def test_it_goes_when_the_server_is_killed(silent_backend: Backend, endless_url: str) -> None:
-    output = begun(owner(silent_backend), endless_url)
+def test_it_exits_when_the_server_is_killed(silent_backend: Backend, endless_url: str) -> None:
+    output = started_check(owner(silent_backend), endless_url)
     [process] = check_processes(silent_backend)
     silent_backend.process.kill()
     process.wait(30)

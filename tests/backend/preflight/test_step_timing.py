@@ -1,4 +1,4 @@
-"""How an estimate judges what else was computed beside its timed steps."""
+"""Detection of other processes that compute while steps are timed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from arkor.backend.preflight.step_timing import CpuContention  # noqa: E402 - it
 
 
 @pytest.fixture
-def crowd() -> Iterator[None]:
-    """As many processes that never rest as there are cores."""
-    crowd = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(psutil.cpu_count())]
+def busy_processes() -> Iterator[None]:
+    """As many busy processes as there are cores."""
+    busy_processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(psutil.cpu_count())]
     yield
-    for one in crowd:
+    for one in busy_processes:
         one.kill()
         one.wait()
 
 
 @pytest.mark.slow
-def test_others_that_take_cores_count(crowd: None) -> None:
-    company = CpuContention()
+def test_busy_processes_are_significant(busy_processes: None) -> None:
+    contention = CpuContention()
     compute(3)
-    assert company.is_significant()
+    assert contention.is_significant()
 
 
-def test_who_only_rests_has_no_company() -> None:
-    company = CpuContention()
+def test_an_idle_process_has_no_contention() -> None:
+    contention = CpuContention()
     time.sleep(0.3)
-    assert not company.is_significant()
+    assert not contention.is_significant()
 
 
 def compute(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A tree of values → files without code → the same tree, to the last bit."""
+"""Training states survive a round trip through files without code, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ trees = st.recursive(
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(tree=trees)
-def test_what_is_written_is_read(tmp_path: Path, tree: Any) -> None:
+def test_round_trip(tmp_path: Path, tree: Any) -> None:
     from arkor.backend.training.training_state import read_tree, write_tree  # noqa: PLC0415 - collecting tests loads no torch
 
     write_tree(tmp_path, "tree", tree)
     assert repr(read_tree(tmp_path, "tree")) == repr(tree)
 
 
-def test_tensors(tmp_path: Path) -> None:
+def test_tensor_round_trip(tmp_path: Path) -> None:
     import torch  # noqa: PLC0415 - as above
 
     from arkor.backend.training.training_state import read_tree, write_tree  # noqa: PLC0415 - as above
@@ -54,7 +54,7 @@ def test_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [object(), b"bytes", {1, 2}])
-def test_what_would_take_a_pickle_is_refused(tmp_path: Path, what: Any) -> None:
+def test_values_that_require_pickle_are_rejected(tmp_path: Path, what: Any) -> None:
     from arkor.backend.training.training_state import NotSerializable, write_tree  # noqa: PLC0415 - as above
 
     with pytest.raises(NotSerializable):
@@ -62,7 +62,7 @@ def test_what_would_take_a_pickle_is_refused(tmp_path: Path, what: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_random_numbers_go_on_where_they_stood(tmp_path: Path) -> None:
+def test_random_states_are_restored(tmp_path: Path) -> None:
     import numpy  # noqa: PLC0415 - as above
     import torch  # noqa: PLC0415 - as above
 

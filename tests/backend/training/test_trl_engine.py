@@ -1,4 +1,4 @@
-"""The engine on real, tiny models: that it learns, what it computes, what each setting does to a run, how it ends."""
+"""The engine with tiny models: it learns, its losses are exact, and each setting has its effect."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def bench(tmp_path: Path, llama: Path) -> Bench:
 
 @pytest.fixture(scope="module")
 def plain_losses(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Those of a run of the settings of `Bench` alone."""
+    """The losses of a run with the settings of `Bench`."""
     return Bench(tmp_path_factory.mktemp("plain"), llama).run().losses
 
 
@@ -121,14 +121,14 @@ def test_the_same_run_twice_has_the_same_losses(bench: Bench) -> None:
     assert bench.run(eval_steps=2).logs_without_speed() == bench.run(eval_steps=2).logs_without_speed()
 
 
-def test_a_run_that_diverges_shows_nan_and_goes_on(bench: Bench) -> None:
+def test_a_diverging_run_logs_nan_and_continues(bench: Bench) -> None:
     notebook = bench.run(learning_rate=1e6, max_steps=8)
     assert math.isnan(notebook.losses[-1])
     assert len(notebook.losses) == 8
     assert notebook.finished
 
 
-def test_a_stopped_run_keeps_what_there_is(bench: Bench) -> None:
+def test_a_stopped_run_saves_a_checkpoint(bench: Bench) -> None:
     notebook = bench.run(max_steps=40, stop_at=3)
     assert notebook.losses
     assert len(notebook.losses) <= 4
@@ -137,13 +137,13 @@ def test_a_stopped_run_keeps_what_there_is(bench: Bench) -> None:
     assert (notebook.folder / "checkpoints" / str(notebook.checkpoints[-1]) / "adapter_model.safetensors").exists()
 
 
-def test_a_person_is_told_what_goes_on(bench: Bench) -> None:
+def test_progress_is_reported(bench: Bench) -> None:
     messages = bench.run().messages
     assert messages[0].startswith("Training on the CPU, ")
     assert "Tokenizing 24 training rows" in messages
 
 
-# Settings that shape the learning
+# Settings that affect learning
 
 
 def final_config(notebook: MemoryRecorder) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_lora_r_and_alpha(bench: Bench) -> None:
         {"dataset_split": "train[:8]"},
     ],
 )
-def test_a_setting_changes_what_is_learnt(bench: Bench, plain_losses: list[float], fields: dict[str, Any]) -> None:
+def test_a_setting_changes_the_losses(bench: Bench, plain_losses: list[float], fields: dict[str, Any]) -> None:
     base = bench.run(learning_rate=fields["learning_rate"]).losses if "weight_decay" in fields else plain_losses
     assert bench.run(**fields).losses != base
 
@@ -187,7 +187,7 @@ def test_every_schedule_sets_the_learning_rate(bench: Bench, name: str) -> None:
     assert rates[-1] < rates[0]
 
 
-def test_the_default_schedule_falls_to_zero(bench: Bench) -> None:
+def test_the_default_schedule_decreases_to_zero(bench: Bench) -> None:
     rates = [log["learning_rate"] for log in bench.run(max_steps=4).logs]
     assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
 
@@ -199,7 +199,7 @@ def test_epochs_logging_and_saving(bench: Bench) -> None:
     assert notebook.checkpoints == [5, 8]
 
 
-def test_eval_steps_hold_out_a_part(bench: Bench) -> None:
+def test_eval_steps_hold_out_rows(bench: Bench) -> None:
     notebook = bench.run(eval_steps=2)
     assert notebook.eval_steps == [2, 4]
     assert "Tokenizing 22 training rows" in notebook.messages
@@ -212,14 +212,14 @@ def test_a_split_with_eval_rows_is_evaluated_at_checkpoints(bench: Bench) -> Non
 
 
 def test_evaluation_is_the_mean_over_tokens(bench: Bench) -> None:
-    """At a learning rate that changes nothing, training on the evaluation rows logs what evaluating them does."""
+    """At a negligible learning rate, training and evaluation log the same loss."""
     split = {"train": "train[:8]", "eval": "train[:8]"}
     notebook = bench.run(dataset_split=split, learning_rate=1e-12, max_steps=1, batch_size=8)
     (train,), (evaluation,) = notebook.losses, [log["eval_loss"] for log in notebook.logs if "eval_loss" in log]
     assert train == pytest.approx(evaluation, rel=1e-5)
 
 
-def test_a_dry_run_goes_through_every_stage(bench: Bench) -> None:
+def test_a_dry_run_reaches_every_stage(bench: Bench) -> None:
     rows = [chat(number) for number in range(200)]
     notebook = bench.run(rows, dry_run=True, max_steps=1000, eval_steps=100)
     assert notebook.total_steps == 10
@@ -229,38 +229,38 @@ def test_a_dry_run_goes_through_every_stage(bench: Bench) -> None:
     assert notebook.finished
 
 
-def test_max_length_cuts_rows_and_says_so(bench: Bench) -> None:
+def test_max_length_cuts_rows_and_reports_it(bench: Bench) -> None:
     long = chat(1)
     long["messages"][1] = {"role": "user", "content": "x" * 300}
     notebook = bench.run([*CHATS, long])
     assert all(math.isfinite(loss) for loss in notebook.losses)
     assert "1 of 25 training rows are longer than 256 tokens (max_length) and are cut" in notebook.messages
-    assert "1 of 25 training rows are left out: their answers begin behind max_length" in notebook.messages
+    assert "1 of 25 training rows are left out: their answers start after max_length" in notebook.messages
 
 
-def test_nothing_to_learn_within_max_length(bench: Bench) -> None:
-    with pytest.raises(RunError, match="raise max_length"):
+def test_no_label_within_max_length_is_an_error(bench: Bench) -> None:
+    with pytest.raises(RunError, match="increase max_length"):
         bench.run(max_length=8)
 
 
-def test_more_than_the_model_takes(bench: Bench) -> None:
-    with pytest.raises(RunError, match=r"max_length is 5000, but .* takes 256 tokens at most"):
+def test_max_length_above_the_context_is_an_error(bench: Bench) -> None:
+    with pytest.raises(RunError, match=r"max_length is 5000, but .* takes at most 256 tokens"):
         bench.run(max_length=5000)
 
 
-def test_four_bits_need_a_gpu(bench: Bench) -> None:
-    with pytest.raises(RunError, match="load_in_4bit needs an NVIDIA GPU, and this run is on the CPU"):
+def test_four_bits_require_a_gpu(bench: Bench) -> None:
+    with pytest.raises(RunError, match="load_in_4bit requires an NVIDIA GPU, and this run is on the CPU"):
         bench.run(load_in_4bit=True)
 
 
-def test_plain_text_is_learnt_whole(bench: Bench) -> None:
+def test_all_tokens_of_plain_text_are_labelled(bench: Bench) -> None:
     rows = [{"text": f"The word of {number} is {WORDS[number % 4]}."} for number in range(24)]
     assert bench.run(rows).losses
     with pytest.raises(RunError, match="train_on_responses_only is for chats"):
         bench.run(rows, train_on_responses_only=True)
 
 
-def test_the_named_format_is_the_one_that_is_read(bench: Bench) -> None:
+def test_the_configured_format_is_used(bench: Bench) -> None:
     rows = [{"text": "Only this.", **row} for row in CHATS]
     assert bench.run(rows).losses != bench.run(rows, dataset_format={"type": "text"}).losses
 
@@ -282,20 +282,20 @@ def test_a_model_without_a_chat_template_learns(tmp_path: Path) -> None:
     assert notebook.losses[-1] < 0.8 * notebook.losses[0]
 
 
-def test_a_template_that_refuses_a_row_is_a_sentence(tmp_path: Path) -> None:
+def test_a_row_that_the_template_rejects_is_reported(tmp_path: Path) -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
     bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", strict))
-    with pytest.raises(RunError, match=r"Row 1: the chat template of the model refuses it .*No system role here"):
+    with pytest.raises(RunError, match=r"Row 1: the chat template of the model rejects it .*No system role here"):
         bench.run()
 
 
-# What it computes
+# Exactness
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # PEFT, of GPT-2's transposed layers
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom", "mistral", "mamba"])
-def test_losses_are_those_of_plain_trl(tmp_path: Path, architecture: str) -> None:
-    """The same batches through plain SFTTrainer: the same loss at each step, so the same gradients too."""
+def test_losses_equal_plain_trl(tmp_path: Path, architecture: str) -> None:
+    """Plain SFTTrainer has the same loss at each step, and so the same gradients."""
     bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", architecture))
     fields = {"optim": "adamw_torch", "learning_rate": 1e-3}
     ours = bench.run(**fields).losses

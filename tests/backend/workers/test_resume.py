@@ -378,6 +378,6 @@ def test_other_rows_are_not_gone_on_with(home: Path, model: Path, trainers: Proc
     end = lines(folder)[-1]
     assert end["type"] == "training.failed"
     assert end["error"] == (
-        "The run cannot go on from its last checkpoint: since it began, the rows to train on changed. "
+        "The run cannot resume from its last checkpoint: the rows to train on changed since it started. "
         "Submit it again to train on what is there now."
     )

@@ -1,0 +1,63 @@
+"""Build the grammar of an answer that contains tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from arkor.backend.inference.constraints import WHITESPACE
+from arkor.backend.inference.json_schema import close_objects
+from arkor.backend.inference.messages import Constraint, ToolChoice
+from arkor.backend.inference.tool_calls.detect import ToolCallFormat
+
+#: The maximum number of calls in one answer.
+MAX_CALLS = 8
+
+#: llguidance's options for JSON.
+_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "lenient": False}
+
+
+def call_constraint(
+    tool_choice: ToolChoice, call_format: ToolCallFormat, special_token: Callable[[str], int | None]
+) -> Constraint:
+    """Return the constraint under which calls are well formed and match their schemas.
+
+    The opening of forced calls is part of the prompt; optional calls follow any text.
+    `special_token` returns the token of a text that is a special token, which plain text cannot
+    spell.
+    """
+    calls = [_call_rule(function, call_format) for function in tool_choice.callable]
+    repetition = ""
+    if tool_choice.parallel and call_format.between is not None:
+        repetition = f" ({_literal(call_format.between)} call){{0,{MAX_CALLS - 1}}}"
+    rules = ["%llguidance {}", f"calls: call{repetition}", "call: " + "\n  | ".join(calls)]
+    opening = call_format.opening.strip()
+    if tool_choice.forced:
+        rules.append(f"start: calls {_literal(call_format.closing)}")
+    elif not opening:
+        rules += [r"text: /([^{](.|\n)*)?/", "start: text | calls"]
+    else:
+        if (token := special_token(opening)) is not None:
+            rules += [r"TEXT: /(.|\n)*/", f"start: TEXT | TEXT <[{token}]> rest"]
+        else:
+            rules += [r"TEXT: /(.|\n)*/", f"head[lazy]: TEXT {_literal(opening)}", "start: TEXT | head rest"]
+        rules.append(rf"rest: /\s{{0,4}}/ calls {_literal(call_format.closing.rstrip())} /\s{{0,4}}/")
+    return Constraint("lark", "\n".join(rules), "tools")
+
+
+def _call_rule(function: Mapping[str, Any], call_format: ToolCallFormat) -> str:
+    """Return the rule of one function, with its own schema so that references resolve.
+
+    Objects are closed, since a function cannot use further properties; not under `allOf`, whose
+    closed parts would exclude each other.
+    """
+    parameters = {"type": "object", **(function.get("parameters") or {})}
+    is_composed = '"allOf"' in json.dumps(parameters)
+    schema = {**(parameters if is_composed else close_objects(parameters)), "x-guidance": _JSON_OPTIONS}
+    head = f'{{"name": "{function["name"]}", "{call_format.arguments}": '
+    return f'{_literal(head)} %json {json.dumps(schema)} "}}"'
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
