@@ -84,9 +84,8 @@ def sign_in(
 ) -> OAuthCredentials:
     """Wait until a person has signed in, and return the credentials for that backend.
 
-    `announce` receives the URL to open and the port of the callback server; `browser` opens the
-    URL. Raise `CredentialsError` after `seconds` without a login or access is denied, and
-    `BackendUnavailable`.
+    `announce` receives the URL and the port of the callback server; `browser` opens the URL.
+    Raise `CredentialsError` after `seconds` or a denied login, and `BackendUnavailable`.
     """
     pkce = _PkceSecrets()
     with CallbackServer(config.callback_ports, pkce.state) as callback_server:
