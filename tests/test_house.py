@@ -1,4 +1,4 @@
-"""The house: who may import whom, no cycles, functions that fit on a screen, what an import costs."""
+"""The architecture: layers, no import cycles, function length, and the cost of imports."""
 
 from __future__ import annotations
 
@@ -13,44 +13,22 @@ import arkor
 
 PACKAGE = Path(arkor.__file__).parent
 
-#: Packages and top-level modules from the ground up. Each imports only from the lines above its own, and from itself.
-#: A new file in a package needs no entry.
-LAYERS = """
-errors
-settings formatting files
-protocol
-charts
-results
-client
-callbacks
-display
-trainer
-project __init__
-studio
-cli
-__main__
-""".split("\n")[1:-1]
+#: Packages and modules from the lowest layer to the highest; each imports only from lower layers and from itself.
+LAYERS = (
+    "errors < settings formatting files < protocol < charts < results < client < callbacks < display < trainer"
+    " < project __init__ < studio < cli < __main__"
+).split(" < ")
+BACKEND_LAYERS = (
+    "engine < runs < store < data < compute < training < inference < workers < preflight < http"
+    " < __main__ diagnostics __init__"
+).split(" < ")
 
-BACKEND_LAYERS = """
-engine
-runs
-store
-data
-compute
-training
-inference
-workers
-preflight
-http
-__main__ diagnostics __init__
-""".split("\n")[1:-1]
-
-#: The backend is started as a process: it imports nothing of the package that stands above this.
+#: The highest layer that the backend, which is started as a process of its own, may import.
 SHARED_WITH_BACKEND = "protocol"
 
 
 def modules() -> dict[str, ast.Module]:
-    """Every module of the package by its name below `arkor.`, parsed."""
+    """Parse every module of the package; the keys are names below `arkor.`."""
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         relative = file.relative_to(PACKAGE)
@@ -65,7 +43,7 @@ MODULES = modules()
 
 
 def imports_of(name: str) -> set[str]:
-    """Return the modules of the package that a module imports, except what only a notebook's card needs."""
+    """Return the modules of the package that a module imports, except inside `_repr_html_`."""
     found: set[str] = set()
     todo: list[ast.AST] = [MODULES[name]]
     while todo:
@@ -83,13 +61,13 @@ def imports_of(name: str) -> set[str]:
 
 
 def layer_of(name: str) -> int:
-    """The height of the layer that a module is in."""
+    """Return the number of the layer that a module is in."""
     layers, parts = LAYERS, name.split(".")
     if parts[0] == "backend":
         layers, parts = BACKEND_LAYERS, parts[1:] or ["__init__"]
-    heights = [height for height, layer in enumerate(layers) if parts[0] in layer.split()]
-    assert len(heights) == 1, f"{name} is in no layer, or in several"
-    return heights[0]
+    levels = [level for level, layer in enumerate(layers) if parts[0] in layer.split()]
+    assert len(levels) == 1, f"{name} is in no layer, or in several"
+    return levels[0]
 
 
 def package_of(name: str) -> str:
@@ -129,9 +107,14 @@ def test_functions_fit_on_a_screen() -> None:
     assert not long
 
 
-def test_every_room_says_what_lives_there() -> None:
-    silent = [name for name, tree in MODULES.items() if tree.body and not ast.get_docstring(tree)]
-    assert not silent
+def test_the_package_has_at_most_19_entries() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 19, sorted(entries)
+
+
+def test_every_module_has_a_docstring() -> None:
+    undocumented = [name for name, tree in MODULES.items() if tree.body and not ast.get_docstring(tree)]
+    assert not undocumented
 
 
 def test_the_readme_names_every_folder_of_the_package() -> None:
@@ -168,17 +151,17 @@ def test_importing_arkor_is_light() -> None:
 
 
 def seconds_to_import(names: str) -> float:
-    """Of the processor, the least of some tries."""
+    """Return the CPU time of an import, the least of five attempts."""
     code = f"import time; began = time.process_time(); {names}; print(time.process_time() - began)"
     return min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(5))
 
 
-def test_importing_arkor_takes_little_beside_what_it_is_built_on() -> None:
+def test_importing_arkor_takes_little_more_than_its_dependencies() -> None:
     below = seconds_to_import("import requests, attrs, tenacity, sseclient")
     assert seconds_to_import("from arkor import *") < 2.5 * below
 
 
-def test_windows_is_told_where_arkor_runs() -> None:
+def test_an_import_on_windows_names_the_supported_systems() -> None:
     code = "import sys, typing; sys.platform = 'win32'; import arkor"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.endswith(
@@ -192,7 +175,7 @@ def test_a_process_of_the_backend_loads_nothing_of_the_client(process: str) -> N
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_the_public_list_is_sorted_and_true() -> None:
+def test_the_public_names_are_sorted_and_exist() -> None:
     assert arkor.__all__ == sorted(arkor.__all__)
     assert all(hasattr(arkor, name) for name in arkor.__all__)
     assert set(arkor.__all__) <= set(dir(arkor))
@@ -201,12 +184,12 @@ def test_the_public_list_is_sorted_and_true() -> None:
 def test_type_checkers_read_the_same_list() -> None:
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
     output = {a.name: n.module for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    assert {name: f"arkor.{room}" for name, room in arkor._MODULE_OF.items()} == output
+    assert {name: f"arkor.{module}" for name, module in arkor._MODULE_OF.items()} == output
     (listed,) = [n.value for n in stub.body if isinstance(n, ast.Assign)]
     assert ast.literal_eval(listed) == arkor.__all__
 
 
-def test_a_room_is_reached_through_the_house() -> None:
+def test_submodules_are_attributes_of_the_package() -> None:
     code = "import arkor; print(arkor.callbacks.EarlyStopping.__name__, arkor.errors.ArkorError is arkor.ArkorError)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "EarlyStopping True"
     with pytest.raises(AttributeError, match="no attribute 'Trainr'"):

@@ -1,1 +1,1 @@
-"""A loss over its steps, as a picture: pure functions of curves, which know nothing of runs."""
+"""Loss charts: as SVG for pages, as text for terminals."""

@@ -1,7 +1,4 @@
-"""How the checkpoints of a run compare: the one rule by which both ends call one of them the best.
-
-The rule needs the events of a run alone, so that whoever reads them comes to the same answer.
-"""
+"""Which checkpoint of a run is the best: one rule for the client and the backend, from the events alone."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from typing import Literal
 
 from attrs import Factory, define, frozen
 
-from arkor.protocol.chat import Adapter
+from arkor.protocol.model_target import Adapter
 
 Metric = Literal["loss", "eval_loss"]
 
 
 @frozen
 class BestCheckpoint:
-    """The checkpoint of a run with the lowest `value` of `metric`; `adapter` names it for inference."""
+    """The checkpoint with the lowest `value` of `metric`, and its adapter for inference."""
 
     step: int
     metric: Metric
@@ -28,10 +25,10 @@ class BestCheckpoint:
 
 @define
 class BestCheckpointTracker:
-    """What is known of a run's checkpoints, by step.
+    """The losses of a run's checkpoints, by step.
 
-    A checkpoint's `eval_loss` is the one that was measured at its very step; its `loss` is the mean of the losses that
-    were logged since the checkpoint before it. Values that are not finite do not count.
+    The `eval_loss` of a checkpoint was measured at its step; its `loss` is the mean of the losses logged since the
+    checkpoint before it. Values that are not finite do not count.
     """
 
     losses: dict[int, float] = Factory(dict)
@@ -40,7 +37,7 @@ class BestCheckpointTracker:
     _count: int = 0
 
     def log(self, step: int, loss: float | None, eval_loss: float | None) -> None:
-        """Take in the numbers of one step."""
+        """Add the numbers of one log."""
         if loss is not None:
             self._sum += loss
             self._count += 1
@@ -48,15 +45,14 @@ class BestCheckpointTracker:
             self.eval_losses[step] = eval_loss
 
     def checkpoint(self, step: int) -> None:
-        """Take in that a checkpoint was saved."""
+        """Add a saved checkpoint."""
         self.losses[step] = self._sum / self._count if self._count else math.nan
         self._sum, self._count = 0.0, 0
 
     def best(self, metric: Metric, candidates: Iterable[int] | None = None) -> tuple[float, int] | None:
-        """The lowest value of the checkpoints (or of those at the steps `candidates`), and its step; the earliest of
-        equals.
+        """Return the lowest value and its step (the earliest of equals), optionally of some checkpoints only.
 
-        None when no value is known.
+        Return None if no value is known.
         """
         values = self.losses if metric == "loss" else self.eval_losses
         steps = self.losses.keys() if candidates is None else self.losses.keys() & set(candidates)

@@ -1,8 +1,7 @@
-"""Talking to a model: the messages, which weights answer, the request.
+"""The request of a chat completion, and its validation.
 
-`messages`, `tools`, `tool_choice` and `response_format` are OpenAI's shapes, inner keys in snake_case. The classes
-are plain data; `InferenceRequest.check()` is what says no. Which tools and constraints a backend can honour is the
-backend's to say.
+`messages`, `tools`, `tool_choice` and `response_format` have the form of OpenAI's API, with inner keys in snake_case.
+`InferenceRequest.check()` validates; which tools and constraints are supported is checked by the backend.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from arkor.protocol.validation import Integer, encodable, is_encodable, is_finit
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 
-#: How many stop strings a request may name, and how long one may be, in characters.
+#: The number of stop strings in a request, and the length of one in characters.
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 4, 200
 
 
 def _adapter(value: Any) -> Any:
-    """Tolerant: what is no adapter stays as it came, for `check()` to refuse."""
+    """Decode an adapter; keep anything else for `check()` to reject."""
     complete = isinstance(value, Mapping) and "kind" in value and "jobId" in value
     return from_wire(Adapter, value) if complete else value
 
 
 @frozen
 class InferenceRequest:
-    """One chat completion from an adapter, or from `base_model` alone when `adapter` is None.
+    """One chat completion, by an adapter or, without one, by `base_model`.
 
-    `temperature` 0 is greedy, and so is None unless `top_p` asks for sampling: two checkpoints that answer
-    differently then differ by their training, not by the dice. `max_tokens` counts the answer; None leaves it to
-    the backend. `stop` is a string or up to four that end the answer where one of them begins; the same request with
-    the same `seed` gives the same text. `parallel_tool_calls` False asks for one call at most.
+    `temperature` 0 is greedy, and so is None without `top_p`, so that the answers of two checkpoints differ by their
+    training only. `max_tokens` limits the answer; the backend chooses for None. `stop` is a string, or up to four;
+    the answer ends before the first of them. The same request with the same `seed` gives the same text.
+    `parallel_tool_calls` False allows one call at most.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -72,21 +71,18 @@ class InferenceRequest:
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """A checked `stop` as a tuple."""
+    """Return a checked `stop` as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """The text of a checked message, its parts put together; empty when it has none."""
+    """Return the text of a checked message, with its parts joined."""
     content = message.get("content")
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-# Messages
 
 
 def _check_message(name: str, message: Any) -> None:
@@ -104,7 +100,7 @@ def _check_message(name: str, message: Any) -> None:
 def _check_tool_calls(name: str, message: Mapping[str, Any]) -> None:
     calls = message["tool_calls"]
     if message["role"] != "assistant":
-        raise InvalidConfig(name, "belong in messages of the assistant alone")
+        raise InvalidConfig(name, "belong in messages of the assistant only")
     if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
         raise InvalidConfig(name, "must be a list of objects")
     for index, call in enumerate(calls):
@@ -126,16 +122,15 @@ def _check_content(name: str, content: Any) -> None:
         raise InvalidConfig(name, f"must be a string or a list of text parts, not {type(content).__name__}")
     for index, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise InvalidConfig(f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; text is all that is taken')
+            raise InvalidConfig(
+                f"{name}[{index}]", 'must be {"type": "text", "text": "…"}; other parts are not supported'
+            )
         encodable(f"{name}[{index}].text", part["text"])
-
-
-# Which weights
 
 
 def _check_weights(adapter: Any, base_model: Any) -> None:
     if adapter is None and base_model is None:
-        raise InvalidConfig("adapter", "is missing; name the adapter of a run, or a base_model alone")
+        raise InvalidConfig("adapter", "is missing", "name the adapter of a run, or a base_model")
     if base_model is not None:
         text("base_model", base_model)
     if isinstance(adapter, Adapter):
@@ -143,9 +138,6 @@ def _check_weights(adapter: Any, base_model: Any) -> None:
     elif adapter is not None:
         shapes = '{"kind": "final", "jobId": …} or {"kind": "checkpoint", "jobId": …, "step": …}'
         raise InvalidConfig("adapter", f"must be {shapes}, not {quote(adapter)}")
-
-
-# Sampling
 
 
 def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:

@@ -1,7 +1,6 @@
-"""A model behind an address: the deployment, the keys that open it, and what may be asked of either.
+"""A model at a public address: the deployment, its API keys, and the validation of both.
 
-The classes decode whatever a newer backend sends; the functions say no to what no backend would take. Which slugs
-are reserved, and which models there are, only a backend knows.
+Decoding accepts fields and values of a newer backend. Reserved slugs and available models are checked by the backend.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from arkor.protocol.model_target import ModelTarget
 AUTH_MODES = ("none", "fixed_api_key")
 RETENTION_MODES = ("unlimited", "disabled", "days")
 
-#: Characters of a slug, and of a key's label without the white space around it.
+#: The shortest and the longest slug, and label of a key, in characters.
 SLUG_LENGTH = (2, 50)
 LABEL_LENGTH = (1, 80)
 
@@ -32,7 +31,7 @@ def _str_or_none(value: Any) -> str | None:
 
 @frozen
 class Deployment:
-    """Answers OpenAI chat completions with the model that `target` names.
+    """An address that serves OpenAI chat completions with the model of `target`.
 
     `target` is `{"kind": "adapter", "adapter": {"kind", "jobId", "step"?}}` or `{"kind": "base_model", "baseModel"}`,
     `auth_mode` is `"none"` or `"fixed_api_key"`, `run_retention_mode` `"unlimited"`, `"disabled"` or `"days"`.
@@ -58,7 +57,7 @@ class Deployment:
 
 @frozen
 class DeploymentKey:
-    """A key of a deployment. Its `plaintext` is there once, in the answer that made it, and never shown by `repr`."""
+    """An API key of a deployment; `plaintext` is set only in the response that created it, and hidden in `repr`."""
 
     id: str
     label: str
@@ -70,11 +69,11 @@ class DeploymentKey:
     extra: Mapping[str, Any] = field(factory=dict)
 
 
-# What may be asked; each raises `InvalidConfig`, which names the field
+# Validation: each function raises `InvalidConfig`.
 
 
 def check_slug(slug: Any) -> None:
-    """2 to 50 lower-case letters, digits and hyphens; a hyphen neither first nor last."""
+    """Require lower-case letters, digits, and hyphens between them."""
     shortest, longest = SLUG_LENGTH
     if not isinstance(slug, str) or not shortest <= len(slug) <= longest or not _SLUG.fullmatch(slug):
         problem = f"must be {shortest} to {longest} of a-z, 0-9 and hyphens, with no hyphen first or last"
@@ -86,12 +85,12 @@ def check_auth_mode(mode: Any) -> None:
 
 
 def check_target(target: Any) -> None:
-    """Check a target of the known kinds; unknown fields in it are left for the backend to check."""
+    """Require a target of a known kind; unknown fields are left for the backend to check."""
     ModelTarget.parse(target)
 
 
 def check_retention(mode: Any, days: Any) -> None:
-    """How long a deployment keeps what it was asked and answered; None leaves it to the backend."""
+    """Check how long a deployment keeps its conversations; the backend chooses for None."""
     if mode is not None:
         _check_choice("run_retention_mode", mode, RETENTION_MODES)
     if days is None:
@@ -103,13 +102,13 @@ def check_retention(mode: Any, days: Any) -> None:
 
 
 def clean_label(label: Any) -> str:
-    """The label of a key without the white space around it: 1 to 80 characters."""
+    """Return the label of a key without surrounding white space."""
     shortest, longest = LABEL_LENGTH
     if not isinstance(label, str) or not shortest <= len(label.strip()) <= longest:
         raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {quote(label)}")
     return label.strip()
 
 
-def _check_choice(name: str, value: Any, words: tuple[str, ...]) -> None:
-    if value not in words:
-        raise InvalidConfig(name, f"must be {' or '.join(map(repr, words))}, not {quote(value)}")
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidConfig(name, f"must be {' or '.join(map(repr, choices))}, not {quote(value)}")

@@ -1,7 +1,7 @@
 """The events of a run, and their JSON.
 
-A number that is not finite must stay visible without the token `NaN` on the wire: the JSON carries
-`"loss": null` and `"nonFinite": {"loss": "nan" | "inf" | "-inf"}`; a bare `NaN` is understood too.
+JSON has no NaN and no infinity: a log with such a number has `"loss": null` and
+`"nonFinite": {"loss": "nan" | "inf" | "-inf"}`. A bare `NaN` is decoded, too.
 """
 
 from __future__ import annotations
@@ -10,63 +10,70 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+import attrs
 from attrs import frozen
 
-from arkor.protocol.codec import NON_FINITE, to_wire
+from arkor.protocol.codec import NON_FINITE, camel_case, to_wire
 from arkor.protocol.estimates import Estimate, parse_estimate
 from arkor.protocol.jobs import parse_artifacts
 
+#: The `error` of a cancelled run, which all clients and backends of the protocol share.
+CANCELLED_ERROR = "Job cancelled"
 
-@frozen
-class TrainingPreparing:
-    """Before the first step: what the worker is busy with (`message`, for a person). A client may ignore it."""
+#: The numbers of a log besides its step.
+METRIC_FIELDS = ("loss", "eval_loss", "learning_rate", "epoch", "samples_per_second")
+LOG_FIELDS = ("step", *METRIC_FIELDS)
+
+
+class MalformedEvent(ValueError):
+    """The JSON of a frame does not have the form of its event type."""
+
+
+@frozen(slots=False)
+class _Event:
+    """The fields of all events; `timestamp` is ISO 8601 in UTC."""
 
     job_id: str
     timestamp: str
+
+
+@frozen
+class TrainingPreparing(_Event):
+    """The worker is busy before the first step; `message` describes the current stage. Clients may ignore it."""
+
     message: str = ""
 
 
 @frozen
-class TrainingStarted:
-    """The first step is about to be taken; `total_steps` is how many there will be, where the backend says so.
+class TrainingStarted(_Event):
+    """The first step follows. `total_steps` is their number; `estimate` is from an earlier check."""
 
-    `estimate` is what the run will take, where it was checked before.
-    """
-
-    job_id: str
-    timestamp: str
     total_steps: int | None = None
     estimate: Estimate | None = None
 
 
 @frozen
-class TrainingResumed:
-    """A worker died (`reason`, in words) and the run goes on from the checkpoint of `step`; 0 is from the start.
+class TrainingResumed(_Event):
+    """A worker died (`reason`), and the run resumes from the checkpoint at `step`; 0 is the start.
 
-    The steps between that checkpoint and the last logged one are computed again and not logged again.
+    Steps between that checkpoint and the last log are computed again, but not logged again.
     """
 
-    job_id: str
-    timestamp: str
     step: int
     reason: str = ""
 
 
 @frozen
-class TrainingWarning:
-    """The run goes on, but a person should know of `message`: that a full disk had no room for a checkpoint, say."""
+class TrainingWarning(_Event):
+    """The run continues, but the user should read `message`, for example that a checkpoint could not be saved."""
 
-    job_id: str
-    timestamp: str
     message: str = ""
 
 
-@frozen(slots=False)  # made twice as fast as one with slots, and of these there are many
-class TrainingLog:
-    """The numbers of one step; each is None on steps that lack it, and may be NaN or infinite."""
+@frozen(slots=False)  # created twice as fast as with slots, which matters for logs
+class TrainingLog(_Event):
+    """The numbers of one step; None where they were not logged, and possibly NaN or infinite."""
 
-    job_id: str
-    timestamp: str
     step: int
     loss: float | None = None
     eval_loss: float | None = None
@@ -76,40 +83,32 @@ class TrainingLog:
 
 
 @frozen
-class CheckpointSaved:
-    """The adapter as of `step` is complete on disk and can be talked to."""
+class CheckpointSaved(_Event):
+    """The adapter of `step` is complete on disk and can be used for inference."""
 
-    job_id: str
-    timestamp: str
     step: int
     artifacts: tuple[Any, ...] | None = None
 
 
 @frozen
-class TrainingCompleted:
-    job_id: str
-    timestamp: str
+class TrainingCompleted(_Event):
     metrics: Mapping[str, Any] | None = None
     artifacts: tuple[Any, ...] = ()
 
 
 @frozen
-class TrainingFailedEvent:
+class TrainingFailedEvent(_Event):
     """The run ended with `error`, a sentence."""
 
-    job_id: str
-    timestamp: str
     error: str = "the backend gave no reason"
     step: int | None = None
     artifacts: tuple[Any, ...] = ()
 
 
 @frozen
-class TrainingCancelled:
-    """The run was stopped on request. The wire has no type for it: it is a `training.failed` whose error says so."""
+class TrainingCancelled(_Event):
+    """The run was cancelled. On the wire it is a `training.failed` with the error `CANCELLED_ERROR`."""
 
-    job_id: str
-    timestamp: str
     step: int | None = None
     artifacts: tuple[Any, ...] = ()
 
@@ -126,7 +125,7 @@ Event = (
     | TrainingCancelled
 )
 
-TYPES: dict[str, type[Any]] = {
+TYPES: Mapping[str, type[Any]] = {
     "training.preparing": TrainingPreparing,
     "training.started": TrainingStarted,
     "training.resumed": TrainingResumed,
@@ -134,36 +133,25 @@ TYPES: dict[str, type[Any]] = {
     "training.log": TrainingLog,
     "checkpoint.saved": CheckpointSaved,
     "training.completed": TrainingCompleted,
+    "training.cancelled": TrainingCancelled,  # in logs of old versions only
     "training.failed": TrainingFailedEvent,
 }
 TYPE_OF = {**{cls: name for name, cls in TYPES.items()}, TrainingCancelled: "training.failed"}
-#: `training.cancelled` is written no more, and read where a log still has it.
 TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
-
-#: The `error` of a run that was stopped on request, as the protocol's other clients and backends know it.
-CANCELLED_ERROR = "Job cancelled"
-
-#: The fields of a log that are numbers: the step, and the metrics of that step.
-METRIC_FIELDS = ("loss", "eval_loss", "learning_rate", "epoch", "samples_per_second")
-LOG_FIELDS = ("step", *METRIC_FIELDS)
-
-
-class MalformedEvent(ValueError):
-    """A frame whose JSON is not the event that its type promises."""
 
 
 def now() -> str:
-    """The time stamp of an event that happens now."""
+    """Return the current time as the timestamp of an event."""
     return format_timestamp(datetime.now(timezone.utc))
 
 
 def format_timestamp(moment: datetime) -> str:
-    """A moment, of UTC, as events have it: ISO 8601, milliseconds."""
+    """Format a time of UTC as ISO 8601 with milliseconds."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def encode_event(event: Event) -> dict[str, Any]:
-    """An event → its JSON object, `type` first; numbers that are not finite move into `nonFinite`."""
+    """Return the JSON object of an event, with `type` as its first key."""
     data: dict[str, Any] = {"type": TYPE_OF[type(event)], **to_wire(event)}
     if isinstance(event, TrainingCancelled):
         data["error"] = CANCELLED_ERROR
@@ -171,33 +159,53 @@ def encode_event(event: Event) -> dict[str, Any]:
 
 
 def decode_event(data: Any) -> Event | None:
-    """The JSON of a frame → the event, or None for a type that this version does not know.
+    """Decode the JSON of a frame; return None for an unknown type.
 
-    Raises `MalformedEvent` when it is no object, or lacks what its type demands.
+    Raises `MalformedEvent` if it is not an object or lacks a required field.
     """
     if not isinstance(data, dict):
         raise MalformedEvent(f"expected an object, not {type(data).__name__}")
     kind = data.get("type")
-    decode = _DECODERS.get(kind) if isinstance(kind, str) else None
-    return decode(data) if decode else None
+    if kind == "training.log":
+        return _decode_log(data)
+    if kind == "training.failed" and data.get("error") == CANCELLED_ERROR:
+        kind = "training.cancelled"
+    cls = TYPES.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        return None
+    values = {f.name: _READERS[f.name](data.get(camel_case(f.name))) for f in attrs.fields(cls)}
+    if values.get("step", 0) is None and attrs.fields(cls).step.default is attrs.NOTHING:
+        raise MalformedEvent("it has no step")
+    event: Event = cls(**{name: value for name, value in values.items() if value is not None})
+    return event
 
 
-def _text(data: dict[str, Any], key: str, default: str = "") -> str:
-    value = data.get(key)
-    return value if isinstance(value, str) else default
+def _decode_log(data: dict[str, Any]) -> TrainingLog:
+    step = _step(data.get("step"))
+    if step is None:
+        raise MalformedEvent("it has no step")
+    return TrainingLog(
+        _text(data.get("jobId")),
+        _text(data.get("timestamp")),
+        step,
+        _number(data, "loss"),
+        _number(data, "evalLoss"),
+        _number(data, "learningRate"),
+        _number(data, "epoch"),
+        _number(data, "samplesPerSecond"),
+    )
 
 
-def _step(data: dict[str, Any]) -> int:
-    step = data.get("step")
-    if type(step) is int and step >= 0:
-        return step
-    if type(step) is float and step.is_integer() and step >= 0:
-        return int(step)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _step(value: Any) -> int | None:
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    if type(value) is float and value.is_integer() and value >= 0:
+        return int(value)
     raise MalformedEvent("it has no step")
-
-
-def _optional_step(data: dict[str, Any]) -> int | None:
-    return _step(data) if data.get("step") is not None else None
 
 
 def _number(data: dict[str, Any], key: str) -> float | None:
@@ -216,69 +224,16 @@ def _number(data: dict[str, Any], key: str) -> float | None:
     return None
 
 
-def _decode_log(data: dict[str, Any]) -> TrainingLog:
-    return TrainingLog(
-        _text(data, "jobId"),
-        _text(data, "timestamp"),
-        _step(data),
-        _number(data, "loss"),
-        _number(data, "evalLoss"),
-        _number(data, "learningRate"),
-        _number(data, "epoch"),
-        _number(data, "samplesPerSecond"),
-    )
-
-
-def _decode_checkpoint(data: dict[str, Any]) -> CheckpointSaved:
-    artifacts = parse_artifacts(data["artifacts"]) if isinstance(data.get("artifacts"), list) else None
-    return CheckpointSaved(_text(data, "jobId"), _text(data, "timestamp"), _step(data), artifacts)
-
-
-def _decode_started(data: dict[str, Any]) -> TrainingStarted:
-    total = data.get("totalSteps")
-    total = total if type(total) is int else None
-    return TrainingStarted(_text(data, "jobId"), _text(data, "timestamp"), total, parse_estimate(data.get("estimate")))
-
-
-def _decode_resumed(data: dict[str, Any]) -> TrainingResumed:
-    return TrainingResumed(_text(data, "jobId"), _text(data, "timestamp"), _step(data), _text(data, "reason"))
-
-
-def _decode_warning(data: dict[str, Any]) -> TrainingWarning:
-    return TrainingWarning(_text(data, "jobId"), _text(data, "timestamp"), _text(data, "message"))
-
-
-def _decode_completed(data: dict[str, Any]) -> TrainingCompleted:
-    metrics = data.get("metrics")
-    return TrainingCompleted(
-        _text(data, "jobId"),
-        _text(data, "timestamp"),
-        metrics if isinstance(metrics, dict) else None,
-        parse_artifacts(data.get("artifacts")),
-    )
-
-
-def _decode_failed(data: dict[str, Any]) -> TrainingFailedEvent | TrainingCancelled:
-    job, timestamp, step = _text(data, "jobId"), _text(data, "timestamp"), _optional_step(data)
-    artifacts = parse_artifacts(data.get("artifacts"))
-    error = _text(data, "error") or "the backend gave no reason"
-    if error == CANCELLED_ERROR or data["type"] == "training.cancelled":
-        return TrainingCancelled(job, timestamp, step, artifacts)
-    return TrainingFailedEvent(job, timestamp, error, step, artifacts)
-
-
-def _decode_preparing(data: dict[str, Any]) -> TrainingPreparing:
-    return TrainingPreparing(_text(data, "jobId"), _text(data, "timestamp"), _text(data, "message"))
-
-
-_DECODERS: dict[str, Callable[[dict[str, Any]], Event]] = {
-    "training.preparing": _decode_preparing,
-    "training.started": _decode_started,
-    "training.resumed": _decode_resumed,
-    "training.warning": _decode_warning,
-    "training.log": _decode_log,
-    "checkpoint.saved": _decode_checkpoint,
-    "training.completed": _decode_completed,
-    "training.failed": _decode_failed,
-    "training.cancelled": _decode_failed,
+#: Field of an event → how its JSON is read; None stands for the default.
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "job_id": _text,
+    "timestamp": _text,
+    "step": _step,
+    "message": _text,
+    "reason": _text,
+    "error": lambda value: _text(value) or None,
+    "total_steps": lambda value: value if type(value) is int else None,
+    "estimate": parse_estimate,
+    "metrics": lambda value: value if isinstance(value, dict) else None,
+    "artifacts": lambda value: parse_artifacts(value) if isinstance(value, list) else None,
 }

@@ -1,7 +1,6 @@
-"""One record of a data set → the row that is trained on: a chat (`messages`, perhaps `tools`) or a plain `text`.
+"""Convert a record of a data set to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
 
-Every fault is a sentence that names the field and what to write instead. Where records come from is the business of
-`backend/data/`; what a tokenizer makes of a row is that of `backend/training/tokenization.py`.
+`backend/data/` reads the records, `backend/training/tokenization.py` tokenizes the rows.
 """
 
 from __future__ import annotations
@@ -10,20 +9,22 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from arkor.errors import StructuredError
 from arkor.formatting import quote
 
-#: What is trained on: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
+#: A training row: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
 Row = dict[str, Any]
 
 
-class InvalidRow(ValueError):
-    """A record that cannot be trained on: `field` and what to write there instead."""
+class InvalidRow(StructuredError, ValueError):
+    """A record that cannot be used for training; `field` is None if the whole record is wrong."""
 
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}" if field else problem)
+    def __init__(self, field: str | None, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem, field=field, remedy=remedy)
+        self.args = (field, problem, remedy)
 
 
-#: What the message of each role may be called in the wild.
+#: Names that data sets use for the roles.
 ROLE_ALIASES = {
     "system": "system",
     "developer": "system",
@@ -47,17 +48,19 @@ def _text(field: str, value: Any, *, empty: bool = False) -> str:
     if not isinstance(value, str):
         raise InvalidRow(field, f'must be a string like "Hello", not {quote(value)}')
     if not empty and not value.strip():
-        raise InvalidRow(field, "is empty; write a text there or leave the row out")
+        raise InvalidRow(field, "is empty", "write a text there or leave the row out")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         broken = value[error.start]
-        raise InvalidRow(field, f"holds half a character (\\u{ord(broken):04x}); write the whole one") from None
+        raise InvalidRow(
+            field, f"contains an unpaired surrogate (\\u{ord(broken):04x})", "write the whole character"
+        ) from None
     return value
 
 
 def _list(field: str, value: Any) -> list[Any]:
-    """A list, also one that a CSV cell spells as JSON."""
+    """Check a list, which a CSV file has as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -67,7 +70,7 @@ def _list(field: str, value: Any) -> list[Any]:
         raise InvalidRow(field, f"must be a list of messages, not {quote(value)}")
     if not value:
         raise InvalidRow(
-            field, "is an empty list; a row needs at least one message of the user and one of the assistant"
+            field, "is an empty list", "a row needs at least one message of the user and one of the assistant"
         )
     return list(value)
 
@@ -98,7 +101,7 @@ def _chat(field: str, value: Any, role_key: str, content_key: str) -> list[dict[
     items = enumerate(_list(field, value))
     messages = [_message(f"{field}[{index}]", item, role_key, content_key) for index, item in items]
     if not any(message["role"] == "assistant" for message in messages):
-        raise InvalidRow(field, "has no message of the assistant, so there is nothing to learn; add the answer")
+        raise InvalidRow(field, "has no message of the assistant, so there is nothing to learn", "add the answer")
     return messages
 
 
@@ -134,7 +137,7 @@ def _sharegpt(record: Mapping[str, Any]) -> Row:
 
 
 def _alpaca(record: Mapping[str, Any]) -> Row:
-    """The instruction, then its input, is what the user says."""
+    """The instruction and its input make the message of the user."""
     question = _text("instruction", _field(record, "instruction"))
     given = record.get("input")
     if given:
@@ -143,7 +146,7 @@ def _alpaca(record: Mapping[str, Any]) -> Row:
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Row:
-    """The prompt is what the user says; both may be lists of messages as well."""
+    """The prompt makes the message of the user; both may also be lists of messages."""
     prompt, completion = _field(record, "prompt"), _field(record, "completion")
     if isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
         return {"messages": _chat("prompt + completion", [*prompt, *completion], "role", "content")}
@@ -161,7 +164,7 @@ def _plain(record: Mapping[str, Any]) -> Row:
     return {"text": _text("text", _field(record, "text"))}
 
 
-#: Format → the fields that tell it, and how a record of it is read. The first that fits is taken.
+#: Format → the fields by which it is detected, and its reader. The first match is used.
 ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "chatml": (("messages",), _chatml),
     "sharegpt": (("conversations",), _sharegpt),
@@ -174,23 +177,23 @@ _ALSO_READ = {"system", "tools", "input"}
 
 
 def detect_format(record: Any) -> str:
-    """The name of the format that the fields of `record` tell; raises `InvalidRow`."""
+    """Return the format that matches the fields of a record. Raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise InvalidRow("", f'a row must be an object like {{"messages": […]}}, not {quote(record)}')
+        raise InvalidRow(None, f'a row must be an object like {{"messages": […]}}, not {quote(record)}')
     for name, (fields, _) in ROW_FORMATS.items():
         if all(field in record for field in fields):
             return name
     expected = "; ".join(" and ".join(fields) for fields, _ in ROW_FORMATS.values())
-    raise InvalidRow("", f"the row has {_names(record)}, but a row must have one of: {expected}")
+    raise InvalidRow(None, f"the row has {_names(record)}, but a row must have one of: {expected}")
 
 
 def read_row(record: Any, format_name: str) -> Row:
-    """A record → the row, as `format_name` reads it; raises `InvalidRow`."""
+    """Convert a record of a format to a row. Raises `InvalidRow`."""
     if not isinstance(record, Mapping):
-        raise InvalidRow("", f"a row must be an object, not {quote(record)}")
+        raise InvalidRow(None, f"a row must be an object, not {quote(record)}")
     return ROW_FORMATS[format_name][1](record)
 
 
 def ignored_fields(record: Mapping[str, Any], format_name: str) -> list[str]:
-    """The fields of a record that training will not look at."""
+    """Return the fields of a record that training does not use."""
     return [str(key) for key in record if key not in ROW_FORMATS[format_name][0] and key not in _ALSO_READ]

@@ -1,7 +1,6 @@
-"""A run's folder as one zip: which of its files travel, and how they are packed.
+"""Pack the folder of a run into a zip; `backend/store/import_run.py` unpacks it.
 
-What belongs to one machine alone stays behind: the data set's token, the worker's process id, anything half written.
-Taking a zip apart is the backend's (`backend/store/import_run.py`).
+Only the listed files and folders are packed, not the token of the data set, the worker's process id or partial files.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from arkor.errors import InvalidConfig
 
-#: What of a run's folder travels.
+#: The parts of a run's folder that are packed.
 ARCHIVED_FILES = ("job.json", "events.jsonl", "worker.log")
 ARCHIVED_FOLDERS = ("checkpoints", "final")
 
-#: What is worth compressing; weights are as good as random.
+#: Files that are compressed; weights would hardly become smaller.
 _COMPRESSED_SUFFIXES = frozenset({".json", ".jsonl", ".log", ".txt", ".md", ".jinja"})
 _CHUNK_BYTES = 1024 * 1024
 
 
 @contextmanager
 def as_zip(path: Path) -> Iterator[Path]:
-    """`path` itself, or a zip of the folder that it is, for as long as the block lasts.
+    """Yield `path` itself, or a temporary zip of it if it is a folder.
 
-    Raises `InvalidConfig` for what cannot be a run, OSError for what cannot be read or written.
+    Raises `InvalidConfig` if the folder is not a run's, OSError if it cannot be read or packed.
     """
     if not path.is_dir():
         yield path
@@ -44,15 +43,15 @@ def as_zip(path: Path) -> Iterator[Path]:
 
 
 def archived_files(folder: Path) -> list[Path]:
-    """The files that travel. Raises `InvalidConfig` for a folder that is no run's, or has links in it."""
+    """Return the files to pack. Raises `InvalidConfig` if the folder is not a run's or contains links."""
     if not all((folder / name).is_file() for name in ("job.json", "events.jsonl")):
-        raise InvalidConfig("path", f"{folder} is not the folder of a run: those have a job.json and an events.jsonl")
+        raise InvalidConfig("path", f"{folder} is not the folder of a run, which has a job.json and an events.jsonl")
     top_level = [folder / name for name in (*ARCHIVED_FILES, *ARCHIVED_FOLDERS)]
     nested = [path for name in ARCHIVED_FOLDERS for path in sorted((folder / name).rglob("*"))]
     everything = [path for path in (*top_level, *nested) if not _is_hidden(path.relative_to(folder))]
     for path in everything:
         if path.is_symlink():
-            raise InvalidConfig("path", f"{path} is a link; put what it leads to in its place")
+            raise InvalidConfig("path", f"{path} is a symbolic link", "replace it by its target")
     return [path for path in everything if path.is_file()]
 
 
@@ -61,7 +60,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
-    """The zip, piece by piece, in which those files of the folder lie below `name`. Raises OSError."""
+    """Yield the chunks of a zip with these files of the folder, below `name`. Raises OSError."""
     sink = _StreamingSink()
     with ZipFile(sink, "w") as archive:
         for file in files:
@@ -69,7 +68,7 @@ def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
             try:
                 entry = ZipInfo.from_file(file, member_name, strict_timestamps=False)
                 source = file.open("rb")
-            except FileNotFoundError:  # a worker that has just ended tidies up behind itself
+            except FileNotFoundError:  # removed by the worker that has just ended
                 continue
             entry.compress_type = ZIP_DEFLATED if file.suffix in _COMPRESSED_SUFFIXES else ZIP_STORED
             with source, archive.open(entry, "w") as target:
@@ -80,7 +79,7 @@ def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
 
 
 class _StreamingSink(io.RawIOBase):
-    """A file that cannot be sought in, and hands on what is written to it."""
+    """A write-only file whose contents are drained in chunks."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -93,7 +92,7 @@ class _StreamingSink(io.RawIOBase):
         return len(data)
 
     def drain(self) -> bytes:
-        """What was written since the last time."""
+        """Return the bytes written since the last call."""
         data = bytes(self._pending)
         self._pending.clear()
         return data

@@ -1,1 +1,1 @@
-"""What a call returns to the user: history, evaluations, reports, and how a notebook shows them."""
+"""Objects that calls return to the user, and their rendering as text and HTML."""

@@ -1,19 +1,18 @@
-"""What a run's model answered to the same questions at each checkpoint, and how good that was.
-
-Who asks, and by which measure, is the business of `callbacks/evaluate/evaluate.py`.
-"""
+"""The answers and scores of a model at one checkpoint; `callbacks/evaluate/evaluate.py` produces them."""
 
 from __future__ import annotations
 
 from attrs import frozen
 
+from arkor.formatting import one_line
+
 
 @frozen
 class Answer:
-    """One question and what came of it: by the tuned model, and beside it by the base model.
+    """One question with the answers of the tuned model and of the base model.
 
-    `question` is the user's last message. A text is None where the question was not answered, and the error beside it
-    says why; a score is None where there is none to give.
+    `question` is the last message of the user. Without a text, `error` has the reason; without an expected answer
+    there is no score.
     """
 
     question: str
@@ -28,7 +27,7 @@ class Answer:
 
 @frozen
 class Evaluation:
-    """The answers of one checkpoint, or, where `step` is None, of the final adapter; `name` is the question sheet's."""
+    """The answers at the checkpoint of `step`, or of the final adapter; `name` names the questions."""
 
     name: str
     step: int | None
@@ -36,19 +35,31 @@ class Evaluation:
 
     @property
     def score(self) -> float | None:
-        """The mean of the scores; None when there are none."""
+        """The mean score, or None without scores."""
         return _mean([answer.score for answer in self.answers])
 
     @property
     def base_score(self) -> float | None:
-        """The same of the base model."""
+        """The mean score of the base model, or None without scores."""
         return _mean([answer.base_score for answer in self.answers])
 
-    def __str__(self) -> str:
-        """The scores, and under them each question with both answers."""
+    @property
+    def summary(self) -> str:
+        """`"support, step 20: 0.8 (base 0.4)"`."""
         where = "final" if self.step is None else f"step {self.step}"
-        head = f"{self.name}, {where}: {_shown(self.score)} (base {_shown(self.base_score)})"
-        return "\n".join([head, *map(_lines, self.answers)])
+        return f"{self.name}, {where}: {_format_score(self.score)} (base {_format_score(self.base_score)})"
+
+    def __str__(self) -> str:
+        """The summary, then each question with its answers."""
+        lines = [self.summary]
+        for answer in self.answers:
+            lines.append(f"  {one_line(answer.question, 100)}")
+            if answer.expected is not None:
+                lines.append(f"    expected  {one_line(answer.expected, 100)}")
+            if answer.base_text is not None or answer.base_error is not None:
+                lines.append(f"    base      {_text_or_error(answer.base_text, answer.base_error)}")
+            lines.append(f"    tuned     {_text_or_error(answer.text, answer.error)}")
+        return "\n".join(lines)
 
 
 def _mean(scores: list[float | None]) -> float | None:
@@ -56,25 +67,9 @@ def _mean(scores: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _shown(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "no score" if score is None else f"{score:.3g}"
 
 
-def _lines(answer: Answer) -> str:
-    lines = [f"  {_short(answer.question)}"]
-    if answer.expected is not None:
-        lines.append(f"    expected  {_short(answer.expected)}")
-    if answer.base_text is not None or answer.base_error is not None:
-        lines.append(f"    base      {_answer_text(answer.base_text, answer.base_error)}")
-    lines.append(f"    tuned     {_answer_text(answer.text, answer.error)}")
-    return "\n".join(lines)
-
-
-def _answer_text(text: str | None, error: str | None) -> str:
-    return _short(text) if text is not None else f"({error})"
-
-
-def _short(text: str, width: int = 100) -> str:
-    """On one line, cut where it is long."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+def _text_or_error(text: str | None, error: str | None) -> str:
+    return one_line(text, 100) if text is not None else f"({error})"

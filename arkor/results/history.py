@@ -1,8 +1,7 @@
-"""Every number that a run logged, as columns; who fills them in is `trainer/dispatcher.py`."""
+"""The logs of a run as rows and as columns; `trainer/dispatcher.py` fills them in."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, overload
@@ -10,10 +9,11 @@ from typing import Any, NamedTuple, overload
 from arkor.charts.series import MAX_STEP, Curve
 from arkor.charts.svg import loss_image
 from arkor.errors import ArkorError
+from arkor.protocol.events import LOG_FIELDS, METRIC_FIELDS
 
 
 class Logged(NamedTuple):
-    """The numbers of one log; each is None where it was not said, a diverged loss is `float("nan")`."""
+    """The numbers of one log; None where they were not logged, `float("nan")` for a diverged loss."""
 
     step: int
     loss: float | None = None
@@ -23,22 +23,16 @@ class Logged(NamedTuple):
     samples_per_second: float | None = None
 
 
-COLUMNS = Logged._fields
-
-
 class History:
-    """The logs of a run in their order: `len()`, iteration and indexing give `Logged` rows, attributes whole columns.
+    """The logs of a run in order: `len()`, iteration and indexing give `Logged` rows, attributes whole columns.
 
-    It holds what this process has seen of the run: all of it, unless it was attached to with `since=`. A log takes 49
-    bytes; a column is made into a list each time that it is asked for.
+    It holds the logs that this process received: all of them, unless the run was attached to with `since=`.
     """
 
     def __init__(self) -> None:
-        self._steps = array("q")
-        self._numbers = tuple(array("d") for _ in COLUMNS[1:])
-        self._present = bytearray()  # a bit for each number of a log that is not None
+        self._rows: list[Logged] = []
 
-    def add(  # noqa: PLR0917 - the columns in their order; keywords would cost half as much again
+    def add(  # noqa: PLR0917 - the columns in order; keywords would be slower
         self,
         step: int,
         loss: float | None = None,
@@ -47,22 +41,14 @@ class History:
         epoch: float | None = None,
         samples_per_second: float | None = None,
     ) -> None:
-        """Take in a log; costs about half a microsecond."""
-        columns = self._numbers  # one by one, as a loop over them takes twice as long
-        columns[0].append(0.0 if loss is None else loss)
-        columns[1].append(0.0 if eval_loss is None else eval_loss)
-        columns[2].append(0.0 if learning_rate is None else learning_rate)
-        columns[3].append(0.0 if epoch is None else epoch)
-        columns[4].append(0.0 if samples_per_second is None else samples_per_second)
-        present = (loss is not None) | (eval_loss is not None) << 1 | (learning_rate is not None) << 2
-        self._present.append(present | (epoch is not None) << 3 | (samples_per_second is not None) << 4)
-        self._steps.append(step if step < MAX_STEP else MAX_STEP)
+        """Append a log; a step beyond the range of an int64 column is clipped."""
+        self._rows.append(Logged(min(step, MAX_STEP), loss, eval_loss, learning_rate, epoch, samples_per_second))
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Logged]:
-        return (self._row(index) for index in range(len(self)))
+        return iter(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> Logged: ...
@@ -71,63 +57,59 @@ class History:
     def __getitem__(self, index: slice) -> list[Logged]: ...
 
     def __getitem__(self, index: int | slice) -> Logged | list[Logged]:
-        if isinstance(index, slice):
-            return [self._row(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"the history has {len(self)} logs")
-        return self._row(index % len(self))
+        try:
+            return self._rows[index]
+        except IndexError:
+            raise IndexError(f"the history has {len(self)} logs") from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, History):
             return NotImplemented
-        mine, theirs = (self._steps, self._present, self._bits()), (other._steps, other._present, other._bits())
-        return mine == theirs
+        return list(map(repr, self._rows)) == list(map(repr, other._rows))  # in which a NaN equals itself
 
-    __hash__ = None  # type: ignore[assignment] # it grows
-
-    # The columns
+    __hash__ = None  # type: ignore[assignment] # it is mutable
 
     @property
     def step(self) -> list[int]:
-        """The step of each log; one that evaluates may have two."""
-        return self._steps.tolist()
+        """The step of each log; a step with an evaluation may have two."""
+        return [row.step for row in self._rows]
 
     @property
     def loss(self) -> list[float | None]:
-        """The training loss, in nats per token; None where a log has none, `nan` where it diverged."""
-        return self._column(0)
+        """The training loss, in nats per token; None where it was not logged, `nan` where it diverged."""
+        return [row.loss for row in self._rows]
 
     @property
     def eval_loss(self) -> list[float | None]:
-        """The loss on held-out rows, in nats per token; None but on steps that evaluate."""
-        return self._column(1)
+        """The loss on held-out rows, in nats per token; None except on steps with an evaluation."""
+        return [row.eval_loss for row in self._rows]
 
     @property
     def learning_rate(self) -> list[float | None]:
-        """The optimizer's step size at each log."""
-        return self._column(2)
+        """The step size of the optimizer."""
+        return [row.learning_rate for row in self._rows]
 
     @property
     def epoch(self) -> list[float | None]:
         """Passes over the data so far, with a fraction."""
-        return self._column(3)
+        return [row.epoch for row in self._rows]
 
     @property
     def samples_per_second(self) -> list[float | None]:
-        """Rows that were trained on in a second."""
-        return self._column(4)
-
-    # As something else
+        """Rows trained per second."""
+        return [row.samples_per_second for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, a column per number; what was not said is NaN. Raises `ArkorError` without pandas."""
+        """Return a `pandas.DataFrame` with a column per number; missing numbers are NaN.
+
+        Raises `ArkorError` without pandas.
+        """
         try:
             pandas = import_module("pandas")
         except ImportError:
-            raise ArkorError("to_pandas() needs pandas; install it: pip install pandas") from None
-        columns = {"step": self.step, **{name: getattr(self, name) for name in COLUMNS[1:]}}
-        frame = pandas.DataFrame(columns)
-        return frame.astype({"step": "int64", **dict.fromkeys(COLUMNS[1:], "float64")})
+            raise ArkorError("to_pandas() needs pandas", remedy="install it: pip install pandas") from None
+        frame = pandas.DataFrame(self._rows, columns=list(LOG_FIELDS))
+        return frame.astype({"step": "int64", **dict.fromkeys(METRIC_FIELDS, "float64")})
 
     def plot(self, axes: Any = None) -> Any:
         """Draw loss and eval loss into matplotlib's `axes` (default: new ones), and return them.
@@ -138,15 +120,13 @@ class History:
             try:
                 pyplot = import_module("matplotlib.pyplot")
             except ImportError:
-                problem = "plot() needs matplotlib; install it: pip install matplotlib"
-                raise ArkorError(f"{problem} (in a notebook, result.history draws itself without it)") from None
+                remedy = "install it: pip install matplotlib (in a notebook, result.history shows a chart without it)"
+                raise ArkorError("plot() needs matplotlib", remedy=remedy) from None
             _, axes = pyplot.subplots()
-        for column, name, mark in ((0, "loss", None), (1, "eval loss", "o")):
-            pairs = [
-                (step, value) for step, value in zip(self.step, self._column(column), strict=True) if value is not None
-            ]
+        for name, values, marker in (("loss", self.loss, None), ("eval loss", self.eval_loss, "o")):
+            pairs = [pair for pair in zip(self.step, values, strict=True) if pair[1] is not None]
             if pairs:
-                axes.plot(*zip(*pairs, strict=True), marker=mark, label=name)
+                axes.plot(*zip(*pairs, strict=True), marker=marker, label=name)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         if axes.get_legend_handles_labels()[0]:
@@ -154,34 +134,19 @@ class History:
         return axes
 
     def curves(self) -> tuple[Curve, Curve]:
-        """Loss and eval loss, in as many points as a picture has room for."""
+        """Return loss and eval loss, reduced to the number of points that a chart shows."""
         loss, eval_loss = Curve(), Curve()
-        for curve, column in ((loss, 0), (eval_loss, 1)):
-            bit, values = 1 << column, self._numbers[column]
-            for index, present in enumerate(self._present):
-                if present & bit:
-                    curve.add(self._steps[index], values[index])
+        for row in self._rows:
+            if row.loss is not None:
+                loss.add(row.step, row.loss)
+            if row.eval_loss is not None:
+                eval_loss.add(row.step, row.eval_loss)
         return loss, eval_loss
 
     def __repr__(self) -> str:
         if not self:
             return "History(no logs)"
-        first, last = self._steps[0], self._steps[-1]
-        return f"History({len(self)} logs, steps {first} to {last})"
+        return f"History({len(self)} logs, steps {self._rows[0].step} to {self._rows[-1].step})"
 
     def _repr_html_(self) -> str:
         return loss_image(*self.curves()) if self else "no logs"
-
-    def _row(self, index: int) -> Logged:
-        present = self._present[index]
-        numbers = (column[index] if present >> bit & 1 else None for bit, column in enumerate(self._numbers))
-        return Logged(self._steps[index], *numbers)
-
-    def _column(self, number: int) -> list[float | None]:
-        bit = 1 << number
-        pairs = zip(self._numbers[number], self._present, strict=True)
-        return [value if present & bit else None for value, present in pairs]
-
-    def _bits(self) -> list[bytes]:
-        """To the bit, so that a NaN is equal to itself."""
-        return [column.tobytes() for column in self._numbers]

@@ -1,4 +1,4 @@
-"""What `wait()` returns: the job, its artifacts, and what callbacks measured on the way."""
+"""What `wait()` returns: the job, its artifacts, and what callbacks measured."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from arkor.results.html_cards import result_card
 
 @frozen(repr=False)
 class TrainingResult:
-    """How a run ended: the job as the backend knows it and what the run left behind.
+    """The final state of a run and its artifacts.
 
-    `best` is what `EarlyStopping` found to be the best checkpoint, `evaluations` what `Evaluate` was answered,
-    `history` every number that was logged while this process watched, `estimate` how good that of `check()` was.
+    `best` is set by `EarlyStopping`, `evaluations` by `Evaluate`. `history` has the logs that this process received,
+    `estimate` compares the estimate of an earlier `check()` with the run.
     """
 
     job: TrainingJob
@@ -48,7 +48,7 @@ class TrainingResult:
         return result_card(self)
 
     def raise_for_status(self) -> TrainingResult:
-        """Itself when the run completed; raises `TrainingFailed` with the reason when it failed or was cancelled."""
+        """Return itself if the run completed; raise `TrainingFailed` with the reason if not."""
         if self.job.status != JobStatus.COMPLETED:
             reason = f": {self.job.error}" if self.job.error else ""
             verb = "was cancelled" if self.job.status == JobStatus.CANCELLED else self.job.status

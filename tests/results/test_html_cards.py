@@ -70,7 +70,7 @@ def test_a_result_says_how_it_ended() -> None:
         "history=History(1 logs, steps 60 to 60))"
     )
     texts = Page(result._repr_html_()).texts
-    assert {"0.2500", "step 40, eval_loss 0.3000", "final, dict", "1 logs; result.history draws them"} <= set(texts)
+    assert {"0.2500", "step 40, eval_loss 0.3000", "final, dict", "1 logs; result.history shows them"} <= set(texts)
 
 
 def test_of_a_file_that_was_uploaded_the_name_is_shown() -> None:

@@ -164,10 +164,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     import transformers  # noqa: PLC0415 - as above
 
     quiet_libraries()
-    packed = transformers.GgufConfig(gguf_file=gguf.name, dequantize=True)
+    # transformers keeps quantized blocks unless told otherwise; versions without the class always dequantize
+    has_choice = hasattr(transformers, "GgufConfig")
+    dense = {"quantization_config": transformers.GgufConfig(gguf_file=gguf.name, dequantize=True)} if has_choice else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=packed, dtype=torch.bfloat16
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **dense
     )
     model.hf_quantizer = None  # else save_pretrained refuses the model as quantized
     if hasattr(model.config, "quantization_config"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,7 @@ class Batch:
         self._next: list[int] = []
         self._cache, self._mergeable = _new_cache(weights.model)
         self._accepted_inputs = inspect.signature(weights.model.forward).parameters
-        # "past_key_values" before transformers 5.24
-        self._cache_argument = "cache" if "cache" in self._accepted_inputs else "past_key_values"
+        self._cache_argument = _cache_argument(self._accepted_inputs)
 
     @property
     def is_prefilling(self) -> bool:
@@ -149,6 +148,19 @@ class Batch:
         if not any(matchers):
             return logits
         return logits.masked_fill(~allowed_tokens(matchers, logits.shape[-1]).to(logits.device), -torch.inf)
+
+
+def _cache_argument(accepted: Container[str]) -> str:
+    """Return the name of the cache in a model's `forward`: "past_key_values" before transformers 5.24.
+
+    Raise `GenerationError` for a model with neither: its `**kwargs` would accept the cache and ignore it, as Mamba's do
+    in transformers 5.0, so that each token would be computed without the ones before it.
+    """
+    for name in ("cache", "past_key_values"):
+        if name in accepted:
+            return name
+    problem = "The installed version of transformers cannot generate with this model's architecture."
+    raise GenerationError(400, "unsupported_model", problem, remedy="Run: pip install 'transformers>=5.24'")
 
 
 def _new_cache(model: Any) -> tuple[Any, bool]:

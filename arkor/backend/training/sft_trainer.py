@@ -97,6 +97,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._rows = 0
         self._began = 0.0
         self.last_losses: dict[str, float] = {}
+        self._carried_loss = self._unlogged_loss = torch.zeros((), device=self.args.device)
         forward = self.model.get_base_model().forward
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
 
@@ -137,6 +138,9 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             loss = self.token_losses(micro_batch).sum() / count
             self.accelerator.backward(loss)
             total += loss.detach()
+        total += self._carried_loss  # transformers sums the losses of unlogged steps from zero after a resume
+        self._carried_loss = torch.zeros_like(total)
+        self._unlogged_loss = self._unlogged_loss + total
         return total
 
     def token_losses(self, micro_batch: MicroBatch) -> Tensor:
@@ -211,6 +215,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             samples_per_second=speed,
         )
         self.last_losses["loss"] = logs["loss"]
+        self._unlogged_loss = torch.zeros_like(self._unlogged_loss)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finish_step(self) -> None:
@@ -268,7 +273,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
             "flat": self.data_collator.flat,
             "threads": torch.get_num_threads(),
             "last": self.last_losses,
-            "unlogged": (self._globalstep_last_logged, self._tr_loss),
+            "unlogged": (self._globalstep_last_logged, self._unlogged_loss),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
             "random": random_states(),
@@ -301,5 +306,5 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         """Restore random states and the loss since the last log, before the first step."""
         if checkpoint is not None:
             self._globalstep_last_logged, unlogged = self._restored["unlogged"]
-            self._tr_loss = unlogged.to(self.args.device)
+            self._carried_loss = unlogged.to(self.args.device)
             restore_random(self._restored["random"])

@@ -176,7 +176,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "messages empty": ({"messages": []}, "messages: is an empty list"),
     "messages null": ({"messages": None}, "messages: is missing"),
     "row not object": ([1, 2], "a row must be an object"),
-    "half a character": (chat(USER, {"role": "assistant", "content": "\ud83d"}), "half a character (\\ud83d)"),
+    "half a character": (
+        chat(USER, {"role": "assistant", "content": "\ud83d"}),
+        "contains an unpaired surrogate (\\ud83d)",
+    ),
 }
 
 
