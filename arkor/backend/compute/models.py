@@ -164,7 +164,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import transformers  # noqa: PLC0415 - as above
 
     quiet_libraries()
-    # transformers keeps quantized blocks unless told otherwise; versions without the class always dequantize
+    # transformers keeps quantized blocks unless told otherwise; versions without the class always
+    # dequantize
     has_choice = hasattr(transformers, "GgufConfig")
     dense = {"quantization_config": transformers.GgufConfig(gguf_file=gguf.name, dequantize=True)} if has_choice else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
