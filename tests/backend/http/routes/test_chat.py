@@ -475,5 +475,5 @@ def test_base_checkpoint_and_final_of_a_real_model(tmp_path: Path, monkeypatch: 
         assert len(set(output[:3])) == 3
         long = {"messages": [{"role": "user", "content": "x" * 200}], "baseModel": base}
         assert "takes 128" in refused(chat(caller, long), 400)
-        assert "no folder" in refused(chat(caller, {"messages": QUESTION, "baseModel": "/nowhere"}), 400)
+        assert "does not exist" in refused(chat(caller, {"messages": QUESTION, "baseModel": "/nowhere"}), 400)
         backend.process.kill()
