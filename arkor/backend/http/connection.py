@@ -88,7 +88,7 @@ class HttpConnection(H11Protocol):
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
             self._reject(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
         else:
-            self._reject(400, f"The request is not valid HTTP: {error}.".replace("..", "."), "invalid_http")
+            self._reject(400, f"The request is not valid HTTP ({error}).", "invalid_http")
 
     def _start_timer(self) -> None:
         if self._timer is None:

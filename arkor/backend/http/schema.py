@@ -6,7 +6,8 @@ field's `metadata`: either under `"schema"` or as the attribute `schema` of its 
 
 `check` understands `enum`, strings, integers, booleans and objects. Of an attrs class it checks the
 field names, and of everything else nothing: the code that decodes those checks the values. Patterns
-are anchored at both ends. The `description` of a schema completes the sentence "must be …".
+are anchored at both ends, lengths are without surrounding white space. The `description` of a
+schema completes the sentence "must be …".
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def _matches(schema: Mapping[str, Any], value: Any) -> bool:
     if value is None:
         return "null" in kinds
     if isinstance(value, str) and "string" in kinds:
-        in_bounds = schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+        length = len(value.strip())
+        in_bounds = schema.get("minLength", 0) <= length <= schema.get("maxLength", length)
         return in_bounds and re.fullmatch(schema.get("pattern", r"(?s:.*)"), value) is not None
     if type(value) is int and "integer" in kinds:
         return schema.get("minimum", value) <= value <= schema.get("maximum", value)
