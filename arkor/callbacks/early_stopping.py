@@ -71,6 +71,7 @@ class EarlyStopping:
         return self._best_checkpoint(self._checkpoints.best(self.on))
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Reset the state for this run."""
         self._begin(ctx.job.id)
         config = ctx.job.config
         if self.on == "eval_loss" and config.eval_steps is None and config.dataset_split is None:
@@ -87,6 +88,7 @@ class EarlyStopping:
             self._request_stop(ctx)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
+        """Record the checkpoint as a candidate for the best one."""
         self._begin_if_new(ctx.job.id)
         self._checkpoints.checkpoint(ctx.step)
 

@@ -99,9 +99,11 @@ class Evaluate:
         return tuple(self._evaluations)
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Discard earlier evaluations of this run."""
         self._begin(ctx.job.id)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
+        """Evaluate each checkpoint that `every` selects."""
         self._begin_if_new(ctx.job)
         self._seen += 1
         if self._seen % self._every == 0:

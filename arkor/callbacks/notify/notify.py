@@ -61,16 +61,19 @@ class Notify:
         return f"Notify(<{self.kind}>, on={self.on!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Send the event if `on` contains it."""
         self._job_id = None  # forget the numbers of an earlier `wait()` for the same run
         self._track(ctx.job)
         self._send("started", ctx.job)
 
     def on_log(self, ctx: TrainingLogContext) -> None:
+        """Record step and loss for later messages."""
         self._track(ctx.job, ctx.step)
         if ctx.loss is not None:
             self._loss = ctx.loss
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
+        """Send the event if `on` contains it."""
         self._track(ctx.job, ctx.step)
         self._send("checkpoint", ctx.job)
 

@@ -44,9 +44,11 @@ class Report:
         return f"Report({self.to!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Open the report, and replace earlier entries of this run."""
         self._open(ctx.job, restart=True)
 
     def on_log(self, ctx: TrainingLogContext) -> None:
+        """Write the metrics of this log entry."""
         if ctx.job.id != self._job_id:
             self._open(ctx.job, restart=False)
         metrics = {name: getattr(ctx, name) for name in METRIC_FIELDS}
