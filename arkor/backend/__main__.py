@@ -34,10 +34,10 @@ try:
     from arkor.backend.http.app import create_app
     from arkor.backend.http.connection import HEAD_LIMIT, HttpConnection, raise_open_file_limit
     from arkor.backend.http.middleware import ConcurrencyMiddleware
-    from arkor.backend.http.peer import is_loopback
     from arkor.backend.store.rebuild import quarantine, register_orphans
     from arkor.backend.store.schema import StoreError
     from arkor.backend.store.store import Store, new_token
+    from arkor.protocol.validation import is_loopback
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
         raise
@@ -158,7 +158,7 @@ def serve(home: Path, engine: str, options: ServeOptions) -> None:
 
         def on_shutdown() -> None:
             address_file(home).unlink(missing_ok=True)
-            app.state.log_notifier.close()
+            app.state.arkor.log_notifier.close()
 
         url = announce(home, listener, token)
         if options.greet:

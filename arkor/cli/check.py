@@ -13,9 +13,9 @@ from arkor.cli.errors import EXIT_FAILED, EXIT_OK
 from arkor.cli.output import say, say_json
 from arkor.cli.project import project_code
 from arkor.formatting import replace_unencodable
-from arkor.project import find_entry, inspect_entry
 from arkor.protocol.codec import to_wire
 from arkor.results import check_report
+from arkor.trainer.project import find_entry, inspect_entry
 
 _COLOURS = {"problem": "red", "good": "green"}
 

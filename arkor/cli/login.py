@@ -14,6 +14,7 @@ from attrs import evolve
 from arkor.cli.errors import EXIT_FAILED, bad_parameter
 from arkor.cli.output import as_json_option, is_interactive, say, say_json
 from arkor.cli.whoami import describe_sign_in, display_name, fetch_identity, report
+from arkor.client.auth.bootstrap import ensure_registered
 from arkor.client.auth.browser_login import sign_in, sign_in_config
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
@@ -22,14 +23,13 @@ from arkor.client.auth.credentials import (
     credentials_lock,
     credentials_path,
     default_cloud_api_url,
-    ensure_registered,
     read_credentials,
     remove_credentials,
     url_of,
     write_credentials,
 )
-from arkor.client.http.client import checked_token
-from arkor.client.http.urls import checked_url, is_loopback
+from arkor.client.http.auth import checked_token
+from arkor.client.http.urls import checked_url, is_loopback_url
 from arkor.errors import ArkorError, CloudApiError, CredentialsError, InvalidConfig
 from arkor.formatting import one_line
 from arkor.settings import cloud_api_url_from_env
@@ -126,7 +126,7 @@ def _sign_in_with_token(target: str, before: Credentials | None, token: str) -> 
         if error.status not in (401, 403):
             raise
         raise CredentialsError(f"{target} rejects this token: {error}; nothing has changed") from error
-    if target.startswith("http:") and not is_loopback(target):
+    if target.startswith("http:") and not is_loopback_url(target):
         say(f"The connection to {target} is not encrypted; the token can be intercepted.", err=True)
     _confirm_replacement(before)
     return _save_sign_in(credentials)

@@ -24,10 +24,10 @@ from arkor.cli.errors import (
 )
 from arkor.cli.output import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
-from arkor.project import find_entry, load_entry
 from arkor.protocol.jobs import Artifact, JobStatus
 from arkor.results.training_result import TrainingResult
 from arkor.settings import arkor_home
+from arkor.trainer.project import find_entry, load_entry
 from arkor.trainer.trainer import Trainer
 
 T = TypeVar("T")

@@ -8,19 +8,18 @@ import click
 
 from arkor.cli.output import say, say_json
 from arkor.client.api import CloudApiClient
+from arkor.client.auth.bootstrap import credentials_from_env, stored_credentials
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
-    credentials_from_env,
     credentials_path,
     is_incidental,
     read_credentials,
-    stored_credentials,
     url_of,
 )
 from arkor.client.auth.oauth import auth_for
 from arkor.client.connect import choose_backend
-from arkor.client.http.client import Auth
+from arkor.client.http.auth import Auth
 from arkor.client.local_backend import fetch_health, read_backend_info
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.formatting import one_line
@@ -78,7 +77,7 @@ def _remote_identity(url: str, why: str) -> dict[str, Any]:
     found = stored_credentials(url)
     if found is None:
         return report(None, None, url=url, why=why)
-    client = CloudApiClient(url, found, access=auth_for(url, found, from_file=True, why=why))
+    client = CloudApiClient(url, found, access=auth_for(url, found, from_file=True, source=why))
     try:
         me = client.me()
     except CloudApiError as error:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from arkor.errors import ArkorError
-from arkor.project import find_entry, inspect_entry
 from arkor.protocol.codec import to_wire
 from arkor.protocol.datasets import FileDataset
+from arkor.trainer.project import find_entry, inspect_entry
 from arkor.trainer.trainer import Trainer
 
 _MAX_MESSAGE_LENGTH = 2000

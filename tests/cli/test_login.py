@@ -131,7 +131,7 @@ def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: 
     assert isinstance(found, OAuthCredentials)
     assert (found.access_token, found.arkor_cloud_api_url) == (auth.tokens[0].access_token, server.url)
     assert credentials_path().stat().st_mode & 0o777 == 0o600
-    assert "You may close this page" in page.read_text()
+    assert "You can close this page" in page.read_text()
 
 
 def test_from_then_on_it_is_used(auth: AuthorizationServer, server: HttpServer, page: Path, run: Run) -> None:
@@ -177,7 +177,7 @@ def test_a_person_who_says_no(auth: AuthorizationServer, server: HttpServer, pag
     done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
     assert "you are not signed in: access was denied" in unshown(done, auth)
-    assert "This did not work: access was denied" in page.read_text()
+    assert "Login failed: access was denied" in page.read_text()
     assert read_credentials() == SAFE
 
 
@@ -186,7 +186,7 @@ def test_all_ports_taken(auth: AuthorizationServer, cloud: Cloud, server: HttpSe
     with closing(socket.create_server(("127.0.0.1", cloud.ports[0]))):
         done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
-    assert f"ports {cloud.ports[0]} of this machine, and all of them are taken" in unshown(done, auth)
+    assert f"ports {cloud.ports[0]} of this machine, but all of them are in use" in unshown(done, auth)
 
 
 def test_a_token_that_the_backend_refuses_is_not_kept(
@@ -434,7 +434,7 @@ def test_a_sign_in_for_another_backend(server: HttpServer, run: Run, monkeypatch
     write_credentials(SAFE)
     done = run("whoami")
     assert done.returncode == 2
-    assert f"you are signed in to {SAFE.arkor_cloud_api_url}, but {server.url} was asked for" in done.stderr
+    assert f"you are signed in to {SAFE.arkor_cloud_api_url}, not to {server.url}" in done.stderr
     assert server.requests == []
 
 

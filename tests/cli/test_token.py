@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import ensure_credentials
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     TokenCredentials,
     credentials_path,
-    ensure_credentials,
     read_credentials,
     write_credentials,
 )
@@ -136,7 +136,7 @@ def test_the_environment_of_ci(service: HttpServer, run: Run, monkeypatch: pytes
 def test_the_token_of_the_environment_goes_nowhere_else(service: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "https://api.example")
-    with pytest.raises(CredentialsError, match="takes nobody without a token"):
+    with pytest.raises(CredentialsError, match="requires a token"):
         ensure_credentials(service.url)
     monkeypatch.delenv("ARKOR_CLOUD_API_URL")
     with pytest.raises(CredentialsError, match=r"arkor login --token --url http://127\.0\.0\.1"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
 import attrs
 import pytest
 
-from arkor import Trainer
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import dumps, from_wire, to_wire
 from arkor.protocol.jobs import LORA_SETTINGS, JobConfig, LoraConfig, TrainingJob
@@ -22,14 +20,6 @@ def test_a_setting_has_a_validator_and_a_description() -> None:
     others = {"model", "dataset_source", "extra"}
     assert SETTINGS.keys() | others == attrs.fields_dict(JobConfig).keys()
     assert all(metadata["doc"] and metadata["check"].schema for metadata in SETTINGS.values())
-
-
-def test_the_trainer_describes_its_keywords_like_the_configuration() -> None:
-    doc = " ".join((inspect.getdoc(Trainer) or "").split())
-    keywords = inspect.signature(Trainer).parameters
-    for name in SETTINGS.keys() - LORA_SETTINGS.values():
-        assert name in keywords
-        assert f"`{name}`: {SETTINGS[name]['doc']}" in doc
 
 
 def test_the_adapter_has_the_rules_of_its_settings() -> None:

@@ -20,19 +20,20 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from requests.utils import get_environ_proxies, select_proxy
 
+from arkor.client.auth.bootstrap import credentials_from_env
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     OAuthCredentials,
     TokenCredentials,
-    credentials_from_env,
     credentials_path,
     read_credentials,
     url_of,
 )
 from arkor.client.connect import choose_backend
-from arkor.client.http.client import Auth, HttpClient
-from arkor.client.http.urls import is_loopback
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
+from arkor.client.http.urls import is_loopback_url
 from arkor.client.local_backend import REQUIRED_PACKAGES
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.formatting import format_bytes
@@ -213,7 +214,7 @@ def check_network(url: str | None) -> Iterator[Diagnostic]:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         if (path := os.environ.get(name)) and not Path(path).exists():
             yield problem("network", f"{name} is {path}, which does not exist", f"unset {name}, or correct it")
-    if url is None or is_loopback(url):
+    if url is None or is_loopback_url(url):
         return
     if proxy := select_proxy(url, get_environ_proxies(url, no_proxy=None)):
         host = urlsplit(url).hostname or ""
