@@ -71,8 +71,10 @@ def modified(home: Path) -> dict[Path, int]:
 
 def test_one_at_work(run: Run, backend: Backend, finished_run: str) -> None:
     before: dict[Path, int] = {}
-    while before != (before := modified(backend.home)):  # until the worker and the supervisor are idle
+    now = modified(backend.home)
+    while before != now:  # the worker and the supervisor are still writing
         time.sleep(1)
+        before, now = now, modified(backend.home)
     done = run("doctor")
     assert done.returncode == 0, done.stdout
     assert f"process {backend.process.pid} responds at {backend.url} (arkor {VERSION}, 0 active runs)" in done.stdout
