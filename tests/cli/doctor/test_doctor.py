@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from arkor.cli.doctor import local_backend
@@ -66,21 +65,22 @@ def test_one_that_is_well_and_new(run_anew: Run) -> None:
     assert not arkor_home().exists()
 
 
+def modified(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+
+
 def test_one_at_work(run: Run, backend: Backend, finished_run: str) -> None:
-    while [
-        child
-        for child in psutil.Process(backend.process.pid).children()
-        if "arkor.backend.workers.worker" in child.cmdline()
-    ]:
-        time.sleep(0.05)  # the worker writes to its folder until it ends
-    before = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
+    before: dict[Path, int] = {}
+    now = modified(backend.home)
+    while before != now:  # the worker and the supervisor are still writing
+        time.sleep(1)
+        before, now = now, modified(backend.home)
     done = run("doctor")
     assert done.returncode == 0, done.stdout
     assert f"process {backend.process.pid} responds at {backend.url} (arkor {VERSION}, 0 active runs)" in done.stdout
     assert "intact, with 1 run\n" in done.stdout
     assert backend.token not in done.stdout
-    after = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
-    assert after == before
+    assert modified(backend.home) == before
 
 
 def test_packages_that_are_not_there(run_anew: Run, fast_imports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
