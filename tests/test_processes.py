@@ -97,7 +97,7 @@ trainer = Trainer.attach("j", base_url={server.url!r}, credentials=identity, pro
                 manager.interrupt_kernel()
 
             reply = run_cell(client, "print('waiting', flush=True)\ntrainer.wait()", interrupt)
-            assert time.monotonic() - began[0] < 20
+            assert time.monotonic() - began[0] < 60  # it does not hang
             assert reply["ename"] == "KeyboardInterrupt"
             assert "step 1" in reply["text"]
             left = run_cell(client, "print([t.name for t in threading.enumerate() if t.name.startswith('arkor')])")

@@ -28,7 +28,7 @@ from arkor.backend.runs.paths import (
     run_ids,
     runs_folder,
 )
-from arkor.backend.store.rebuild import InvalidRunFolder, read_manifest
+from arkor.backend.store.run_registry import InvalidRunFolder, read_manifest
 from arkor.backend.store.schema import SCHEMA_VERSION, recovery_advice
 from arkor.files import is_locked
 from arkor.formatting import format_bytes
@@ -116,7 +116,7 @@ def _invalid_reason(folder: RunFolder) -> str | None:
         read_manifest(folder)
         read_status(folder.events)
     except InvalidRunFolder as error:
-        return str(error)
+        return error.problem
     except (LogCorrupted, OSError) as error:
         return f"{folder.events} is damaged ({error})"
     return None

@@ -1,4 +1,4 @@
-"""Pack the folder of a run into a zip; `backend/store/import_run.py` unpacks it.
+"""Pack the folder of a run into a zip; `backend/store/run_registry.py` unpacks it.
 
 Only the listed files and folders are packed, not the token of the data set, the worker's process id
 or partial files.

@@ -107,7 +107,7 @@ def test_folders_and_rows(home: Path) -> None:
     assert told(home)[1:] == [("ok", "1 folder; 1 not in the database yet; the backend adds them when it starts")]
     run_folder(home, JOB["id"]).job.write_text("{")
     (level, sentence), last = told(home)[1:]
-    assert (level, "job.json does not say what the run is" in sentence) == ("warning", True)
+    assert (level, sentence.endswith("job.json does not describe a run")) == ("warning", True)
     assert last == ("ok", "1 folder")
 
 

@@ -157,7 +157,9 @@ def seconds_to_next_step(folder: RunFolder) -> float:
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.05)  # wait for writes in progress
     after = last_id(folder.events)
-    seen = until(lambda: any(kind == "training.log" for _, kind, _ in read_events(folder.events, after)))
+    seen = until(
+        lambda: any(line.startswith(b'{"type":"training.log"') for _, line in read_events(folder.events, after))
+    )
     time.sleep(0.5)  # some more steps before the next kill
     return seen - killed
 

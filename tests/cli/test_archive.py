@@ -138,7 +138,7 @@ def test_what_is_no_run(kind: str, run: Run, finished: str, project: Path) -> No
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     says = {"nothing": "does not exist", "a folder": "is not the folder of a run"}
-    assert says.get(kind, "This is not a whole zip") in refused.stderr
+    assert says.get(kind, "This is not a complete zip") in refused.stderr
 
 
 def test_a_disk_without_a_place_for_the_zip(run: Run, finished: str) -> None:

@@ -26,7 +26,8 @@ PRELOADED = [
     "arkor.backend.http.app",
     "arkor.backend.http.connection",
     "arkor.backend.http.middleware",
-    "arkor.backend.store.rebuild",
+    "arkor.backend.http.server",
+    "arkor.backend.store.run_registry",
     "uvicorn.lifespan.on",
     "uvicorn.loops.asyncio",
 ]

@@ -28,7 +28,7 @@ from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import InferenceService
 from arkor.backend.preflight.service import CheckService, remove_stale_checks
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
+from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.paths import database_file, notifier_file
@@ -150,7 +150,7 @@ def _database_error(request: Request, error: Any) -> Response:
         problem, remedy = f"{path} is in use by another program.", "Close that and try again."
         return ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON).response()
     if is_corrupted(error):
-        remedy = f"Stop the backend. {recovery_advice(path)}"
+        remedy = f"Stop the backend, then {recovery_advice(path)}"
         return ApiError(500, f"{path} is damaged: {error.orig}.", "damaged", remedy=remedy).response()
     raise error
 

@@ -27,7 +27,7 @@ from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
 from arkor.backend.runs.sse import cursor_frame, parse_cursor
-from arkor.backend.store.rebuild import manifest
+from arkor.backend.store.run_registry import manifest
 from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, new_id
 from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig

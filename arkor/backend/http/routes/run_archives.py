@@ -18,8 +18,7 @@ from arkor.backend.http.routes.jobs import JOB, job_json
 from arkor.backend.http.schema import FILE
 from arkor.backend.http.state import app_state
 from arkor.backend.runs.paths import NEW_SUFFIX, run_folder, runs_folder
-from arkor.backend.store.import_run import JobIdConflict, Owner, import_archive
-from arkor.backend.store.rebuild import InvalidRunFolder
+from arkor.backend.store.run_registry import InvalidRunFolder, JobIdConflict, import_archive
 from arkor.errors import InvalidConfig
 from arkor.protocol.run_archive import archived_files, pack
 
@@ -45,8 +44,9 @@ async def import_job(request: Request) -> Response:
     try:
         unpacked.mkdir()
         await save_body(request, archive, IMPORT_LIMIT)
-        owner = Owner(scope.org, scope.project)
-        job, new = await run_in_threadpool(import_archive, state.home, state.store, archive, unpacked, owner)
+        job, new = await run_in_threadpool(
+            import_archive, state.home, state.store, archive, scratch=unpacked, project=scope.project, org=scope.org
+        )
     except InvalidRunFolder as error:
         raise ApiError(400, str(error), "no_run") from None
     except JobIdConflict as error:

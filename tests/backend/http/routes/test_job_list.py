@@ -12,7 +12,7 @@ from attrs import evolve
 
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare
-from arkor.backend.store.rebuild import manifest
+from arkor.backend.store.run_registry import manifest
 from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
 from arkor.protocol.events import TrainingCompleted, TrainingStarted
 from arkor.protocol.jobs import JobStatus

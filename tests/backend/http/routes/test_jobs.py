@@ -182,8 +182,8 @@ def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller,
     assert (kept["learningRat"], kept["whatIsThis"]) == (0.1, {"deep": [1, None]})
     incompatibilities = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
     assert incompatibilities == [
-        "config.learningRat is no field that this backend knows. Did you mean learningRate?",
-        "config.whatIsThis is no field that this backend knows. It changes nothing here.",
+        "config.learningRat is not a field that this backend knows. Did you mean learningRate?",
+        "config.whatIsThis is not a field that this backend knows. It is ignored.",
     ]
 
 
@@ -192,8 +192,8 @@ def test_a_field_of_the_data_source_that_nobody_knows_is_kept_and_warned_of(call
     job = caller.submit(datasetSource=source)
     assert caller.call("GET", f"/v1/jobs/{job}").json()["job"]["config"]["datasetSource"] == source
     assert [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"] == [
-        "config.datasetSource.revision is no field that this backend knows. It changes nothing here.",
-        "config.datasetSource.slit is no field that this backend knows. Did you mean split?",
+        "config.datasetSource.revision is not a field that this backend knows. It is ignored.",
+        "config.datasetSource.slit is not a field that this backend knows. Did you mean split?",
     ]
 
 

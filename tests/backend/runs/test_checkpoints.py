@@ -14,8 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
-from arkor.backend.runs.checkpoints import prune, remove_expired
+from arkor.backend.runs.checkpoints import CheckpointPins, prune, remove_expired
 from arkor.backend.runs.paths import RunFolder, prepare, run_folder
 from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from arkor.protocol.deployments import Deployment
