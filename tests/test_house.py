@@ -15,8 +15,8 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: Packages and modules from the lowest layer to the highest; each imports only from lower layers and from itself.
 LAYERS = (
-    "errors < settings formatting files transport retry < protocol < charts < results < client < callbacks < display < trainer"
-    " < project __init__ < studio < cli < __main__"
+    "errors < settings formatting files transport retry < protocol < charts < results < client < callbacks"
+    " < display < trainer < project __init__ < studio < cli < __main__"
 ).split(" < ")
 BACKEND_LAYERS = (
     "engine < runs < store < data < compute < training < inference < workers < preflight < http"
