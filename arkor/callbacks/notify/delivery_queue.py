@@ -16,9 +16,9 @@ from tenacity import stop_after_attempt
 
 from arkor.client.http.errors import retry_after
 from arkor.errors import is_transient
-from arkor.retry import retrying
+from arkor.protocol.retry import retrying
+from arkor.protocol.transport import HeaderAuth
 from arkor.settings import VERSION
-from arkor.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 

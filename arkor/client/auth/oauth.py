@@ -33,8 +33,8 @@ from arkor.client.http.errors import unavailable_error
 from arkor.client.http.session import Session
 from arkor.client.http.urls import checked_url, is_loopback_url
 from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig, is_transient
+from arkor.protocol.transport import HeaderAuth
 from arkor.settings import VERSION
-from arkor.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 

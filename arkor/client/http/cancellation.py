@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from arkor.transport import GuardedAdapter
+from arkor.protocol.transport import GuardedAdapter
 
 _thread_scope = threading.local()
 

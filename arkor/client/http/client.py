@@ -27,8 +27,8 @@ from arkor.client.http.versions import report_deprecation
 from arkor.errors import CloudApiError, InvalidConfig, is_transient
 from arkor.files import atomic_writer
 from arkor.protocol.codec import dumps
-from arkor.retry import error_of, retrying
-from arkor.transport import HeaderAuth
+from arkor.protocol.retry import error_of, retrying
+from arkor.protocol.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 

@@ -22,7 +22,7 @@ from arkor.client.streaming.backoff import MIN_RETRY_AFTER, ReconnectPolicy
 from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
 from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
 from arkor.protocol.events import Event
-from arkor.retry import retrying
+from arkor.protocol.retry import retrying
 
 logger = logging.getLogger("arkor")
 
