@@ -103,7 +103,7 @@ trainer = Trainer.attach("j", base_url={server.url!r}, credentials=identity, pro
             left = run_cell(client, "print([t.name for t in threading.enumerate() if t.name.startswith('arkor')])")
             assert left["text"] == "[]\n"
             again = run_cell(client, "try:\n    trainer.wait(timeout=0.2)\nexcept TimeoutError as e:\n    print(e)")
-            assert again["text"] == "wait() reached its timeout; the run itself goes on\n"
+            assert again["text"] == "wait() reached its timeout; the run itself continues\n"
         finally:
             held.set()
             client.stop_channels()

@@ -303,13 +303,13 @@ def _range(seconds: list[float]) -> str:
 #: Row name → measurement.
 MEASURES: list[tuple[list[str], Callable[[Path, Options], Iterator[str]]]] = [
     (["events lost", "events doubled"], over_kills),
-    (["loss after resuming, beside an undisturbed run", "final adapter after resuming"], resumed_exactly),
+    (["loss after resuming, compared with an undisturbed run", "final adapter after resuming"], resumed_exactly),
     (["worker killed → next logged step, tiny model"], next_steps),
-    (["server killed → next callback of a watcher", "of it, from when the next server listens"], next_callbacks),
+    (["server killed → next callback of a watcher", "part of it after the next server listens"], next_callbacks),
     ([f"attach to a log of {events:,} events, from now · from the last id" for events in LENGTHS], attaching),
-    (["one logged event, a server listening", "one logged event, no server"], logging_events),
+    (["one logged event, with a server", "one logged event, without a server"], logging_events),
     (["checkpoint, tiny model", "checkpoint, starter model, rank 16"], checkpointing),
-    (["a step as a run, beside the bare engine, tiny model"], beside_the_bare_engine),
+    (["a step of a run, compared with the engine alone, tiny model"], beside_the_bare_engine),
 ]
 
 

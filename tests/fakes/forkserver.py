@@ -53,6 +53,12 @@ class ForkedProcess:
         self._process.start()
         self.pid: int = self._process.pid
 
+    def __enter__(self) -> ForkedProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
     @property
     def returncode(self) -> int | None:
         return self.poll()

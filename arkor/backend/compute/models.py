@@ -164,7 +164,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import transformers  # noqa: PLC0415 - as above
 
     quiet_libraries()
-    # transformers keeps quantized blocks unless told otherwise; versions without the class always dequantize
+    # transformers keeps the blocks quantized by default; versions without the class dequantize them
     has_choice = hasattr(transformers, "GgufConfig")
     dense = {"quantization_config": transformers.GgufConfig(gguf_file=gguf.name, dequantize=True)} if has_choice else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

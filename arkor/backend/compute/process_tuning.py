@@ -44,9 +44,8 @@ MIN_QUIET_SECONDS, MAX_QUIET_SECONDS = 0.4, 5.0
 def prepare_to_compute() -> None:
     """Make training steps fast and their memory use constant."""
     keep_freed_memory()
-    # OpenMP threads sleep while they wait for each other. On a busy machine, a spinning thread
-    # keeps the one that it waits for from running: a step of the starter model took ten times as
-    # long.
+    # OpenMP threads sleep while they wait for each other. On a busy machine, spinning threads keep
+    # the others from running: a step of the starter model took ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     limit_onednn_cache()
 

@@ -71,7 +71,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 class Hyperparameters:
     """The complete hyperparameters of a run, named like the fields of `JobConfig`.
 
-    All `*_steps` are whole steps. Without evaluation rows, `eval_steps` is None.
+    All `*_steps` are whole steps. `eval_steps`: None without evaluation rows.
     `schedule_settings` are additional arguments of the learning-rate schedule.
     """
 

@@ -76,7 +76,7 @@ def serve(
 
         def on_shutdown() -> None:
             address_file(home).unlink(missing_ok=True)
-            app.state.log_notifier.close()
+            app.state.arkor.log_notifier.close()
 
         url = announce(home, listener, owner_token)
         if greet:

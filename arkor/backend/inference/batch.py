@@ -151,10 +151,12 @@ class Batch:
 
 
 def _cache_argument(accepted: Container[str]) -> str:
-    """Return the name of the cache in a model's `forward`: "past_key_values" before transformers 5.24.
+    """Return the name of the cache in a model's `forward`: "past_key_values" before transformers
+    5.24.
 
-    Raise `GenerationError` for a model with neither: its `**kwargs` would accept the cache and ignore it, as Mamba's do
-    in transformers 5.0, so that each token would be computed without the ones before it.
+    Raise `GenerationError` for a model with neither: its `**kwargs` would accept the cache and
+    ignore it, as Mamba's do in transformers 5.0, so that each token would be computed without the
+    ones before it.
     """
     for name in ("cache", "past_key_values"):
         if name in accepted:

@@ -81,7 +81,7 @@ class DryRun:
                 self._emit_result(data_problems(error))
 
     def _emit_progress(self, message: str) -> None:
-        self.emit({"say": message})
+        self.emit({"progress": message})
 
     def _emit_result(self, fields: dict[str, Any]) -> None:
         self.emit({"found": fields})
@@ -134,7 +134,7 @@ class ScriptedDryRun:
         self.emit({"device": "cpu"})
         if isinstance(config.dataset_source, BlobDataset):
             try:
-                rows = load_run_rows(run, NullRecorder(lambda message: self.emit({"say": message})))
+                rows = load_run_rows(run, NullRecorder(lambda message: self.emit({"progress": message})))
             except DataError as error:
                 self.emit({"found": data_problems(error)})
                 return

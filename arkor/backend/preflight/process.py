@@ -3,7 +3,7 @@
     python -m arkor.backend.preflight.process --home DIR --engine trl|scripted
 
 It reads one line from stdin: `{"config": {…}, "token": …, "folder": …, "busy": …}`. It writes JSON
-objects to stdout, one a line: `{"say"}` (progress), `{"device"}`, `{"found": {…}}` (fields of
+objects to stdout, one a line: `{"progress"}`, `{"device"}`, `{"found": {…}}` (fields of
 `Check`), and at the end `{"done": true}` or `{"refused": message}`.
 
 It exits when stdin ends. Runs have precedence over it for memory, and if `busy` for CPU time.

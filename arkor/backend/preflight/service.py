@@ -162,8 +162,8 @@ class CheckService:
 
     def _frames_for(self, line: Mapping[str, Any], check_process: _CheckProcess, request: CheckRequest) -> list[bytes]:
         """Convert a line of the process to events for the client."""
-        if "say" in line:
-            return [_frame("check.progress", message=line["say"])]
+        if "progress" in line:
+            return [_frame("check.progress", message=line["progress"])]
         if "found" in line:
             check_process.reported = True
             if (estimate := parse_estimate(line["found"].get("estimate"))) is not None:

@@ -199,5 +199,5 @@ def test_a_checkpoint_that_is_gone_all_the_same(slow_backend: Backend) -> None:
     shutil.rmtree(run_folder(slow_backend.home, job).checkpoint(3))
     status, text = ask(caller, made)
     assert status == 404
-    assert "not there any more; its owner can give it another one" in text
+    assert "no longer exists. Its owner can choose another one." in text
     assert "no checkpoint of step 3" in (slow_backend.home / "test-backend.log").read_text()
