@@ -379,5 +379,5 @@ def test_other_rows_are_not_gone_on_with(home: Path, model: Path, trainers: Proc
     assert end["type"] == "training.failed"
     assert end["error"] == (
         "The run cannot resume from its last checkpoint: the rows to train on changed since it started. "
-        "Submit it again to train on what is there now."
+        "Submit it again to train on the current inputs."
     )
