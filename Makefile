@@ -93,8 +93,8 @@ lock: $(CONSTRAINTS) ## Renew requirements.lock: the newest versions, for Python
 	mv build/requirements.lock $(LOCK)
 
 lint: setup ## Check style and types alone
-	$(BIN)/ruff check arkor tests
-	$(BIN)/ruff format --check arkor tests
+	$(BIN)/ruff check arkor docs tests
+	$(BIN)/ruff format --check arkor docs tests
 	$(BIN)/mypy
 
 bench: setup ## Fine-tune on real bank messages beside plain TRL; streams and answers beside bare loops
@@ -111,8 +111,8 @@ docs: setup ## Build the documentation as a site that needs no network, in build
 	$(BIN)/python docs/write_site.py
 
 format: setup ## Rewrite the code in the house style
-	$(BIN)/ruff check --fix arkor tests
-	$(BIN)/ruff format arkor tests
+	$(BIN)/ruff check --fix arkor docs tests
+	$(BIN)/ruff format arkor docs tests
 
 clean: ## Remove what make made, .venv included
 	rm -rf $(VENV) .venv-newest build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

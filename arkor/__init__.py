@@ -3,8 +3,8 @@
     trainer = Trainer(name=…, model=…, dataset=…, callbacks={"on_log": …})
     result = trainer.wait()
 
-A module is imported when one of its names is first used, so that a backend, which is part of this package, loads no
-code of the client.
+A module is imported when one of its names is first used, so that a backend, which is part of this
+package, loads no code of the client.
 """
 
 import sys
@@ -23,15 +23,15 @@ _EXPORTS = {
     "callbacks": "CheckpointContext CompletedContext FailedContext FinishedContext "
     "StartedContext TrainerCallbacks TrainingLogContext",
     "client.api": "CloudApiClient",
+    "client.auth.bootstrap": "ensure_credentials request_anonymous_token",
     "client.auth.credentials": "AnonymousCredentials OAuthCredentials TokenCredentials credentials_path "
-    "default_cloud_api_url ensure_credentials read_credentials request_anonymous_token write_credentials",
+    "default_cloud_api_url read_credentials write_credentials",
     "client.chat_response": "ChatResponse",
     "client.connect": "connect",
     "client.project_state": "ProjectState read_state state_path write_state",
     "client.streaming.backoff": "ReconnectPolicy",
     "errors": "ArkorError BackendUnavailable CloudApiError CredentialsError InvalidConfig "
     "ProjectStateMismatch StreamLost TrainerAborted TrainingFailed",
-    "project": "Arkor create_arkor is_arkor run_trainer",
     "protocol.chat": "InferenceRequest",
     "protocol.datasets": "BlobDataset FileDataset HuggingFaceDataset",
     "protocol.estimates": "Estimate",
@@ -40,6 +40,7 @@ _EXPORTS = {
     "results.check": "Check",
     "results.history": "History",
     "results.training_result": "TrainingResult",
+    "trainer.project": "Arkor create_arkor is_arkor run_trainer",
     "trainer.trainer": "StartedJob Trainer create_trainer",
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}

@@ -8,15 +8,14 @@ from arkor.callbacks import (
     TrainingLogContext,
 )
 from arkor.client.api import CloudApiClient
+from arkor.client.auth.bootstrap import ensure_credentials, request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     TokenCredentials,
     credentials_path,
     default_cloud_api_url,
-    ensure_credentials,
     read_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.client.chat_response import ChatResponse
@@ -34,7 +33,6 @@ from arkor.errors import (
     TrainerAborted,
     TrainingFailed,
 )
-from arkor.project import Arkor, create_arkor, is_arkor, run_trainer
 from arkor.protocol.chat import InferenceRequest
 from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.estimates import Estimate
@@ -43,6 +41,7 @@ from arkor.protocol.model_target import Adapter
 from arkor.results.check import Check
 from arkor.results.history import History
 from arkor.results.training_result import TrainingResult
+from arkor.trainer.project import Arkor, create_arkor, is_arkor, run_trainer
 from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str

@@ -4,14 +4,14 @@
     ├── InvalidConfig             a value of yours is wrong (also a ValueError); names the field
     ├── CloudApiError             the backend answered with an error status
     ├── BackendUnavailable        the backend could not be reached or started
-    ├── StreamLost                the reconnect attempts are used up; the last failure is its __cause__
+    ├── StreamLost                all reconnects failed; the last failure is its __cause__
     ├── TrainerAborted            the abort signal was set while wait() was waiting
     ├── TrainingFailed            result.raise_for_status() on a run that did not complete
     ├── CredentialsError          the credentials are unreadable, expired, or for another backend
     └── ProjectStateMismatch      .arkor/state.json belongs to another organisation
 
-An error carries its parts: `problem`, and where they apply `field`, `remedy` and `code`. `str()` joins
-them for a person; nothing parses that text. Every error survives pickling.
+An error carries its parts: `problem`, and where they apply `field`, `remedy` and `code`. `str()`
+joins them for a person; nothing parses that text. Every error survives pickling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attrs import frozen
 
 @frozen
 class Problem:
-    """What is wrong with `field`, what to do about it (`remedy`), and a `code` for programs."""
+    """A wrong `field`, its problem, a `remedy` for a person and a `code` for programs."""
 
     problem: str
     field: str | None = None
@@ -29,7 +29,7 @@ class Problem:
     code: str | None = None
 
     def __str__(self) -> str:
-        """`"max_steps: must be at least 1; leave it out for one epoch"`; sentences are joined by a space."""
+        """`"max_steps: must be at least 1; leave it out"`; whole sentences are joined by a space."""
         text = f"{self.field}: {self.problem}" if self.field else self.problem
         if not self.remedy:
             return text
@@ -37,7 +37,7 @@ class Problem:
 
 
 class StructuredError(Exception):
-    """Base of errors that carry the parts of a `Problem`, inside and outside of the `ArkorError` tree."""
+    """Base of errors that carry the parts of a `Problem`, in the `ArkorError` tree or not."""
 
     def __init__(
         self, problem: str = "", *, field: str | None = None, remedy: str | None = None, code: str | None = None
@@ -59,7 +59,8 @@ class ArkorError(StructuredError):
 class InvalidConfig(ArkorError, ValueError):
     """A value that the caller gave is of the wrong type or out of range.
 
-    `field` is its Python name (`"max_steps"`), `problem` what is wrong, `remedy` what to write instead.
+    `field` is its Python name (`"max_steps"`), `problem` what is wrong, `remedy` what to write
+    instead.
     """
 
     field: str
@@ -72,8 +73,8 @@ class InvalidConfig(ArkorError, ValueError):
 class CloudApiError(ArkorError):
     """The backend answered with an error status.
 
-    `status` is the HTTP status, `code` the machine-readable word of the body if there is one, `message`
-    (and `problem`) its sentence.
+    `status` is the HTTP status, `code` the machine-readable word of the body if there is one,
+    `message` (and `problem`) its sentence.
     """
 
     def __init__(
@@ -102,15 +103,15 @@ class CloudApiError(ArkorError):
 
 
 class BackendUnavailable(ArkorError):
-    """The backend could not be reached, closed the connection, or could not be started on this machine."""
+    """The backend could not be reached or started, or closed the connection."""
 
 
 class StreamLost(ArkorError):
-    """The event stream could not be reopened within the allowed attempts. The run itself continues."""
+    """The event stream could not be reopened within the allowed attempts; the run continues."""
 
 
 class TrainerAborted(ArkorError):
-    """The abort signal was set while `wait()` was waiting. The run itself continues."""
+    """The abort signal was set while `wait()` was waiting; the run continues."""
 
 
 class TrainingFailed(ArkorError):
@@ -118,13 +119,13 @@ class TrainingFailed(ArkorError):
 
 
 class CredentialsError(ArkorError):
-    """The credentials cannot be read, have expired, or belong to another backend than the one asked for."""
+    """The credentials cannot be read, have expired, or belong to another backend."""
 
 
 class ProjectStateMismatch(ArkorError):
-    """`.arkor/state.json` names another organisation than the credentials do; it is left untouched."""
+    """`.arkor/state.json` names another organisation than the credentials do."""
 
 
 def is_transient(status: int) -> bool:
-    """Return whether an HTTP error status may go away by itself, so that the request is worth repeating."""
+    """Return whether a request with this HTTP error status is worth repeating."""
     return status in (408, 425, 429) or status >= 500

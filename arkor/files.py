@@ -25,7 +25,7 @@ def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync:
 
 @contextmanager
 def atomic_writer(path: Path, *, mode: int = 0o600, fsync: bool = True) -> Iterator[IO[bytes]]:
-    """Open a temporary file in the folder of `path` that replaces `path` unless the block raises."""
+    """Open a temporary file next to `path` that replaces it unless the block raises."""
     path = Path(os.path.realpath(path))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -58,7 +58,7 @@ def fsync_path(path: Path) -> None:
 class Lock:
     """An exclusive `flock` on a file that is created if it is missing; it ends with the process.
 
-    `with Lock(path):` waits for it. `acquire(timeout)` reports by its result whether it was free in time.
+    `with Lock(path):` waits for it.
     """
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
@@ -67,7 +67,7 @@ class Lock:
         self._file: int | None = None
 
     def acquire(self, timeout: float | None = None, *, sleep: Callable[[float], object] = time.sleep) -> bool:
-        """Take the lock within `timeout` seconds (0: try once, None: wait); return False if it is held elsewhere.
+        """Take the lock within `timeout` seconds (0: try once, None: wait), or return False.
 
         Raises OSError if the file cannot be opened or its file system has no locks.
         """
@@ -114,9 +114,10 @@ def lock_file(file: int, timeout: float | None = 0, *, sleep: Callable[[float], 
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock of a file; False if the file is missing. Raises OSError.
+    """Return whether the file is locked; False if it is missing. Raises OSError.
 
-    The check takes a shared lock for an instant, so a lock that must not fail needs a `timeout` above 0.
+    The check takes a shared lock for an instant, so a lock that must not fail needs a `timeout`
+    above 0.
     """
     try:
         file = os.open(path, os.O_RDONLY)

@@ -25,14 +25,14 @@ def shorten(text: str, max_length: int) -> str:
 
 
 def quote(value: Any, max_length: int = 60) -> str:
-    """Return the `repr` of a value for a message, shortened; the quotes of a long string stay complete."""
+    """Return the shortened `repr` of a value for a message, both quotes of a string included."""
     if isinstance(value, str):
         return repr(shorten(value, max_length))
     return shorten(repr(value), max_length)
 
 
 def format_repr(cls: str, /, **facts: Any) -> str:
-    """`"TrainingJob(id='3f9a', status='completed')"`, without facts that are None, long texts shortened."""
+    """`"TrainingJob(id='3f9a', status='completed')"`; omits None and shortens long texts."""
     return f"{cls}({', '.join(f'{name}={quote(fact, 200)}' for name, fact in facts.items() if fact is not None)})"
 
 
@@ -75,6 +75,6 @@ def parse_timestamp(timestamp: object) -> datetime | None:
 
 
 def seconds_between(began: object, ended: object) -> float | None:
-    """Return the seconds from one ISO 8601 time to another, at least 0; None if either is not one."""
+    """Return the seconds between two ISO 8601 times, at least 0; None without both."""
     first, last = parse_timestamp(began), parse_timestamp(ended)
     return None if first is None or last is None else max(0.0, (last - first).total_seconds())

@@ -1,6 +1,7 @@
 """Environment variables and paths, read at each call and never at import.
 
-Paths below a backend's home are in `backend/runs/paths.py`, those of a project in `client/project_state.py`.
+`backend/runs/paths.py` has the paths in a backend's home, `client/project_state.py` the paths in a
+project.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def token_from_env() -> str | None:
 def ca_bundle_from_env() -> tuple[str, str] | None:
     """Return the name and value of the first variable that sets a CA bundle, a file or a folder.
 
-    requests reads `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` itself; Python and other clients read `SSL_CERT_FILE`.
+    requests reads `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` itself; Python and other clients read
+    `SSL_CERT_FILE`.
     """
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     return next(((name, path) for name in names if (path := os.environ.get(name))), None)
@@ -59,7 +61,7 @@ def dry_run_from_env() -> bool:
 
 
 def serving_idle_seconds() -> float:
-    """`ARKOR_SERVING_IDLE_SECONDS`: after how long the idle inference process exits (600; 0 is never)."""
+    """`ARKOR_SERVING_IDLE_SECONDS`: when the idle inference process exits (600; 0 is never)."""
     text = os.environ.get("ARKOR_SERVING_IDLE_SECONDS") or "600"
     try:
         seconds = float(text)
@@ -71,12 +73,12 @@ def serving_idle_seconds() -> float:
 
 
 def serving_memory_bytes() -> int | None:
-    """`ARKOR_SERVING_MEMORY_BYTES`: the cache size for base models; None is half of the device's memory."""
+    """`ARKOR_SERVING_MEMORY_BYTES`: the cache size for base models; None is half of the device."""
     return _count("ARKOR_SERVING_MEMORY_BYTES", 0) or None
 
 
 def max_kept_checkpoints() -> int:
-    """`ARKOR_KEEP_CHECKPOINTS`: how many of a run's newest checkpoints are kept besides the best (2; 0 is all)."""
+    """`ARKOR_KEEP_CHECKPOINTS`: how many checkpoints are kept besides the best (2; 0 is all)."""
     return _count("ARKOR_KEEP_CHECKPOINTS", 2)
 
 

@@ -1,6 +1,6 @@
-"""Writes each command's `--help` into its block of docs/cli.md: `python docs/write_help.py`.
+"""Write the `--help` of each command into its block of docs/cli.md: `python docs/write_help.py`.
 
-A block is the fence below `<!-- help: COMMAND -->`; the tests fail while one of them is out of date.
+A block is the fence below `<!-- help: COMMAND -->`. A test fails if a block is out of date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"(<!-- help: (?P<command>[\w -]+) -->\n```text\n).*?(^```$)
 
 
 def commands(group: click.Group = arkor, prefix: str = "") -> Iterator[str]:
-    """Every command below `arkor`, those of groups too: `"jobs"`, …, `"endpoints keys create"`."""
+    """Yield the name of every command, including subcommands: `"jobs"`, …, `"endpoints keys create"`."""
     for name, command in group.commands.items():
         yield prefix + name
         if isinstance(command, click.Group):
@@ -26,7 +26,7 @@ def commands(group: click.Group = arkor, prefix: str = "") -> Iterator[str]:
 
 
 def help_of(names: str) -> str:
-    """What `--help` of a command (or of `arkor` itself) prints in a terminal of 100 columns."""
+    """Return the `--help` of a command, or of `arkor` itself, for a terminal with 100 columns."""
     width = {"terminal_width": 100, "max_content_width": 100}
     context = click.Context(arkor, info_name="arkor", **width, **arkor.context_settings)
     for name in names.removeprefix("arkor").split():
@@ -35,7 +35,7 @@ def help_of(names: str) -> str:
 
 
 def with_help(page: str) -> str:
-    """The text of the page with every help block as it ought to be. Raises KeyError for a command that is gone."""
+    """Return the text of the page with all help blocks updated. Raise KeyError for a command that does not exist."""
     return _BLOCK.sub(lambda found: found[1] + help_of(found["command"]) + found[3], page)
 
 

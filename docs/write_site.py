@@ -1,7 +1,8 @@
-"""Builds the site of these pages into build/docs: `python docs/write_site.py`, or `make docs`.
+"""Build the documentation site in build/docs: `python docs/write_site.py`, or `make docs`.
 
-The pages are as they stand here, with the files that their code writes and what it prints as titles; the reference gets
-a page for each of its sections, written from the docstrings. Zensical makes the site of them, which needs no network.
+Zensical renders the Markdown pages of this folder and of the repository root. Code blocks get a title if they are a
+file or output. Each section of reference.md gets an additional page that is generated from the docstrings. The site
+works without a network.
 """
 
 from __future__ import annotations
@@ -26,31 +27,34 @@ DOCS = Path(__file__).parent
 BUILD = DOCS.parent / "build"
 SUFFIXES = (".css", ".js", ".md", ".png", ".svg")
 
-#: What the offline search is given from elsewhere; site/search.js stands in for it.
-ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
+#: Pages at the root of the repository that are part of the site. They link to the pages here as `docs/…`.
+ROOT_PAGES = ("CONTRIBUTING.md", "SECURITY.md")
 
-#: A signature that is longer than this is written with a line per parameter.
-LINE = 90
+#: The script that the offline search loads from the network; site/search.js replaces it.
+REMOTE_SHIM = "https://unpkg.com/iframe-worker/shim"
 
-#: Parameters that are not for who calls: what Python passes, and what only arkor itself does.
-UNTOLD = ("self", "cls", "steering", "client")
+#: A longer signature is written with one line per parameter.
+MAX_SIGNATURE = 90
+
+#: Parameters that callers do not pass.
+HIDDEN_PARAMETERS = ("self", "cls", "control", "client")
 
 _NOTE = re.compile(r"^<!-- (?:(?:file|script): (?P<name>\S+)|prints|faults of: \S+) -->\n```(?P<language>\w+)$", re.M)
 _SECTION = re.compile(r"^## (?P<title>.*)$", re.M)
 _NAME = re.compile(r"`(\w+)`")
 
 
-def titled(page: str) -> str:
-    """The text of a page whose blocks show as a title which file they are, or that they are output."""
+def with_titles(page: str) -> str:
+    """Return the text of a page with a title for each block that is a file or output."""
 
     def title(found: re.Match[str]) -> str:
-        return f'```{found["language"]} title="{found["name"] or "This is printed"}"'
+        return f'```{found["language"]} title="{found["name"] or "Output"}"'
 
     return _NOTE.sub(title, page)
 
 
 def sections(reference: str) -> Iterator[tuple[str, list[str]]]:
-    """The sections of reference.md: each title with the public names in the first column of its tables."""
+    """Yield each section of reference.md: its title and the public names in the first column of its tables."""
     parts = _SECTION.split(reference)
     for title, text in zip(parts[1::2], parts[2::2], strict=True):
         cells = re.findall(r"^\| (`.*?) \|", text, re.M)
@@ -59,33 +63,33 @@ def sections(reference: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def public(name: str) -> Any:
-    """What a name of the reference is, in `arkor` or `arkor.callbacks`. Raises AttributeError if it is in neither."""
+    """Return the object with this name in `arkor` or `arkor.callbacks`. Raise AttributeError if neither has it."""
     return getattr(arkor, name) if name in arkor.__all__ else getattr(callbacks, name)
 
 
 def signature(name: str, value: Any) -> str:
-    """How something is called, a line per parameter where they are many; of a property, its type."""
+    """Return the signature of a callable, the type of a property, or the members of an enumeration."""
     if isinstance(value, property):
         return f"{name}: {inspect.signature(value.fget).return_annotation}"
     if isinstance(value, EnumMeta):
         return "\n".join(f"{name}.{member.name}  # {member.value!r}" for member in value)
     try:
         known = inspect.signature(value)
-    except ValueError:  # an exception that is made as all exceptions are
+    except ValueError:  # an exception without its own constructor
         return f"{name}(message)"
-    told = [parameter for parameter in known.parameters.values() if parameter.name not in UNTOLD]
-    words = [written(parameter) for parameter in told]
-    keywords = [place for place, parameter in enumerate(told) if parameter.kind is parameter.KEYWORD_ONLY]
+    parameters = [parameter for parameter in known.parameters.values() if parameter.name not in HIDDEN_PARAMETERS]
+    words = [format_parameter(parameter) for parameter in parameters]
+    keywords = [index for index, parameter in enumerate(parameters) if parameter.kind is parameter.KEYWORD_ONLY]
     if keywords:
         words.insert(keywords[0], "*")
-    answer = known.return_annotation
-    end = ")" if answer in (known.empty, None, "None") else f") -> {answer}"
+    returns = known.return_annotation
+    end = ")" if returns in (known.empty, None, "None") else f") -> {returns}"
     line = f"{name}({', '.join(words)}{end}"
-    return line if len(line) <= LINE else f"{name}(\n" + "".join(f"    {word},\n" for word in words) + end
+    return line if len(line) <= MAX_SIGNATURE else f"{name}(\n" + "".join(f"    {word},\n" for word in words) + end
 
 
-def written(parameter: inspect.Parameter) -> str:
-    """A parameter as it stands in the code: annotations are text there already, defaults that are made anew are `…`."""
+def format_parameter(parameter: inspect.Parameter) -> str:
+    """Return a parameter as Python code. The annotations are strings; a default factory is written as `…`."""
     default = "…" if parameter.default is attrs.NOTHING else repr(parameter.default).replace("'", '"')
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     kind = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
@@ -94,7 +98,7 @@ def written(parameter: inspect.Parameter) -> str:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """The public methods and properties of a class and of its bases, each once; fields are in its signature."""
+    """Yield the public methods and properties of a class and its bases, without fields and overridden members."""
     seen = {field.name for field in attrs.fields(kind)} if attrs.has(kind) else set()
     for base in kind.__mro__:
         if base.__module__.startswith("arkor"):
@@ -109,12 +113,12 @@ def is_public(name: str) -> bool:
 
 
 def is_documented(value: Any) -> bool:
-    """Whether it is a method or a property, and not an alias, a field or the member of an enumeration."""
+    """Return True for a method or property, and False for an alias, a field or an enumeration member."""
     return inspect.isfunction(value) or isinstance(value, (classmethod, property, staticmethod))
 
 
-def described(name: str) -> str:
-    """One public name as Markdown: how it is called, what it is, and the same of its methods."""
+def reference_entry(name: str) -> str:
+    """Return the signature and docstring of a public name and of its members as Markdown."""
     value = public(name)
     parts = [f"## {name}", block(signature(name, value)), inspect.getdoc(value) or ""]
     for member, method in members(value) if inspect.isclass(value) else ():
@@ -133,33 +137,36 @@ def slug(title: str) -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """All that the site is made of, into an empty folder."""
+    """Write the source files of the site into an empty folder."""
     for file in sorted(DOCS.rglob("*")):
         if file.suffix in SUFFIXES:
             copy = folder / file.relative_to(DOCS)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    for name in ROOT_PAGES:
+        text = (DOCS.parent / name).read_text("utf-8")
+        (folder / name).write_text(text.replace("](docs/", "]("), "utf-8")
     for page in folder.rglob("*.md"):
-        page.write_text(titled(page.read_text("utf-8")), "utf-8")
+        page.write_text(with_titles(page.read_text("utf-8")), "utf-8")
     write_reference(folder)
 
 
 def write_reference(folder: Path) -> None:
-    """A page for each section of reference.md, and the way there in that section."""
+    """Write a page for each section of reference.md, and a link to it in the section."""
     table = folder / "reference.md"
     text = table.read_text("utf-8")
     (folder / "api").mkdir()
     for title, names in sections(text):
         page = f"api/{slug(title)}.md"
-        (folder / page).write_text("\n\n".join([f"# {title}", *map(described, names)]) + "\n", "utf-8")
-        text = text.replace(f"## {title}\n", f"## {title}\n\n[Signatures, methods, what they raise]({page})\n")
+        (folder / page).write_text("\n\n".join([f"# {title}", *map(reference_entry, names)]) + "\n", "utf-8")
+        text = text.replace(f"## {title}\n", f"## {title}\n\n[Signatures and docstrings]({page})\n")
     table.write_text(text, "utf-8")
 
 
 def build(folder: Path = BUILD) -> Path:
-    """The site, in `docs` below the folder. Raises CalledProcessError where a link leads nowhere or a page is gone."""
+    """Build the site in `docs` below the folder. Raise CalledProcessError for a broken link or a missing page."""
     if find_spec("zensical") is None:
-        raise SystemExit("The site is made by Zensical, which needs Python 3.11 or newer: pip install 'zensical<0.1'")
+        raise SystemExit("Zensical is not installed; it needs Python 3.11 or newer. Run: pip install 'zensical<0.1'")
     shutil.rmtree(folder / "docs-source", ignore_errors=True)
     shutil.rmtree(folder / "docs", ignore_errors=True)
     (folder / "docs-source").mkdir(parents=True)
@@ -167,16 +174,16 @@ def build(folder: Path = BUILD) -> Path:
     settings = folder / "docs-source.toml"
     shutil.copyfile(DOCS / "site" / "settings.toml", settings)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", str(settings)]
-    subprocess.run(command, check=True, cwd=folder)  # noqa: S603 - all of it is said here
-    keep_to_itself(folder / "docs")
+    subprocess.run(command, check=True, cwd=folder)  # noqa: S603 - a constant command
+    use_local_shim(folder / "docs")
     return folder / "docs"
 
 
-def keep_to_itself(site: Path) -> None:
-    """Let every page load its script from the site."""
+def use_local_shim(site: Path) -> None:
+    """Replace the remote script in every page by site/search.js."""
     for page in site.rglob("*.html"):
         above = "../" * (len(page.relative_to(site).parts) - 1)
-        page.write_text(page.read_text("utf-8").replace(ELSEWHERE, f"{above}site/search.js"), "utf-8")
+        page.write_text(page.read_text("utf-8").replace(REMOTE_SHIM, f"{above}site/search.js"), "utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ CONSTRUCTIONS = {
     ),
     "told, tell, say": re.compile(r"\b(?:told|tells?|telling|says?|said|saying)\b", re.I),
     "somebody, nobody, whoever": re.compile(r"\b(?:some|no|every|any)body\b|\bwhoever\b", re.I),
-    "is no, are no, is none": re.compile(r"\b(?:is|are|was|were|be) (?:no|none)\b", re.I),
+    # `None`, the value, is not counted
+    "is no, are no, is none": re.compile(r"\b(?:[Ii]s|[Aa]re|[Ww]as|[Ww]ere|be) (?:no|none)\b"),
     "beside, behind": re.compile(r"\b(?:beside|behind)\b", re.I),
     "the one that, those of": re.compile(r"\b(?:the ones? (?:that|which|who)|that of|those (?:of|that|who))\b", re.I),
     "so many, so long": re.compile(r"\bso (?:many|long|much|few|often)\b", re.I),
@@ -74,7 +75,7 @@ def scan(files: Iterable[Path]) -> tuple[int, list[Hit]]:
             for name, pattern in CONSTRUCTIONS.items():
                 for found in pattern.finditer(text):
                     excerpt = " ".join(text[max(0, found.start() - 30) : found.end() + 30].split())
-                    hits.append(Hit(name, file, first_line + text.count("\n", 0, found.start()), excerpt))
+                    hits.append(Hit(name, file, first_line + text.count("\n", 0, found.end()), excerpt))
     return words, hits
 
 

@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its links lead somewhere, and it leaves out nothing that is public."""
+"""The documentation: its code runs, its links work, and every public name, setting and command is documented."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from docs import write_help, write_site
 from tests.conftest import PROJECT, Backend, start_backend, stop_backend
 
 DOCS = PROJECT / "docs"
-PAGES = [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 _FENCE = re.compile(r"(?:<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
 @frozen
 class Block:
-    """A fenced block; `note` is the HTML comment on the line before it, `line` the line where its text begins."""
+    """A fenced block; `note` is the HTML comment in the line above, `line` the number of the first line of its text."""
 
     language: str
     text: str
@@ -54,10 +54,10 @@ def named(page: Path) -> str:
 
 
 def run_page(page: Path, folder: Path) -> None:
-    """Execute a page's Python in one namespace, with the files that it shows in `folder`, the current one.
+    """Execute the Python blocks of a page in one namespace; `folder` is the current folder.
 
-    `<!-- file: NAME -->` before a block puts it on disk, and `<!-- script: NAME -->` does too with Python that the page
-    starts by itself; `<!-- prints -->` before one says that it is what the Python above it prints.
+    A block below `<!-- file: NAME -->` is also written to a file. A block below `<!-- script: NAME -->` is only written
+    to a file. A block below `<!-- prints -->` must equal the output of the preceding Python block.
     """
     namespace: dict[str, object] = {"__name__": "page"}
     printed = io.StringIO()
@@ -79,7 +79,7 @@ WITH_CODE = [page for page in PAGES if any(block.language == "python" for block 
 
 @pytest.fixture(scope="module")
 def backend_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """One backend with the scripted engine for all pages."""
+    """A backend with the scripted engine, shared by all pages."""
     started = start_backend(tmp_path_factory.mktemp("docs-home"), "--engine", "scripted")
     yield started
     stop_backend(started.home)
@@ -101,7 +101,7 @@ def test_the_code_of_a_page_runs(
         signal.signal(signal.SIGTERM, before)
 
 
-def test_faults_read_as_the_data_page_says(tmp_path: Path) -> None:
+def test_data_errors_equal_those_in_the_data_page(tmp_path: Path) -> None:
     blocks = {block.note: block.text for block in blocks_of(DOCS / "data.md")}
     shown = [note.removeprefix("faults of: ") for note in blocks if note.startswith("faults of: ")]
     assert shown
@@ -131,14 +131,35 @@ def anchors_of(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_work(page: Path) -> None:
     for link in _LINK.finditer(page.read_text("utf-8")):
         target = (page.parent / link["path"]).resolve() if link["path"] else page
         assert target.exists(), f"{named(page)}: {link[0]}"
         assert not link["anchor"] or link["anchor"] in anchors_of(target), f"{named(page)}: {link[0]}"
 
 
-def test_every_page_can_be_reached_from_the_first() -> None:
+#: Anchors of renamed headings: links from outside of the repository use them.
+FORMER_ANCHORS = {
+    "backends.md": ("when-a-worker-dies", "what-lies-in-arkor_home", "who-gets-in"),
+    "callbacks.md": ("ready-made-ones", "stopping-from-a-callback"),
+    "data.md": ("how-a-row-may-look", "what-is-trained-on-what-is-held-out"),
+    "deployments.md": ("what-is-kept-where",),
+    "inference.md": ("answers-of-a-form", "an-answer-as-an-object", "what-a-message-says-is-text"),
+    "notebooks.md": ("every-number",),
+    "reliability.md": ("what-is-not-promised",),
+    "studio.md": ("who-may-look",),
+    "trainer.md": ("as-a-project",),
+    "trainer-control.md": ("two-processes",),
+}
+
+
+@pytest.mark.parametrize("page", FORMER_ANCHORS)
+def test_former_anchors_still_exist(page: str) -> None:
+    text = (DOCS / page).read_text("utf-8")
+    assert not [anchor for anchor in FORMER_ANCHORS[page] if text.count(f'<a id="{anchor}"></a>') != 1]
+
+
+def test_every_page_is_reachable_from_the_readme() -> None:
     reached, waiting = set(), [PROJECT / "README.md"]
     while waiting:
         page = waiting.pop()
@@ -213,24 +234,53 @@ def test_the_help_texts_are_those_of_the_commands() -> None:
     assert set(write_help.commands()) <= described
 
 
-def files_on_the_map() -> set[str]:
-    """The paths below `arkor/` that the README's map of the house names, taken from its indentation."""
+def folders_in_the_readme() -> set[str]:
+    """Return the folders in the README's tree of the package, as paths below `arkor/`."""
     tree = next(block.text for block in blocks_of(PROJECT / "README.md") if block.text.startswith("arkor/\n"))
-    folders, found = [""], set()
-    for indent, name in re.findall(r"^((?:  )+)(\S+)", tree, re.M):
+    parents, found = [""], set()
+    for indent, name in re.findall(r"^((?:  )+)(\S+)/ ", tree, re.M):
         depth = len(indent) // 2
-        folders[depth:] = [folders[depth - 1] + name]
-        found.add(folders[depth])
+        parents[depth:] = [f"{parents[depth - 1]}{name}/"]
+        found.add(parents[depth].rstrip("/"))
     return found
 
 
-def test_the_map_of_the_house_is_true() -> None:
+def test_the_readme_lists_the_folders_of_the_package() -> None:
     package = PROJECT / "arkor"
-    files = {str(file.relative_to(package)) for file in package.rglob("*.py")}
-    rooms = {file for file in files if not file.startswith("templates/")}
-    assert {path for path in files_on_the_map() if path.endswith(".py")} == rooms
+    folders = {folder for file in package.rglob("*.py") for folder in file.relative_to(package).parents}
+    templates = {folder for folder in folders if folder.parts[:1] == ("templates",) and len(folder.parts) > 1}
+    assert folders_in_the_readme() == {str(folder) for folder in folders - templates if folder.parts}
 
 
-def test_the_changelog_begins_with_this_version() -> None:
-    versions = re.findall(r"^## \[(.*?)\]", (PROJECT / "CHANGELOG.md").read_text("utf-8"), re.M)
-    assert versions[0] == arkor.__version__
+def test_llms_txt_lists_every_page() -> None:
+    index = (DOCS / "llms.txt").read_text("utf-8")
+    assert re.match(r"# .+\n\n> .+\n", index)
+    links = re.findall(r"^- \[[^]]+\]\(([^)]+)\): \S.*$", index, re.M)
+    assert len(links) == len(re.findall(r"^- ", index, re.M))
+    assert sorted(links) == sorted(str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md") if p.name != "CONTRIBUTING.md")
+
+
+def locked_versions(package: str) -> tuple[str, str]:
+    """Return the locked versions of a package for Python 3.10, and for 3.11 and newer."""
+    lock = (PROJECT / "requirements.lock").read_text("utf-8")
+    pins = dict(re.findall(rf"^{package}==(\S+)(?: ; python_full_version (<|>=) '3\.11')?$", lock, re.M))
+    versions = {condition: version for version, condition in pins.items()}
+    return versions.get("<", versions.get("", "")), versions.get(">=", versions.get("", ""))
+
+
+def test_the_tested_versions_are_those_of_the_lock() -> None:
+    table = (DOCS / "installation.md").read_text("utf-8").partition("## Tested versions")[2]
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", table, re.M)
+    assert {package for package, *_ in rows} >= {"torch", "transformers", "trl", "peft", "datasets"}
+    assert {package: tuple(versions) for package, *versions in rows} == {
+        package: locked_versions(package) for package, *_ in rows
+    }
+
+
+CONTRIBUTOR_PAGES = [PROJECT / "CONTRIBUTING.md", *sorted((DOCS / "contributing").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", CONTRIBUTOR_PAGES, ids=named)
+def test_the_paths_in_contributor_pages_exist(page: Path) -> None:
+    paths = re.findall(r"`((?:arkor|docs|tests)/[\w/.-]+)`", page.read_text("utf-8"))
+    assert not [path for path in paths if "NAME" not in path and not (PROJECT / path).exists()]

@@ -56,6 +56,8 @@ def test_the_wheel_is_built_from_the_sdist_and_holds_every_file(dist: Path) -> N
     tracked = subprocess.check_output(["git", "ls-files", "arkor"], cwd=PROJECT, text=True).splitlines()
     assert [file for file in tracked if file not in shipped or file not in installed] == []
     assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"} <= shipped
+    pages = subprocess.check_output(["git", "ls-files", "docs/*.md", "docs/llms.txt"], cwd=PROJECT, text=True).split()
+    assert {file for file in installed if file.startswith("arkor/docs/")} == {f"arkor/{page}" for page in pages}
 
 
 def test_the_script_of_the_readme_runs_where_only_the_wheel_is_installed(

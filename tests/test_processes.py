@@ -97,13 +97,13 @@ trainer = Trainer.attach("j", base_url={server.url!r}, credentials=identity, pro
                 manager.interrupt_kernel()
 
             reply = run_cell(client, "print('waiting', flush=True)\ntrainer.wait()", interrupt)
-            assert time.monotonic() - began[0] < 20
+            assert time.monotonic() - began[0] < 60  # it does not hang
             assert reply["ename"] == "KeyboardInterrupt"
             assert "step 1" in reply["text"]
             left = run_cell(client, "print([t.name for t in threading.enumerate() if t.name.startswith('arkor')])")
             assert left["text"] == "[]\n"
             again = run_cell(client, "try:\n    trainer.wait(timeout=0.2)\nexcept TimeoutError as e:\n    print(e)")
-            assert again["text"] == "wait() reached its timeout; the run itself goes on\n"
+            assert again["text"] == "wait() reached its timeout; the run itself continues\n"
         finally:
             held.set()
             client.stop_channels()

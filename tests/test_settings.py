@@ -1,4 +1,4 @@
-"""What the environment says: the home's folder, limits that are numbers."""
+"""Settings from environment variables: the home folder and the numeric limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arkor import InvalidConfig
 from arkor.settings import arkor_home, check_limits
 
 
-def test_the_home_is_absolute_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_is_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ARKOR_HOME", "runs")
     assert arkor_home() == tmp_path / "runs"
@@ -23,7 +23,7 @@ def test_the_home_is_absolute_wherever_it_is(tmp_path: Path, monkeypatch: pytest
         assert arkor_home() == tmp_path / ".arkor"
 
 
-def test_whose_user_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_must_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_HOME", "~nobody-of-that-name/runs")
     with pytest.raises(InvalidConfig, match="ARKOR_HOME: must be set to a folder"):
         arkor_home()
@@ -31,7 +31,7 @@ def test_whose_user_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("value", ["many", "-1", "1.5", "1e3", "nan"])
 @pytest.mark.parametrize("name", ["ARKOR_KEEP_CHECKPOINTS", "ARKOR_MAX_QUEUED_RUNS", "ARKOR_MAX_STREAMS"])
-def test_a_limit_that_is_no_number_is_not_passed_over(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_must_be_a_whole_number(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidConfig, match=f"{name}: must be a whole number of at least 0"):
         check_limits()
@@ -46,7 +46,7 @@ def test_seconds_may_have_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
             check_limits()
 
 
-def test_a_backend_says_which_variable_is_wrong(tmp_path: Path) -> None:
+def test_a_backend_names_the_wrong_variable(tmp_path: Path) -> None:
     environment = {**os.environ, "ARKOR_HOME": str(tmp_path / "home"), "ARKOR_MAX_STREAMS": "many"}
     command = [sys.executable, "-m", "arkor.backend"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

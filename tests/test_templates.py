@@ -1,4 +1,4 @@
-"""The templates' data is what it says, and their scripts are what `arkor start` takes."""
+"""The data of the templates matches their READMEs, and `arkor start` accepts their scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import arkor
-from arkor.project import load_entry
+from arkor.trainer.project import load_entry
 
 TEMPLATES = Path(arkor.__file__).parent / "templates"
 NAMES = ["redaction", "translate", "triage"]
@@ -38,7 +38,7 @@ def test_there_are_three() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_script_is_an_entry(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # its paths are relative to the file, not to here
+    monkeypatch.chdir(tmp_path)  # paths are relative to the file
     assert load_entry(TEMPLATES / name / "train.py").name == name
 
 
@@ -70,7 +70,7 @@ def test_its_readme_counts_right_and_names_the_system_prompt(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_held_out_is_not_trained_on_in_other_words(name: str) -> None:
-    """The nearest training row of each held-out one: short sentences about the same world, but no copies."""
+    """Compare each held-out row with its nearest training row: the topic is shared, the text is not."""
     matcher = difflib.SequenceMatcher(autojunk=False)
     near = []
     for text in questions(name, "heldout"):

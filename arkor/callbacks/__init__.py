@@ -1,7 +1,7 @@
-"""What reacts to a run: the callbacks, the context that each of them gets, and callbacks that are ready to use.
+"""Callbacks: functions that react to the events of a run, their contexts, and ready-made callbacks.
 
-Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events. Those that are ready
-to use are loaded when they are asked for.
+Callbacks run inside `wait()`, on the caller's thread, one at a time, in the order of the events.
+The ready-made ones are imported on first use.
 """
 
 import importlib

@@ -1,29 +1,31 @@
-"""What each callback gets: one context, with the job as it stands and what the moment brings.
+"""The contexts that callbacks receive: the current job and the data of the event.
 
-Who calls the callbacks, and what happens when one raises, is the business of `trainer/dispatcher.py`.
+`trainer/dispatcher.py` calls the callbacks and handles their exceptions.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
-from arkor.callbacks.run_control import ControlledContext
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
+from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
 
+_CONFLICT = 409  # the status of a cancel request for a run that has ended
+
 
 @frozen
 class Infer:
-    """Ask one model: the base, a checkpoint or the final adapter of a run.
+    """Send messages to one model: the base model, a checkpoint or the final adapter of a run.
 
-    `abort_signal` is the trainer's own abort signal: whoever asks for long looks at it in between.
+    `abort_signal` is the trainer's; a callback with many requests should check it between them.
     """
 
     _client: CloudApiClient = field(repr=False)
@@ -47,11 +49,12 @@ class Infer:
         seed: int | None = None,
         abort_signal: threading.Event | None = None,
     ) -> ChatResponse:
-        """A chat completion. `messages` are OpenAI's, or a string for one user message; `temperature` 0 is greedy.
+        """Return a chat completion.
 
-        With a class (attrs, dataclass, Pydantic) as `response_format`, the reply's `parsed` is an instance of it.
-        `stop` are up to four strings that end the answer; the same `seed` gives the same text.
-        Raises `CloudApiError` for a non-2xx answer.
+        `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes
+        greedily. With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the
+        response is an instance of it. `stop` are up to four strings that end the answer; the same
+        `seed` gives the same text. Raise `CloudApiError` for a response without a 2xx status.
         """
         request = InferenceRequest(
             messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
@@ -71,16 +74,55 @@ class Infer:
         return self._client.chat(request, abort_signal=abort_signal)
 
 
+def _no_control(*_: str) -> None:
+    raise ArkorError("this context was not created by a trainer, so it has no run to control")
+
+
+@frozen
+class RunControl:
+    """The actions of a context, set by the trainer."""
+
+    cancel: Callable[[], None] = _no_control
+    stop_waiting: Callable[[str], None] = _no_control
+
+
+@frozen(slots=False)  # without slots, an instance is created twice as fast; there is one per log
+class ControlledContext:
+    """Base of the contexts of a run that has not ended."""
+
+    _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
+
+    def cancel(self) -> bool:
+        """Ask the backend to stop the run. Return False if it had ended already.
+
+        `wait()` returns when the run has stopped. Raise `CloudApiError` if the backend refuses.
+        """
+        try:
+            self._control.cancel()
+        except CloudApiError as error:
+            if error.status != _CONFLICT:
+                raise
+            return False
+        return True
+
+    def stop_waiting(self, reason: str = "a callback asked for it") -> None:
+        """Make `wait()` raise `TrainerAborted` with this reason after the callbacks of this event.
+
+        The run continues, and a further `wait()` resumes after this event.
+        """
+        self._control.stop_waiting(reason)
+
+
 @frozen
 class StartedContext(ControlledContext):
-    """The first step is about to be taken."""
+    """The training begins."""
 
     job: TrainingJob
 
 
-@frozen(slots=False)  # made twice as fast as one with slots, and of these there are many
+@frozen(slots=False)  # as `ControlledContext`
 class TrainingLogContext(ControlledContext):
-    """The numbers of one step, each None on steps that lack it; a diverged loss is `float("nan")`."""
+    """The metrics of one step: None for a missing one, `float("nan")` for a diverged loss."""
 
     step: int
     loss: float | None
@@ -93,7 +135,7 @@ class TrainingLogContext(ControlledContext):
 
 @frozen
 class CheckpointContext(ControlledContext):
-    """A checkpoint that was just saved; `infer(messages, …)` talks to it while the run goes on."""
+    """A checkpoint was saved. `infer(messages, …)` uses it while the training continues."""
 
     step: int
     adapter: Adapter
@@ -104,7 +146,7 @@ class CheckpointContext(ControlledContext):
 
 @frozen
 class CompletedContext:
-    """The run has come to its end; `infer(messages, …)` talks to its final adapter."""
+    """The run has completed. `infer(messages, …)` uses its final adapter."""
 
     job: TrainingJob
     artifacts: tuple[Any, ...]
@@ -113,7 +155,7 @@ class CompletedContext:
 
 @frozen
 class FailedContext:
-    """`error` is the backend's sentence, not an exception."""
+    """The run has failed. `error` is the backend's message, not an exception."""
 
     job: TrainingJob
     error: str
@@ -121,9 +163,9 @@ class FailedContext:
 
 @frozen
 class FinishedContext:
-    """`wait()` is about to return `result`, or to raise `error`.
+    """`wait()` is about to return `result` or to raise `error`.
 
-    `result` is None while the run goes on: after a timeout, an abort, a Ctrl-C.
+    `result` stays None if the run continues: after a timeout, an abort or Ctrl-C.
     """
 
     job: TrainingJob

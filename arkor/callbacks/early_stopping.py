@@ -1,6 +1,7 @@
-"""`EarlyStopping`: ends a run whose loss has diverged, is too high, or has stopped falling.
+"""`EarlyStopping`: stop a run whose loss has diverged, is too high, or no longer falls.
 
-The decision depends on the logged numbers alone: the same log gives the same one, live or replayed.
+The decision depends on the logged metrics only, so that a replay of the same log stops at the same
+step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import attrs
 from attrs import define, field
 
 from arkor.callbacks.contexts import CheckpointContext, FinishedContext, StartedContext, TrainingLogContext
-from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig
+from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig, is_transient
 from arkor.protocol.best_checkpoint import BestCheckpoint, BestCheckpointTracker, Metric
 from arkor.protocol.chat import Adapter
 from arkor.protocol.jobs import Artifact
@@ -26,16 +27,17 @@ logger = logging.getLogger("arkor")
 
 @define(eq=False)
 class EarlyStopping:
-    """Stop a run, and the wait for it, when its numbers say that the rest would be wasted.
+    """Stop a run, and the wait for it, when its metrics show that further training is useless.
 
-    A training loss that is not finite always stops it, and so does a value of `on` that is not. Of the other finite
-    values of `on`, the mean of the last `window` is judged, as soon as there are so many: it stops the run when it is
-    above `ceiling`, or when `patience` values in a row did not bring it lower by more than `min_delta`.
+    A non-finite training loss always stops the run, and so does a non-finite value of `on`. Finite
+    values of `on` are averaged over the last `window`; the run stops when the mean exceeds
+    `ceiling`, or when it has not fallen by more than `min_delta` for `patience` values in a row.
 
-    With `cancel=False` the run goes on and only the waiting ends: `wait()` raises `TrainerAborted`.
+    With `cancel=False` the run continues and only the wait ends: `wait()` raises `TrainerAborted`.
 
-    `stopped` is the reason, None as long as there is none; `best` is the best checkpoint seen, by `on`, and in the
-    result the best that the run still has. One object watches one run at a time. Raises `InvalidConfig`.
+    `stopped` is the reason, or None. `best` is the best checkpoint by `on`; in the result, the best
+    one that still exists. An instance can watch one run at a time. Raise `InvalidConfig` for an
+    invalid argument.
     """
 
     ceiling: float | None = None
@@ -65,42 +67,40 @@ class EarlyStopping:
 
     @property
     def best(self) -> BestCheckpoint | None:
-        """The best checkpoint seen so far; None when no checkpoint has a value."""
+        """The best checkpoint so far; None if no checkpoint has a value."""
         return self._best_checkpoint(self._checkpoints.best(self.on))
 
     def on_started(self, ctx: StartedContext) -> None:
-        """A run begins, or its history is told from the start."""
+        """Reset the state for this run."""
         self._begin(ctx.job.id)
         config = ctx.job.config
         if self.on == "eval_loss" and config.eval_steps is None and config.dataset_split is None:
-            logger.warning("EarlyStopping watches eval_loss, but the run is not asked to evaluate: set eval_steps")
+            logger.warning("EarlyStopping watches eval_loss, but the run is not configured to evaluate: set eval_steps")
 
     def on_log(self, ctx: TrainingLogContext) -> None:
-        """Judge the numbers, until there is a reason to stop; then act on it."""
-        if ctx.job.id != self._job_id:
-            self._begin(ctx.job.id)
+        """Record the metrics; request the stop once there is a reason."""
+        self._begin_if_new(ctx.job.id)
         self._checkpoints.log(ctx.step, ctx.loss, ctx.eval_loss)
         if self.stopped is None and (reason := self._stop_reason(ctx.loss, ctx.eval_loss)):
             self.stopped = f"step {ctx.step}: {reason}"
             logger.warning("early stopping at %s", self.stopped)
         if self.stopped is not None and not self._stop_requested:
-            self._act(ctx)
+            self._request_stop(ctx)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
-        """Take down how good it is."""
-        if ctx.job.id != self._job_id:
-            self._begin(ctx.job.id)
+        """Record the checkpoint as a candidate for the best one."""
+        self._begin_if_new(ctx.job.id)
         self._checkpoints.checkpoint(ctx.step)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
-        """Name the best checkpoint in the result."""
+        """Add the best existing checkpoint to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
-        present = {
-            item.step for item in ctx.result.artifacts if isinstance(item, Artifact) and item.kind == "checkpoint"
-        }
-        among = [step for step in present if step is not None]
-        best = self._checkpoints.best(self.on, among or None)
+        checkpoints = [
+            item for item in ctx.result.artifacts if isinstance(item, Artifact) and item.kind == "checkpoint"
+        ]
+        steps = [item.step for item in checkpoints if item.step is not None]
+        best = self._checkpoints.best(self.on, steps or None)
         return attrs.evolve(ctx.result, best=self._best_checkpoint(best) or ctx.result.best)
 
     def _begin(self, job_id: str | None) -> None:
@@ -108,26 +108,28 @@ class EarlyStopping:
         self._trend = _LossTrend(self.ceiling, self.window, self.patience, self.min_delta)
         self._checkpoints = BestCheckpointTracker()
 
+    def _begin_if_new(self, job_id: str) -> None:
+        if job_id != self._job_id:
+            self._begin(job_id)
+
     def _stop_reason(self, loss: float | None, eval_loss: float | None) -> str | None:
-        """Why to stop, in words."""
         if loss is not None and not math.isfinite(loss):
             return f"the loss is {loss}"
         value = loss if self.on == "loss" else eval_loss
         return None if value is None else self._trend.add(value, self.on)
 
-    def _act(self, ctx: TrainingLogContext) -> None:
+    def _request_stop(self, ctx: TrainingLogContext) -> None:
         if not self.cancel:
             ctx.stop_waiting(f"early stopping at {self.stopped}")
             self._stop_requested = True
             return
         try:
-            ctx.cancel()  # False is as good: the run ended by itself in the same moment
-        except (CloudApiError, BackendUnavailable) as error:
-            self._stop_requested = not _is_transient(error)
-            then = "" if self._stop_requested else ", which is tried again at its next log"
-            logger.warning("the run could not be stopped%s: %s", then, error)
-        else:
+            ctx.cancel()
             self._stop_requested = True
+        except (CloudApiError, BackendUnavailable) as error:
+            self._stop_requested = isinstance(error, CloudApiError) and not is_transient(error.status)
+            remedy = "" if self._stop_requested else "; trying again at the next log"
+            logger.warning("the run could not be stopped: %s%s", error, remedy)
 
     def _best_checkpoint(self, best: tuple[float, int] | None) -> BestCheckpoint | None:
         if best is None or self._job_id is None:
@@ -136,12 +138,8 @@ class EarlyStopping:
         return BestCheckpoint(step, self.on, value, Adapter("checkpoint", self._job_id, step))
 
 
-def _is_transient(error: CloudApiError | BackendUnavailable) -> bool:
-    return isinstance(error, BackendUnavailable) or error.status in (408, 429) or error.status >= 500
-
-
 class _LossTrend:
-    """The mean of the last `window` values, and for how many of them it has not improved."""
+    """The moving mean of a metric and the number of values since its last improvement."""
 
     def __init__(self, ceiling: float | None, window: int, patience: int | None, min_delta: float) -> None:
         self._ceiling = ceiling
@@ -152,23 +150,21 @@ class _LossTrend:
         self._stalled = 0
 
     def add(self, value: float, name: str) -> str | None:
-        """Why to stop at this value, or None."""
+        """Add a value; return the reason to stop, or None."""
         if not math.isfinite(value):
             return f"the {name} is {value}"
         self._recent.append(value)
-        if len(self._recent) < (self._recent.maxlen or 1):
+        count = len(self._recent)
+        if count != self._recent.maxlen:
             return None
-        mean = sum(self._recent) / len(self._recent)
-        what = f"the {name}" if len(self._recent) == 1 else f"the mean of the last {len(self._recent)} values of {name}"
+        mean = sum(self._recent) / count
+        subject = f"the {name}" if count == 1 else f"the mean of the last {count} values of {name}"
         if self._ceiling is not None and mean > self._ceiling:
-            return f"{what} is {mean:g}, above the ceiling of {self._ceiling:g}"
-        return self._plateau_reason(mean, what)
-
-    def _plateau_reason(self, mean: float, what: str) -> str | None:
+            return f"{subject} is {mean:g}, above the ceiling of {self._ceiling:g}"
         if mean < self._best - self._min_delta:
             self._best, self._stalled = mean, 0
             return None
         self._stalled += 1
         if self._patience is None or self._stalled < self._patience:
             return None
-        return f"{what} has not improved on {self._best:g} for {self._stalled} values"
+        return f"{subject} has not improved on {self._best:g} for {self._stalled} values"

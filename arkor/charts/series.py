@@ -1,4 +1,4 @@
-"""The data of a loss chart: curves reduced to a fixed number of points, the scales of the axes, the legend."""
+"""The data of a loss chart: curves of a fixed number of points, scales of the axes, legend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIN_LOGARITHMIC_RATIO = 1000  # of the largest value to the smallest
 
 @define
 class Point:
-    """The mean and the bounds of `count` neighbouring values; `step` is that of the last."""
+    """The mean and the bounds of `count` neighbouring values; `step` belongs to the last."""
 
     step: int
     mean: float
@@ -32,8 +32,8 @@ class Point:
 class Curve:
     """A series of values in at most `_MAX_POINTS` points; neighbours are merged as it grows.
 
-    Values that are not finite make no points: `non_finite` has the steps of the first of them, `non_finite_count`
-    their number.
+    Values that are not finite make no points: `non_finite` has the steps of the first of them,
+    `non_finite_count` their number.
     """
 
     points: list[Point] = field(factory=list)
@@ -75,7 +75,7 @@ class Scale:
 
     @classmethod
     def around(cls, low: float, high: float, *, may_be_logarithmic: bool = False) -> Scale:
-        """Return a scale that includes both values; logarithmic, if allowed, for a large ratio of them."""
+        """Return a scale with both values; logarithmic, if allowed, for a large ratio."""
         if may_be_logarithmic and low > 0 and high / low > _MIN_LOGARITHMIC_RATIO:
             return cls(low, high, logarithmic=True)
         if high - low <= max(abs(low), abs(high)) * 1e-9:  # a single value
@@ -107,7 +107,7 @@ class Scale:
         return []
 
     def _powers(self, max_ticks: int) -> list[float]:
-        """Return powers of ten at equal distances, or the ends of the axis if fewer than two are on it."""
+        """Return powers of ten at equal distances, or the ends of an axis with fewer than two."""
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         stride = max(1, math.ceil((last - first + 1) / max_ticks))
         powers = [10.0**exponent for exponent in range(first, last + 1, stride)]
@@ -115,7 +115,7 @@ class Scale:
 
 
 def scales(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> tuple[Scale, Scale] | None:
-    """Return the scales of the steps (at least up to `last_step`) and of the losses; None for empty curves."""
+    """Return the scales of the steps, up to `last_step`, and of the losses; None without data."""
     points, odd = [*loss.points, *eval_loss.points], [*loss.non_finite, *eval_loss.non_finite]
     if not points and not odd:
         return None

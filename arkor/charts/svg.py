@@ -1,7 +1,8 @@
 """A loss chart as SVG without scripts, for light and dark pages.
 
-It is embedded as an image, because Jupyter shows only the images of a notebook that is not trusted. An image cannot
-inherit the colours of the page, so it uses one ink that is readable on white, on black and on the grey of Colab.
+It is embedded as an image, because Jupyter shows only the images of a notebook that is not trusted.
+An image cannot inherit the colours of the page, so it uses one ink that is readable on white, on
+black and on the grey of Colab.
 """
 
 from __future__ import annotations

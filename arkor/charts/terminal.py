@@ -27,8 +27,8 @@ def loss_plot(
 ) -> str:
     """Return lines of at most `columns` characters, legend and axes included.
 
-    `paint(text, colour)` colours a character: `"blue"` for the loss, `"yellow"` for the eval loss, `"red"` for a loss
-    that is not finite.
+    `paint(text, colour)` colours a character: `"blue"` for the loss, `"yellow"` for the eval loss,
+    `"red"` for a loss that is not finite.
     """
     if not (axes := scales(loss, eval_loss)):
         return "nothing has been logged"
@@ -69,7 +69,7 @@ class _Plot:
         return grid
 
     def _cell(self, step: int, value: float, width: int, height: int) -> tuple[int, int]:
-        """Return the column and row of a value, in dots of `width` × `height` a character; row 0 is the top."""
+        """Return the column and row of a value, for `width` × `height` dots a character."""
         across, down = self.columns * width - 1, self.rows * height - 1
         return round(self.across.position(step) * across), down - round(self.up.position(value) * down)
 

@@ -1,4 +1,4 @@
-"""Deployments: models behind an address that speaks OpenAI's chat completions, and the keys that open them."""
+"""The command group `endpoints`: deployments with an OpenAI-compatible API, and their keys."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from typing import Any, TypeVar
 
 import click
 
-from arkor.cli.output import as_json_option, format_time, say, say_json, table
+from arkor.cli.errors import bad_parameter
+from arkor.cli.output import as_json_option, format_time, say, say_result, table
 from arkor.cli.runs import find_job
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.errors import InvalidConfig
 from arkor.formatting import one_line
 from arkor.protocol.deployments import AUTH_MODES, RETENTION_MODES, Deployment, DeploymentKey
-from arkor.settings import MANAGED_CLOUD_API_URL
+from arkor.protocol.model_target import ModelTarget, parse_step
+from arkor.studio.model_selection import address_of, target_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = {"slug": "SLUG", "run_retention_days": "--keep-days", "label": "--label", "target.baseModel": "--base-model"}
-_ENDPOINT = "ENDPOINT is the slug of one, or its id."
-
-
-def _model_options(command: F) -> F:
-    """Which weights answer."""
-    run = click.option("--run", metavar="JOB[@STEP]", help="The final adapter of a run, or that of a checkpoint.")
-    return run(click.option("--base-model", metavar="MODEL", help="A model as it is, without an adapter.")(command))
+#: The option of each field, for error messages.
+_OPTIONS = {
+    "slug": "SLUG",
+    "run_retention_days": "--keep-days",
+    "label": "--label",
+    "target.baseModel": "--base-model",
+    "step": "--run",
+}
+_ENDPOINT = "ENDPOINT is a slug or an id."
+_RETENTION = click.Choice(RETENTION_MODES)
 
 
 def _settings_options(command: F) -> F:
-    """Who may ask, and how long it is kept what was asked."""
+    """Add the options for the model, the access and the retention."""
     for option in (
-        click.option("--keep-days", type=click.IntRange(min=1), help='So many days. Goes with "days" alone.'),
-        click.option("--keep", type=click.Choice(RETENTION_MODES), help="How long questions and answers are kept."),
-        click.option("--auth", type=click.Choice(AUTH_MODES), help="Whether a key is asked for."),
+        click.option("--keep-days", "run_retention_days", type=click.IntRange(min=1), help="Days, with --keep days."),
+        click.option("--keep", "run_retention_mode", type=_RETENTION, help="How long conversations are stored."),
+        click.option("--auth", "auth_mode", type=click.Choice(AUTH_MODES), help="Whether requests need a key."),
+        click.option("--base-model", metavar="MODEL", help="Serve a base model without an adapter."),
+        click.option("--run", metavar="JOB[@STEP]", help="Serve a run's final adapter, or one of its checkpoints."),
     ):
         command = option(command)
     return command
@@ -42,10 +48,7 @@ def _settings_options(command: F) -> F:
 
 @click.group()
 def endpoints() -> None:
-    """Put models behind addresses that speak OpenAI's chat completions."""
-
-
-# Endpoints
+    """Serve models with an OpenAI-compatible API."""
 
 
 @endpoints.command("list")
@@ -54,113 +57,94 @@ def list_endpoints(as_json: bool) -> None:
     """List the endpoints of the project."""
     client = connect()
     found = client.list_deployments()
-    if as_json:
-        say_json(found)
-    elif found:
-        rows = [(one.slug, _state(one), one.auth_mode, _model(one), _base_url(client, one)) for one in found]
-        say(table(("SLUG", "STATE", "AUTH", "MODEL", "ADDRESS"), rows))
-    else:
-        say("There are no endpoints yet; arkor endpoints create SLUG --run JOB makes one.")
+    rows = [(item.slug, _state(item), item.auth_mode, _model(item), _address(client, item)) for item in found]
+    text = table(("SLUG", "STATE", "AUTH", "MODEL", "ADDRESS"), rows)
+    say_result(found, as_json, text if found else "No endpoints yet. Create one: arkor endpoints create SLUG --run JOB")
 
 
 @endpoints.command()
 @click.argument("slug")
-@_model_options
 @_settings_options
 @as_json_option
 def create(slug: str, *, run: str | None, base_model: str | None, as_json: bool, **settings: Any) -> None:
-    """Put a model behind an address, whose last part is SLUG.
+    """Create an endpoint for a model; SLUG becomes part of its URL.
 
-    Without --auth, a key is asked for.
+    Requests need a key unless --auth none is given.
     """
     client = connect()
     target = _target(client, run, base_model)
     if target is None:
-        raise click.UsageError("name the model: --run JOB[@STEP] or --base-model MODEL")
-    chosen = _settings(settings)
+        raise click.UsageError("missing model: use --run JOB[@STEP] or --base-model MODEL")
+    chosen = {name: value for name, value in settings.items() if value is not None}
     auth_mode = chosen.pop("auth_mode", "fixed_api_key")
     with _option_errors():
-        made = client.create_deployment(slug, target, auth_mode, **chosen)
-    if as_json:
-        say_json(made)
-        return
-    say(f"{one_line(made.slug)} answers with {_model(made)} at {_base_url(client, made)}")
+        made = client.create_deployment(slug, target.to_wire(), auth_mode, **chosen)
+    lines = [f"{one_line(made.slug)} serves {_model(made)} at {_address(client, made)}"]
     if made.auth_mode == "fixed_api_key":
-        say(f"It asks for a key: arkor endpoints keys create {one_line(made.slug)} --label LABEL")
+        lines.append(f"Requests need a key: arkor endpoints keys create {one_line(made.slug)} --label LABEL")
+    say_result(made, as_json, *lines)
 
 
 @endpoints.command(epilog=_ENDPOINT)
 @click.argument("endpoint")
-@_model_options
 @_settings_options
-@click.option("--enable/--disable", "enabled", default=None, help="Whether it answers at all.")
+@click.option("--enable/--disable", "enabled", default=None, help="Whether the endpoint accepts requests.")
 @as_json_option
 def update(
     endpoint: str, *, run: str | None, base_model: str | None, enabled: bool | None, as_json: bool, **settings: Any
 ) -> None:
-    """Change what is named, and leave the rest as it is."""
+    """Change the given settings of an endpoint; the others stay."""
     client = connect()
-    change = {"target": _target(client, run, base_model), "enabled": enabled, **_settings(settings)}
+    target = _target(client, run, base_model)
+    change = {"target": target and target.to_wire(), "enabled": enabled, **settings}
     change = {name: value for name, value in change.items() if value is not None}
     if not change:
-        raise click.UsageError("name what to change: --run, --base-model, --auth, --keep, --enable or --disable")
+        raise click.UsageError("nothing to change: use --run, --base-model, --auth, --keep, --enable or --disable")
     with _option_errors():
         changed = client.update_deployment(find_endpoint(client, endpoint).id, **change)
-    if as_json:
-        say_json(changed)
-    else:
-        say(f"{one_line(changed.slug)} is {_state(changed)} and answers with {_model(changed)}.")
+    say_result(changed, as_json, f"{one_line(changed.slug)} is {_state(changed)} and serves {_model(changed)}.")
 
 
 @endpoints.command(epilog=_ENDPOINT)
 @click.argument("endpoint")
 def delete(endpoint: str) -> None:
-    """Take an endpoint down; its keys go too."""
+    """Delete an endpoint and its keys."""
     client = connect()
     found = find_endpoint(client, endpoint)
     client.delete_deployment(found.id)
-    say(f"{one_line(found.slug)} is gone, and its keys with it.")
-
-
-# Keys
+    say(f"Deleted {one_line(found.slug)} and its keys.")
 
 
 @endpoints.group()
 def keys() -> None:
-    """The keys that open an endpoint."""
+    """Manage the API keys of an endpoint."""
 
 
 @keys.command("list", epilog=_ENDPOINT)
 @click.argument("endpoint")
 @as_json_option
 def list_keys(endpoint: str, as_json: bool) -> None:
-    """List the keys of an endpoint; what they are is not shown again."""
+    """List the keys of an endpoint, without their secrets."""
     client = connect()
     found = client.list_deployment_keys(find_endpoint(client, endpoint).id)
-    if as_json:
-        say_json(found)
-    elif found:
-        say(table(("ID", "LABEL", "BEGINS", "STATE", "CREATED", "LAST USED"), [_key_row(key) for key in found]))
-    else:
-        say(f"It has no keys yet; arkor endpoints keys create {one_line(endpoint)} --label LABEL makes one.")
+    text = table(("ID", "LABEL", "PREFIX", "STATE", "CREATED", "LAST USED"), [_key_row(key) for key in found])
+    none = f"No keys yet. Create one: arkor endpoints keys create {one_line(endpoint)} --label LABEL"
+    say_result(found, as_json, text if found else none)
 
 
 @keys.command("create", epilog=_ENDPOINT)
 @click.argument("endpoint")
-@click.option("--label", required=True, help="What it is for: 1 to 80 characters.")
+@click.option("--label", required=True, help="A label for the key: 1 to 80 characters.")
 @as_json_option
 def create_key(endpoint: str, label: str, as_json: bool) -> None:
-    """Make a key and print it, this once.
+    """Create a key and print it; it cannot be shown again.
 
-    Nothing else goes to standard output: KEY=$(arkor endpoints keys create ENDPOINT --label ci)
+    Standard output contains only the key: KEY=$(arkor endpoints keys create ENDPOINT --label ci)
     """
     client = connect()
     with _option_errors():
         made = client.create_deployment_key(find_endpoint(client, endpoint).id, label)
-    if as_json:
-        say_json(made)
-    else:
-        say(one_line(made.plaintext or ""))
+    say_result(made, as_json, one_line(made.plaintext or ""))
     say(f"This is the key {one_line(made.label)} ({one_line(made.id)}). It cannot be shown again.", err=True)
 
 
@@ -168,15 +152,16 @@ def create_key(endpoint: str, label: str, as_json: bool) -> None:
 @click.argument("endpoint")
 @click.argument("key")
 def revoke(endpoint: str, key: str) -> None:
-    """Let a key, named by its id, open nothing from now on; it stays listed."""
+    """Revoke the key with the id KEY; it remains listed."""
     client = connect()
     found = find_endpoint(client, endpoint)
-    matches = [one for one in client.list_deployment_keys(found.id) if one.id == key]
+    slug = one_line(found.slug)
+    matches = [item for item in client.list_deployment_keys(found.id) if item.id == key]
     if not matches:
-        hint = f"arkor endpoints keys list {one_line(found.slug)}"
-        raise click.BadParameter(f"{one_line(found.slug)} has no key {key!r}; `{hint}` lists them", param_hint="KEY")
+        problem = f"{slug} has no key {key!r}; `arkor endpoints keys list {slug}` lists its keys"
+        raise click.BadParameter(problem, param_hint="KEY")
     client.revoke_deployment_key(found.id, key)
-    say(f"The key {one_line(matches[0].label)} opens nothing any more.")
+    say(f"The key {one_line(matches[0].label)} is revoked.")
 
 
 def _key_row(key: DeploymentKey) -> tuple[str, ...]:
@@ -184,48 +169,35 @@ def _key_row(key: DeploymentKey) -> tuple[str, ...]:
     return key.id, key.label, f"{key.prefix}…", state, format_time(key.created_at), format_time(key.last_used_at)
 
 
-# What is named, and how it is told
-
-
 def find_endpoint(client: CloudApiClient, given: str) -> Deployment:
-    """The endpoint of that slug or id. Raises `click.BadParameter`."""
+    """Return the endpoint with this slug or id. Raises `click.BadParameter`."""
     found = client.list_deployments()
-    matches = [one for one in found if one.slug == given] or [one for one in found if one.id == given]
+    matches = [item for item in found if item.slug == given] or [item for item in found if item.id == given]
     if not matches:
-        problem = f"there is no endpoint {given!r} in this project; `arkor endpoints list` lists them"
+        problem = f"this project has no endpoint {given!r}; `arkor endpoints list` lists its endpoints"
         raise click.BadParameter(problem, param_hint="ENDPOINT")
     return matches[0]
 
 
-def _target(client: CloudApiClient, run: str | None, base_model: str | None) -> dict[str, Any] | None:
+def _target(client: CloudApiClient, run: str | None, base_model: str | None) -> ModelTarget | None:
     if run is not None and base_model is not None:
-        raise click.UsageError("--run and --base-model name two models; name one")
+        raise click.UsageError("--run and --base-model cannot be used together")
     if run is None:
-        return None if base_model is None else {"kind": "base_model", "baseModel": base_model}
+        return None if base_model is None else ModelTarget(base_model)
     name, at, step = run.partition("@")
-    job_id = find_job(client, name).id
-    if not at:
-        return {"kind": "adapter", "adapter": {"kind": "final", "jobId": job_id}}
-    if not (step.isascii() and step.isdigit() and len(step) < 10):
-        raise click.BadParameter(f"the step of a checkpoint is a whole number, not {step!r}", param_hint="--run")
-    return {"kind": "adapter", "adapter": {"kind": "checkpoint", "jobId": job_id, "step": int(step)}}
-
-
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What was named of these, by the names of the client."""
-    names = {"auth": "auth_mode", "keep": "run_retention_mode", "keep_days": "run_retention_days"}
-    return {names[name]: value for name, value in options.items() if value is not None}
+    with _option_errors():
+        return ModelTarget.of_run(find_job(client, name).id, parse_step(step) if at else None)
 
 
 @contextmanager
 def _option_errors() -> Iterator[None]:
-    """A value that no backend would take is named by its option, not by its field."""
+    """Name the command line's option instead of the field in an error about an invalid value."""
     try:
         yield
     except InvalidConfig as error:
         if error.field not in _OPTIONS:
             raise
-        raise click.BadParameter(error.problem, param_hint=_OPTIONS[error.field]) from error
+        raise bad_parameter(error, _OPTIONS[error.field]) from error
 
 
 def _state(deployment: Deployment) -> str:
@@ -233,19 +205,13 @@ def _state(deployment: Deployment) -> str:
 
 
 def _model(deployment: Deployment) -> str:
-    """`"smollm2-135m-instruct"`, `"the run 1f3c"`, `"the run 1f3c at step 20"`."""
-    target = deployment.target
-    if target.get("kind") != "adapter":
-        return one_line(str(target.get("baseModel", "an unknown kind of model")))
-    adapter = target.get("adapter") or {}
-    step = f" at step {adapter['step']}" if "step" in adapter else ""
-    return one_line(f"the run {adapter.get('jobId')}{step}")
+    """Describe the target (`"smollm2-135m-instruct"`, `"the run 1f3c at step 20"`)."""
+    target = target_of(deployment)
+    if target.adapter is None:
+        return one_line(target.base_model or "")
+    step = "" if target.adapter.step is None else f" at step {target.adapter.step}"
+    return one_line(f"the run {target.adapter.job_id}{step}")
 
 
-def _base_url(client: CloudApiClient, deployment: Deployment) -> str:
-    """What an OpenAI client takes as its `base_url`; in the managed cloud, only its first part is known here."""
-    if deployment.url is not None:
-        return one_line(deployment.url)
-    if client.base_url == MANAGED_CLOUD_API_URL:
-        return deployment.custom_domain or f"the domain {one_line(deployment.slug)}.… of the cloud"
-    return f"{client.base_url}/e/{one_line(deployment.slug)}/v1"
+def _address(client: CloudApiClient, deployment: Deployment) -> str:
+    return one_line(address_of(client, deployment) or f"the domain {deployment.slug}.… of the cloud")

@@ -1,4 +1,4 @@
-"""The command `arkor`: the list of its commands."""
+"""The command `arkor` and its subcommands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from arkor.cli.archive import export_run, import_run
 from arkor.cli.chat import chat
 from arkor.cli.check import check
 from arkor.cli.dev import dev
+from arkor.cli.docs import docs
 from arkor.cli.doctor.doctor import doctor
 from arkor.cli.endpoints import endpoints
 from arkor.cli.errors import handle_broken_pipe, run
@@ -23,7 +24,7 @@ from arkor.settings import VERSION
 
 
 class Commands(click.Group):
-    """Lists its commands in the order in which one needs them; a closed pipe is no failure, as it is to click."""
+    """A group that keeps the order of its commands and, unlike click's, accepts a closed pipe."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -42,28 +43,14 @@ def arkor() -> None:
 
 
 for command in (
-    init,
-    check,
-    start,
-    dev,
-    jobs,
-    logs,
-    cancel,
-    chat,
-    export_run,
-    import_run,
-    endpoints,
-    serve,
-    login,
-    logout,
-    whoami,
-    doctor,
+    *(init, check, start, dev, jobs, logs, cancel, chat, export_run, import_run, endpoints),
+    *(serve, login, logout, whoami, doctor, docs),
 ):
     arkor.add_command(command)
 
 
 def main() -> None:
-    """The entry point; leaves with the exit codes that `errors.py` names."""
+    """Run the command line and exit with one of the codes in `errors.py`."""
     sys.exit(run(lambda: arkor(prog_name="arkor", standalone_mode=False)))
 
 

@@ -1,4 +1,4 @@
-"""A project: scaffold one, run its trainer."""
+"""The commands `init` and `start`: write a project, run its trainer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from arkor.cli.errors import (
 )
 from arkor.cli.output import say, say_json
 from arkor.errors import ArkorError, InvalidConfig
-from arkor.project import find_entry, load_entry
 from arkor.protocol.jobs import Artifact, JobStatus
 from arkor.results.training_result import TrainingResult
 from arkor.settings import arkor_home
+from arkor.trainer.project import find_entry, load_entry
 from arkor.trainer.trainer import Trainer
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 TEMPLATES = {
     "triage": "sort support tickets by category and urgency, as JSON",
     "translate": "translate short everyday sentences",
-    "redaction": "replace personal data by tags",
+    "redaction": "replace personal data with tags",
 }
 
 _TEMPLATES_FOLDER = Path(package.__file__).parent / "templates"
@@ -48,12 +48,13 @@ _TEMPLATES_FOLDER = Path(package.__file__).parent / "templates"
     type=click.Choice(list(TEMPLATES)),
     default="triage",
     show_default=True,
-    help="; ".join(f"{name}: {what}" for name, what in TEMPLATES.items()) + ".",
+    help="; ".join(f"{name}: {task}" for name, task in TEMPLATES.items()) + ".",
 )
 def init(directory: Path, template: str) -> None:
-    """Write a project into DIR (default: here), ready to run without a network."""
+    """Write a project to DIR (default: here); it can be run offline."""
     source = _TEMPLATES_FOLDER / template
-    files = sorted(file.relative_to(source) for file in source.rglob("*") if _is_template_file(file))
+    found = (file for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    files = sorted(file.relative_to(source) for file in found)
     existing = [str(file) for file in files if (directory / file).exists()]
     if existing:
         raise click.UsageError(f"{directory} already has {', '.join(existing)}; nothing was written")
@@ -69,21 +70,21 @@ def init(directory: Path, template: str) -> None:
     say("  arkor start")
 
 
-def _is_template_file(file: Path) -> bool:
-    return file.is_file() and "__pycache__" not in file.parts
-
-
 @click.command()
 @click.argument("entry", required=False, type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="The whole way, with a few rows and steps, to see that all of it works.")
-@click.option("--json", "as_json", is_flag=True, help="Print how it ended as a JSON object; the rest goes to stderr.")
+@click.option("--dry-run", is_flag=True, help="Run every stage with a few rows and steps, as a test.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object, everything else to stderr.")
 def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
-    """Run the trainer of ENTRY (a file or a project's folder; default: here) and watch it to its end."""
-    if dry_run:
-        os.environ["ARKOR_DRY_RUN"] = "1"  # the entry may submit the run by itself when it is loaded
+    """Run a project's trainer and wait for its end.
+
+    ENTRY is a file or a project's folder (default: here).
+    """
+    if dry_run:  # an environment variable, because the entry may submit the run when imported
+        os.environ["ARKOR_DRY_RUN"] = "1"
     file = find_entry(entry)
     try:
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the entry prints is none of the document
+        # Standard output is the JSON document alone: what the entry prints goes to stderr.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
             result = _run(file)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -94,7 +95,7 @@ def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
 
 
 def _run(file: Path) -> TrainingResult:
-    """Submit the run of that file and watch it; what interrupts it says how to go on."""
+    """Submit the file's run and wait for its end; print how to resume watching if interrupted."""
     trainer = project_code(file, lambda: load_entry(file))
     try:
         say(f"{trainer.name}: run {trainer.start().job_id}")
@@ -102,7 +103,7 @@ def _run(file: Path) -> TrainingResult:
     except (KeyboardInterrupt, ProjectError):
         _print_resume_hint(trainer)
         raise
-    except ArkorError as error:  # a callback that waits no longer, as a rule, or a backend that is gone
+    except ArkorError as error:  # usually a timeout in a callback, or a backend that is gone
         if trainer.job_id is None:
             raise
         say(str(error), err=True)
@@ -111,14 +112,14 @@ def _run(file: Path) -> TrainingResult:
 
 
 def project_code(file: Path, call: Callable[[], T]) -> T:
-    """What the project's code raises is shown as its author needs it; a wrong value is, with the line it stands in."""
+    """Call the project's code. Raises its errors as `ProjectError`, or as `click.UsageError`."""
     try:
         return call()
     except InvalidConfig as error:
-        place = source_location(error, file)
-        if place is None:
+        location = source_location(error, file)
+        if location is None:
             raise
-        raise click.UsageError(f"{place}: {error}") from error
+        raise click.UsageError(f"{location}: {error}") from error
     except (ArkorError, BrokenPipeError):
         raise
     except Exception as error:
@@ -130,8 +131,8 @@ def _print_resume_hint(trainer: Trainer) -> None:
     if job_id is None:
         say("Nothing was submitted.", err=True)
     else:
-        say(f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}", err=True)
-        say(f'With its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()', err=True)
+        say(f"The run continues. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}", err=True)
+        say(f'To attach its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()', err=True)
 
 
 def _report_end(result: TrainingResult) -> int:
@@ -140,15 +141,14 @@ def _report_end(result: TrainingResult) -> int:
     if job.status != JobStatus.COMPLETED:
         say(f"Run {job.id} {job.status}{f': {job.error}' if job.error else '.'}", err=True)
         return EXIT_FAILED
-    folder = _adapter_folder(result)
-    if folder is not None:
-        say(f"The adapter is in {folder}")
-    say(f"Talk to it: arkor chat {job.id}   (with --system and the system prompt of its rows, if they have one)")
+    if folder := _adapter_folder(result):
+        say(f"Adapter: {folder}")
+    say(f"Chat with it: arkor chat {job.id}   (add --system if its rows have a system prompt)")
     return EXIT_OK
 
 
 def _adapter_folder(result: TrainingResult) -> Path | None:
-    """Where the final adapter lies, if it lies on this machine."""
+    """Return the folder of the final adapter if it is on this machine."""
     finals = [item.path for item in result.artifacts if isinstance(item, Artifact) and item.kind == "final"]
     folder = arkor_home() / "runs" / result.job.id / (finals[-1] or "") if finals else None
     return folder if folder is not None and folder.is_dir() else None

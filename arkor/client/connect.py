@@ -1,7 +1,8 @@
-"""Which backend a script talks to, in whose name, and about which project.
+"""Choose the backend, the credentials and the project of a script.
 
-An explicit `base_url`, else `ARKOR_CLOUD_API_URL`, else the URL of the sign-in, else a backend of this machine. An
-identity that a script only came by while one of the first two was set leads nobody anywhere once it is not.
+The backend is chosen by `base_url`, else `ARKOR_CLOUD_API_URL`, else the credentials; the default
+is this machine's. Credentials that a script obtained only because one of the first two was set
+(`incidental`) do not select a backend.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from arkor.client.api import CloudApiClient
+from arkor.client.auth.bootstrap import ensure_credentials
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
     default_cloud_api_url,
-    ensure_credentials,
     is_incidental,
     read_credentials,
     url_of,
@@ -28,31 +29,29 @@ from arkor.settings import arkor_home, cloud_api_url_from_env
 
 
 def connect(
-    base_url: str | None = None,
-    credentials: Credentials | None = None,
-    project_dir: str | Path | None = None,
+    base_url: str | None = None, credentials: Credentials | None = None, project_dir: str | Path | None = None
 ) -> CloudApiClient:
-    """A client with its scope set; `client.http.auth.source` says how the backend came to be chosen.
+    """Return a client with its scope; `client.http.auth.source` names the deciding setting.
 
-    Starts a backend on this machine, gets an anonymous identity, creates the project, each where it is missing.
-    Raises `BackendUnavailable`, `CloudApiError`, `CredentialsError` or `ProjectStateMismatch`.
+    Starts a backend on this machine, obtains an anonymous identity and creates the project if they
+    are missing. Raise `BackendUnavailable`, `CloudApiError`, `CredentialsError` or
+    `ProjectStateMismatch`.
     """
     chosen = choose_backend(base_url, credentials)
     if chosen is None:
         local = LocalBackendAuth(arkor_home())
         return CloudApiClient(local.base_url, local.credentials, scope=Scope("local", "default"), access=local)
-    url, why = chosen
-    sign_in = credentials or ensure_credentials(url, incidental=True)
-    auth = auth_for(url, sign_in, from_file=credentials is None, why=why)
-    client = CloudApiClient(url, sign_in, access=auth)
-    client.scope = ensure_project(client, _resolve_org(client, sign_in, project_dir), project_dir).scope
+    url, source = chosen
+    used = credentials or ensure_credentials(url, incidental=True)
+    client = CloudApiClient(url, used, access=auth_for(url, used, from_file=credentials is None, source=source))
+    client.scope = ensure_project(client, _choose_org(client, used, project_dir), project_dir).scope
     return client
 
 
 def choose_backend(base_url: str | None = None, credentials: Credentials | None = None) -> tuple[str, str] | None:
-    """The backend's URL and how it came to be chosen; None for the one of this machine.
+    """Return the backend's URL and the deciding setting; None for this machine's backend.
 
-    Raises `InvalidConfig` for a URL that is none, `CredentialsError`.
+    Raise `InvalidConfig` for an invalid URL, `CredentialsError`.
     """
     if base_url is not None:
         return checked_url(base_url), "base_url"
@@ -60,12 +59,12 @@ def choose_backend(base_url: str | None = None, credentials: Credentials | None 
         return checked_url(default_cloud_api_url()), "ARKOR_CLOUD_API_URL"
     if credentials is not None:
         return url_of(credentials), "credentials"
-    found = read_credentials()
-    return None if found is None or is_incidental(found) else (url_of(found), "credentials file")
+    stored = read_credentials()
+    return None if stored is None or is_incidental(stored) else (url_of(stored), "credentials file")
 
 
-def _resolve_org(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
-    """The organisation to work in: an anonymous identity's own; a person's only one, or the one of the project."""
+def _choose_org(client: CloudApiClient, credentials: Credentials, project_dir: str | Path | None) -> str:
+    """Return the organisation of an anonymous identity, of the project, or the only one."""
     if isinstance(credentials, AnonymousCredentials):
         return credentials.org_slug
     orgs = [org.slug for org in client.me().orgs]
@@ -75,6 +74,7 @@ def _resolve_org(client: CloudApiClient, credentials: Credentials, project_dir: 
     if len(orgs) == 1:
         return orgs[0]
     raise ArkorError(
-        f"you are a member of {len(orgs)} organisations ({', '.join(orgs) or 'none'}); name the one to work in, "
-        'and its project, in .arkor/state.json: {"orgSlug": …, "projectSlug": …, "projectId": …}'
+        f"you are a member of {len(orgs)} organisations ({', '.join(orgs) or 'none'})",
+        remedy='choose one, and a project of it, in .arkor/state.json: {"orgSlug": …, "projectSlug": …, '
+        '"projectId": …}',
     )

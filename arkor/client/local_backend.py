@@ -1,12 +1,10 @@
-"""The backend of this machine: found, or started, or replaced.
+"""Find, start or replace the backend of this machine: one process per user and `ARKOR_HOME`.
 
-One process per user and `ARKOR_HOME`. Here is only what happens between processes (files, locks, signals); what the
-backend does is in `arkor.backend`, which is never imported from here.
+Only files, locks, signals and health requests are used here; `arkor.backend` is never imported.
 """
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import importlib.util
 import json
@@ -18,7 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -26,29 +24,30 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from arkor.client.auth.credentials import AnonymousCredentials
-from arkor.client.http.client import Auth
+from arkor.client.http.auth import Auth
 from arkor.errors import BackendUnavailable
+from arkor.files import Lock
 from arkor.protocol.codec import from_wire
 from arkor.settings import PROTOCOL, VERSION, arkor_home
 
-#: Seconds for a new backend to answer, for another process to finish starting one, for an old one to leave.
+#: Seconds to wait for a new backend, for the start lock, and for an old backend to exit.
 START_SECONDS = 30.0
 LOCK_SECONDS = 60.0
 SHUTDOWN_SECONDS = 10.0
-#: Seconds for one answer to the question whether it is well, each time it is asked; the machine may be busy training.
+#: The timeouts of successive health requests, in seconds; the machine may be busy training.
 HEALTH_SECONDS = (2.0, 5.0, 10.0)
 
-EXIT_ALREADY_SERVING = 3  # the server's exit code when the home has one already
-#: What a backend on this machine cannot do without.
+EXIT_ALREADY_SERVING = 3  # the exit code of a server whose home is already being served
+#: Packages that a backend on this machine needs.
 REQUIRED_PACKAGES = ("starlette", "uvicorn", "sqlalchemy", "torch", "transformers", "peft", "trl")
 
-#: The servers that this process has started; kept so that one that has left can be collected.
+#: The servers that this process has started, kept so that their exit codes are collected.
 _started: list[subprocess.Popen[bytes]] = []
 
 
 @frozen
 class BackendInfo:
-    """What `backend.json` says: where the backend listens, the owner's token, its process."""
+    """The contents of `backend.json`: the backend's URL, the owner's token, the process id."""
 
     url: str
     token: str = field(repr=False)
@@ -58,7 +57,7 @@ class BackendInfo:
 
 @frozen
 class Health:
-    """What `GET /healthz` says; `active_runs` are those that are queued or running."""
+    """The response of `GET /healthz`; `active_runs` counts queued and running runs."""
 
     version: str
     protocol: int
@@ -67,7 +66,7 @@ class Health:
 
 
 class LocalBackendAuth(Auth):
-    """The way to the backend of this machine; should it have gone or moved, the way to the next one."""
+    """An `Auth` for the backend of this machine, which is started again if it has ended."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -75,7 +74,7 @@ class LocalBackendAuth(Auth):
         super().__init__(self.credentials.arkor_cloud_api_url, self.credentials.token, source="embedded")
 
     def refresh(self) -> bool:
-        """Raises `BackendUnavailable` when there is none and none can be started."""
+        """Raise `BackendUnavailable` if a backend can neither be found nor started."""
         before = self.credentials
         self.credentials = find_or_start(self._home)
         self.base_url, self.token = self.credentials.arkor_cloud_api_url, self.credentials.token
@@ -83,23 +82,23 @@ class LocalBackendAuth(Auth):
 
 
 def find_or_start(home: Path | None = None) -> AnonymousCredentials:
-    """The sign-in of the owner at the backend of this machine, which is started if need be.
+    """Return the owner's credentials for the backend of this machine, starting it if necessary.
 
-    Raises `BackendUnavailable`, whose sentence says what is in the way.
+    Raise `BackendUnavailable` if that is not possible.
     """
     home = home or arkor_home()
-    found = _find_running(home)
-    if found is None or not is_compatible(*found):
-        found = _start(home)
-    info, _ = found
+    running = _find_running(home)
+    if running is None or not is_compatible(*running):
+        running = _start(home)
+    info, _ = running
     return AnonymousCredentials(info.token, "local", info.url, "local")
 
 
-# Looking
+# Finding
 
 
 def _find_running(home: Path, ignored: BackendInfo | None = None) -> tuple[BackendInfo, Health] | None:
-    """The backend that answers, if there is one. Raises `BackendUnavailable` for one that is there and mute."""
+    """Return the running backend; raise `BackendUnavailable` if it does not answer."""
     info = read_backend_info(home)
     if info is None or info == ignored:
         return None
@@ -112,14 +111,14 @@ def _find_running(home: Path, ignored: BackendInfo | None = None) -> tuple[Backe
         else:
             return (info, health) if health else None
     raise BackendUnavailable(
-        f"the backend of this machine (process {info.pid}) does not answer; the machine may be overloaded. "
-        f"Try again, or end it and start over: kill {info.pid}"
+        f"the backend of this machine (process {info.pid}) does not answer; the machine may be overloaded",
+        remedy=f"try again, or end it and start over: kill {info.pid}",
     )
 
 
 def read_backend_info(home: Path) -> BackendInfo | None:
-    """What `backend.json` says, if it makes sense. Raises `BackendUnavailable` for one that cannot be read."""
-    with _home_errors_as_sentences(home):
+    """Return a valid `backend.json`, else None; raise `BackendUnavailable` if unreadable."""
+    with _home_errors(home):
         try:
             info = from_wire(BackendInfo, json.loads((home / "backend.json").read_bytes()))
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
@@ -129,7 +128,7 @@ def read_backend_info(home: Path) -> BackendInfo | None:
 
 
 def fetch_health(info: BackendInfo, seconds: float) -> Health | None:
-    """None when nobody listens there, or somebody who does not know our token. Raises TimeoutError."""
+    """Return the backend's health, None if it is not ours or not there; raise TimeoutError."""
     try:
         address = urlsplit(info.url)
         with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=seconds)) as connection:
@@ -143,7 +142,7 @@ def fetch_health(info: BackendInfo, seconds: float) -> Health | None:
 
 
 def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str]) -> bytes:
-    """The body of a 200; raises ValueError for another status."""
+    """Return the body of a response with status 200; raise ValueError for another status."""
     connection.request("GET", path, headers={"X-Arkor-Client": f"arkor/{VERSION}", **headers})
     response = connection.getresponse()
     body = response.read(64 * 1024)
@@ -153,7 +152,7 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of that id, whosever it is."""
+    """Return whether a process with that id exists, of any user."""
     _started[:] = [process for process in _started if process.poll() is None]
     try:
         os.kill(pid, 0)
@@ -165,23 +164,25 @@ def is_alive(pid: int) -> bool:
 
 
 def is_compatible(info: BackendInfo, health: Health) -> bool:
-    """Whether that backend is to be used; False when it is to be replaced.
+    """Return whether to use that backend, as opposed to replacing it.
 
-    Raises `BackendUnavailable` when it can be neither. An older one that understands us is left to finish its runs.
+    Raise `BackendUnavailable` if neither is possible. An older backend with the same protocol keeps
+    its runs.
     """
     if health.protocol > PROTOCOL:
         raise BackendUnavailable(
-            f"the backend of this machine (arkor {health.version}) is newer than this arkor ({VERSION}); "
-            "upgrade this one: pip install --upgrade arkor"
+            f"the backend of this machine (arkor {health.version}) is newer than this arkor ({VERSION})",
+            remedy="upgrade this one: pip install --upgrade arkor",
         )
-    understands = health.protocol == PROTOCOL
-    if understands and (health.active_runs or _release(health.version) >= _release(VERSION)):
+    same_protocol = health.protocol == PROTOCOL
+    if same_protocol and (health.active_runs or _release(health.version) >= _release(VERSION)):
         return True
     if health.active_runs:
         raise BackendUnavailable(
             f"the backend of this machine (arkor {health.version}, process {info.pid}) is older than this arkor "
-            f"({VERSION}) and has {health.active_runs} run(s) in progress; wait for them, or cancel them with the "
-            "arkor that started them (`arkor jobs`, `arkor cancel`), or set ARKOR_HOME to another folder"
+            f"({VERSION}) and has {health.active_runs} run(s) in progress",
+            remedy="wait for them, or cancel them with the arkor that started them (`arkor jobs`, `arkor cancel`), "
+            "or set ARKOR_HOME to another folder",
         )
     return False
 
@@ -194,63 +195,48 @@ def _release(version: str) -> list[int]:
 
 
 def _start(home: Path) -> tuple[BackendInfo, Health]:
-    _check_packages()
-    with _home_errors_as_sentences(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _start_lock(home):
-        stale = read_backend_info(home)
-        found = _find_running(home)  # another process may have been faster
-        if found is not None and not is_compatible(*found):
-            _request_shutdown(home, found[0])
-            found = None
-        return found or _launch(home, stale)
-
-
-def _check_packages() -> None:
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(
-            f"training on this machine needs packages that are not installed ({', '.join(missing)}): "
-            'pip install "arkor[local]"; or name another backend with ARKOR_CLOUD_API_URL'
+            f"training on this machine needs packages that are not installed ({', '.join(missing)})",
+            remedy='pip install "arkor[local]", or set ARKOR_CLOUD_API_URL to use another backend',
         )
+    with _home_errors(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _start_lock(home):
+        stale = read_backend_info(home)
+        running = _find_running(home)  # another process may have started one
+        if running is not None and not is_compatible(*running):
+            _request_shutdown(home, running[0])
+            running = None
+        return running or _launch(home, stale)
 
 
 @contextmanager
-def _home_errors_as_sentences(home: Path) -> Iterator[None]:
-    """An OSError in here is the home's fault."""
+def _home_errors(home: Path) -> Iterator[None]:
+    """Raise an OSError as a `BackendUnavailable` that blames the home."""
     try:
         yield
     except OSError as error:
         raise BackendUnavailable(
-            f"{error.filename or home} cannot be used ({error.strerror or error}); make room or mend its permissions, "
-            "or set ARKOR_HOME to a folder that can be written"
+            f"{error.filename or home} cannot be used ({error.strerror or error})",
+            remedy="free some disk space or fix its permissions, or set ARKOR_HOME to a writable folder",
         ) from error
 
 
 @contextmanager
 def _start_lock(home: Path) -> Iterator[None]:
-    """One process at a time decides whether to start; the lock ends with its holder, however that ends."""
-    with _home_errors_as_sentences(home):
-        lock = open(home / "start.lock", "w", opener=_private)  # noqa: SIM115 - closed below, outside of this net
+    """Let one process at a time decide whether to start a backend."""
+    lock = Lock(home / "start.lock")
+    with _home_errors(home):
+        acquired = lock.acquire(LOCK_SECONDS)
+    if not acquired:
+        raise BackendUnavailable(
+            f"another process has been starting the backend for more than {LOCK_SECONDS:.0f} s (it holds {lock.path})",
+            remedy="try again, or end that process",
+        )
     with lock:
-        with _home_errors_as_sentences(home):
-            _wait_for_lock(lock, home)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # also for copies of it in processes that were forked meanwhile
-
-
-def _wait_for_lock(lock: IO[str], home: Path) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(BlockingIOError):
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.02)
-    raise BackendUnavailable(
-        f"another process has been starting the backend for more than {LOCK_SECONDS:.0f} s (it holds "
-        f"{home / 'start.lock'}); try again, or end that process"
-    )
+        yield
 
 
 def _request_shutdown(home: Path, info: BackendInfo) -> None:
@@ -259,45 +245,44 @@ def _request_shutdown(home: Path, info: BackendInfo) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise BackendUnavailable(f"the older backend in {home} (process {info.pid}) is another user's") from None
+        problem = f"the older backend in {home} (process {info.pid}) belongs to another user"
+        raise BackendUnavailable(problem, remedy="set ARKOR_HOME to a folder of your own") from None
     deadline = time.monotonic() + SHUTDOWN_SECONDS
     while is_alive(info.pid):
         if time.monotonic() > deadline:
-            raise BackendUnavailable(
-                f"the older backend of this machine (process {info.pid}) was asked to leave and did not; "
-                f"end it: kill -9 {info.pid}"
-            )
+            problem = f"the older backend of this machine (process {info.pid}) did not exit after SIGTERM"
+            raise BackendUnavailable(problem, remedy=f"end it: kill -9 {info.pid}")
         time.sleep(0.01)
 
 
 def _launch(home: Path, stale: BackendInfo | None) -> tuple[BackendInfo, Health]:
-    """Start a server, and wait until one answers: it, or one that was faster."""
+    """Start a server and wait until it, or one that another process started, answers."""
     log = home / "backend.log"
     deadline = time.monotonic() + START_SECONDS
-    process, read_from = _spawn(home, log)
+    process, log_offset = _spawn(home, log)
     while time.monotonic() < deadline:
-        if found := _find_running(home, ignored=stale):
-            return found
+        if running := _find_running(home, ignored=stale):
+            return running
         exit_code = process.poll()
-        if exit_code == EXIT_ALREADY_SERVING:  # one that is just coming, or just leaving
+        if exit_code == EXIT_ALREADY_SERVING:  # another server is starting or exiting
             time.sleep(0.1)
             stale = None
-            process, read_from = _spawn(home, log)
+            process, log_offset = _spawn(home, log)
         elif exit_code is not None:
-            raise BackendUnavailable(f"the backend of this machine could not start: {_log_tail(log, read_from)}")
+            raise BackendUnavailable(f"the backend of this machine could not start: {_log_tail(log, log_offset)}")
         time.sleep(0.01)
     process.terminate()
     raise BackendUnavailable(
-        f"the backend of this machine did not answer within {START_SECONDS:.0f} s: {_log_tail(log, read_from)}"
+        f"the backend of this machine did not answer within {START_SECONDS:.0f} s: {_log_tail(log, log_offset)}"
     )
 
 
 def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A server that outlives us, and the place in the log where its words begin."""
+    """Start a server that outlives this process; return it and its offset in the log."""
     if not sys.executable:
-        raise BackendUnavailable("this Python does not know its own executable; start `arkor serve` yourself")
+        raise BackendUnavailable("the path of this Python is unknown", remedy="start `arkor serve` yourself")
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home)]
-    with _home_errors_as_sentences(home), open(log, "ab", opener=_private) as output:
+    with _home_errors(home), _open_log(log) as output:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             cwd=home,
@@ -311,12 +296,12 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
         return process, output.tell()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _open_log(log: Path) -> IO[bytes]:
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def server_environment() -> dict[str, str]:
-    """Ours, with the folder that this package was imported from where Python would not look by itself."""
+    """Return a server's environment; PYTHONPATH finds this package unless it is installed."""
     folder = str(Path(__file__).resolve().parents[2])
     environment = dict(os.environ)
     if folder not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
@@ -324,10 +309,10 @@ def server_environment() -> dict[str, str]:
     return environment
 
 
-def _log_tail(log: Path, read_from: int) -> str:
-    """The last line of what the server said, and where the rest is."""
+def _log_tail(log: Path, offset: int) -> str:
+    """Return the last line of the log after that offset, and the path of the log."""
     with log.open("rb") as file:
-        file.seek(read_from)
+        file.seek(offset)
         lines = file.read()[-8192:].decode("utf-8", "replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no output")
     return f"{last[:500]} (more in {log})"

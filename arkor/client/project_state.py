@@ -1,6 +1,6 @@
-"""A project's `.arkor/state.json`: which project of the backend this folder belongs to.
+"""A project's `.arkor/state.json`: the project of the backend that a folder belongs to.
 
-A backend of this machine needs none: there the project is always `default`, and nothing is written.
+The backend of this machine does not use it: its project is always `default`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from attrs import frozen
 
 from arkor.client.api import CloudApiClient
-from arkor.client.auth.credentials import write_json
 from arkor.errors import ArkorError, CloudApiError, ProjectStateMismatch
+from arkor.files import write_atomically
 from arkor.protocol.codec import from_wire, to_wire
 from arkor.protocol.jobs import Scope
 
@@ -22,7 +22,7 @@ _MAX_SLUG_LENGTH = 40
 
 @frozen
 class ProjectState:
-    """Which project a folder belongs to: the slugs of its organisation and of itself, and its id."""
+    """The project of a folder: the slugs of its organisation and of the project, and its id."""
 
     org_slug: str
     project_slug: str
@@ -30,19 +30,19 @@ class ProjectState:
 
     @property
     def scope(self) -> Scope:
-        """The project, as calls of a client take it."""
+        """The project as the `scope` of client calls."""
         return Scope(self.org_slug, self.project_slug)
 
 
 def state_path(project_dir: str | Path | None = None) -> Path:
-    """`.arkor/state.json` of the project's folder (default: the current one)."""
+    """Return the path of `.arkor/state.json` in the project's folder (default: the current one)."""
     return Path(project_dir or ".").expanduser().absolute() / ".arkor" / "state.json"
 
 
 def read_state(project_dir: str | Path | None = None) -> ProjectState | None:
-    """The state of that project; None when there is none, or when the file makes no sense.
+    """Return the state of that project; None if the file is missing or invalid.
 
-    Raises `ArkorError` for a file that is there and cannot be read.
+    Raise `ArkorError` if it cannot be read.
     """
     path = state_path(project_dir)
     try:
@@ -50,25 +50,27 @@ def read_state(project_dir: str | Path | None = None) -> ProjectState | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     except OSError as error:
-        raise ArkorError(f"{path} cannot be read ({error.strerror}); mend its permissions, or move it away") from error
+        remedy = "fix its permissions, or move it away"
+        raise ArkorError(f"{path} cannot be read ({error.strerror})", remedy=remedy) from error
     fields = (state.org_slug, state.project_slug, state.project_id)
     return state if all(isinstance(value, str) and value for value in fields) else None
 
 
 def write_state(state: ProjectState, project_dir: str | Path | None = None) -> None:
-    """Keep the state, whole or not at all. Raises `ArkorError` when it cannot be written."""
+    """Write the state atomically; raise `ArkorError` if that fails."""
     path = state_path(project_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_wire(state), mode=0o644)
+        write_atomically(path, json.dumps(to_wire(state), ensure_ascii=False, indent=2) + "\n", mode=0o644)
     except OSError as error:
-        raise ArkorError(f"{path} cannot be written ({error.strerror}); make room or mend its permissions") from error
+        remedy = "free some disk space or fix its permissions"
+        raise ArkorError(f"{path} cannot be written ({error.strerror})", remedy=remedy) from error
 
 
 def slug_of(folder: Path) -> str:
-    """A project's slug from the name of its folder: `"My Bot!"` → `"my-bot"`.
+    """Return a project's slug from the name of its folder: `"My Bot!"` → `"my-bot"`.
 
-    The TypeScript client must find the same one: it counts in UTF-16, and cuts behind trimming.
+    The TypeScript client must find the same one; it counts UTF-16 units and trims before it cuts.
     """
     units = re.sub(r"[^\0-\uffff]", "--", folder.name.lower())
     slug = re.sub(r"[^a-z0-9-]", "-", units).strip("-")[:_MAX_SLUG_LENGTH]
@@ -76,23 +78,21 @@ def slug_of(folder: Path) -> str:
 
 
 def ensure_project(client: CloudApiClient, org_slug: str, project_dir: str | Path | None = None) -> ProjectState:
-    """The project that this folder belongs to; made on the backend, and written down, where there is none yet.
+    """Return the project of this folder, or create one on the backend and store it.
 
-    Raises `ProjectStateMismatch` when the folder belongs to another organisation; its state is left untouched.
+    Raise `ProjectStateMismatch` if the folder belongs to another organisation; its state is not
+    changed.
     """
-    found = read_state(project_dir)
-    if found is not None and found.org_slug != org_slug:
+    state = read_state(project_dir)
+    if state is not None and state.org_slug != org_slug:
         raise ProjectStateMismatch(
-            f"{state_path(project_dir)} belongs to the organisation {found.org_slug!r}, but you are signed in to "
-            f"{org_slug!r}; sign in to {found.org_slug!r}, or remove that file to start a new project"
+            f"{state_path(project_dir)} belongs to the organisation {state.org_slug!r}, but you are signed in to "
+            f"{org_slug!r}",
+            remedy=f"sign in to {state.org_slug!r}, or remove that file to start a new project",
         )
-    if found is None:
-        found = _create(client, org_slug, state_path(project_dir).parents[1].resolve())
-        write_state(found, project_dir)
-    return found
-
-
-def _create(client: CloudApiClient, org_slug: str, folder: Path) -> ProjectState:
+    if state is not None:
+        return state
+    folder = state_path(project_dir).parents[1].resolve()
     slug = slug_of(folder)
     scope = Scope(org_slug, slug)
     try:
@@ -100,8 +100,10 @@ def _create(client: CloudApiClient, org_slug: str, folder: Path) -> ProjectState
     except CloudApiError as error:
         if error.status != 409:
             raise
-        taken = [project for project in client.list_projects(scope=scope) if project.slug == slug]
-        if not taken:
+        existing = [project for project in client.list_projects(scope=scope) if project.slug == slug]
+        if not existing:
             raise
-        project = taken[0]
-    return ProjectState(org_slug, project.slug, project.id)
+        project = existing[0]
+    state = ProjectState(org_slug, project.slug, project.id)
+    write_state(state, project_dir)
+    return state

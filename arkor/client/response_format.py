@@ -1,6 +1,7 @@
-"""A class of yours → the JSON schema that an answer must fit; the answer → an instance of it.
+"""Structured output: the JSON schema of a class, and instances parsed from responses.
 
-Attrs classes, dataclasses, TypedDicts and their like are read by msgspec; a Pydantic model speaks for itself.
+msgspec handles attrs classes, dataclasses, TypedDicts and similar types; Pydantic models handle
+themselves.
 """
 
 from __future__ import annotations
@@ -10,37 +11,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from arkor.errors import ArkorError, InvalidConfig
+from arkor.formatting import one_line
 
-#: Where a JSON schema holds further schemas: one, a list of them, or some by name.
+#: The keywords of a JSON schema that contain one schema, a list of schemas, or schemas by name.
 _SINGLE_SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
 _LIST_SUBSCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAP_SUBSCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
 
 
 def build_response_format(response_class: Any) -> dict[str, Any]:
-    """OpenAI's `response_format` that makes every answer an instance of `response_class`.
+    """Return OpenAI's `response_format` for instances of `response_class`.
 
-    It is strict, every field written out, unless `response_class` has a place for keys that nobody knows beforehand
-    (a dict).
-    Raises `InvalidConfig` for what no JSON can stand for.
+    It is strict, so every field is written, unless the class contains a dict, whose keys are not
+    known in advance. Raise `InvalidConfig` if the class has no JSON schema.
     """
     schema = _inline_root(_schema_of(response_class))
     strict = _is_closed(schema)
-    described = {"name": _name(response_class), "schema": _make_strict(schema) if strict else schema}
-    return {"type": "json_schema", "json_schema": {**described, **({"strict": True} if strict else {})}}
+    json_schema = {"name": _name(response_class), "schema": _make_strict(schema) if strict else schema}
+    return {"type": "json_schema", "json_schema": {**json_schema, **({"strict": True} if strict else {})}}
 
 
 def parse_instance(response_class: Any, text: str) -> Any:
-    """The answer as an instance of `response_class`. Raises `ArkorError` for one that does not fit."""
-    import msgspec  # noqa: PLC0415 - a tenth of the time that importing arkor takes, for those who want it
+    """Return the text as an instance of `response_class`; raise `ArkorError` if it does not fit."""
+    import msgspec  # noqa: PLC0415 - takes a tenth of the time of `import arkor`, and is rarely needed
 
     try:
         if _is_pydantic(response_class):
             return response_class.model_validate_json(text)
         return msgspec.json.decode(text.encode(), type=response_class)
-    except ValueError as error:  # msgspec's and Pydantic's errors are both
-        reason = " ".join(str(error).split())
-        raise ArkorError(f"the answer does not fit {_name(response_class)}: {reason}") from error
+    except ValueError as error:  # the base of the errors of msgspec and Pydantic
+        raise ArkorError(f"the response does not fit {_name(response_class)}: {one_line(str(error))}") from error
 
 
 def _schema_of(response_class: Any) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def _schema_of(response_class: Any) -> dict[str, Any]:
         return msgspec.json.schema(response_class)
     except (TypeError, NameError) as error:
         reason = str(error).strip().splitlines()[-1]
-        wanted = "must be an attrs class, a dataclass, a Pydantic model, or a dict like {'type': 'json_object'}"
-        raise InvalidConfig("response_format", f"{wanted}: {reason}") from None
+        expected = "must be an attrs class, a dataclass, a Pydantic model, or a dict like {'type': 'json_object'}"
+        raise InvalidConfig("response_format", f"{expected}: {reason}") from None
 
 
 def _is_pydantic(response_class: Any) -> bool:
@@ -62,15 +62,13 @@ def _is_pydantic(response_class: Any) -> bool:
 
 
 def _name(response_class: Any) -> str:
-    """As OpenAI wants it: letters, digits, `_` and `-`, at most 64."""
-    return (
-        re.sub(r"[^A-Za-z0-9_-]+", "_", getattr(response_class, "__name__", str(response_class))).strip("_")[:64]
-        or "answer"
-    )
+    """Return a name as OpenAI requires it: letters, digits, `_` and `-`, at most 64."""
+    name = getattr(response_class, "__name__", str(response_class))
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:64] or "answer"
 
 
 def _inline_root(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same schema with an object at its root, where msgspec puts a reference to one."""
+    """Replace a reference at the root, where msgspec puts one, by the object that it refers to."""
     reference = schema.get("$ref", "")
     if not reference.startswith("#/$defs/"):
         return schema
@@ -78,17 +76,14 @@ def _inline_root(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_closed(schema: Any) -> bool:
-    """Whether every object in it names all its keys, which strict mode demands."""
+    """Return whether every object in the schema lists all its keys, as strict mode requires."""
     if not isinstance(schema, Mapping):
         return schema is not True
-    if "object" in _types(schema) and ("properties" not in schema or schema.get("additionalProperties")):
+    types = schema.get("type")
+    has_keys = types == "object" or (isinstance(types, list) and "object" in types)
+    if has_keys and ("properties" not in schema or schema.get("additionalProperties")):
         return False
     return all(_is_closed(inner) for inner in _subschemas(schema))
-
-
-def _types(schema: Mapping[str, Any]) -> list[Any]:
-    types = schema.get("type")
-    return types if isinstance(types, list) else [types]
 
 
 def _subschemas(schema: Mapping[str, Any]) -> list[Any]:
@@ -98,7 +93,7 @@ def _subschemas(schema: Mapping[str, Any]) -> list[Any]:
 
 
 def _make_strict(schema: Any) -> Any:
-    """Strict: each object has all its keys and no others; a default is the class's business, not the model's."""
+    """Require all keys of each object, forbid others, and drop defaults."""
     if not isinstance(schema, Mapping):
         return schema
     plain = {key: value for key, value in schema.items() if key != "default"}

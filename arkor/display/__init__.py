@@ -1,64 +1,26 @@
-"""Progress of a run, where a person can see it.
-
-A display is a context manager with `on_event(event)`, called for each event before the callbacks are, and
-`paused()`, a context for whatever may print meanwhile.
-"""
+"""Progress of a run or another operation, in a notebook cell, on a terminal, or as plain lines."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from html import escape
+from typing import Literal
 
-from arkor.display.notebook import NotebookProgress, in_a_notebook
+from arkor.display.notebook import DisplayHandle, NotebookProgress, in_a_notebook, line_html
 from arkor.display.plain import PlainProgress
-from arkor.display.run_progress import RunProgress
+from arkor.display.run_progress import ProgressDisplay, RunProgress
 from arkor.display.terminal import TerminalProgress
-from arkor.display.terminal_io import can_redraw
+from arkor.display.terminal_io import ERASE, can_redraw, columns_of, trimmed
 from arkor.errors import InvalidConfig
-from arkor.protocol.events import Event
+from arkor.formatting import one_line, replace_unencodable
 from arkor.protocol.jobs import JobConfig, TrainingJob
 from arkor.results.history import History
 
 
-class ProgressDisplay(Protocol):
-    """What a trainer reports to."""
-
-    def __enter__(self) -> ProgressDisplay: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def on_event(self, event: Event) -> None:
-        """Take in the next event."""
-        ...
-
-    def paused(self) -> AbstractContextManager[None]:
-        """The display keeps out of the way inside."""
-        ...
-
-
-class NullProgress:
-    """`progress=False`."""
-
-    _null_context: AbstractContextManager[None] = nullcontext()
-
-    def __enter__(self) -> NullProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def on_event(self, event: Event) -> None:
-        """Nothing."""
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Nothing."""
-        return self._null_context
+class NullProgress(ProgressDisplay):
+    """The display for `progress=False` and for a process without a stderr."""
 
 
 def progress_for(
@@ -67,9 +29,11 @@ def progress_for(
     run_progress: RunProgress | None = None,
     history: History | None = None,
 ) -> ProgressDisplay:
-    """`"auto"` and True: a chart in a notebook's cell, a line in a terminal, plain lines elsewhere, both on stderr.
+    """Return the display for a `progress` setting; raise `InvalidConfig` for any other value.
 
-    False: silence. `run_progress` and `history` are what has been seen of the run before, by an earlier `wait()`.
+    `"auto"` and True select a chart in a notebook, a redrawn line on a terminal, and plain lines
+    elsewhere; the latter two write to stderr. False selects a display that shows nothing.
+    `run_progress` and `history` continue what an earlier `wait()` has seen.
     """
     if progress not in (True, False, "auto"):
         raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
@@ -86,7 +50,44 @@ def progress_for(
 
 
 def run_progress_of(job: TrainingJob | None) -> RunProgress:
-    """What is known of a run before its first event."""
+    """Return the progress of a run before its first event."""
     if job is None:
         return RunProgress()
     return RunProgress(job.name, job.config.max_steps if isinstance(job.config, JobConfig) else None)
+
+
+@contextmanager
+def status_for(progress: bool | Literal["auto"]) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the status of a long operation, until the end of the block.
+
+    In a terminal and in a notebook a message replaces the one before; elsewhere each is a line on
+    stderr. With `progress=False` nothing is shown.
+    """
+    stream = sys.stderr
+    if progress is False:
+        yield lambda _message: None
+    elif in_a_notebook():
+        handle = DisplayHandle()
+        try:
+            yield lambda message: handle.update(one_line(message), line_html(escape(one_line(message))))
+        finally:
+            handle.clear()
+    elif stream is None or stream.closed:
+        yield lambda _message: None
+    else:
+        redraws = can_redraw(stream)
+
+        def write(text: str) -> None:
+            with suppress(OSError, ValueError):  # a closed terminal must not end the operation
+                stream.write(replace_unencodable(text, stream))
+                stream.flush()
+
+        def show(message: str) -> None:
+            text = one_line(message)
+            write(f"{ERASE}{trimmed(text, columns_of(stream) - 1)}" if redraws else f"{text}\n")
+
+        try:
+            yield show
+        finally:
+            if redraws:
+                write(ERASE)

@@ -1,7 +1,8 @@
-"""Progress in a cell of a notebook: a line, a bar, and the losses so far, put anew in place of what is there.
+"""Progress in a notebook cell: a line of text, a bar and a chart of the losses, updated in place.
 
-It is HTML without scripts and an image, so that it stays in the notebook that is saved. `on_event()` only takes notes;
-a thread draws, twice a second at first, and less often the longer it takes.
+The output is HTML without scripts and an image, so that it remains in a saved notebook.
+`on_event()` only records; a thread draws, twice a second at first and less often as the run gets
+longer.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ import threading
 import time
 import uuid
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 
 from arkor.charts.svg import loss_image
-from arkor.display.run_progress import ARROWS, RunProgress
+from arkor.display.run_progress import ARROWS, ProgressDisplay, RunProgress, joined
 from arkor.display.terminal_io import Ticker
 from arkor.errors import TrainerAborted
 from arkor.formatting import one_line
 from arkor.protocol.events import Event, TrainingLog, TrainingWarning
 from arkor.results.history import History
 
-_MIN_REDRAW_SECONDS, _MAX_REDRAW_SECONDS = 0.5, 5.0  # from one drawing to the next
-_REDRAW_DIVISOR = 200  # a cell that has been drawn for so many seconds is drawn a second later than a new one
+_MIN_REDRAW_SECONDS, _MAX_REDRAW_SECONDS = 0.5, 5.0  # between two drawings
+_REDRAW_DIVISOR = 200  # the interval grows by a second after this many seconds
 _MAX_WARNINGS = 5
 
 _BAR = "height:4px;max-width:640px;background:rgba(127,127,127,.25);margin:2px 0 6px"
@@ -35,20 +34,20 @@ _LINE = "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;overfl
 
 
 def in_a_notebook() -> bool:
-    """Whether what is displayed goes to a notebook: Jupyter's, that of VS Code or Colab. Imports nothing."""
+    """Return True in a kernel of Jupyter, VS Code or Colab. Does not import IPython."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
 class DisplayHandle:
-    """A place in the output of the cell that runs; what is put there replaces what stood there."""
+    """An output of the running cell whose content can be replaced."""
 
     def __init__(self) -> None:
         self._name = f"arkor-{uuid.uuid4().hex}"
         self._is_displayed = False
 
     def update(self, text: str, page: str) -> None:
-        """Text for those who show no HTML, and the page for all others."""
+        """Show `page`; a front end that cannot show HTML shows `text`."""
         publish: Any = import_module("IPython.display").publish_display_data
         publish(
             {"text/plain": text, "text/html": page}, transient={"display_id": self._name}, update=self._is_displayed
@@ -56,13 +55,13 @@ class DisplayHandle:
         self._is_displayed = True
 
     def clear(self) -> None:
-        """Leave nothing there."""
+        """Remove the content."""
         if self._is_displayed:
             self.update("", "")
 
 
-class NotebookProgress:
-    """What has been seen of the run before (`history`) is in the chart from the beginning."""
+class NotebookProgress(ProgressDisplay):
+    """A display in a notebook cell. The chart begins with `history`, from an earlier `wait()`."""
 
     def __init__(self, run_progress: RunProgress, history: History, job_id: str) -> None:
         self._run_progress = run_progress
@@ -74,7 +73,6 @@ class NotebookProgress:
         self._began_at = self._noted_at = time.monotonic()
         self._display = DisplayHandle()
         self._shown = ""
-        self._null_context: AbstractContextManager[None] = nullcontext()
         self._ticker = Ticker(self._tick, _MIN_REDRAW_SECONDS)
 
     def __enter__(self) -> NotebookProgress:
@@ -82,15 +80,17 @@ class NotebookProgress:
         self._ticker.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, (KeyboardInterrupt, TimeoutError, TrainerAborted)) and not self._run_progress.ended:
-            self._note = _resume_hint(self._job_id)
+    def __exit__(self, *exception: object) -> None:
+        interrupted = isinstance(exception[1], (KeyboardInterrupt, TimeoutError, TrainerAborted))
+        if interrupted and not self._run_progress.ended:
+            handle = f"Trainer.attach({self._job_id!r})"
+            self._note = (
+                f"Stopped watching; the run goes on. Watch it again: {handle}.wait(). Stop it: {handle}.cancel()."
+            )
         self.close()
 
     def on_event(self, event: Event) -> None:
-        """Note the next event; draws nothing."""
+        """Record the event; draw nothing."""
         with self._lock:
             self._run_progress.update(event)
             self._noted_at = time.monotonic()
@@ -102,12 +102,7 @@ class NotebookProgress:
             elif isinstance(event, TrainingWarning):
                 self._warnings.append(one_line(f"warning: {event.message}"))
 
-    def paused(self) -> AbstractContextManager[None]:
-        """Around what may print; a cell has room for that below."""
-        return self._null_context
-
     def close(self) -> None:
-        """Leave the picture as it stands."""
         self._ticker.close()
         self._draw()
 
@@ -116,7 +111,7 @@ class NotebookProgress:
         return min(_MAX_REDRAW_SECONDS, _MIN_REDRAW_SECONDS + (time.monotonic() - self._began_at) / _REDRAW_DIVISOR)
 
     def _draw(self) -> None:
-        """Show how things stand, if they stand otherwise than they did."""
+        """Publish the current state if it differs from the published one."""
         with self._lock:
             line = self._line()
             page = self._page(line)
@@ -131,13 +126,9 @@ class NotebookProgress:
         run_progress, waited = self._run_progress, time.monotonic() - self._noted_at
         if not run_progress.training:
             return run_progress.status(ARROWS, waited)
-        facts = (
-            run_progress.losses(ARROWS),
-            run_progress.speed(),
-            run_progress.time_left(waited),
-            run_progress.checkpoint_text(),
-        )
-        return ", ".join(fact for fact in (f"{run_progress.name}: {run_progress.steps()} steps", *facts) if fact)
+        steps, loss, speed = f"{run_progress.steps()} steps", run_progress.losses(ARROWS), run_progress.speed()
+        facts = joined(steps, loss, speed, run_progress.time_left(waited), run_progress.checkpoint_text())
+        return f"{run_progress.name}: {facts}"
 
     def _page(self, line: str) -> str:
         run_progress = self._run_progress
@@ -153,10 +144,5 @@ class NotebookProgress:
 
 
 def line_html(content: str) -> str:
-    """A line of a cell, as HTML; of what is HTML already."""
+    """Return a line of a cell; `content` is HTML."""
     return f'<div style="{_LINE}">{content}</div>'
-
-
-def _resume_hint(job_id: str) -> str:
-    handle = f"Trainer.attach({job_id!r})"
-    return f"No longer watched; the run goes on. Watch it again: {handle}.wait(). Stop it: {handle}.cancel()."

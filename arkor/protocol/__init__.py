@@ -1,1 +1,1 @@
-"""What goes over the wire between client and backend: its classes, their validation and their JSON."""
+"""The data that client and backend exchange: classes, validation and JSON."""

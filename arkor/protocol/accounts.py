@@ -1,4 +1,4 @@
-"""The user behind a token, and the organisations and projects that runs belong to."""
+"""The user of a token, and the organisations and projects that runs belong to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the best: one rule for the client and the backend, from the events alone."""
+"""The rule by which client and backend find the best checkpoint from the events of a run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class BestCheckpoint:
 class BestCheckpointTracker:
     """The losses of a run's checkpoints, by step.
 
-    The `eval_loss` of a checkpoint was measured at its step; its `loss` is the mean of the losses logged since the
-    checkpoint before it. Values that are not finite do not count.
+    The `eval_loss` of a checkpoint was measured at its step; its `loss` is the mean of the losses
+    logged since the checkpoint before it. Values that are not finite do not count.
     """
 
     losses: dict[int, float] = Factory(dict)
@@ -50,9 +50,9 @@ class BestCheckpointTracker:
         self._sum, self._count = 0.0, 0
 
     def best(self, metric: Metric, candidates: Iterable[int] | None = None) -> tuple[float, int] | None:
-        """Return the lowest value and its step (the earliest of equals), optionally of some checkpoints only.
+        """Return the lowest value and its earliest step, or None without values.
 
-        Return None if no value is known.
+        `candidates` limits the checkpoints that are compared.
         """
         values = self.losses if metric == "loss" else self.eval_losses
         steps = self.losses.keys() if candidates is None else self.losses.keys() & set(candidates)

@@ -1,7 +1,8 @@
 """The request of a chat completion, and its validation.
 
-`messages`, `tools`, `tool_choice` and `response_format` have the form of OpenAI's API, with inner keys in snake_case.
-`InferenceRequest.check()` validates; which tools and constraints are supported is checked by the backend.
+`messages`, `tools`, `tool_choice` and `response_format` have the form of OpenAI's API, with inner
+keys in snake_case. `InferenceRequest.check()` validates; which tools and constraints are supported
+is checked by the backend.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def _adapter(value: Any) -> Any:
 class InferenceRequest:
     """One chat completion, by an adapter or, without one, by `base_model`.
 
-    `temperature` 0 is greedy, and so is None without `top_p`, so that the answers of two checkpoints differ by their
-    training only. `max_tokens` limits the answer; the backend chooses for None. `stop` is a string, or up to four;
-    the answer ends before the first of them. The same request with the same `seed` gives the same text.
-    `parallel_tool_calls` False allows one call at most.
+    `temperature` 0 or None (without `top_p`) is greedy, so that the answers of two checkpoints
+    differ by their training only. `max_tokens` limits the answer; the backend chooses for None.
+    `stop` is a string, or up to four; the answer ends before the first of them. The same request
+    with the same `seed` gives the same text. `parallel_tool_calls` False allows one call at most.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -55,7 +56,7 @@ class InferenceRequest:
     structured_outputs: Mapping[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
         if not _is_list(self.messages) or not self.messages:
             raise InvalidConfig("messages", "must be a list of at least one message")
         for index, message in enumerate(self.messages):
@@ -63,7 +64,8 @@ class InferenceRequest:
         _check_weights(self.adapter, self.base_model)
         _check_sampling(self.temperature, self.top_p, self.max_tokens)
         _check_stop(self.stop)
-        if self.seed is not None and not _is_seed(self.seed):
+        integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if self.seed is not None and not (integer and -(2**63) <= self.seed < 2**63):
             raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(self.seed)}")
         for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
             if not isinstance(value, bool) and not (name != "stream" and value is None):
@@ -156,7 +158,3 @@ def _check_stop(stop: Any) -> None:
     for string in strings:
         if not _is_text(string) or not 0 < len(string) <= MAX_STOP_LENGTH:
             raise InvalidConfig("stop", f"must be of strings of 1 to {MAX_STOP_LENGTH} characters, not {quote(string)}")
-
-
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63

@@ -48,8 +48,9 @@ class PreviewRow:
 class Lengths:
     """The lengths of the rows in tokens, before any row is cut.
 
-    `bins` are pairs (upper bound, number of rows up to it and above the bound before). `cut` rows are longer than
-    `max_length`; `left_out` rows have no token for the loss within it; `lost` of the `counted` tokens are cut off.
+    `bins` are pairs (upper bound, number of rows up to it and above the bound before). `cut` rows
+    are longer than `max_length`; `left_out` rows have no token for the loss within it; `lost` of
+    the `counted` tokens are cut off.
     """
 
     rows: int
@@ -72,8 +73,8 @@ class Lengths:
 class Duplicates:
     """Rows that are equal, character by character.
 
-    `within` training rows repeat an earlier one; `between` evaluation rows are among the training rows, too. The
-    examples are pairs of row numbers, the repetition first.
+    `within` training rows repeat an earlier one; `between` evaluation rows are among the training
+    rows, too. The examples are pairs of row numbers, the repetition first.
     """
 
     within: int = 0

@@ -1,7 +1,7 @@
 """Convert attrs classes to and from the camelCase JSON of the wire.
 
-Decoding is tolerant: an unknown key goes into the `extra` field of the class, if it has one, and is written again by
-encoding. Encoding omits None. Values are checked by the classes, not here.
+Decoding is tolerant: an unknown key goes into the `extra` field of the class, if it has one, and is
+written again by encoding. Encoding omits None. Values are checked by the classes, not here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Convert a JSON object to an instance of `cls`; the `converter` of a field decodes nested classes.
+    """Convert a JSON object to an instance of `cls`; field converters decode nested classes.
 
     Raises `TypeError` if a required field is missing.
     """

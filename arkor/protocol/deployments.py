@@ -1,6 +1,7 @@
 """A model at a public address: the deployment, its API keys, and the validation of both.
 
-Decoding accepts fields and values of a newer backend. Reserved slugs and available models are checked by the backend.
+Decoding accepts fields and values of a newer backend. Reserved slugs and available models are
+checked by the backend.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def _str_or_none(value: Any) -> str | None:
 class Deployment:
     """An address that serves OpenAI chat completions with the model of `target`.
 
-    `target` is `{"kind": "adapter", "adapter": {"kind", "jobId", "step"?}}` or `{"kind": "base_model", "baseModel"}`,
-    `auth_mode` is `"none"` or `"fixed_api_key"`, `run_retention_mode` `"unlimited"`, `"disabled"` or `"days"`.
-    Times are ISO 8601 in UTC.
+    `target` is `{"kind": "adapter", "adapter": {"kind", "jobId", "step"?}}` or `{"kind":
+    "base_model", "baseModel"}`, `auth_mode` is `"none"` or `"fixed_api_key"`, `run_retention_mode`
+    `"unlimited"`, `"disabled"` or `"days"`. Times are ISO 8601 in UTC.
     """
 
     id: str
@@ -57,7 +58,7 @@ class Deployment:
 
 @frozen
 class DeploymentKey:
-    """An API key of a deployment; `plaintext` is set only in the response that created it, and hidden in `repr`."""
+    """An API key of a deployment; only the response that created it has the `plaintext`."""
 
     id: str
     label: str

@@ -1,4 +1,4 @@
-"""The estimated time and memory of a run, and the outcome; `backend/preflight/dry_run.py` computes estimates."""
+"""The estimated time and memory of a run, from `backend/preflight/dry_run.py`, and its outcome."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _MAX_NUMBER = 1e15  # seconds or bytes; a larger number cannot be meant
 
 @frozen
 class Estimate:
-    """The expected time and memory of a run on the backend that checked it, from `timed_steps` of its steps.
+    """The expected time and memory of a run, from measurements of `timed_steps` of its steps.
 
-    `seconds` last from the first step to the end, evaluations and checkpoints included, after `preparing_seconds`;
-    a step takes `step_seconds`. `memory_bytes` is the peak of the process, `device_memory_bytes` that of the GPU.
-    With `busy`, other programs were computing during the measurement.
+    `seconds` last from the first step to the end, evaluations and checkpoints included, after
+    `preparing_seconds`; a step takes `step_seconds`. `memory_bytes` and `device_memory_bytes` are
+    the peaks of the process and of the GPU. With `busy`, other programs were computing during the
+    measurement.
     """
 
     steps: int
@@ -44,7 +45,7 @@ class Estimate:
 
 @frozen
 class Outcome:
-    """An estimate and the measured `seconds` and `memory_bytes` of the run, as far as they are known."""
+    """An estimate and the measured `seconds` and `memory_bytes` of the run, if known."""
 
     estimate: Estimate
     seconds: float | None = None

@@ -39,14 +39,14 @@ class _Event:
 
 @frozen
 class TrainingPreparing(_Event):
-    """The worker is busy before the first step; `message` describes the current stage. Clients may ignore it."""
+    """A stage before the first step, described by `message`. Clients may ignore it."""
 
     message: str = ""
 
 
 @frozen
 class TrainingStarted(_Event):
-    """The first step follows. `total_steps` is their number; `estimate` is from an earlier check."""
+    """The first of `total_steps` steps follows; `estimate` is from an earlier check."""
 
     total_steps: int | None = None
     estimate: Estimate | None = None
@@ -65,7 +65,7 @@ class TrainingResumed(_Event):
 
 @frozen
 class TrainingWarning(_Event):
-    """The run continues, but the user should read `message`, for example that a checkpoint could not be saved."""
+    """A `message` for the user, for example that a checkpoint could not be saved."""
 
     message: str = ""
 
@@ -107,7 +107,7 @@ class TrainingFailedEvent(_Event):
 
 @frozen
 class TrainingCancelled(_Event):
-    """The run was cancelled. On the wire it is a `training.failed` with the error `CANCELLED_ERROR`."""
+    """The run was cancelled; on the wire a `training.failed` with `CANCELLED_ERROR`."""
 
     step: int | None = None
     artifacts: tuple[Any, ...] = ()

@@ -55,7 +55,7 @@ def _dataset_or_raw(value: Any) -> Any:
 
 
 def _setting(validator: Validator, doc: str) -> Any:
-    """Declare a setting; validation, OpenAPI schema and documentation (verified by a test) come from it."""
+    """Declare a setting with its validator, which has the schema, and its documentation."""
     return field(default=None, metadata={"check": validator, "doc": doc})
 
 
@@ -89,7 +89,7 @@ class JobConfig:
     extra: Mapping[str, Any] = field(factory=dict)
 
     def check(self) -> None:
-        """Raise `InvalidConfig` for the first field whose value is of the wrong type or out of range."""
+        """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
         TEXT("model", self.model)
         parse_dataset(self.dataset_source, tolerant=True)
         for spec in attrs.fields(JobConfig):
@@ -100,7 +100,7 @@ class JobConfig:
 
 @frozen
 class LoraConfig:
-    """The adapter: rank `r`, scale `alpha`, `max_length` in tokens, `load_in_4bit` for QLoRA (CUDA only)."""
+    """The adapter: rank `r`, scale `alpha`, `max_length` in tokens, `load_in_4bit` for QLoRA."""
 
     r: int
     alpha: float
@@ -125,7 +125,7 @@ LORA_SETTINGS = {"r": "lora_r", "alpha": "lora_alpha", "max_length": "max_length
 
 @frozen
 class Artifact:
-    """A checkpoint or the final adapter of a run (`kind`); `path` is relative to the run's folder."""
+    """A checkpoint or the final adapter of a run; `path` is relative to the run's folder."""
 
     kind: str | None = None
     step: int | None = None
@@ -166,8 +166,8 @@ def _steps(value: Any) -> tuple[int, ...] | None:
 class TrainingJob:
     """A submitted run. Times are ISO 8601 in UTC.
 
-    `step` and `last_loss` (NaN if it diverged) are from the last log; `checkpoints` are the steps of the kept
-    checkpoints. Each is None if the backend does not report it.
+    `step` and `last_loss` (NaN if it diverged) are from the last log; `checkpoints` are the steps
+    of the kept checkpoints. Each is None if the backend does not report it.
     """
 
     id: str

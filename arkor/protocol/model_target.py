@@ -27,7 +27,7 @@ class Adapter:
         return cls("final", job_id) if step is None else cls("checkpoint", job_id, step)
 
     def check(self, name: str = "adapter") -> None:
-        """Raise `InvalidConfig` for the first wrong field, which is called `name.step` or the like."""
+        """Raise `InvalidConfig` for the first wrong field, prefixed with `name`."""
         if self.kind not in ("final", "checkpoint"):
             raise InvalidConfig(f"{name}.kind", f'must be "final" or "checkpoint", not {quote(self.kind)}')
         text(f"{name}.job_id", self.job_id)
@@ -51,7 +51,7 @@ class ModelTarget:
 
     @classmethod
     def parse(cls, target: Any, *, reject_unknown: bool = False) -> ModelTarget:
-        """Parse the JSON `target` of a deployment. Raises `InvalidConfig`; its `field` begins with `target`."""
+        """Parse the JSON `target` of a deployment. Raises `InvalidConfig` for `target.…`."""
         kind = target.get("kind") if isinstance(target, Mapping) else None
         if kind not in ("base_model", "adapter"):
             shapes = '{"kind": "adapter", "adapter": …} or {"kind": "base_model", "baseModel": …}'
@@ -74,7 +74,7 @@ class ModelTarget:
 
     @classmethod
     def parse_or_none(cls, target: Any) -> ModelTarget | None:
-        """Parse a target that another version may have made; return None if it is of an unknown form."""
+        """Parse a target of any version; return None for an unknown form."""
         try:
             return cls.parse(target)
         except InvalidConfig:

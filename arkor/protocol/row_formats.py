@@ -1,4 +1,4 @@
-"""Convert a record of a data set to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
+"""Convert a record to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
 
 `backend/data/` reads the records, `backend/training/tokenization.py` tokenizes the rows.
 """
@@ -26,19 +26,10 @@ class InvalidRow(StructuredError, ValueError):
 
 #: Names that data sets use for the roles.
 ROLE_ALIASES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_call": "assistant",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
 
 _OPTIONAL_MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")

@@ -1,6 +1,7 @@
-"""Pack the folder of a run into a zip; `backend/store/import_run.py` unpacks it.
+"""Pack the folder of a run into a zip; `backend/store/run_registry.py` unpacks it.
 
-Only the listed files and folders are packed, not the token of the data set, the worker's process id or partial files.
+Only the listed files and folders are packed, not the token of the data set, the worker's process id
+or partial files.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def as_zip(path: Path) -> Iterator[Path]:
 
 
 def archived_files(folder: Path) -> list[Path]:
-    """Return the files to pack. Raises `InvalidConfig` if the folder is not a run's or contains links."""
+    """Return the files to pack. Raises `InvalidConfig` for links and for other folders."""
     if not all((folder / name).is_file() for name in ("job.json", "events.jsonl")):
         raise InvalidConfig("path", f"{folder} is not the folder of a run, which has a job.json and an events.jsonl")
     top_level = [folder / name for name in (*ARCHIVED_FILES, *ARCHIVED_FOLDERS)]

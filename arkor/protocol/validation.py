@@ -1,4 +1,4 @@
-"""Validators of setting values: each raises `InvalidConfig` and has the same rule as JSON Schema."""
+"""Validators of settings: each raises `InvalidConfig` and has its rule as JSON Schema."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def is_encodable(value: str) -> bool:
 
 
 def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | None:
-    """Return the signature of a function that does not accept this number of positional arguments, else None."""
+    """Return the signature of a function if it does not accept this number of arguments."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):  # a builtin without a signature
@@ -147,7 +147,7 @@ def _dataset_format(name: str, value: Any) -> None:
 
 
 def _dataset_split(name: str, value: Any) -> None:
-    """Check `"train[:200]"`, `0.1` (the share held out), or `{"train": "train", "eval": "test" | 0.1}`."""
+    """Check `"train[:200]"`, a share held out, or `{"train": "train", "eval": "test" | 0.1}`."""
     if isinstance(value, Mapping):
         if not value or set(value) - {"train", "eval"}:
             raise InvalidConfig(name, f'takes the keys "train" and "eval", not {quote(dict(value))}')

@@ -17,10 +17,10 @@ from arkor.results import check_report
 
 @frozen(repr=False)
 class Check:
-    """The findings about a run before its start; a part that could not be determined is None or empty.
+    """The findings about a run before its start; unknown parts are None or empty.
 
-    `problems` prevent the run, one sentence each, the first of `problem_count`; `notes` do not. `str()` is the whole
-    report.
+    `problems` prevent the run, one sentence each, the first of `problem_count`; `notes` do not.
+    `str()` is the whole report.
     """
 
     problems: tuple[str, ...] = field(default=(), converter=texts)

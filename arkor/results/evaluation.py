@@ -1,4 +1,4 @@
-"""The answers and scores of a model at one checkpoint; `callbacks/evaluate/evaluate.py` produces them."""
+"""The answers and scores of a checkpoint, produced by `callbacks/evaluate/evaluate.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from arkor.formatting import one_line
 class Answer:
     """One question with the answers of the tuned model and of the base model.
 
-    `question` is the last message of the user. Without a text, `error` has the reason; without an expected answer
-    there is no score.
+    `question` is the last message of the user. Without a text, `error` has the reason; `score`
+    needs an expected answer.
     """
 
     question: str
@@ -27,7 +27,7 @@ class Answer:
 
 @frozen
 class Evaluation:
-    """The answers at the checkpoint of `step`, or of the final adapter; `name` names the questions."""
+    """The answers of the checkpoint at `step`, or of the final adapter; `name` is the sheet's."""
 
     name: str
     step: int | None

@@ -13,7 +13,7 @@ from arkor.protocol.events import LOG_FIELDS, METRIC_FIELDS
 
 
 class Logged(NamedTuple):
-    """The numbers of one log; None where they were not logged, `float("nan")` for a diverged loss."""
+    """The numbers of one log; None if not logged, `float("nan")` for a diverged loss."""
 
     step: int
     loss: float | None = None
@@ -24,9 +24,9 @@ class Logged(NamedTuple):
 
 
 class History:
-    """The logs of a run in order: `len()`, iteration and indexing give `Logged` rows, attributes whole columns.
+    """The logs of a run that this process received, in order.
 
-    It holds the logs that this process received: all of them, unless the run was attached to with `since=`.
+    `len()`, iteration and indexing give `Logged` rows, attributes whole columns.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class History:
 
     @property
     def loss(self) -> list[float | None]:
-        """The training loss, in nats per token; None where it was not logged, `nan` where it diverged."""
+        """The training loss, in nats per token; None if not logged, `nan` if it diverged."""
         return [row.loss for row in self._rows]
 
     @property

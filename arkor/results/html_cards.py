@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 from arkor.formatting import format_duration, format_loss, seconds_between, shorten
 
-# Stated in full because notebooks style tables differently: Jupyter centres cells, VS Code shades rows.
+# Stated in full, because Jupyter centres the cells of tables and VS Code shades their rows.
 _CARD = "border-left:3px solid {colour};padding:2px 12px;margin:4px 0;max-width:640px;overflow-wrap:anywhere"
 _TABLE = "border:none;border-collapse:collapse;margin:2px 0;font-size:inherit;table-layout:auto"
 _CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;border:none;background:transparent"
 _NAME = f"{_CELL};white-space:nowrap;opacity:.75"
 _VALUE = f"{_CELL};white-space:pre-wrap;overflow-wrap:anywhere"
 
-#: Colours of the border and the dot, with a contrast of 3:1 on light and dark pages; text inherits its colour.
+#: Colours of the border and the dot, with a contrast of 3:1 on light and dark pages.
 _GREY = "#878787"
 _COLOURS = {"completed": "#16a34a", "failed": "#ef4444", "cancelled": "#ab62f7", "running": "#3b82f6"}
 
@@ -61,7 +61,7 @@ def _card(title: str, status: str, rows: Rows) -> str:
 
 
 def _bidi_isolated(value: Any) -> str:
-    """Escape a value that may be written from right to left, so that it does not reorder its neighbours."""
+    """Escape a value and isolate it, as text from right to left would reorder its neighbours."""
     return f"<bdi>{escape(shorten(str(value), _MAX_VALUE_LENGTH))}</bdi>"
 
 

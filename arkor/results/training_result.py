@@ -20,8 +20,8 @@ from arkor.results.html_cards import result_card
 class TrainingResult:
     """The final state of a run and its artifacts.
 
-    `best` is set by `EarlyStopping`, `evaluations` by `Evaluate`. `history` has the logs that this process received,
-    `estimate` compares the estimate of an earlier `check()` with the run.
+    `best` is set by `EarlyStopping`, `evaluations` by `Evaluate`. `history` has the logs that this
+    process received, `estimate` compares the estimate of an earlier `check()` with the run.
     """
 
     job: TrainingJob

@@ -1,6 +1,6 @@
-"""Studio: the local web page of a project. `arkor dev` opens it.
+"""Studio: the local web page of a project, opened by `arkor dev`.
 
-A client of `client/api.py` like any other, so that it works against every backend; nothing of the backend is imported.
-The browser talks to the server of Studio alone. `security.py` says who may, a page is a room of its own below `pages/`,
-and what a page looks like is in `templates/` and `static/`.
+It is a client of the backend like any script, through `client/api.py`; the browser talks only to
+Studio's own server. `security.py` decides which requests are accepted, each page has a module in
+`pages/`, and its HTML, CSS and JavaScript are in `templates/` and `static/`.
 """

@@ -1,4 +1,4 @@
-"""The one way from Studio to its backend, found when it is first needed and again when finding it failed."""
+"""The connection from Studio to its backend."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from arkor.client.connect import connect
 
 @define(eq=False)
 class BackendClient:
-    """The backend that the project in `folder` talks to. From any thread."""
+    """The backend of the project in `folder`, connected on first use; thread-safe."""
 
     folder: Path
     _client: CloudApiClient | None = None
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def client(self) -> CloudApiClient:
-        """The client, with its scope set; starts the backend of this machine if that is the one.
+        """Return the client with its scope set; start the backend of this machine if needed.
 
-        Raises what `connect` raises.
+        Raises what `connect` raises, and tries again at the next call.
         """
         with self._lock:
             if self._client is None:
@@ -31,9 +31,9 @@ class BackendClient:
             return self._client
 
     def connect_in_background(self) -> None:
-        """Begin to look for the backend, so that the first page need not wait for all of it."""
-        threading.Thread(target=self._try_connect, name="arkor-studio-link", daemon=True).start()
+        """Start connecting, so that the first page does not wait for all of it."""
+        threading.Thread(target=self._try_connect, name="arkor-studio-connect", daemon=True).start()
 
     def _try_connect(self) -> None:
-        with suppress(Exception):  # the first page that needs it asks again, and says why not
+        with suppress(Exception):  # the first page that needs the client reports the error
             self.client()

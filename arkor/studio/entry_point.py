@@ -1,4 +1,4 @@
-"""The project's entry point as it is now: examined in a process of its own, which is ended when it takes too long."""
+"""The project's entry point: read in a process of its own, which is killed after a timeout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from attrs import frozen
 
-#: Seconds that an entry may take to be imported; one that loads torch needs a good part of it.
+#: Seconds to import an entry; importing torch takes a large part of it.
 SECONDS = 30.0
 
 
 @frozen
 class EntryPoint:
-    """What was found: its file, and either the trainer or what is wrong. Both are as `entry_probe.py` writes them."""
+    """The entry file, and its trainer or the error in it, both as `entry_probe.py` prints them."""
 
     file: str | None
     trainer: Mapping[str, Any] | None = None
@@ -28,7 +28,7 @@ class EntryPoint:
 
 
 def probe_entry(folder: Path, seconds: float = SECONDS) -> EntryPoint:
-    """Examine the project in `folder`; never raises for what the project does."""
+    """Read the entry point of the project in `folder`; errors in it are returned, not raised."""
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "arkor.studio.entry_probe", str(folder)],
         cwd=folder,
@@ -41,16 +41,17 @@ def probe_entry(folder: Path, seconds: float = SECONDS) -> EntryPoint:
         answer, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return _broken_entry(
-            f"The entry point was not done after {seconds:g} s, and was ended. Is there work outside of `main`?"
+            f"The import of the entry point took longer than {seconds:g} s and was stopped. "
+            "Move its work into a function that is called only by `if __name__ == '__main__':`."
         )
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and whatever it has started
+            os.killpg(process.pid, signal.SIGKILL)  # also ends processes that the entry has started
         process.communicate()
     try:
         found = json.loads(answer)
     except ValueError:
-        return _broken_entry(f"The entry point ended Python itself (exit status {process.returncode}).")
+        return _broken_entry(f"The entry point ended its Python process (exit status {process.returncode}).")
     return EntryPoint(found["file"], found.get("trainer"), found.get("fault"))
 
 

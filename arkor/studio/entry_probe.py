@@ -1,8 +1,8 @@
-"""What a project's entry point would train; `python -m arkor.studio.entry_probe FOLDER` prints it as one line of JSON.
+"""Read a project's entry point: `python -m arkor.studio.entry_probe FOLDER` prints it as JSON.
 
-A process of its own, because the entry point is somebody's program: it may be broken, print, hang, or load half the
-world; and an edit is seen because nothing of it was loaded before. No run is started by looking, even if the file
-does so when it is imported.
+The entry is arbitrary code, which may fail, print, hang or import large packages. In a process of
+its own it is also read anew after each edit. No run is started, even if the file calls `start()`
+while it is imported.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from arkor.errors import ArkorError
-from arkor.project import find_entry, inspect_entry
 from arkor.protocol.codec import to_wire
 from arkor.protocol.datasets import FileDataset
+from arkor.trainer.project import find_entry, inspect_entry
 from arkor.trainer.trainer import Trainer
 
 _MAX_MESSAGE_LENGTH = 2000
 
 
 def probe(folder: Path) -> dict[str, Any]:
-    """The trainer of the project in `folder` (`trainer`), or what is wrong with it (`fault`); never raises."""
+    """Return the project's trainer (`trainer`) or the error in its entry (`fault`); never raise."""
     try:
         file = find_entry(folder)
     except ArkorError as error:
         return {"file": None, "fault": _describe_fault(error, None)}
     try:
         trainer = inspect_entry(file)
-    except BaseException as error:  # noqa: BLE001 - SystemExit and the like are the entry's, too
+    except BaseException as error:  # noqa: BLE001 - the entry may also raise SystemExit
         return {"file": str(file), "fault": _describe_fault(error, file)}
     return {"file": str(file), "trainer": _describe_trainer(trainer, file.parent)}
 
@@ -40,64 +40,71 @@ def _describe_trainer(trainer: Trainer, folder: Path) -> dict[str, Any]:
     config = trainer._config
     if config is None:
         return {"name": trainer.name, "watches": trainer.job_id}
-    source = config.dataset_source
-    return {"name": trainer.name, "config": to_wire(config), "data": _describe_data(source, folder)}
+    data = _describe_data(config.dataset_source, folder)
+    return {"name": trainer.name, "config": to_wire(config), "data": data}
 
 
 def _describe_data(source: Any, folder: Path) -> dict[str, Any]:
-    """Where the rows come from, for a person; of a file, whether it is there."""
+    """Return the name of the data set; for a file also its size, None if it does not exist."""
     if not isinstance(source, FileDataset):
-        return {"name": getattr(source, "name", None) or getattr(source, "url", ""), "kind": source.type}
+        name = getattr(source, "name", None) or getattr(source, "url", "")
+        return {"name": name, "kind": source.type}
     path = Path(source.path)
     name = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
-    there = path.is_file()
-    return {"name": name, "kind": "file", "there": there, "bytes": path.stat().st_size if there else None}
+    return {"name": name, "kind": "file", "bytes": path.stat().st_size if path.is_file() else None}
 
 
 def _describe_fault(error: BaseException, file: Path | None) -> dict[str, Any]:
-    """A sentence; the line of the project's own code that it came from, and the text around it."""
+    """Return the message, and the line of the project's code that raised it with its context."""
     line_file, line = _source_location(error, file)
-    sentence = str(error) if isinstance(error, ArkorError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, SyntaxError):
-        sentence = f"{type(error).__name__}: {error.msg}"
-    fault = {"sentence": sentence[:_MAX_MESSAGE_LENGTH], "line": line, "place": line_file and Path(line_file).name}
-    return {**fault, "source": _source_excerpt(line_file, line)}
+    if isinstance(error, ArkorError):
+        message = str(error)
+    else:
+        detail = error.msg if isinstance(error, SyntaxError) else str(error)
+        message = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
+    return {
+        "sentence": message[:_MAX_MESSAGE_LENGTH],
+        "line": line,
+        "place": line_file and Path(line_file).name,
+        "source": _source_excerpt(line_file, line),
+    }
 
 
 def _source_location(error: BaseException, file: Path | None) -> tuple[str | None, int | None]:
-    """The innermost line that lies in the project's folder."""
+    """Return the file and the line of the innermost frame in the project's folder."""
     if file is None:
         return None, None
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(file.parent)]
-    return (frames[-1].filename, frames[-1].lineno) if frames else (str(file), None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(file.parent)]
+    return (own[-1].filename, own[-1].lineno) if own else (str(file), None)
 
 
 def _source_excerpt(file: str | None, line: int | None) -> list[tuple[int, str]]:
-    """A few lines of source, numbered."""
+    """Return the line and two before and after it, each with its number."""
     if file is None or line is None:
         return []
     try:
         lines = Path(file).read_text("utf-8", "replace").splitlines()
     except OSError:
         return []
-    first = max(1, line - 2)
-    return [(number, lines[number - 1][:200]) for number in range(first, min(len(lines), line + 2) + 1)]
+    numbers = range(max(1, line - 2), min(len(lines), line + 2) + 1)
+    return [(number, lines[number - 1][:200]) for number in numbers]
 
 
-def _keep_stdout() -> IO[str]:
-    """Our own way out; what the entry prints goes nowhere."""
+def _redirect_streams() -> IO[str]:
+    """Redirect the standard streams to /dev/null; return the original standard output."""
     answer = os.fdopen(os.dup(1), "w")
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
-        os.dup2(nowhere, number)
+        os.dup2(null, number)
     return answer
 
 
 def main() -> None:
-    """Print what is found, and leave at once, whatever threads the entry has left behind."""
-    answer = _keep_stdout()
+    """Print the result and exit at once, even if the entry has started threads."""
+    answer = _redirect_streams()
     json.dump(probe(Path(sys.argv[1])), answer)
     answer.flush()
     os._exit(0)

@@ -1,7 +1,7 @@
-"""Every run of the project, kept up to date at the price of one page of them.
+"""The runs of the project: fetched incrementally, searched, filtered and sorted.
 
-A backend lists runs newest first, a page at a time, and neither searches nor sorts: that is done here. What has ended
-does not change any more, so that only what is new and what is still going on is asked for again.
+A backend lists runs newest first, in pages, and neither searches nor sorts them. Finished runs do
+not change, so an update fetches the newest page and the unfinished runs only.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from attrs import define, field, frozen
 from arkor.client.api import CloudApiClient
 from arkor.protocol.jobs import JobStatus, TrainingJob
 from arkor.studio.backend_client import BackendClient
-from arkor.studio.rendering import register_filters, seconds_of
+from arkor.studio.rendering import elapsed_seconds, model_of
 
 STATUSES = tuple(status.value for status in JobStatus)
 PER_PAGE = 50
 
-_PAGE_SIZE = 100
-_FRESH_SECONDS = 0.9  # what was asked for so recently serves other tabs, too
+_FETCH_SIZE = 100
+_FRESH_SECONDS = 0.9  # below the refresh interval of a page, so that tabs share an update
 
 
 @define(eq=False)
 class RunIndex:
-    """The runs behind a link. From any thread."""
+    """The runs of a backend's project, cached; thread-safe."""
 
     backend: BackendClient
     _known: dict[str, TrainingJob] = field(factory=dict)  # newest first
@@ -35,84 +35,53 @@ class RunIndex:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def runs(self) -> list[TrainingJob]:
-        """All of them, newest first. Raises what the calls to the backend raise."""
+        """Return every run, newest first. Raises what the calls to the backend raise."""
         with self._lock:
             if time.monotonic() - self._fetched_at > _FRESH_SECONDS:
                 self._known = _update(self.backend.client(), self._known)
                 self._fetched_at = time.monotonic()
             return list(self._known.values())
 
-    def latest(self, count: int) -> list[TrainingJob]:
-        return self.runs()[:count]
-
 
 def _update(client: CloudApiClient, known: Mapping[str, TrainingJob]) -> dict[str, TrainingJob]:
-    """The newest page, and older ones until one ends with a run that was known; behind it, what may have changed."""
+    """Fetch pages until one ends with a known run; of the older runs, fetch the unfinished ones."""
     found: dict[str, TrainingJob] = {}
     older: list[TrainingJob] = []
-    for job in client.iter_jobs(page=_PAGE_SIZE):
+    for job in client.iter_jobs(page=_FETCH_SIZE):
         found[job.id] = job
-        if len(found) >= _PAGE_SIZE and job.id in known:
+        if len(found) >= _FETCH_SIZE and job.id in known:
             order = list(known)
             older = [known[id_] for id_ in order[order.index(job.id) + 1 :]]
             break
     for job in older:
-        found[job.id] = job if is_over(job) else client.get_job(job.id)
+        found[job.id] = job if has_ended(job) else client.get_job(job.id)
     return found
 
 
-def is_over(job: TrainingJob) -> bool:
+def has_ended(job: TrainingJob) -> bool:
     return isinstance(job.status, JobStatus) and job.status.terminal
 
 
-# What a row says; a backend may not know where a run stands
+def _loss(job: TrainingJob) -> float | None:
+    """Return the last loss; None instead of NaN, which cannot be sorted."""
+    return None if job.last_loss != job.last_loss else job.last_loss
 
 
-def step_of(job: TrainingJob) -> int | None:
-    """The last step that the backend knows of."""
-    return job.step
-
-
-def total_of(job: TrainingJob) -> int | None:
-    """How many steps there will be."""
-    return getattr(job.config, "max_steps", None) if job.total_steps is None else job.total_steps
-
-
-def loss_of(job: TrainingJob) -> float | None:
-    """The last loss; NaN for one that diverged."""
-    return job.last_loss
-
-
-def model_of(job: TrainingJob) -> str:
-    return str(getattr(job.config, "model", "") or "–")
-
-
-register_filters(step=step_of, total=total_of, last_loss=loss_of, model=model_of)
-
-
-# Looking for some of them
-
-
-def _finite(value: float | None) -> float | None:
-    """None for what is no number, too."""
-    return None if value != value else value
-
-
-#: What a list may be sorted by; the names stand in addresses. None where a run has nothing to be sorted by.
+#: The sort keys by their names in URLs; runs with the key None are listed last.
 SORTS: Mapping[str, Callable[[TrainingJob], Any]] = {
     "created": lambda job: job.created_at,
     "name": lambda job: job.name.casefold(),
     "model": lambda job: model_of(job).casefold(),
     "status": lambda job: STATUSES.index(job.status) if job.status in STATUSES else len(STATUSES),
-    "step": step_of,
-    "loss": lambda job: _finite(loss_of(job)),
-    "duration": seconds_of,
+    "step": lambda job: job.step,
+    "loss": _loss,
+    "duration": elapsed_seconds,
 }
 
-#: Of those, what is largest first unless somebody wants it the other way.
+#: The sort keys that are sorted in descending order by default.
 LARGEST_FIRST = ("created", "step", "duration")
 
-#: What a person calls the orders, where there is no head of a table to press: `Query.by`, words.
+#: The orders (`Query.by`) and their labels, for windows too narrow for the table's header.
 ORDERS = (
     ("created desc", "Newest first"),
     ("created asc", "Oldest first"),
@@ -126,14 +95,14 @@ ORDERS = (
     ("name desc", "Name, Z to A"),
     ("model asc", "Model, A to Z"),
     ("model desc", "Model, Z to A"),
-    ("status asc", "Going on first"),
-    ("status desc", "Ended first"),
+    ("status asc", "Active first"),
+    ("status desc", "Finished first"),
 )
 
 
 @frozen
 class Query:
-    """Which runs are looked for, in which order: `descending` is largest, latest, last of the alphabet first."""
+    """A search for runs, its order, and the page of the results."""
 
     text: str = ""
     statuses: tuple[str, ...] = ()
@@ -143,9 +112,9 @@ class Query:
 
     @classmethod
     def of(cls, parameters: Any) -> Query:
-        """The query of an address; what makes no sense in it is passed over."""
+        """Parse the query of a URL; invalid values are ignored."""
         given, order = parameters.get("sort"), parameters.get("order")
-        if "by" in parameters:  # both in one, as a form has it
+        if "by" in parameters:  # both in one field, from a form
             given, _, order = parameters["by"].partition(" ")
         sort = given if given in SORTS else "created"
         number = parameters.get("page", "")
@@ -159,37 +128,33 @@ class Query:
 
     @property
     def by(self) -> str:
-        """What it is sorted by and in which order, in one word for a form: `"loss asc"`."""
+        """The sort key and the order, as one value of a form (`"loss asc"`)."""
         return f"{self.sort} {'desc' if self.descending else 'asc'}"
 
     @property
-    def narrow(self) -> bool:
-        """Whether some runs are left out."""
+    def is_filtered(self) -> bool:
         return bool(self.text or self.statuses)
 
     def apply(self, runs: list[TrainingJob]) -> list[TrainingJob]:
-        """Those that are looked for, sorted; runs that are equal stay newest first, those without a value are last."""
+        """Filter and sort runs; equal ones stay newest first, those without a value are last."""
         words = self.text.casefold().split()
         found = [
             job
             for job in runs
-            if (not self.statuses or job.status in self.statuses) and all(word in _search_text(job) for word in words)
+            if (not self.statuses or job.status in self.statuses)
+            and all(word in f"{job.name} {model_of(job)} {job.id}".casefold() for word in words)
         ]
         if self.sort == "created":
             return found if self.descending else found[::-1]
         values = {job.id: SORTS[self.sort](job) for job in found}
-        there = [job for job in found if values[job.id] is not None]
-        lacking = [job for job in found if values[job.id] is None]
-        return sorted(there, key=lambda job: values[job.id], reverse=self.descending) + lacking
-
-
-def _search_text(job: TrainingJob) -> str:
-    return f"{job.name} {model_of(job)} {job.id}".casefold()
+        with_value = [job for job in found if values[job.id] is not None]
+        without = [job for job in found if values[job.id] is None]
+        return sorted(with_value, key=lambda job: values[job.id], reverse=self.descending) + without
 
 
 @frozen
 class RunPage:
-    """One page of what a query found: `first` to `last` of `total`, counted from 1."""
+    """One page of results: `first` to `last` of `total`, counted from 1."""
 
     runs: list[TrainingJob]
     total: int
@@ -206,7 +171,7 @@ class RunPage:
 
 
 def paginate(found: list[TrainingJob], page: int) -> RunPage:
-    """That page of them; the last one where there are not so many."""
+    """Return this page of the runs, or the last one if there are fewer pages."""
     pages = max(1, -(-len(found) // PER_PAGE))
     page = min(max(page, 1), pages)
     return RunPage(found[(page - 1) * PER_PAGE : page * PER_PAGE], len(found), page, pages)

@@ -1,7 +1,7 @@
-"""The processes that Studio starts to run a project's trainer: `arkor start`, once for each click.
+"""The processes that Studio starts for a project's trainer: one `arkor start` for each click.
 
-Such a process belongs to nobody here: it writes into a file and not into a pipe, and goes on when Studio stops. It is
-known to live by the lock on that file, which it was born with; so a later Studio finds it, too.
+A process writes to a file instead of a pipe and continues when Studio stops. It inherits the lock
+on that file, by which a later Studio detects that it is still running.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from arkor.errors import ArkorError
+from arkor.files import is_locked
 
 _RUN = re.compile(rb"^.*: run ([0-9A-Za-z_-]{6,64})$", re.M)
 _HEAD_BYTES = 64 * 1024
@@ -31,7 +32,7 @@ _RECENT_SECONDS = 3600.0
 
 @frozen
 class RunProcess:
-    """One click: its id, where the output goes, whether it is a dry run, when it was (unix seconds)."""
+    """A process: its id, its output file, whether it is a dry run, its start (unix seconds)."""
 
     id: str
     output: Path
@@ -40,22 +41,14 @@ class RunProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process goes on."""
         try:
-            file = os.open(self.output, os.O_RDONLY)
+            return is_locked(self.output)
         except OSError:
             return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(file)
-        return False
 
     @property
     def job_id(self) -> str | None:
-        """The run that it has submitted, as soon as it has said so."""
+        """The id of its run, once it has printed it."""
         try:
             with self.output.open("rb") as file:
                 found = _RUN.search(file.read(_HEAD_BYTES))
@@ -66,7 +59,7 @@ class RunProcess:
 
 @define(eq=False)
 class RunProcesses:
-    """Those of the project in `folder`. From any thread."""
+    """The processes of the project in `folder`; thread-safe."""
 
     folder: Path
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -77,9 +70,9 @@ class RunProcesses:
         return self.folder / ".arkor" / "studio"
 
     def start(self, click: str, *, dry_run: bool) -> RunProcess:
-        """Run the trainer. `click` is the name of the click: the same one again is the same process.
+        """Start the trainer, or return the process that the same `click` has started before.
 
-        Raises `ArkorError` when the project's folder cannot be written.
+        Raises `ArkorError` if the project's folder is not writable.
         """
         with self._lock:
             self._reap()
@@ -88,57 +81,57 @@ class RunProcesses:
                 return known
             try:
                 self._home.mkdir(parents=True, exist_ok=True)
-                launch = RunProcess(click, self._home / f"{click}.log", dry_run, time.time())
-                self._started.append(_spawn(launch, self.folder))
-                (self._home / f"{click}.json").write_text(json.dumps({"dryRun": dry_run, "beganAt": launch.began_at}))
+                process = RunProcess(click, self._home / f"{click}.log", dry_run, time.time())
+                self._started.append(_spawn(process, self.folder))
+                data = {"dryRun": dry_run, "beganAt": process.began_at}
+                (self._home / f"{click}.json").write_text(json.dumps(data))
             except OSError as error:
                 raise ArkorError(f"{error.filename} cannot be written ({error.strerror})") from None
             self._prune()
-            return launch
+            return process
 
     def find(self, id_: str) -> RunProcess | None:
-        """The launch of that id, of this Studio or of an earlier one."""
+        """Return the process with this id, also one that an earlier Studio has started."""
         if not re.fullmatch(r"[0-9a-f]{32}", id_):
             return None
         try:
-            noted: Mapping[str, Any] = json.loads((self._home / f"{id_}.json").read_text("utf-8"))
+            data: Mapping[str, Any] = json.loads((self._home / f"{id_}.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return RunProcess(id_, self._home / f"{id_}.log", bool(noted.get("dryRun")), float(noted.get("beganAt", 0)))
+        return RunProcess(id_, self._home / f"{id_}.log", bool(data.get("dryRun")), float(data.get("beganAt", 0)))
 
     def latest(self) -> RunProcess | None:
-        """The one that was started last, unless it ended and is long past."""
+        """Return the latest process; None if it ended long ago."""
         self._reap()
-        found = max(self._all(), key=lambda launch: launch.began_at, default=None)
+        found = max(self._all(), key=lambda process: process.began_at, default=None)
         return found if found and (time.time() - found.began_at < _RECENT_SECONDS or found.alive) else None
 
     def _all(self) -> list[RunProcess]:
         found = (self.find(file.stem) for file in self._home.glob("*.json"))
-        return [launch for launch in found if launch is not None]
+        return [process for process in found if process is not None]
 
     def _reap(self) -> None:
-        """Those that have ended, so that no zombie is left of them."""
+        """Collect ended child processes, so that they do not remain as zombies."""
         self._started = [process for process in self._started if process.poll() is None]
 
     def _prune(self) -> None:
-        """The oldest of those that have ended, when there are many."""
-        for launch in sorted(self._all(), key=lambda launch: -launch.began_at)[_MAX_KEPT:]:
-            if not launch.alive:
-                for file in (launch.output, launch.output.with_suffix(".json")):
+        """Delete the files of the oldest ended processes above the limit."""
+        for process in sorted(self._all(), key=lambda process: -process.began_at)[_MAX_KEPT:]:
+            if not process.alive:
+                for file in (process.output, process.output.with_suffix(".json")):
                     with suppress(OSError):
                         file.unlink()
 
 
-def _spawn(launch: RunProcess, folder: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "arkor", "start", *(["--dry-run"] if launch.dry_run else [])]
-    with launch.output.open("wb") as output:
-        launch.output.chmod(0o600)
+def _spawn(process: RunProcess, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "arkor", "start", *(["--dry-run"] if process.dry_run else [])]
+    with process.output.open("wb") as output:
+        process.output.chmod(0o600)
         fcntl.flock(output, fcntl.LOCK_EX)
         return subprocess.Popen(  # noqa: S603 - our own command
             command,
             cwd=folder,
-            env=environment,
+            env={**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,10 +1,12 @@
-"""Who may talk to Studio: `Host`, `Origin` and the token of this launch; and what the answers forbid a browser.
+"""Access control: the `Host` and `Origin` of a request, the token of this launch, security headers.
 
-Other people may have an account on this machine, and other pages are open in the same browser. A cookie would not do:
-it goes to every port of a host, so also to a server of somebody else's. The token therefore travels in a header, which
-only our own script can set; it is handed to that script behind the `#` of the first address, which no browser sends
-or logs, and kept where only this origin can read it. Who has no token gets the empty shell of the page, whatever is
-asked for. Streams of events may have it in the query, because an `EventSource` cannot set headers.
+Other users may have accounts on this machine, and other pages are open in the same browser. A
+cookie would not be safe, because it is sent to every port of a host, including another user's
+server. The token is therefore sent in a header, which only our own script can set. The script
+receives it in the fragment (`#token=…`) of the first URL, which browsers neither send nor log, and
+stores it where only this origin can read it. A request without a token gets the empty frame of the
+page, whatever its path. Event streams may carry the token in the query, because an `EventSource`
+cannot set headers.
 """
 
 from __future__ import annotations
@@ -19,33 +21,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arkor.studio.listener import ListenAddress
+HOST = "127.0.0.1"
 
 TOKEN_HEADER = "x-arkor-studio-token"  # noqa: S105 - its name, not its value
 TOKEN_PARAMETER = "studioToken"  # noqa: S105 - likewise
 
-#: Only these may carry the token in their query.
+#: The paths that accept the token in the query.
 STREAMS = "/streams/"
-#: What a page is made of; there is nothing of anybody's in it.
+#: The files of the pages, which contain no data.
 STATIC = "/static/"
-#: Not pages, so that whoever asks without the token hears so instead of getting a page.
+#: Paths that are not pages: without a token they get an error instead of the frame.
 NO_PAGES = ("/parts/", "/actions/", STREAMS)
 
 _READING = frozenset({"GET", "HEAD"})
 
 HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self'",
-            "connect-src 'self'",
-            "form-action 'self'",
-            "base-uri 'none'",
-            "frame-ancestors 'none'",
-        )
-    ),
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -56,13 +48,34 @@ HEADERS: Mapping[str, str] = {
 
 
 def new_token() -> str:
-    """A token for one launch."""
     return secrets.token_urlsafe(32)
 
 
 @frozen
+class ListenAddress:
+    """The port that Studio listens on, and the headers that name it."""
+
+    port: int
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The accepted `Host` headers; no other name that resolves to this machine is."""
+        suffix = "" if self.port == 80 else f":{self.port}"  # browsers omit the default port
+        return frozenset(f"{name}{suffix}" for name in (HOST, "localhost"))
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The accepted `Origin` headers."""
+        return frozenset(f"http://{host}" for host in self.hosts)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/"
+
+
+@frozen
 class SecurityMiddleware:
-    """The application, behind the rules. `shell` is the page without anything in it."""
+    """Passes authorized requests to the application; `shell` is the frame without any data."""
 
     app: ASGIApp
     address: ListenAddress
@@ -76,19 +89,17 @@ class SecurityMiddleware:
         return await answer(scope, receive, _with_headers(send))
 
     def rejection(self, request: Request) -> Response | None:
-        """What is answered instead, if the application is not to see this request."""
+        """Return the response to a request that must not reach the application, else None."""
         if request.headers.get("host", "").lower() not in self.address.hosts:
-            return _error_response(403, f"Studio answers to {self.address.url} alone.")
+            return _error_response(403, f"Studio accepts requests to {self.address.url} only.")
         if request.headers.get("origin", self.address.url.rstrip("/")) not in self.address.origins:
-            return _error_response(403, "Studio takes no calls from other pages.")
+            return _error_response(403, "Studio does not accept requests from other pages.")
         path = request.url.path
         if path.startswith(STATIC) or self._is_authorized(path, request.headers, request.query_params):
             return None
         if request.method in _READING and not path.startswith(NO_PAGES) and TOKEN_HEADER not in request.headers:
             return Response(self.shell, media_type="text/html", headers={"Cache-Control": "no-store"})
-        return _error_response(
-            401, "This needs the token of this launch; open the address that `arkor dev` has printed."
-        )
+        return _error_response(401, "This needs the token of this launch; open the URL that `arkor dev` has printed.")
 
     def _is_authorized(self, path: str, headers: Headers, query: QueryParams) -> bool:
         given = headers.get(TOKEN_HEADER)
@@ -97,12 +108,12 @@ class SecurityMiddleware:
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
 
-def _error_response(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": sentence}, status)
+def _error_response(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)
 
 
 def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
@@ -110,4 +121,4 @@ def _with_headers(send: Send) -> Send:
             headers.setdefault("Cache-Control", "no-store")
         await send(message)
 
-    return sending
+    return send_with_headers

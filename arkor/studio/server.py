@@ -1,34 +1,37 @@
-"""Studio as a process: listens, says where, opens a browser, and serves until it is interrupted."""
+"""The server process of Studio: listen on a port, print the URL, open a browser, serve."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import errno
 import html
 import os
+import socket
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 
+from arkor.errors import ArkorError
 from arkor.settings import arkor_home
 from arkor.studio.app import make_app
-from arkor.studio.listener import listen
-from arkor.studio.security import new_token
+from arkor.studio.security import HOST, ListenAddress, new_token
 from arkor.studio.stream_proxy import end_streams
+
+FIRST_PORT, PORTS = 4000, 10
 
 
 def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> None:
-    """Serve the project in `folder` on `port` (None: the first free one of ten); `announce` gets the address.
+    """Serve the project in `folder` until Ctrl-C; pass the URL, with its token, to `announce`.
 
-    The address has the token behind its `#`. Raises `ArkorError` when there is no port.
+    Raises `ArkorError` if the port, or each of the ten default ports, is in use.
     """
-    address = listen(port)
-    token = new_token()
-    app = make_app(folder, address, token)
+    sock = listen(port)
+    address, token = ListenAddress(sock.getsockname()[1]), new_token()
     config = uvicorn.Config(
-        app,
+        make_app(folder, address, token),
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -37,29 +40,56 @@ def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> No
         timeout_graceful_shutdown=1,
     )
     server = _Server(config, lambda: announce(f"{address.url}#token={token}"))
-    asyncio.run(server.serve(sockets=[address.socket]))
+    asyncio.run(server.serve(sockets=[sock]))
+
+
+def listen(port: int | None = None) -> socket.socket:
+    """Listen on `port`; by default on the first free one from 4000 to 4009. Raises `ArkorError`."""
+    for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
+        if (found := _try_listen(candidate)) is not None:
+            return found
+    if port is not None:
+        raise ArkorError(f"port {port} is in use", remedy="choose another one, or omit --port to use a free one")
+    last = FIRST_PORT + PORTS - 1
+    raise ArkorError(f"the ports {FIRST_PORT} to {last} are in use", remedy="choose a free one: arkor dev --port 5000")
+
+
+def _try_listen(port: int) -> socket.socket | None:
+    """Return a listening socket, or None if the port is in use."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Take over a port that was closed a moment ago.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((HOST, port))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise ArkorError(f"cannot listen on port {port} ({error.strerror})", remedy="choose another one") from None
+    return sock
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers, and lets nobody who watches a run hold it up when it is to stop."""
+    """A server that reports when it is ready, and ends its streams when it stops."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # handed on
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # passed on
         await super().startup(sockets)  # type: ignore[arg-type]
         self._ready()
 
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # handed on
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # passed on
         end_streams()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
 def open_browser(address: str) -> None:
-    """Open the address in the person's browser.
+    """Open the URL in the user's browser, by a private file that redirects to it.
 
-    Not by its command line, which everybody on this machine can read, but by a page that only its owner can.
+    Other users of the machine could read the token in the browser's command line.
     """
     file = arkor_home() / "studio" / f"open-{os.getpid()}.html"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A request for an answer as code that works when it is pasted: Python, curl, OpenAI's package, JavaScript.
+"""A chat request as code to paste: Python, curl, OpenAI's package, JavaScript.
 
-Whatever is put into it is quoted as the language has it. A backend's token is in none of it; the key of an endpoint is
-where it was made a moment ago, and else a word in its place.
+Values are quoted as each language requires. The code never contains a backend's token, and the key
+of an endpoint only directly after it was created; otherwise it has a placeholder.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from attrs import field, frozen
 
 from arkor.client.api import CloudApiClient
-from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.chat import InferenceRequest
 from arkor.protocol.codec import to_wire
 from arkor.settings import arkor_home
 
-#: What stands where the key of an endpoint belongs.
+#: The placeholder for the key of an endpoint.
 KEY = "YOUR_KEY"
 
 _WIDTH = 100
@@ -26,114 +26,96 @@ _WIDTH = 100
 
 @frozen
 class Snippet:
-    """Code, and which language it is in."""
+    """Code, and the label of its language."""
 
     label: str
     code: str = field(repr=False)
 
 
-# Of the backend itself
-
-
 def backend_snippets(client: CloudApiClient, request: InferenceRequest) -> list[Snippet]:
-    """The request as a script of arkor, and as a command."""
-    return [Snippet("Python", _arkor(request)), Snippet("curl", _curl_of_backend(client, request))]
+    """Return the request to the backend as a Python script and as a command."""
+    scope = client.scope
+    query = f"?orgSlug={scope.org_slug}&projectSlug={scope.project_slug}" if scope else ""
+    url, body = f"{client.base_url}/v1/inference/chat{query}", {**to_wire(request), "stream": False}
+    curl = _curl(url, '"Authorization: Bearer $TOKEN"', body)
+    return [Snippet("Python", _arkor(request)), Snippet("curl", f"{_token_command(client)}\n{curl}")]
 
 
 def _arkor(request: InferenceRequest) -> str:
-    weights = _adapter(request.adapter) if request.adapter else None
-    named = {"messages": request.messages, **_chosen(request)}
-    lines = [f"    {name}={_python(value, 4)}," for name, value in named.items()]
-    lines.insert(1, f"    adapter={weights}," if weights else f"    base_model={_python(request.base_model)},")
-    return "\n".join(
-        (
-            f"from arkor.protocol.chat import {'Adapter, ' if weights else ''}InferenceRequest",
-            "from arkor.client.connect import connect",
-            "",
-            "request = InferenceRequest(",
-            *lines,
-            ")",
-            "for text in connect().chat(request):",
-            '    print(text, end="", flush=True)',
-            "print()",
-            "",
-        )
+    arguments = [f"    {name}={_python(value, 4)}," for name, value in _settings(request).items()]
+    if adapter := request.adapter:
+        step = "" if adapter.step is None else f", {adapter.step}"
+        model = f"    adapter=Adapter({_python(adapter.kind)}, {_python(adapter.job_id)}{step}),"
+    else:
+        model = f"    base_model={_python(request.base_model)},"
+    return _lines(
+        f"from arkor import {'Adapter, ' if adapter else ''}InferenceRequest, connect",
+        "",
+        "request = InferenceRequest(",
+        f"    messages={_python(request.messages, 4)},",
+        model,
+        *arguments,
+        ")",
+        "for text in connect().chat(request):",
+        '    print(text, end="", flush=True)',
+        "print()",
     )
 
 
-def _adapter(adapter: Adapter) -> str:
-    step = "" if adapter.step is None else f", {adapter.step}"
-    return f"Adapter({_python(adapter.kind)}, {_python(adapter.job_id)}{step})"
-
-
-def _curl_of_backend(client: CloudApiClient, request: InferenceRequest) -> str:
-    scope = client.scope
-    query = f"?orgSlug={scope.org_slug}&projectSlug={scope.project_slug}" if scope else ""
-    body = {**to_wire(request), "stream": False}
-    command = _curl(f"{client.base_url}/v1/inference/chat{query}", '"Authorization: Bearer $TOKEN"', body)
-    return f"{_token(client)}\n{command}"
-
-
-def _token(client: CloudApiClient) -> str:
-    """How a shell comes by the token, without anybody seeing it."""
+def _token_command(client: CloudApiClient) -> str:
+    """Return the shell command that sets TOKEN without showing the token."""
     if client.http.auth.source != "embedded":
         return "TOKEN=$ARKOR_TOKEN    # the token of your sign-in"
-    listing = shlex.quote(str(arkor_home() / "backend.json"))
-    return f"""TOKEN=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["token"])' {listing})"""
-
-
-# Of an endpoint
+    file = shlex.quote(str(arkor_home() / "backend.json"))
+    return f"""TOKEN=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["token"])' {file})"""
 
 
 def endpoint_snippets(
     address: str, slug: str, request: InferenceRequest | None = None, *, key: str | None = KEY
 ) -> list[Snippet]:
-    """The request (or a first one) to the endpoint at `address`, which asks for `key`, or for none."""
-    example = request or InferenceRequest([{"role": "user", "content": "Hello!"}], base_model=slug)
-    settings = _as_openai(example)
-    body = {"model": slug, "messages": to_wire(example.messages), **settings}
+    """Return the request, or an example, to an endpoint; `key` is None for an open one."""
+    request = request or InferenceRequest([{"role": "user", "content": "Hello!"}], base_model=slug)
+    settings = _openai_settings(request)
+    url, body = f"{address}/chat/completions", {"model": slug, "messages": to_wire(request.messages), **settings}
     header = None if key is None else shlex.quote(f"Authorization: Bearer {key}")
     return [
-        Snippet("Python", _openai(address, slug, example, settings, key)),
-        Snippet("curl", _curl(f"{address}/chat/completions", header, body)),
-        Snippet("JavaScript", _javascript(f"{address}/chat/completions", key, body)),
+        Snippet("Python", _openai(address, slug, request, settings, key)),
+        Snippet("curl", _curl(url, header, body)),
+        Snippet("JavaScript", _javascript(url, key, body)),
     ]
 
 
-def _as_openai(request: InferenceRequest) -> dict[str, Any]:
-    """What is chosen, by OpenAI's names: a JSON schema is what every client of theirs can say."""
-    settings = _chosen(request)
+def _openai_settings(request: InferenceRequest) -> dict[str, Any]:
+    """Return the settings by OpenAI's names; a JSON schema becomes a `response_format`."""
+    settings = _settings(request)
     constraint = settings.get("structured_outputs") or {}
     if isinstance(schema := constraint.get("json"), Mapping) and len(constraint) == 1:
         del settings["structured_outputs"]
-        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        settings["response_format"] = form
+        json_schema = {"name": "answer", "schema": schema}
+        settings["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     return settings
 
 
 def _openai(address: str, slug: str, request: InferenceRequest, settings: Mapping[str, Any], key: str | None) -> str:
     named = {"model": slug, "messages": request.messages, **settings}
-    if "structured_outputs" in named:  # which OpenAI's package does not know by name
+    if "structured_outputs" in named:  # not a parameter of OpenAI's package
         named["extra_body"] = {"structured_outputs": named.pop("structured_outputs")}
-    return "\n".join(
-        (
-            "from openai import OpenAI",
-            "",
-            "client = OpenAI(",
-            f"    base_url={_python(address)},",
-            f"    api_key={_python(key or 'none')},",
-            ")",
-            "answer = client.chat.completions.create(",
-            *(f"    {name}={_python(value, 4)}," for name, value in named.items()),
-            ")",
-            "print(answer.choices[0].message.content)",
-            "",
-        )
+    return _lines(
+        "from openai import OpenAI",
+        "",
+        "client = OpenAI(",
+        f"    base_url={_python(address)},",
+        f"    api_key={_python(key or 'none')},",
+        ")",
+        "answer = client.chat.completions.create(",
+        *(f"    {name}={_python(value, 4)}," for name, value in named.items()),
+        ")",
+        "print(answer.choices[0].message.content)",
     )
 
 
 def _curl(url: str, header: str | None, body: Mapping[str, Any]) -> str:
-    """`header` is as the shell is to read it."""
+    """Return the command; `header` is quoted for the shell already."""
     lines = [f"curl -sS {shlex.quote(url)}"]
     if header is not None:
         lines.append(f"-H {header}")
@@ -143,28 +125,27 @@ def _curl(url: str, header: str | None, body: Mapping[str, Any]) -> str:
 
 def _javascript(url: str, key: str | None, body: Mapping[str, Any]) -> str:
     authorization = [f"    Authorization: {_json(f'Bearer {key}')},"] if key is not None else []
-    return "\n".join(
-        (
-            f"const response = await fetch({_json(url)}, {{",
-            '  method: "POST",',
-            "  headers: {",
-            '    "Content-Type": "application/json",',
-            *authorization,
-            "  },",
-            f"  body: JSON.stringify({_indented(_json(body, indent=2), 2)}),",
-            "});",
-            "const answer = await response.json();",
-            "console.log(response.ok ? answer.choices[0].message.content : answer.error.message);",
-            "",
-        )
+    indented_body = _json(body, indent=2).replace("\n", "\n  ")
+    return _lines(
+        f"const response = await fetch({_json(url)}, {{",
+        '  method: "POST",',
+        "  headers: {",
+        '    "Content-Type": "application/json",',
+        *authorization,
+        "  },",
+        f"  body: JSON.stringify({indented_body}),",
+        "});",
+        "const answer = await response.json();",
+        "console.log(response.ok ? answer.choices[0].message.content : answer.error.message);",
     )
 
 
-# Values
+def _lines(*lines: str) -> str:
+    return "\n".join(lines) + "\n"
 
 
-def _chosen(request: InferenceRequest) -> dict[str, Any]:
-    """The settings that are not left to the backend."""
+def _settings(request: InferenceRequest) -> dict[str, Any]:
+    """Return the settings that the request has; the others are the backend's defaults."""
     names = ("temperature", "top_p", "max_tokens", "stop", "seed", "response_format", "structured_outputs")
     return {name: value for name in names if (value := getattr(request, name)) is not None}
 
@@ -173,12 +154,8 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(to_wire(value), ensure_ascii=False, indent=indent)
 
 
-def _indented(text: str, spaces: int) -> str:
-    return text.replace("\n", "\n" + " " * spaces)
-
-
 def _python(value: Any, indent: int = 0) -> str:
-    """A literal: on one line where that is short, else an item a line."""
+    """Return a Python literal: on one line if it is short, else with one item per line."""
     short = _literal(value)
     if len(short) + indent <= _WIDTH or not isinstance(value, (Mapping, list, tuple)) or not value:
         return short
@@ -194,14 +171,10 @@ def _python(value: Any, indent: int = 0) -> str:
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):
-        return _escape_invisible(json.dumps(value, ensure_ascii=False))  # whose escapes are Python's, too
+        text = json.dumps(value, ensure_ascii=False)  # JSON's escapes are valid in Python
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return repr(value)
-
-
-def _escape_invisible(text: str) -> str:
-    """Without what a reader would not see: it is written as an escape of Python's."""
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

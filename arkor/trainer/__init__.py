@@ -1,1 +1,1 @@
-"""The trainer: builds the configuration of a run, starts it, and dispatches its events to callbacks."""
+"""The trainer: build the configuration of a run, start it, and dispatch its events to callbacks."""

@@ -1,7 +1,4 @@
-"""Events → callbacks, one at a time: the job as it stands, the context of each moment, what a raising callback means.
-
-Where events come from, and who waits for them, is the business of `trainer.py` and `client/streaming/event_stream.py`.
-"""
+"""Dispatch of events to callbacks: the job, the contexts, and exceptions of callbacks."""
 
 from __future__ import annotations
 
@@ -12,30 +9,12 @@ from typing import Any, Literal
 
 import attrs
 
-from arkor.callbacks.contexts import (
-    CheckpointContext,
-    CompletedContext,
-    FailedContext,
-    FinishedContext,
-    Infer,
-    StartedContext,
-    TrainingLogContext,
-)
+from arkor.callbacks import contexts
 from arkor.callbacks.registry import CallbackRegistry
-from arkor.callbacks.run_control import RunControl
 from arkor.client.api import CloudApiClient
-from arkor.client.streaming.connection import StreamFault
+from arkor.protocol import events
 from arkor.protocol.chat import Adapter
 from arkor.protocol.estimates import Estimate, outcome_of
-from arkor.protocol.events import (
-    CheckpointSaved,
-    Event,
-    TrainingCancelled,
-    TrainingCompleted,
-    TrainingFailedEvent,
-    TrainingLog,
-    TrainingStarted,
-)
 from arkor.protocol.jobs import JobStatus, TrainingJob
 from arkor.results.history import History
 from arkor.results.training_result import TrainingResult
@@ -46,10 +25,11 @@ CallbackErrors = Literal["reconnect", "raise", "log"]
 
 
 class Dispatcher:
-    """Keeps the `job` up to date with its events; `result` is None until the run has ended.
+    """Updates `job` with each event and calls the callbacks.
 
-    The result is there before the callbacks of the terminal event are called, so that no exception can cost it.
-    `stop_reason` is why a callback wants `wait()` to end, None as long as none does.
+    `result` stays None until the run has ended. It is set before the callbacks of the terminal
+    event are called, so that an exception in one cannot lose it. `stop_reason` is set when a
+    callback asks to end `wait()`.
     """
 
     def __init__(
@@ -69,77 +49,80 @@ class Dispatcher:
         self._callback_errors = callback_errors
         self._client = client
         self._abort_signal = abort_signal
-        self._control = RunControl(cancel=lambda: client().cancel_job(self.job.id), stop_waiting=self._stop_waiting)
+        self._control = contexts.RunControl(self._cancel, self._stop_waiting)
 
-    def dispatch(self, event: Event) -> StreamFault | None:
-        """Hand one event to its callbacks; a fault asks for a reconnect behind it."""
+    def dispatch(self, event: events.Event) -> str | None:
+        """Call the callbacks; return the reason if one raised and the stream must reconnect."""
         handler = _HANDLERS.get(type(event))
         return handler(self, event) if handler else None
 
     def finish(self, job: TrainingJob) -> None:
-        """The run has ended without a terminal event; this is how its job stands."""
+        """Set the result of a run that ended without a terminal event."""
         self.job = job
         self.result = TrainingResult(job, history=self.history)
 
     def conclude(self, error: BaseException | None = None) -> None:
-        """`wait()` is about to return, or to raise `error`. What callbacks found out is added to the result."""
+        """Call `on_finished`, which may replace the result that `wait()` returns."""
+
+        def call(on_finished: Callable[[contexts.FinishedContext], Any]) -> None:
+            returned = on_finished(contexts.FinishedContext(self.job, self.result, error))
+            if isinstance(returned, TrainingResult):
+                self.result = returned
+
         try:
-            self._registry.each("on_finished", lambda function: self._add(function, error))
+            self._registry.each("on_finished", call)
         except Exception as raised:
             if self._callback_errors == "raise" and error is None:
                 raise
             _log_callback_error("on_finished", raised)
 
-    def _add(self, on_finished: Callable[[FinishedContext], Any], error: BaseException | None) -> None:
-        added = on_finished(FinishedContext(self.job, self.result, error))
-        if isinstance(added, TrainingResult):
-            self.result = added
+    def _cancel(self) -> None:
+        self._client().cancel_job(self.job.id)
 
     def _stop_waiting(self, reason: str) -> None:
         self.stop_reason = reason
 
-    def _on_started(self, event: TrainingStarted) -> StreamFault | None:
+    def _on_started(self, event: events.TrainingStarted) -> str | None:
         self._advance(JobStatus.RUNNING, started_at=event.timestamp)
         self._estimate = event.estimate
-        return self._call("on_started", StartedContext(self.job, control=self._control))
+        return self._call("on_started", contexts.StartedContext(self.job, control=self._control))
 
-    def _on_log(self, event: TrainingLog) -> StreamFault | None:
+    def _on_log(self, event: events.TrainingLog) -> str | None:
         numbers = event.step, event.loss, event.eval_loss, event.learning_rate, event.epoch, event.samples_per_second
         self.history.add(*numbers)
         if not self._registry.has("on_log"):
             return None
-        return self._call("on_log", TrainingLogContext(*numbers, self.job, control=self._control))
+        return self._call("on_log", contexts.TrainingLogContext(*numbers, self.job, control=self._control))
 
-    def _on_checkpoint(self, event: CheckpointSaved) -> StreamFault | None:
+    def _on_checkpoint(self, event: events.CheckpointSaved) -> str | None:
         adapter = Adapter("checkpoint", self.job.id, event.step)
-        infer = self._infer(adapter)
-        control = self._control
-        context = CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, control=control)
+        infer, control = self._infer(adapter), self._control
+        context = contexts.CheckpointContext(event.step, adapter, self.job, infer, event.artifacts, control=control)
         return self._call("on_checkpoint", context)
 
-    def _on_completed(self, event: TrainingCompleted) -> StreamFault | None:
+    def _on_completed(self, event: events.TrainingCompleted) -> str | None:
         self._advance(JobStatus.COMPLETED, completed_at=event.timestamp)
         outcome = outcome_of(self._estimate, event.metrics)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history, estimate=outcome)
         infer = self._infer(Adapter("final", self.job.id))
-        return self._call("on_completed", CompletedContext(self.job, event.artifacts, infer))
+        return self._call("on_completed", contexts.CompletedContext(self.job, event.artifacts, infer))
 
-    def _on_failed(self, event: TrainingFailedEvent) -> StreamFault | None:
+    def _on_failed(self, event: events.TrainingFailedEvent) -> str | None:
         self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
-        return self._call("on_failed", FailedContext(self.job, event.error))
+        return self._call("on_failed", contexts.FailedContext(self.job, event.error))
 
-    def _on_cancelled(self, event: TrainingCancelled) -> None:
+    def _on_cancelled(self, event: events.TrainingCancelled) -> None:
         self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
 
-    def _infer(self, adapter: Adapter) -> Infer:
-        return Infer(self._client(), adapter, abort_signal=self._abort_signal)
+    def _infer(self, adapter: Adapter) -> contexts.Infer:
+        return contexts.Infer(self._client(), adapter, abort_signal=self._abort_signal)
 
     def _advance(self, status: JobStatus, **changes: Any) -> None:
         self.job = attrs.evolve(self.job, status=status, **changes)
 
-    def _call(self, name: str, context: Any) -> StreamFault | None:
+    def _call(self, name: str, context: Any) -> str | None:
         try:
             self._registry.call(name, context)
         except Exception as error:
@@ -147,24 +130,24 @@ class Dispatcher:
                 raise
             _log_callback_error(name, error)
             if self._callback_errors == "reconnect":
-                return StreamFault(f"the callback {name} raised {type(error).__name__}")
+                return f"the callback {name} raised {type(error).__name__}"
         return None
 
 
 def _log_callback_error(name: str, error: Exception) -> None:
-    """Log it from the callback on: how we came to call it says nothing to its author."""
+    """Log the exception with a traceback that starts in the callback, without our own frames."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, CallbackRegistry.__module__):
         trace = trace.tb_next
-    sentence = "the callback %s raised; the run itself is not touched by it"
-    logger.error(sentence, name, exc_info=(type(error), error, trace or error.__traceback__))
+    message = "the callback %s raised an exception; the run itself is not affected"
+    logger.error(message, name, exc_info=(type(error), error, trace or error.__traceback__))
 
 
-_HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], StreamFault | None]] = {
-    TrainingStarted: Dispatcher._on_started,
-    TrainingLog: Dispatcher._on_log,
-    CheckpointSaved: Dispatcher._on_checkpoint,
-    TrainingCompleted: Dispatcher._on_completed,
-    TrainingFailedEvent: Dispatcher._on_failed,
-    TrainingCancelled: Dispatcher._on_cancelled,
+_HANDLERS: dict[type[Any], Callable[[Dispatcher, Any], str | None]] = {
+    events.TrainingStarted: Dispatcher._on_started,
+    events.TrainingLog: Dispatcher._on_log,
+    events.CheckpointSaved: Dispatcher._on_checkpoint,
+    events.TrainingCompleted: Dispatcher._on_completed,
+    events.TrainingFailedEvent: Dispatcher._on_failed,
+    events.TrainingCancelled: Dispatcher._on_cancelled,
 }

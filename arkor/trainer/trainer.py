@@ -1,7 +1,7 @@
-"""The trainer: describe a run, start it, wait for it, react in callbacks.
+"""The trainer: configure a run, start it, and wait for it while callbacks react to its events.
 
-`wait()` takes typed events from the pump of `client/streaming/event_stream.py` and hands them, on the caller's thread,
-to `dispatcher.py`. Nothing here trains: that is the backend's.
+`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on
+the caller's thread. The training itself happens in the backend.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import inspect
 import math
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,11 +28,10 @@ from arkor.client.connect import connect
 from arkor.client.http.deadline import Deadline
 from arkor.client.http.urls import checked_url
 from arkor.client.streaming.backoff import ReconnectPolicy
-from arkor.client.streaming.connection import StreamEnd
+from arkor.client.streaming.connection import StreamEnd, StreamFault
 from arkor.client.streaming.event_stream import EventStream
-from arkor.display import progress_for, run_progress_of
+from arkor.display import progress_for, run_progress_of, status_for
 from arkor.display.run_progress import RunProgress
-from arkor.display.status_line import status_for
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
@@ -48,32 +47,63 @@ from arkor.trainer.dispatcher import CallbackErrors, Dispatcher
 
 @frozen
 class StartedJob:
-    """A run that the backend has accepted, by the id that every list shows."""
+    """A run that the backend has accepted."""
 
     job_id: str
 
 
+class StartPrevented(BaseException):
+    """Raised by `start()` inside `prevent_start()`.
+
+    A BaseException, so that an `except Exception` around the call does not swallow it.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+
+
+_start_prevented = threading.Event()
+
+
+@contextmanager
+def prevent_start() -> Iterator[None]:
+    """Make `start()` of every trainer raise `StartPrevented` inside, on any thread."""
+    _start_prevented.set()
+    try:
+        yield
+    finally:
+        _start_prevented.clear()
+
+
 class Trainer:
-    """One fine-tuning run, described here, trained by a backend.
+    """One fine-tuning run: its configuration, its callbacks and its backend.
 
-    `name` is what lists show; `model` the starter model, an id of the Hugging Face hub, or a folder; `dataset` where
-    the rows come from. Every setting that stays None is the backend's to choose:
+    `name` appears in lists. `model` is a starter model, an id of the Hugging Face hub, or a folder.
+    `dataset` is the source of the rows. The backend chooses every setting left at None:
 
-    - `lora`: rank, scale, longest row in tokens, 4 bits.
-    - `max_steps`, `num_train_epochs`: optimizer steps, passes over the data; whichever ends first.
-    - `batch_size`: rows per step. `learning_rate`: at its highest. `warmup_steps`: steps, or below 1 a share of them.
-    - `optim`, `lr_scheduler_type`, `weight_decay`: as in transformers.
-    - `logging_steps`, `save_steps`, `eval_steps`: steps between two logs, checkpoints, evaluations.
-    - `dataset_format`, `dataset_split`: how a row is read, which rows are held out. `train_on_responses_only`: learn
-      the assistant's words alone. `dry_run`: a few rows and steps through every stage.
+    - `lora`: the adapter, as a `LoraConfig` or a dict.
+    - `max_steps`: optimizer steps. `num_train_epochs`: passes over the data. The first limit ends
+      the run.
+    - `batch_size`: rows per step. `learning_rate`: the highest step size. `lr_scheduler_type`: the
+      learning rate over the run. `warmup_steps`: steps until the highest learning rate; below 1, a
+      share of the run.
+    - `optim`: the optimizer, by its name in transformers. `weight_decay`: pull of the weights
+      towards zero.
+    - `logging_steps`: steps between two logs. `save_steps`: steps between two checkpoints.
+      `eval_steps`: steps between two evaluations.
+    - `dataset_format`: how a row is read. `dataset_split`: which rows are trained on and held out.
+      `train_on_responses_only`: learn the assistant's messages only.
+    - `dry_run`: a few rows and steps through every stage.
 
-    What is about watching it: `callbacks` is a `TrainerCallbacks`, a dict, an object with some of its methods, or a
-    list of these; `callback_errors` says what an exception in one means; `abort_signal` ends `wait()` once it is set;
-    `progress` False is silence; `reconnect` is how patiently a broken stream is reopened. `base_url` and `credentials`
-    name a backend; relative paths lead from `project_dir`, by default the current folder.
+    The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
+    with some of its methods, or a list of these; `callback_errors` defines the effect of an
+    exception in one; `abort_signal` ends `wait()` when it is set; `progress=False` shows nothing;
+    `reconnect` sets the delays and attempts for a broken stream. `base_url` and `credentials`
+    select a backend. Relative paths start at `project_dir` (default: the current folder).
 
-    Raises `InvalidConfig` for a value of the wrong type or range and `TypeError` for a keyword that does not exist;
-    nothing is sent before `start()`.
+    Raise `InvalidConfig` for a value of the wrong type or range, and `TypeError` for an unknown
+    keyword. Nothing is sent before `start()`.
     """
 
     @did_you_mean
@@ -108,13 +138,18 @@ class Trainer:
         credentials: Credentials | None = None,
         project_dir: str | Path | None = None,
     ) -> None:
-        given = locals()
         text("name", name)
-        self.name = name
-        self._configure_watch(callbacks, callback_errors, abort_signal, progress, reconnect)
-        base_folder = self._connect_to(base_url, credentials, project_dir)
-        settings = {name: given[name] for name in _SETTINGS}
-        self._config: JobConfig | None = build_config(model, dataset, lora, settings, base_folder)
+        watcher = _Watcher(
+            callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
+        )
+        config = build_config(
+            model, dataset, lora, watcher.base_folder,
+            max_steps=max_steps, num_train_epochs=num_train_epochs, learning_rate=learning_rate, batch_size=batch_size,
+            optim=optim, lr_scheduler_type=lr_scheduler_type, weight_decay=weight_decay, warmup_steps=warmup_steps,
+            logging_steps=logging_steps, save_steps=save_steps, eval_steps=eval_steps, dry_run=dry_run,
+            train_on_responses_only=train_on_responses_only, dataset_format=dataset_format, dataset_split=dataset_split,
+        )  # fmt: skip
+        self._initialize(name, watcher, config=config)
 
     @classmethod
     @did_you_mean
@@ -132,127 +167,97 @@ class Trainer:
         credentials: Credentials | None = None,
         project_dir: str | Path | None = None,
     ) -> Trainer:
-        """Watch a run that something else submitted.
+        """Watch a run that was submitted elsewhere.
 
-        `since` is `"start"` or None (its whole history, then live), `"now"`, or the id of the last event that was seen.
-        A backend that does not know `"now"` sends the history all the same.
+        `since` is `"start"` or None (the whole history, then live events), `"now"`, or the id of
+        the last event to skip. A backend without support for `"now"` sends the history.
         """
         text("job_id", job_id)
         text("since", "start" if since is None else since)
+        watcher = _Watcher(
+            callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
+        )
+        watcher.from_now = since == "now"
+        watcher.stream.cursor = None if since in ("start", "now", None) else since
         trainer = cls.__new__(cls)
-        trainer.name = job_id
-        trainer._config = None
-        trainer._configure_watch(callbacks, callback_errors, abort_signal, progress, reconnect)
-        trainer._connect_to(base_url, credentials, project_dir)
-        trainer._attached_to = job_id
-        trainer._from_now = since == "now"
-        trainer._stream.cursor = None if since in ("start", "now", None) else since
+        trainer._initialize(job_id, watcher, attached_to=job_id)
         return trainer
 
-    def _configure_watch(
-        self,
-        callbacks: Any,
-        callback_errors: CallbackErrors,
-        abort_signal: threading.Event | None,
-        progress: bool | Literal["auto"],
-        reconnect: ReconnectPolicy | None,
+    def _initialize(
+        self, name: str, watcher: _Watcher, *, config: JobConfig | None = None, attached_to: str | None = None
     ) -> None:
-        if callback_errors not in ("reconnect", "raise", "log"):
-            raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
-        if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
-            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {quote(abort_signal)}")
-        if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
-            raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
-        if progress not in ("auto", True, False):
-            raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
-        self._registry = CallbackRegistry(callbacks)
-        self._callback_errors = callback_errors
-        self._abort_signal = abort_signal
-        self._progress = progress
-        self._stream = EventStream(self._open, reconnect or ReconnectPolicy())
+        """Set the state of a new trainer, which has a `config` or is `attached_to` a run."""
+        self.name = name
+        self._watcher = watcher
+        self._config = config
+        self._attached_to = attached_to
         self._idempotency_key = uuid.uuid4().hex
+        self._job: TrainingJob | None = None
         self._starting = threading.Lock()
         self._waiting = threading.Lock()
-        self._client: CloudApiClient | None = None
-        self._attached_to: str | None = None
-        self._from_now = False
-        self._job: TrainingJob | None = None
-        self._dispatcher: Dispatcher | None = None
-        self._run_progress: RunProgress | None = None
-
-    def _connect_to(
-        self, base_url: str | None, credentials: Credentials | None, project_dir: str | Path | None
-    ) -> Path:
-        """Remember the backend; the project's folder, absolute."""
-        if base_url is not None:
-            checked_url(base_url)
-        if credentials is not None and not isinstance(credentials, Credentials):
-            kind = type(credentials).__name__  # it may well be a token, which is not to be shown
-            raise InvalidConfig("credentials", f'must be TokenCredentials("…", "https://…") or its like, not {kind}')
-        if not isinstance(project_dir, (str, Path, type(None))):
-            raise InvalidConfig("project_dir", f"must be a folder's path, not {quote(project_dir)}")
-        self._connect_with = (base_url, credentials, project_dir)
-        return Path(absolute_path("project_dir", str(project_dir or "."), Path.cwd()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Trainer cannot be pickled or copied; hand on its job_id and use Trainer.attach(job_id)")
+        raise TypeError("a Trainer cannot be pickled or copied; pass its job_id on and use Trainer.attach(job_id)")
 
     def __repr__(self) -> str:
         return f"Trainer(name={self.name!r}, job_id={self.job_id!r})"
 
     @property
     def job_id(self) -> str | None:
-        """The run's id; None before `start()`."""
+        """The id of the run; None before `start()`."""
         return self._job.id if self._job else self._attached_to
 
     @property
     def last_event_id(self) -> str | None:
-        """The id of the last event that was dispatched, for `attach(since=…)` in another process; None before it."""
-        return self._stream.cursor
-
-    # The three verbs
+        """The id of the last dispatched event, for `attach(since=…)` in another process."""
+        return self._watcher.stream.cursor
 
     def start(self) -> StartedJob:
-        """Submit the run, once, however often and from however many threads this is called; dispatches nothing.
+        """Submit the run and return its id. Dispatch no events.
 
-        Raises `InvalidConfig` or `CloudApiError` when it is refused, `BackendUnavailable` when nobody answers.
+        The run is submitted once, however often and from however many threads this is called. Raise
+        `InvalidConfig` or `CloudApiError` if the backend rejects it, `BackendUnavailable` if the
+        backend cannot be reached.
         """
+        if _start_prevented.is_set():
+            raise StartPrevented(self)
         with self._starting:
             if self._job is None:
                 self._job = self._submit()
             return StartedJob(self._job.id)
 
     def wait(self, timeout: float | None = None) -> TrainingResult:
-        """Watch the run to its end, calling the callbacks on this thread; starts it if need be.
+        """Start the run if necessary, and watch it to its end.
 
-        Returns for completed, failed and cancelled runs alike; after the end, the same result at once. `timeout` is
-        in seconds. Raises `TimeoutError`, `TrainerAborted` (the abort signal), or `StreamLost`; in each case the run
-        goes on, and a further `wait()` goes on behind the last event that was dispatched.
+        The callbacks are called on this thread. Completed, failed and cancelled runs all have a
+        result; after the end, the same result is returned at once. `timeout` is in seconds. Raise
+        `TimeoutError`, `TrainerAborted` (abort signal) or `StreamLost`; in each case the run
+        continues, and a further `wait()` resumes after the last dispatched event.
         """
         if timeout is not None and timeout != math.inf and not is_finite(timeout):
             raise InvalidConfig("timeout", f"must be seconds, or None, not {quote(timeout)}")
         if not self._waiting.acquire(blocking=False):
-            raise ArkorError("wait() of this trainer is already running; one wait() at a time")
+            raise ArkorError("wait() of this trainer is already running; call it from one thread at a time")
         try:
-            if self._dispatcher is not None and self._dispatcher.result is not None:
-                return self._dispatcher.result
-            deadline = Deadline.after(self._abort_signal, timeout)
+            if self._watcher.result is not None:
+                return self._watcher.result
+            deadline = self._watcher.deadline(timeout)
             if self._job is None:
                 self._start_within(deadline)
             deadline.raise_if_expired()
-            return self._watch(deadline)
+            return self._watcher.watch(self._started_job(), deadline)
         finally:
-            if self._client is not None:
-                self._client.close()
+            self._watcher.disconnect()
             self._waiting.release()
 
     def cancel(self) -> None:
-        """Ask the backend to stop the run; nothing before `start()`. From any thread, from callbacks too.
+        """Ask the backend to stop the run; do nothing before `start()`.
 
-        Raises `CloudApiError` if the backend refuses (409 when the run has already ended).
+        May be called from any thread and from callbacks. Raise `CloudApiError` if the backend
+        refuses (409 if the run has already ended).
         """
         if self.job_id is not None:
-            self._connected().cancel_job(self.job_id)
+            self._watcher.client().cancel_job(self.job_id)
 
     def chat(
         self,
@@ -261,83 +266,131 @@ class Trainer:
         adapter: Literal["final", "base"] | int = "final",
         **options: Any,
     ) -> ChatResponse:
-        """Talk to the run's model: its final adapter, its base, or the checkpoint of a step.
+        """Send messages to the run's final adapter, its base model, or the checkpoint of a step.
 
-        `options` are those of `ctx.infer`. Raises `InvalidConfig` for what names no adapter, and `CloudApiError` when
-        there is no such one (yet).
+        `options` are as in `ctx.infer`. Raise `InvalidConfig` for an invalid `adapter`, and
+        `CloudApiError` if that adapter does not exist (yet).
         """
         if adapter not in ("final", "base") and type(adapter) is not int:
-            raise InvalidConfig(
-                "adapter", f'must be "final", "base", or the step of a checkpoint, not {quote(adapter)}'
-            )
-        job = self._known_job()
+            problem = f'must be "final", "base", or the step of a checkpoint, not {quote(adapter)}'
+            raise InvalidConfig("adapter", problem)
+        if self.job_id is None:
+            raise ArkorError("the run has not been started; call start() or wait() first")
+        job, client = self._started_job(), self._watcher.client()
         if adapter == "base":
-            return Infer(self._connected(), None, job.config.model)(messages, **options)
+            return Infer(client, None, job.config.model)(messages, **options)
         chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, adapter)
-        return Infer(self._connected(), chosen)(messages, **options)
+        return Infer(client, chosen)(messages, **options)
 
     def check(self) -> Check:
-        """Look at the run without starting it: faults of its data, rows as the model sees them, lengths, time, memory.
+        """Check the run without starting it: invalid rows, rendered rows, lengths, time and memory.
 
-        It happens where the run would, takes about half a minute, and a run that is started later knows the estimate.
-        Raises `InvalidConfig` or `CloudApiError` for a configuration that cannot be trained, `TrainerAborted`.
+        The backend does this in about half a minute, and compares the estimate with a run that is
+        started later. Raise `InvalidConfig` or `CloudApiError` for a configuration that cannot be
+        trained, `TrainerAborted` if the abort signal is set.
         """
         if self._config is None:
-            raise ArkorError("check() is for a run that is described here; this trainer watches one that was submitted")
-        client = self._connected()
-        with status_for(self._progress) as report:
-            return client.check(self._uploadable_config(client), say=report, abort_signal=self._abort_signal)
+            raise ArkorError("check() needs a configuration; this trainer is attached to a run that was submitted")
+        watcher = self._watcher
+        client = watcher.client()
+        with status_for(watcher.progress) as report:
+            config = self._uploadable_config(self._config, client)
+            return client.check(config, say=report, abort_signal=watcher.abort_signal)
 
-    # Submitting it
-
-    def _connected(self) -> CloudApiClient:
-        if self._client is None:
-            self._client = connect(*self._connect_with)
-        return self._client
-
-    def _known_job(self) -> TrainingJob:
-        if self._job is None and self._attached_to is None:
-            raise ArkorError("the run has not been started; call start() or wait() first")
+    def _started_job(self) -> TrainingJob:
         self.start()
         assert self._job is not None  # noqa: S101 - start() has set it
         return self._job
 
     def _start_within(self, deadline: Deadline) -> None:
-        """`start()`, unless the caller is not willing to wait so long."""
+        """Call `start()`, but raise when the deadline expires first."""
         if self._attached_to is None:
-            timeout_note = "the run may not have been submitted yet; a further wait() sees to that, once"
-            deadline = attrs.evolve(deadline, timeout_note=timeout_note)
+            note = "the run may not have been submitted yet; a further wait() submits it once"
+            deadline = attrs.evolve(deadline, timeout_note=note)
         deadline.raise_if_expired()
         deadline.call(self.start)
 
     def _submit(self) -> TrainingJob:
-        client = self._connected()
-        if self._attached_to is not None:
-            return client.get_job(self._attached_to)
-        return client.create_job(self.name, self._uploadable_config(client), idempotency_key=self._idempotency_key)
+        client = self._watcher.client()
+        if self._config is None:
+            return client.get_job(self._attached_to or "")
+        config = self._uploadable_config(self._config, client)
+        return client.create_job(self.name, config, idempotency_key=self._idempotency_key)
 
-    def _uploadable_config(self, client: CloudApiClient) -> JobConfig:
-        """The configuration as the backend takes it; a file of rows goes there first."""
-        config = self._config
-        assert config is not None  # noqa: S101 - only attach() leaves it None
+    def _uploadable_config(self, config: JobConfig, client: CloudApiClient) -> JobConfig:
+        """Return the configuration to send, after uploading a dataset file."""
         if dry_run_from_env():
             config = attrs.evolve(config, dry_run=True)
         if isinstance(config.dataset_source, FileDataset):
             config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
         return config
 
-    # Watching it
 
-    def _open(self, cursor: str | None) -> requests.Response:
-        from_now = self._from_now and cursor is None
-        return self._connected().open_event_stream(self._known_job().id, last_event_id=cursor, from_now=from_now)
+class _Watcher:
+    """The connection of a trainer to its run: client, event stream, display and dispatcher."""
 
-    def _watch(self, deadline: Deadline) -> TrainingResult:
+    def __init__(
+        self,
+        callbacks: Any,
+        callback_errors: CallbackErrors,
+        abort_signal: threading.Event | None,
+        progress: bool | Literal["auto"],
+        reconnect: ReconnectPolicy | None,
+        *,
+        backend: tuple[str | None, Credentials | None, str | Path | None],
+    ) -> None:
+        base_url, credentials, project_dir = backend
+        if callback_errors not in ("reconnect", "raise", "log"):
+            raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
+        if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
+            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {quote(abort_signal)}")
+        if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
+            raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
+        if progress not in ("auto", True, False):
+            raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
+        if base_url is not None:
+            checked_url(base_url)
+        if credentials is not None and not isinstance(credentials, Credentials):
+            kind = type(credentials).__name__  # the value may be a token, which must not be shown
+            problem = f'must be TokenCredentials("…", "https://…") or another credentials object, not {kind}'
+            raise InvalidConfig("credentials", problem)
+        if not isinstance(project_dir, (str, Path, type(None))):
+            raise InvalidConfig("project_dir", f"must be a folder's path, not {quote(project_dir)}")
+        self.base_folder = Path(absolute_path("project_dir", str(project_dir or "."), Path.cwd()))
+        self.abort_signal = abort_signal
+        self.progress = progress
+        self.from_now = False
+        self.stream = EventStream(self._open_stream, reconnect or ReconnectPolicy())
+        self._registry = CallbackRegistry(callbacks)
+        self._callback_errors = callback_errors
+        self._backend = backend
+        self._client: CloudApiClient | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._run_progress = RunProgress()
+
+    @property
+    def result(self) -> TrainingResult | None:
+        """The result of the run; None before its end."""
+        return self._dispatcher.result if self._dispatcher else None
+
+    def client(self) -> CloudApiClient:
+        if self._client is None:
+            self._client = connect(*self._backend)
+        return self._client
+
+    def disconnect(self) -> None:
+        """Close idle connections; `client()` remains usable."""
+        if self._client is not None:
+            self._client.close()
+
+    def deadline(self, timeout: float | None) -> Deadline:
+        return Deadline.after(self.abort_signal, timeout)
+
+    def watch(self, job: TrainingJob, deadline: Deadline) -> TrainingResult:
+        """Dispatch the events of the run until it ends; raise what `Trainer.wait` raises."""
         if self._dispatcher is None:
-            self._dispatcher = Dispatcher(
-                self._known_job(), self._registry, self._callback_errors, self._connected, self._abort_signal
-            )
-            self._run_progress = run_progress_of(self._dispatcher.job)
+            self._dispatcher = Dispatcher(job, self._registry, self._callback_errors, self.client, self.abort_signal)
+            self._run_progress = run_progress_of(job)
         dispatcher = self._dispatcher
         try:
             result = self._follow(dispatcher, deadline)
@@ -348,31 +401,37 @@ class Trainer:
         return dispatcher.result or result
 
     def _follow(self, dispatcher: Dispatcher, deadline: Deadline) -> TrainingResult:
-        """Hand event after event to the callbacks, until the run has ended or one of them wants to leave."""
         dispatcher.stop_reason = None
-        events = self._stream.events(deadline)
-        display = progress_for(self._progress, dispatcher.job, self._run_progress, dispatcher.history)
+        events = self.stream.events(deadline)
+        display = progress_for(self.progress, dispatcher.job, self._run_progress, dispatcher.history)
         with closing(events), display as progress:
-            fault: ArkorError | None = None
             while dispatcher.result is None:
-                event = next(events) if fault is None else events.throw(fault)
+                event = next(events)
                 if isinstance(event, StreamEnd):
                     fault = self._finish(dispatcher, deadline)
                 else:
                     progress.on_event(event)
                     with progress.paused():
-                        fault = dispatcher.dispatch(event)
+                        failure = dispatcher.dispatch(event)
+                    fault = StreamFault(failure) if failure else None
                 if dispatcher.stop_reason is not None and dispatcher.result is None:
                     raise TrainerAborted(f"{dispatcher.stop_reason}; {deadline.timeout_note}")
+                if fault is not None:
+                    self.stream.reconnect(fault)
         return dispatcher.result
 
     def _finish(self, dispatcher: Dispatcher, deadline: Deadline) -> ArkorError | None:
-        """The stream is over without a terminal event: only the backend knows how the run stands."""
+        """Fetch the run's final state after a stream without one; return an error to retry."""
         try:
-            dispatcher.finish(deadline.call(lambda: self._connected().get_job(dispatcher.job.id)))
+            dispatcher.finish(deadline.call(lambda: self.client().get_job(dispatcher.job.id)))
         except (BackendUnavailable, CloudApiError) as error:
             return error
         return None
+
+    def _open_stream(self, cursor: str | None) -> requests.Response:
+        assert self._dispatcher is not None  # noqa: S101 - watch() has set it
+        from_now = self.from_now and cursor is None
+        return self.client().open_event_stream(self._dispatcher.job.id, last_event_id=cursor, from_now=from_now)
 
 
 if TYPE_CHECKING:
@@ -380,10 +439,5 @@ if TYPE_CHECKING:
 else:
 
     def create_trainer(*values: Any, **keywords: Any) -> Trainer:
-        """The same as `Trainer(…)`, in the spelling of the TypeScript SDK."""
+        """Return `Trainer(…)`; the name in the TypeScript SDK."""
         return Trainer(*values, **keywords)
-
-
-#: The keywords that go into the `JobConfig` under their own name.
-_SETTINGS = [name for name in inspect.signature(Trainer).parameters if name in attrs.fields_dict(JobConfig)]
-_SETTINGS.remove("model")

@@ -1,5 +1,5 @@
-// Search works in a page that was opened from a file, too, where a browser lets no page start a worker: there, the worker's
-// script runs in a hidden frame. Messages are copied and arrive later, as a worker's do; both sides count on it.
+// Let the search work in pages opened from a file, where browsers allow no web worker: run the worker's script in a hidden
+// frame instead. Messages are cloned and delivered asynchronously, as by a worker, because both sides rely on it.
 if (location.protocol === "file:") {
   window.Worker = class {
     constructor(url) {

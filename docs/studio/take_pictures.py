@@ -1,6 +1,6 @@
-"""Takes the pictures of Studio that the documentation shows, of two real runs: `python docs/studio/take_pictures.py`.
+"""Take the screenshots of Studio for the documentation, of two real runs: `python docs/studio/take_pictures.py`.
 
-Needs Chromium and takes about four minutes. The pictures are those of `SHOTS`, each light and dark, in this folder.
+Needs Chromium and takes about four minutes. Each screenshot is saved in this folder with a light and a dark theme.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ trainer = Trainer(
 
 @contextmanager
 def studio(folder: Path) -> Iterator[str]:
-    """`arkor dev` in that folder; gives its address."""
+    """Run `arkor dev` in this folder and yield its URL."""
     command = [sys.executable, "-m", "arkor", "dev", "--port", "0"]
-    process = subprocess.Popen(  # noqa: S603 - our own command
+    process = subprocess.Popen(  # noqa: S603 - a constant command
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
@@ -59,12 +59,12 @@ def studio(folder: Path) -> Iterator[str]:
         process.terminate()
         process.wait()
         backend = json.loads((Path(os.environ["ARKOR_HOME"]) / "backend.json").read_text())
-        os.kill(backend["pid"], signal.SIGTERM)  # it has nothing more to do
+        os.kill(backend["pid"], signal.SIGTERM)  # the backend is idle
         time.sleep(5)
 
 
 def settle(page: Page, path: str = "") -> None:
-    """Go there, and wait until what moves has come to rest."""
+    """Open the path, if any, and wait until requests and animations have ended."""
     if path:
         page.goto(path)
     page.locator("main:not([aria-busy])").wait_for()
@@ -72,7 +72,7 @@ def settle(page: Page, path: str = "") -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    """The page as it is, light and dark."""
+    """Save a screenshot of the page with each theme."""
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         page.wait_for_timeout(400)
@@ -80,11 +80,11 @@ def shoot(page: Page, name: str) -> None:
 
 
 def train(page: Page, base: str, folder: Path, *, pictures: bool, **settings: Any) -> str:
-    """Run it from the page; returns the run's id."""
+    """Start a run from the page and wait for its end. Return the run's id."""
     (folder / "train.py").write_text(TRAIN.format(**settings))
     settle(page, base)
     page.get_by_role("button", name="Run training").click()
-    page.get_by_role("link", name="Watch it learn").click()
+    page.get_by_role("link", name="Open the run").click()
     job = page.url.rsplit("/", 1)[1]
     wait_for(page, r"^(2[4-9]|3\d) /")
     if pictures:
@@ -98,7 +98,7 @@ def train(page: Page, base: str, folder: Path, *, pictures: bool, **settings: An
 
 
 def wait_for(page: Page, step: str) -> None:
-    """Until the page of a run shows such a step."""
+    """Wait until the page of a run shows a step that matches the pattern."""
     deadline = time.monotonic() + 300
     while not re.match(step, page.locator("[data-fact=step]").inner_text()):
         if time.monotonic() > deadline:
@@ -107,11 +107,11 @@ def wait_for(page: Page, step: str) -> None:
 
 
 def converse(page: Page, base: str, folder: Path, job: str) -> None:
-    """A ticket for the trained model and for the one that it began with."""
+    """Send tickets to the tuned model and to its base model, and take the screenshot of the playground."""
     settle(page, f"{base}/playground?run={job}&run2={job}&step2=base")
     page.get_by_label("System prompt").fill(system_prompt(folder))
-    page.get_by_label("Max tokens").fill("20")  # so that two answers of each are seen as a whole
-    ask(page, "Hello")  # the model is loaded for it
+    page.get_by_label("Max tokens").fill("20")  # so that two answers of each model fit on the page
+    ask(page, "Hello")  # loads the model
     page.get_by_role("button", name="Clear").click()
     page.mouse.move(0, 0)
     for ticket in ("I can't log in, it says my password is wrong", "You charged my card twice this month"):
@@ -120,7 +120,7 @@ def converse(page: Page, base: str, folder: Path, job: str) -> None:
 
 
 def ask(page: Page, text: str) -> None:
-    """And wait for what both say."""
+    """Send a message and wait for both answers."""
     page.get_by_label("Your message").fill(text)
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Stop").wait_for()
@@ -128,19 +128,19 @@ def ask(page: Page, text: str) -> None:
 
 
 def system_prompt(folder: Path) -> str:
-    """That of the rows."""
+    """Return the system prompt of the training rows."""
     row = json.loads((folder / "data" / "train.jsonl").read_text().splitlines()[0])
     return next((message["content"] for message in row["messages"] if message["role"] == "system"), "")
 
 
 def publish(page: Page, base: str, job: str) -> None:
-    """The trained model behind an address."""
+    """Create an endpoint for the tuned model and take its screenshot."""
     settle(page, f"{base}/endpoints/new?run={job}")
     page.get_by_label("Name", exact=True).fill("triage")
     page.get_by_role("button", name="Publish").click()
     page.get_by_label("Label of a new key").fill("help desk")
-    page.get_by_role("button", name="Make a key").click()
-    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="Create a key").click()
+    page.get_by_role("button", name="Done").click()
     page.locator(".new-key").wait_for(state="detached")
     shoot(page, "endpoint")
 
@@ -151,7 +151,7 @@ def main() -> None:
         os.environ["HOME"], os.environ["ARKOR_HOME"] = scratch, f"{scratch}/.arkor"
         folder = Path(scratch) / "support-desk"
         command = [sys.executable, "-m", "arkor", "init", str(folder), "--template", "triage"]
-        subprocess.run(command, check=True)  # noqa: S603 - our own command
+        subprocess.run(command, check=True)  # noqa: S603 - a constant command
         page = browser.new_page(viewport=SIZE)
         with studio(folder) as address:
             base = address.split("/#")[0]

@@ -1,4 +1,4 @@
-"""Calls a backend over a real socket, as plainly as can be: no client of ours in between."""
+"""Call a backend with `requests`, without our client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Frame:
 
 @frozen
 class Caller:
-    """Whoever holds `token`, in `scope`."""
+    """A caller with a token and a scope."""
 
     url: str
     token: str | None
@@ -56,7 +56,7 @@ class Caller:
         return self.call("POST", f"/v1/jobs/{job_id}/cancel")
 
     def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Frame]:
-        """The frames of the stream as they come, to its end."""
+        """Yield the frames of the stream as they arrive, to its end."""
         headers = {"Last-Event-ID": last_event_id} if last_event_id is not None else {}
         with self.call("GET", f"/v1/jobs/{job_id}/events/stream", headers=headers, stream=True) as answer:
             assert answer.status_code == 200, answer.text
@@ -67,7 +67,7 @@ class Caller:
                 yield from (_frame(block.decode()) for block in whole)
 
     def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
-        """The job once it has one of the statuses."""
+        """Return the job once it has one of the statuses."""
         deadline = time.monotonic() + seconds
         while (job := self.job(job_id))["status"] not in statuses:
             assert time.monotonic() < deadline, job
@@ -82,7 +82,7 @@ class Caller:
         raise AssertionError(f"the run ended before step {step}")
 
     def until_resumed(self, job_id: str, *, after: int) -> None:
-        """Return when the run has been resumed behind that step and has logged another."""
+        """Return once the run has been resumed after that step and has logged another."""
         resumed = False
         for frame in self.events(job_id):
             resumed = resumed or (frame.event == "training.resumed" and frame.data["step"] >= after - 1)
@@ -97,12 +97,12 @@ def _frame(block: str) -> Frame:
 
 
 def owner(backend: Backend) -> Caller:
-    """The owner of the backend's home."""
+    """Return the caller with the token of the backend's owner."""
     return Caller(backend.url, backend.token)
 
 
 def stranger(backend: Backend) -> Caller:
-    """A new anonymous identity with a project of its own, `mine`."""
+    """Create an anonymous identity with a project `mine`."""
     identity = requests.post(f"{backend.url}/v1/auth/anonymous", json={"kind": "cli"}, timeout=30).json()
     scope = {"orgSlug": identity["personalOrg"]["slug"], "projectSlug": "mine"}
     caller = Caller(backend.url, identity["token"], scope)

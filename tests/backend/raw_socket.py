@@ -1,4 +1,4 @@
-"""A bare connection to a backend: whatever bytes, in whatever pieces, and what comes back."""
+"""Raw connections to a backend: send arbitrary bytes, read the responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attrs import frozen
 
 @frozen
 class Reply:
-    """What a server said, as far as it is one answer."""
+    """One response."""
 
     status: int
     headers: dict[str, str]
@@ -27,14 +27,14 @@ class Reply:
 
 @contextmanager
 def connect(url: str, seconds: float = 10) -> Iterator[socket.socket]:
-    """A connection that waits for at most so long."""
+    """Open a connection with a timeout."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout=seconds) as line:
         yield line
 
 
 def reply(line: socket.socket) -> Reply:
-    """The next answer on the line, and not a byte of the one behind it."""
+    """Read the next response, and no byte of the one after it."""
     received = b""
     while not received.endswith(b"\r\n\r\n"):
         received += _some(line, 1)
@@ -53,7 +53,7 @@ def _some(line: socket.socket, most: int) -> bytes:
 
 
 def seconds_until_closed(line: socket.socket) -> float:
-    """How long it takes until the other end closes the line."""
+    """Return the seconds until the server closes the connection."""
     began = time.monotonic()
     try:
         while line.recv(65536):
@@ -64,7 +64,7 @@ def seconds_until_closed(line: socket.socket) -> float:
 
 
 def head(method: str, path: str, **headers: str) -> bytes:
-    """A request's head, to localhost where nothing else is said."""
+    """Return the head of a request, by default for the host localhost."""
     fields = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")

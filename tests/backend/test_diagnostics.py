@@ -1,4 +1,4 @@
-"""What the backend's half says of its own health, and that it changes nothing by looking."""
+"""The checks of the backend's files, which must not change any of them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def everything(home: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_home_without_fault(home: Path) -> None:
     before = everything(home)
-    assert told(home) == [("ok", "sound, with 0 runs"), ("ok", "0 folders")]
+    assert told(home) == [("ok", "intact, with 0 runs"), ("ok", "0 folders")]
     assert everything(home) == before
 
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
-    assert told(tmp_path / "home") == [("ok", "none yet; the backend makes one when it starts")]
+    assert told(tmp_path / "home") == [("ok", "none yet; the backend creates it when it starts")]
     assert not (tmp_path / "home").exists()
 
 
@@ -84,11 +84,11 @@ def test_databases_of_others(home: Path) -> None:
         connection.execute("UPDATE meta SET schema_version = 1")
         connection.commit()
     assert SCHEMA_VERSION > 1
-    assert (database(home).level, "brings it up to date" in database(home).sentence) == ("ok", True)
+    assert (database(home).level, "migrates it" in database(home).sentence) == ("ok", True)
     path.unlink()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE recipes (name)")
-    assert "not one of arkor's" in database(home).sentence
+    assert "is not a database of arkor" in database(home).sentence
     path.write_bytes(b"")
     assert database(home) == Diagnostic("database", "ok", "empty; the backend fills it when it starts")
     path.unlink()
@@ -104,10 +104,10 @@ def test_a_database_that_somebody_holds(home: Path) -> None:
 
 def test_folders_and_rows(home: Path) -> None:
     create_run(home, JOB, None)
-    assert told(home)[1:] == [("ok", "1 folder; 1 not in the database yet, which the backend enters when it starts")]
+    assert told(home)[1:] == [("ok", "1 folder; 1 not in the database yet; the backend adds them when it starts")]
     run_folder(home, JOB["id"]).job.write_text("{")
     (level, sentence), last = told(home)[1:]
-    assert (level, sentence.endswith("job.json does not say what the run is")) == ("warning", True)
+    assert (level, sentence.endswith("job.json does not describe a run")) == ("warning", True)
     assert last == ("ok", "1 folder")
 
 
@@ -131,7 +131,7 @@ def test_leftovers(home: Path) -> None:
     (home / "arkor.db.aside-1").write_bytes(b"x")
     found = [finding for finding in check_store(home, False) if finding.subject == "leftovers"]
     assert [finding.level for finding in found] == ["warning", "ok"]
-    assert found[0].sentence.startswith("3 leftovers of something that was killed (2.0 MB)")
+    assert found[0].sentence.startswith("3 files of killed processes (2.0 MB)")
     assert "1 older database kept" in found[1].sentence
     assert not [finding for finding in check_store(home, True) if finding.subject == "leftovers"]
     (home / "datasets" / ".abc.part").unlink()
@@ -145,14 +145,14 @@ def test_the_starter_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "model.safetensors").touch()
     (found,) = check_starter(home)
-    assert (found.level, "is there, converted" in found.sentence) == ("ok", True)
+    assert (found.level, "is converted" in found.sentence) == ("ok", True)
 
 
 @pytest.mark.slow
 def test_ten_thousand_runs_are_looked_through_in_seconds(tmp_path: Path) -> None:
     fill(tmp_path / "home", 10_000)
     began = time.monotonic()
-    command = [sys.executable, "-m", "arkor.backend.diagnostics", "store", "--home", str(tmp_path / "home")]
+    command = [sys.executable, "-m", "arkor.backend.diagnostics", "home", "--home", str(tmp_path / "home")]
     findings = json.loads(subprocess.check_output(command, text=True))
     assert time.monotonic() - began < 60
-    assert findings[0] == {"subject": "database", "level": "ok", "sentence": "sound, with 10000 runs"}
+    assert findings[0] == {"subject": "database", "level": "ok", "sentence": "intact, with 10000 runs"}

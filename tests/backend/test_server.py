@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from arkor.backend.runs.paths import run_folder
 from arkor.settings import PROTOCOL, VERSION
 from tests.backend.caller import Caller, owner
 from tests.conftest import Backend, start_backend
@@ -52,7 +53,7 @@ def test_how_it_is_found(backend: Backend) -> None:
 
 def test_it_leaves_when_told_to(backend: Backend) -> None:
     backend.process.send_signal(signal.SIGTERM)
-    assert backend.process.wait(timeout=10) == 0
+    assert backend.process.wait(timeout=60) == 0
     assert not (backend.home / "backend.json").exists()
     assert (backend.home / "test-backend.log").read_text() == ""
 
@@ -75,21 +76,29 @@ def test_there_is_one_server_per_home(backend: Backend) -> None:
 
 
 def test_it_leaves_after_a_quiet_while(tmp_path: Path) -> None:
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "1", anew=True)
+    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "3", anew=True)
     for _ in range(3):
-        time.sleep(0.5)
+        time.sleep(1.2)
+        called = time.monotonic()
         assert owner(backend).call("GET", "/healthz").status_code == 200
-    assert backend.process.wait(timeout=10) == 0
+    assert backend.process.wait(timeout=60) == 0
+    assert time.monotonic() - called >= 3
 
 
 def test_it_stays_for_a_run_and_for_a_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.1")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", "--idle", "0.5", anew=True)
-    job = owner(backend).submit(maxSteps=20)
-    time.sleep(1.5)
+    caller = owner(backend)
+    job = caller.submit(maxSteps=1000)
+    while b'"step":15,' not in run_folder(backend.home, job).events.read_bytes():
+        time.sleep(0.01)
     assert backend.process.poll() is None
-    assert list(owner(backend).events(job))[-1].event == "end"
-    assert backend.process.wait(timeout=10) == 0
+    watching = caller.events(job)
+    while next(watching).data.get("step", 0) < 30:
+        pass
+    caller.cancel(job)
+    assert list(watching)[-1].event == "end"
+    assert backend.process.wait(timeout=60) == 0
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
@@ -146,11 +155,10 @@ def test_what_a_dead_server_left_is_no_obstacle(backend: Backend) -> None:
 
 
 def test_it_starts_fast_and_stays_small(tmp_path: Path) -> None:
-    began = time.monotonic()
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted", anew=True)
-    assert requests.get(f"{backend.url}/healthz", timeout=10).status_code == 200
-    assert time.monotonic() - began < 10
+    assert requests.get(f"{backend.url}/healthz", timeout=60).status_code == 200
     process = psutil.Process(backend.process.pid)
+    assert sum(process.cpu_times()[:2]) < 5
     assert process.memory_info().rss < 150_000_000
     before = sum(process.cpu_times()[:2])
     time.sleep(2)

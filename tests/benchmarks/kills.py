@@ -123,10 +123,10 @@ def losses(scenario: Scenario) -> tuple[int, int]:
     """Count lost and repeated events in the logs and at the clients."""
     lost = doubled = 0
     for watcher, folder in zip(scenario.watchers, scenario.folders(), strict=True):
-        log = read_events(folder.events, limit_bytes=1 << 30)
+        log = [json.loads(line) for _, line in read_events(folder.events, limit_bytes=1 << 30)]
         steps = range(1, STEPS + 1)
         pairs: list[tuple[Iterable[int], list[int]]] = [
-            (steps, [json.loads(line)["step"] for _, kind, line in log if kind == "training.log"]),
+            (steps, [event["step"] for event in log if event["type"] == "training.log"]),
             (steps, scenario.callbacks[folder.id]),
             ([event_id for event_id, _, _ in log], [int(frame.id or 0) for frame in watcher.frames]),
         ]

@@ -157,7 +157,9 @@ def seconds_to_next_step(folder: RunFolder) -> float:
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.05)  # wait for writes in progress
     after = last_id(folder.events)
-    seen = until(lambda: any(kind == "training.log" for _, kind, _ in read_events(folder.events, after)))
+    seen = until(
+        lambda: any(line.startswith(b'{"type":"training.log"') for _, line in read_events(folder.events, after))
+    )
     time.sleep(0.5)  # some more steps before the next kill
     return seen - killed
 
@@ -301,13 +303,13 @@ def _range(seconds: list[float]) -> str:
 #: Row name → measurement.
 MEASURES: list[tuple[list[str], Callable[[Path, Options], Iterator[str]]]] = [
     (["events lost", "events doubled"], over_kills),
-    (["loss after resuming, beside an undisturbed run", "final adapter after resuming"], resumed_exactly),
+    (["loss after resuming, compared with an undisturbed run", "final adapter after resuming"], resumed_exactly),
     (["worker killed → next logged step, tiny model"], next_steps),
-    (["server killed → next callback of a watcher", "of it, from when the next server listens"], next_callbacks),
+    (["server killed → next callback of a watcher", "part of it after the next server listens"], next_callbacks),
     ([f"attach to a log of {events:,} events, from now · from the last id" for events in LENGTHS], attaching),
-    (["one logged event, a server listening", "one logged event, no server"], logging_events),
+    (["one logged event, with a server", "one logged event, without a server"], logging_events),
     (["checkpoint, tiny model", "checkpoint, starter model, rank 16"], checkpointing),
-    (["a step as a run, beside the bare engine, tiny model"], beside_the_bare_engine),
+    (["a step of a run, compared with the engine alone, tiny model"], beside_the_bare_engine),
 ]
 
 

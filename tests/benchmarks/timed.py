@@ -20,9 +20,8 @@ from arkor.backend.engine.interface import Run
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.log_queries import ResumePoint
 from arkor.backend.runs.paths import RunFolder, notifier_file
-from arkor.backend.workers.heartbeat import heartbeat
 from arkor.backend.workers.recorder import LogRecorder
-from arkor.backend.workers.stop_signal import StopSignal
+from arkor.backend.workers.signals import StopSignal, heartbeat
 from arkor.backend.workers.worker import load_engine
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import JobConfig

@@ -1,4 +1,4 @@
-"""A run without a backend: its events are told to callbacks by the dispatcher itself, as often as a test likes."""
+"""Replays of runs without a backend: a dispatcher passes events to callbacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.run_server import JOB
 
 
 class Client:
-    """Counts what it is asked to stop."""
+    """Counts the calls of `cancel_job`."""
 
     def __init__(self, refusals: Iterable[Exception] = ()) -> None:
         self.cancelled = 0
@@ -40,7 +40,7 @@ def logs(losses: Sequence[float | None]) -> list[Event]:
 
 
 def replay(callbacks: Any, events: Iterable[Event], client: Any = None) -> Dispatcher:
-    """Tell them the events between the first and the last; both are added."""
+    """Dispatch a start event and the given events."""
     job: TrainingJob = from_wire(TrainingJob, JOB)
     client = client or Client()
     dispatcher = Dispatcher(job, CallbackRegistry(callbacks), "raise", lambda: client)
@@ -50,7 +50,7 @@ def replay(callbacks: Any, events: Iterable[Event], client: Any = None) -> Dispa
 
 
 def completed(dispatcher: Dispatcher, there: Sequence[int]) -> TrainingResult:
-    """The run ends with the checkpoints that are still `there`."""
+    """Complete the run, with the checkpoints at the steps `there`."""
     dispatcher.dispatch(TrainingCompleted("j", "t", artifacts=tuple(Artifact("checkpoint", step) for step in there)))
     dispatcher.conclude()
     assert dispatcher.result is not None

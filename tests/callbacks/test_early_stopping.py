@@ -1,4 +1,4 @@
-"""Early stopping: when it decides to, what it does then, and which checkpoint it calls the best."""
+"""Early stopping: its conditions, its effect, and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HUB = {"type": "huggingface", "name": "some/rows"}
 
 
 def stopped_at(stopping: EarlyStopping, losses: Any) -> int | None:
-    """The step at which it stops a run with these losses, and that it is asked to stop just once."""
+    """Return the step at which a run with these losses is stopped; check that it is stopped once."""
     client = Client()
     replay(stopping, logs(losses), client)
     assert client.cancelled == (stopping.stopped is not None)
     return int(stopping.stopped.split(":")[0].removeprefix("step ")) if stopping.stopped else None
 
 
-# The variations of the recipe
+# The documented conditions
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
@@ -63,7 +63,7 @@ def test_patience_counts_values_without_improvement() -> None:
     assert stopped_at(EarlyStopping(patience=3), [3.0, 2.0, 2.5, 2.4, 2.3]) == 5
     assert stopped_at(EarlyStopping(patience=3), [3.0, 2.0, 2.5, 2.4, 1.9, 2.5, 2.4]) is None
     assert stopped_at(EarlyStopping(patience=30), [1.0] * 30) is None
-    assert stopped_at(EarlyStopping(patience=30), [1.0] * 31) == 31  # an equal one is none better
+    assert stopped_at(EarlyStopping(patience=30), [1.0] * 31) == 31  # equal is not an improvement
 
 
 def test_an_improvement_has_to_be_larger_than_min_delta() -> None:
@@ -113,32 +113,32 @@ def test_the_same_log_gives_the_same_decision_whoever_watches() -> None:
         assert (first.stopped, first.best) == (reused.stopped, reused.best)
 
 
-# What it does
+# Stopping a run
 
 
 def test_a_run_that_ended_in_the_same_moment_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     client = Client([CloudApiError(409, None, "the run has ended")])
     replay(EarlyStopping(), logs([math.nan, math.nan]), client)
     assert client.cancelled == 1
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]  # the decision, and nothing else
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]  # the decision only
 
 
 @pytest.mark.parametrize("refusal", [CloudApiError(503, None, "not now"), BackendUnavailable("nobody is there")])
-def test_a_backend_that_does_not_hear_is_asked_again(refusal: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_transient_failure_is_retried_at_the_next_log(refusal: Exception, caplog: pytest.LogCaptureFixture) -> None:
     client = Client([refusal, refusal])
     replay(EarlyStopping(), logs([math.nan, 1.0, 1.0, 1.0]), client)
     assert client.cancelled == 3
-    assert sum("tried again" in record.getMessage() for record in caplog.records) == 2
+    assert sum("trying again" in record.getMessage() for record in caplog.records) == 2
 
 
-def test_a_backend_that_says_no_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_final(caplog: pytest.LogCaptureFixture) -> None:
     client = Client([CloudApiError(403, None, "not yours to stop")])
     replay(EarlyStopping(), logs([math.nan, 1.0, 1.0]), client)
     assert client.cancelled == 1
     assert "could not be stopped: not yours to stop" in caplog.text
 
 
-def test_who_watches_an_eval_loss_that_will_not_come_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_watching_an_eval_loss_of_a_run_without_evaluations_warns(caplog: pytest.LogCaptureFixture) -> None:
     replay(EarlyStopping(on="eval_loss"), [])
     assert "set eval_steps" in caplog.text
 
@@ -164,7 +164,7 @@ def test_the_wait_alone_can_be_ended(slow_backend: Backend) -> None:
     stopping = EarlyStopping(ceiling=1.0, cancel=False)
     trainer = make(max_steps=8, callbacks=[stopping, {"on_log": lambda ctx: steps.append(ctx.step)}])
     with pytest.raises(
-        TrainerAborted, match=r"early stopping at step 1: .* above the ceiling of 1; the run itself goe"
+        TrainerAborted, match=r"early stopping at step 1: .* above the ceiling of 1; the run itself continue"
     ):
         trainer.wait()
     assert steps == [1]
@@ -225,7 +225,7 @@ def test_the_best_by_loss_is_by_the_mean_since_the_checkpoint_before() -> None:
     assert completed(dispatcher, there=[4, 5]).best == stopping.best
 
 
-def test_the_result_names_no_checkpoint_that_is_gone() -> None:
+def test_the_result_names_only_existing_checkpoints() -> None:
     stopping = EarlyStopping()
     dispatcher = replay(stopping, [event for step in (1, 2, 3) for event in (log(step, step), checkpoint(step))])
     best = completed(dispatcher, there=[2, 3]).best
@@ -238,7 +238,7 @@ def test_a_run_without_checkpoints_has_no_best() -> None:
     assert completed(replay(EarlyStopping(on="eval_loss"), [log(1, 1.0), checkpoint(1)]), there=[1]).best is None
 
 
-def test_values_that_are_not_finite_do_not_stand() -> None:
+def test_non_finite_values_are_ignored() -> None:
     tracker = BestCheckpointTracker()
     for step, loss in ((1, math.inf), (2, 3.0), (3, math.nan)):
         tracker.log(step, loss, None)
@@ -246,7 +246,7 @@ def test_values_that_are_not_finite_do_not_stand() -> None:
     assert tracker.best("loss") == (3.0, 2)
 
 
-# Wrong values, contexts made by hand
+# Invalid arguments, contexts without a trainer
 
 
 @pytest.mark.parametrize(
@@ -270,13 +270,13 @@ def test_wrong_values_are_named(settings: dict[str, Any], name: str) -> None:
     assert wrong.value.field == f"EarlyStopping.{name}"
 
 
-def test_a_context_made_by_hand_can_be_judged_but_not_stopped() -> None:
+def test_a_context_without_a_trainer_cannot_stop_a_run() -> None:
     job = replay([], []).job
     stopping = EarlyStopping(ceiling=5)
     stopping.on_started(StartedContext(job))
     stopping.on_log(TrainingLogContext(1, 2.0, None, None, None, None, job))
     assert stopping.stopped is None
-    with pytest.raises(ArkorError, match="no run behind it"):
+    with pytest.raises(ArkorError, match="no run to control"):
         stopping.on_log(TrainingLogContext(2, 9.0, None, None, None, None, job))
 
 
@@ -292,9 +292,9 @@ def test_forgotten_parentheses_are_named() -> None:
     make(callbacks=Namespace)
 
 
-def test_what_is_ready_to_use_is_loaded_when_it_is_asked_for() -> None:
+def test_ready_made_callbacks_are_imported_on_first_use() -> None:
     code = "import sys; from arkor import Trainer; print(*sorted(name[16:] for name in sys.modules if name.startswith('arkor.callbacks.')))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts registry run_control\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "contexts registry\n"
     code = "from arkor.callbacks import *; print(EarlyStopping.__name__, Evaluate.__name__, Notify.__name__, Report.__name__)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "EarlyStopping Evaluate Notify Report\n"
     with pytest.raises(AttributeError, match="has no attribute 'EarlyStoping'"):

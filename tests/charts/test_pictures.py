@@ -1,4 +1,4 @@
-"""The loss on a page and in a terminal."""
+"""Loss charts as SVG and in a terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def texts(svg: str) -> list[str]:
     return [node.text or "" for node in parsed(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_a_chart_says_what_it_shows() -> None:
+def test_a_chart_has_a_legend_and_a_label() -> None:
     svg = loss_chart(FALLING, MEASURED)
     assert {"loss", "loss 0.05", "eval loss 0.2", "10", "40", "1"} <= set(texts(svg))
     assert parsed(svg).attrib["aria-label"] == "loss 0.05, eval loss 0.2"
@@ -51,27 +51,33 @@ def test_an_image_is_the_chart() -> None:
     assert loss_image(NONE, NONE) == ""
 
 
-PAPERS = {"white": "#ffffff", "black": "#000000", "JupyterLab": "#111111", "VS Code": "#1f1f1f", "Colab": "#383838"}
+BACKGROUNDS = {
+    "white": "#ffffff",
+    "black": "#000000",
+    "JupyterLab": "#111111",
+    "VS Code": "#1f1f1f",
+    "Colab": "#383838",
+}
 
 
-def brightness(colour: str) -> float:
-    """As WCAG 2 has it, from 0 to 1."""
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2, from 0 to 1."""
     shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_each_colour_can_be_told_from_the_paper_of_any_notebook() -> None:
+def test_each_colour_contrasts_with_the_background_of_any_notebook() -> None:
     svg = loss_chart(curve_of((1, 1.0), (2, 0.5), (3, math.nan)), MEASURED)
-    inks = set(re.findall("#[0-9a-f]{6}", svg))
-    assert len(inks) == 4
-    for ink in inks:
-        for name, paper in PAPERS.items():
-            dark, light = sorted((brightness(ink), brightness(paper)))
-            assert (light + 0.05) / (dark + 0.05) >= 3, (ink, name)
+    colours = set(re.findall("#[0-9a-f]{6}", svg))
+    assert len(colours) == 4
+    for colour in colours:
+        for name, background in BACKGROUNDS.items():
+            dark, light = sorted((luminance(colour), luminance(background)))
+            assert (light + 0.05) / (dark + 0.05) >= 3, (colour, name)
 
 
-def test_a_chart_has_room_for_the_steps_to_come() -> None:
+def test_the_axis_reaches_the_last_step_of_the_run() -> None:
     assert "200" in texts(loss_chart(FALLING, NONE, last_step=200))
 
 
@@ -82,13 +88,13 @@ def test_a_diverged_loss_is_marked() -> None:
     assert "× not finite: 1, from step 1" in loss_plot(curve_of((1, math.nan)), NONE)
 
 
-def test_nothing_is_drawn_of_nothing() -> None:
+def test_empty_curves_have_no_chart() -> None:
     assert loss_chart(NONE, NONE) == ""
     assert loss_plot(NONE, NONE) == "nothing has been logged"
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**400), st.floats()), min_size=1, max_size=20).map(sorted))
-def test_whatever_a_backend_logs_can_be_drawn(pairs: list[tuple[int, float]]) -> None:
+def test_any_numbers_can_be_drawn(pairs: list[tuple[int, float]]) -> None:
     curve = curve_of(*pairs)
     for svg in (loss_chart(curve, NONE), loss_chart(NONE, curve, last_step=10**400)):
         drawn = " ".join(node.attrib.get("d", "") for node in parsed(svg).iter())
@@ -129,7 +135,7 @@ def test_one_value_is_a_dot() -> None:
     assert "circle" in loss_chart(curve_of((7, 3.0)), NONE)
 
 
-def test_colours_are_the_callers_business() -> None:
+def test_the_caller_chooses_the_colours() -> None:
     colours: set[str] = set()
 
     def paint(text: str, colour: str) -> str:

@@ -1,4 +1,4 @@
-"""Curves of any length in a few points, and axes for any numbers."""
+"""Curves of any length in a fixed number of points, and axes for any numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_short_curve_keeps_every_value() -> None:
 
 
 @given(st.integers(min_value=1, max_value=5000))
-def test_a_long_curve_stays_short_and_forgets_neither_count_nor_sum_nor_bounds(length: int) -> None:
+def test_a_long_curve_keeps_count_sum_and_bounds_in_512_points(length: int) -> None:
     values = [float(n * 7919 % 1000) for n in range(length)]
     points = curve_of(values).points
     assert len(points) <= 512
@@ -35,7 +35,7 @@ def test_a_long_curve_stays_short_and_forgets_neither_count_nor_sum_nor_bounds(l
     assert points[-1].step == length
 
 
-def test_a_value_that_is_not_finite_is_marked_and_drawn_nowhere() -> None:
+def test_values_that_are_not_finite_are_marked_only() -> None:
     curve = curve_of([1.0, math.nan, math.inf, 2.0])
     assert [point.step for point in curve.points] == [1, 4]
     assert (curve.non_finite, curve.non_finite_count) == ([2, 3], 2)
@@ -68,9 +68,9 @@ def test_an_axis_of_very_different_sizes_is_logarithmic() -> None:
 
 
 @given(*[st.floats(min_value=-1e300, max_value=1e300)] * 3, st.integers(2, 9), st.booleans())
-def test_any_numbers_have_an_axis(a: float, b: float, value: float, most: int, may_bend: bool) -> None:
-    scale = Scale.around(min(a, b), max(a, b), may_be_logarithmic=may_bend)
+def test_any_numbers_have_an_axis(a: float, b: float, value: float, max_ticks: int, may_be_logarithmic: bool) -> None:
+    scale = Scale.around(min(a, b), max(a, b), may_be_logarithmic=may_be_logarithmic)
     assert 0 <= scale.position(value) <= 1
-    ticks = scale.ticks(most)
-    assert len(ticks) <= most
+    ticks = scale.ticks(max_ticks)
+    assert len(ticks) <= max_ticks
     assert ticks == sorted(ticks)

@@ -1,10 +1,11 @@
-"""The command as a person calls it: a process of its own, with what it printed and how it ended.
+"""Fixtures that run the command line as a process, and return its output and exit code.
 
-What tests need a finished run for is done with one run of one backend for the whole file.
+Tests that only read a finished run share one run of one backend per file.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -41,7 +42,7 @@ def run(project: Path) -> Run:
 
 @pytest.fixture
 def run_anew(project: Path) -> Run:
-    """The same by a Python that starts for it: each command is called so at least once."""
+    """Like `run`, in a new Python process; each command is tested in this way at least once."""
 
     def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [*ARKOR, *arguments]
@@ -69,12 +70,12 @@ def write_in(
 
 @pytest.fixture
 def write_entry_point(project: Path) -> WriteEntry:
-    """Write a `train.py` with a trainer of so many steps; `before` and `arguments` go into it verbatim."""
+    """Write a `train.py` with a trainer of `steps` steps; `before` and `arguments` are inserted verbatim."""
     return partial(write_in, project)
 
 
 def started_in(project: Path) -> str:
-    """The id of a run of five steps that was watched to its end."""
+    """Run five steps with `arkor start` and return the id of the run."""
     write_in(project)
     started = run_command(("start",), project)
     assert started.returncode == 0, started.stderr
@@ -92,17 +93,17 @@ def module_run(module_backend: Backend, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def finished(backend_env: Backend, module_run: str) -> str:
-    """The id of a run of five steps that has completed, once for all tests of a file; it is to stay as it is."""
+    """The id of a completed run of five steps, shared by the tests of a file, which must not change it."""
     return module_run
 
 
 @pytest.fixture
 def finished_run(backend: Backend, project: Path) -> str:
-    """The same at a backend of the test's own."""
+    """The id of a completed run of five steps, in a backend of the test's own."""
     return started_in(project)
 
 
-#: As much of torch as it takes to say what one trains on.
+#: A stand-in for torch with the attributes that describe the device.
 TORCH = """
 from types import SimpleNamespace as Namespace
 __version__ = "2.0"
@@ -114,10 +115,10 @@ get_num_threads = lambda: 2
 
 @pytest.fixture
 def fast_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with libraries that are quick to import: what they can do is not what a test of ours is about."""
+    """A folder with empty training libraries, which are imported quickly."""
     folder = tmp_path / "quick"
     for name in ("torch", "transformers", "peft", "trl"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(TORCH if name == "torch" else "")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
     return folder

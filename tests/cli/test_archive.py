@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 @pytest.fixture
 def other_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Backend]]:
-    """Go to another machine: a backend on a home of its own, where commands go from then on."""
+    """Switch to another machine: a backend with its own home, which later commands use."""
     started: list[Backend] = []
 
     def go() -> Backend:
@@ -48,13 +48,13 @@ def test_there_and_back(
     answer = run("chat", finished, "-m", "hello").stdout
     written = run_anew("export-run", finished[:8])
     assert written.returncode == 0, written.stderr
-    assert written.stdout.startswith(f"demo is in {finished}.zip (")
+    assert written.stdout.startswith(f"Wrote demo to {finished}.zip (")
     other = other_home()
     assert json.loads(run("jobs", "--json").stdout) == []
-    for importing in (run, run_anew):  # the second time, it is here already
+    for importing in (run, run_anew):  # the second import finds the run
         taken = importing("import", f"{finished}.zip")
         assert taken.returncode == 0, taken.stderr
-        assert taken.stdout.splitlines()[0] == f"demo is among your runs: {finished}, completed."
+        assert taken.stdout.splitlines()[0] == f"Imported demo: {finished}, completed."
     (there,), (here,) = json.loads(before), json.loads(run("jobs", "--json").stdout)
     apart = ("orgId", "projectId")
     assert {key: here[key] for key in here if key not in apart} == {
@@ -88,7 +88,7 @@ def test_the_zip_holds_what_travels_and_nothing_else(
     assert not any(".9" in name for name in names)
     again = run("export-run", finished, "-o", "run.zip")
     assert again.returncode == 2
-    assert "run.zip is there already" in again.stderr
+    assert "run.zip already exists" in again.stderr
 
 
 def test_a_folder_that_was_copied_while_the_run_went_on(
@@ -138,7 +138,7 @@ def test_what_is_no_run(kind: str, run: Run, finished: str, project: Path) -> No
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     says = {"nothing": "does not exist", "a folder": "is not the folder of a run"}
-    assert says.get(kind, "This is not a whole zip") in refused.stderr
+    assert says.get(kind, "This is not a complete zip") in refused.stderr
 
 
 def test_a_disk_without_a_place_for_the_zip(run: Run, finished: str) -> None:
@@ -148,7 +148,7 @@ def test_a_disk_without_a_place_for_the_zip(run: Run, finished: str) -> None:
 
 
 def test_a_backend_that_knows_of_no_copies(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older one, or one of another kind: a sentence and not a word for a machine."""
+    """A backend without the route is explained, instead of its error code."""
     (project / "run.zip").write_bytes(b"")
     monkeypatch.setenv("ARKOR_HOME", str(project / "home"))
     refusal = Answer(405, {"error": "/v1/jobs/import does not take POST.", "code": "method_not_allowed"})
@@ -160,4 +160,4 @@ def test_a_backend_that_knows_of_no_copies(run: Run, project: Path, monkeypatch:
             file.write_text(json.dumps(content))
         refused: subprocess.CompletedProcess[str] = run("import", "run.zip")
     assert refused.returncode == 2
-    assert f"the backend at {server.url} cannot do this" in refused.stderr
+    assert f"the backend at {server.url} does not support this" in refused.stderr

@@ -42,11 +42,11 @@ def test_a_question_through_a_pipe(run: Run, finished: str) -> None:
     assert run("chat", typed="Two\nlines\n").stdout == "scripted: Two\nlines\n"
     empty = run("chat", typed="")
     assert empty.returncode == 2
-    assert "there is nothing to ask" in empty.stderr
+    assert "no message: standard input is empty" in empty.stderr
 
 
 def talk(*pairs: tuple[str, str], target: tuple[str, ...] = (), leave: str = "\x04") -> int:
-    """Type each line once the prompt is there, and wait for its answer; then leave. The exit code."""
+    """Type each line at the prompt and wait for its answer; then exit. Return the exit code."""
     with Terminal(sys.executable, "-m", "arkor", "chat", *target) as terminal:
         terminal.expect("> ")
         for typed, answer in pairs:
@@ -58,7 +58,15 @@ def talk(*pairs: tuple[str, str], target: tuple[str, ...] = (), leave: str = "\x
 
 
 def test_a_conversation(finished: str) -> None:
-    assert talk(("Hello", "scripted: Hello"), ("", ""), ("/new", "forgotten."), ("Again", "scripted: Again")) == 0
+    assert (
+        talk(
+            ("Hello", "scripted: Hello"),
+            ("", ""),
+            ("/new", "Started a new conversation."),
+            ("Again", "scripted: Again"),
+        )
+        == 0
+    )
 
 
 def test_the_system_prompt_is_set_shown_and_taken_away(finished: str) -> None:
@@ -74,11 +82,11 @@ def test_the_system_prompt_is_set_shown_and_taken_away(finished: str) -> None:
 def test_the_model_can_be_changed_and_a_wrong_one_is_said(finished: str) -> None:
     output = talk(
         ("Hello", "scripted: Hello"),
-        ("/model scripted/fail", "Talking to scripted/fail."),
+        ("/model scripted/fail", "Chatting with scripted/fail."),
         ("Hello", "as it was asked to. (POST /v1/inference/chat, status 503)"),
         (f"/model {finished}@3", "at step 3."),
         ("Hello", "scripted: Hello"),
-        ("/modle x", "put a blank before it."),
+        ("/modle x", "put a space before it."),
         (" /etc is a folder", "scripted: /etc is a folder"),
     )
     assert output == 0
@@ -86,7 +94,7 @@ def test_the_model_can_be_changed_and_a_wrong_one_is_said(finished: str) -> None
 
 @pytest.fixture
 def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend that is started behind this takes its time for a word."""
+    """Make the backend, which is started afterwards, generate slowly."""
     monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", "0.05")
 
 
@@ -107,7 +115,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(slow_tokens: None, finished_
 
 
 class Terminal:
-    """A program in a terminal of its own: what it shows can be waited for, what it reads can be typed."""
+    """A program in a pseudo-terminal: wait for its output, type its input."""
 
     def __init__(self, *command: str) -> None:
         self._pid, self._screen = pty.fork()
@@ -125,7 +133,7 @@ class Terminal:
         os.write(self._screen, text.encode())
 
     def expect(self, text: str, seconds: float = 30) -> None:
-        """Wait until the program has shown this, behind what was expected before."""
+        """Wait until the program prints this, after the text expected before."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self._shown:
             ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))
@@ -134,7 +142,7 @@ class Terminal:
         self._shown = self._shown.split(text.encode(), 1)[1]
 
     def press_until(self, key: str, text: str) -> None:
-        """As a person does whose key was not heard: readline forgets a Ctrl-C that comes before it listens."""
+        """Press a key repeatedly: readline loses a Ctrl-C that arrives before it reads."""
         for _ in range(15):
             self.type(key)
             with suppress(AssertionError):

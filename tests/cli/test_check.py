@@ -1,4 +1,4 @@
-"""`arkor check`: the report, JSON for programs, the exit codes, and that nothing is started by it."""
+"""`arkor check`: the report, its JSON, the exit codes, and that it starts no run."""
 
 from __future__ import annotations
 

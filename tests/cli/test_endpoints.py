@@ -25,13 +25,13 @@ def ask(backend: Backend, slug: str, key: str | None = None) -> int:
 
 def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Run, finished_run: str) -> None:
     finished = finished_run
-    assert "There are no endpoints yet" in run("endpoints", "list").stdout
+    assert "No endpoints yet." in run("endpoints", "list").stdout
     made = run_anew("endpoints", "create", "triage", "--run", finished[:12])
     assert made.returncode == 0, made.stderr
-    first = f"triage answers with the run {finished} at {backend.url}/e/triage/v1"
+    first = f"triage serves the run {finished} at {backend.url}/e/triage/v1"
     assert made.stdout.splitlines() == [
         first,
-        "It asks for a key: arkor endpoints keys create triage --label LABEL",
+        "Requests need a key: arkor endpoints keys create triage --label LABEL",
     ]
     assert ask(backend, "triage") == 401
     key = run("endpoints", "keys", "create", "triage", "--label", " ci ")
@@ -44,10 +44,10 @@ def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Ru
     assert (listed["label"], listed["enabled"], "plaintext" in listed) == ("ci", True, False)
     table = run("endpoints", "keys", "list", "triage").stdout
     assert plaintext not in table
-    assert run("endpoints", "keys", "revoke", "triage", listed["id"]).stdout == "The key ci opens nothing any more.\n"
+    assert run("endpoints", "keys", "revoke", "triage", listed["id"]).stdout == "The key ci is revoked.\n"
     assert ask(backend, "triage", plaintext) == 401
     assert "revoked" in run("endpoints", "keys", "list", "triage").stdout
-    assert run("endpoints", "delete", "triage").stdout == "triage is gone, and its keys with it.\n"
+    assert run("endpoints", "delete", "triage").stdout == "Deleted triage and its keys.\n"
     assert ask(backend, "triage", plaintext) == 404
 
 
@@ -61,12 +61,12 @@ def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_run
     assert (created["authMode"], created["runRetentionMode"]) == ("none", "disabled")
     assert ask(backend, "open-one") == 200
     off = run("endpoints", "update", "open-one", "--disable")
-    assert off.stdout == f"open-one is disabled and answers with the run {finished} at step 5.\n"
+    assert off.stdout == f"open-one is disabled and serves the run {finished} at step 5.\n"
     assert ask(backend, "open-one") == 404
     changed = run(
         "endpoints", "update", created["id"], "--enable", "--run", finished, "--keep", "days", "--keep-days", "3"
     )
-    assert changed.stdout == f"open-one is enabled and answers with the run {finished}.\n", changed.stderr
+    assert changed.stdout == f"open-one is enabled and serves the run {finished}.\n", changed.stderr
     (now,) = json.loads(run("endpoints", "list", "--json").stdout)
     assert (now["runRetentionMode"], now["runRetentionDays"], now["authMode"]) == ("days", 3, "none")
     line = run("endpoints", "list").stdout.splitlines()[1]
@@ -77,17 +77,17 @@ def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_run
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["create", "ok-slug"], "name the model: --run JOB[@STEP] or --base-model MODEL"),
+        (["create", "ok-slug"], "missing model: use --run JOB[@STEP] or --base-model MODEL"),
         (["create", "No", "--base-model", "m"], "Invalid value for SLUG: must be 2 to 50"),
-        (["create", "ok-slug", "--run", "nowhere"], "there is no run 'nowhere'"),
-        (["create", "ok-slug", "--base-model", "m", "--run", "x"], "name two models"),
+        (["create", "ok-slug", "--run", "nowhere"], "no run has the id 'nowhere'"),
+        (["create", "ok-slug", "--base-model", "m", "--run", "x"], "--run and --base-model cannot be used together"),
         (["create", "ok-slug", "--base-model", " "], "Invalid value for --base-model"),
         (["create", "ok-slug", "--base-model", "m", "--keep", "disabled", "--keep-days", "2"], "for --keep-days"),
         (["create", "www", "--base-model", "scripted/model"], "www"),
-        (["update", "nobody", "--disable"], "there is no endpoint 'nobody' in this project"),
-        (["update", "nobody"], "name what to change"),
-        (["delete", "nobody"], "there is no endpoint 'nobody'"),
-        (["keys", "create", "nobody", "--label", "x"], "there is no endpoint 'nobody'"),
+        (["update", "nobody", "--disable"], "this project has no endpoint 'nobody'"),
+        (["update", "nobody"], "nothing to change: use"),
+        (["delete", "nobody"], "this project has no endpoint 'nobody'"),
+        (["keys", "create", "nobody", "--label", "x"], "this project has no endpoint 'nobody'"),
         (["keys", "create", "nobody"], "Missing option '--label'"),
     ],
 )
@@ -107,11 +107,11 @@ def test_what_the_backend_refuses(backend_env: Backend, run: Run, finished: str)
     step = run("endpoints", "create", "no-step", "--run", f"{finished}@77")
     assert step.returncode == 2
     words = run("endpoints", "create", "no-step", "--run", f"{finished}@last")
-    assert "the step of a checkpoint is a whole number, not 'last'" in words.stderr
+    assert "for --run: must be the step of a checkpoint, a whole number, not 'last'" in words.stderr
     label = run("endpoints", "keys", "create", "twice", "--label", "x" * 81)
     assert "Invalid value for --label: must have 1 to 80 characters" in label.stderr
     key = run("endpoints", "keys", "revoke", "twice", "no-key")
-    assert "`arkor endpoints keys list twice` lists them" in key.stderr
+    assert "`arkor endpoints keys list twice` lists its keys" in key.stderr
 
 
 def test_a_key_goes_into_a_variable_of_the_shell(

@@ -1,4 +1,4 @@
-"""`arkor login`, `logout` and `whoami`, as a person calls them: with a real sign-in server, and a browser."""
+"""`arkor login`, `logout` and `whoami`, with a real authorization server and a browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SAFE = AnonymousCredentials("anonymous-secret", "anon-1", "http://127.0.0.1:1", 
 
 @define
 class Cloud:
-    """A backend with a sign-in server: who comes with its token is ada; others can be anonymous."""
+    """A backend with an authorization server: its token belongs to ada; others can be anonymous."""
 
     auth: AuthorizationServer
     ports: tuple[int, ...] = field(factory=lambda: free_ports(2))
@@ -80,7 +80,7 @@ def server(cloud: Cloud) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the browser shows in the end; it is a process that follows redirects."""
+    """The page that the browser, a process that follows redirects, shows in the end."""
     (tmp_path / "browser.py").write_text(BROWSER)
     page = tmp_path / "page.html"
     monkeypatch.setenv("BROWSER", f"{sys.executable} {tmp_path}/browser.py {page} %s")
@@ -92,7 +92,7 @@ Typing = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def at_terminal(project: Path) -> Typing:
-    """`at_terminal("login", typed="1\\n")`: the same command with a person at its keyboard."""
+    """`at_terminal("login", typed="1\\n")`: run a command with a terminal as standard input."""
 
     def call(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         keyboard, terminal = pty.openpty()
@@ -110,7 +110,7 @@ def at_terminal(project: Path) -> Typing:
 
 
 def unshown(done: subprocess.CompletedProcess[str], auth: AuthorizationServer) -> str:
-    """All that a command printed, once it is sure that no secret is in it and that it is no traceback."""
+    """Return the output of a command, after checking that it has no secret and no traceback."""
     text = done.stdout + done.stderr
     assert not [secret for secret in (*auth.secrets, "anon-secret", SAFE.token) if secret in text]
     assert "Traceback" not in text
@@ -118,7 +118,7 @@ def unshown(done: subprocess.CompletedProcess[str], auth: AuthorizationServer) -
     return text
 
 
-# As a person
+# OAuth
 
 
 def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: Path, run_anew: Run) -> None:
@@ -131,7 +131,7 @@ def test_a_person_signs_in(auth: AuthorizationServer, server: HttpServer, page: 
     assert isinstance(found, OAuthCredentials)
     assert (found.access_token, found.arkor_cloud_api_url) == (auth.tokens[0].access_token, server.url)
     assert credentials_path().stat().st_mode & 0o777 == 0o600
-    assert "You may close this page" in page.read_text()
+    assert "You can close this page" in page.read_text()
 
 
 def test_from_then_on_it_is_used(auth: AuthorizationServer, server: HttpServer, page: Path, run: Run) -> None:
@@ -177,7 +177,7 @@ def test_a_person_who_says_no(auth: AuthorizationServer, server: HttpServer, pag
     done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
     assert "you are not signed in: access was denied" in unshown(done, auth)
-    assert "This did not work: access was denied" in page.read_text()
+    assert "Login failed: access was denied" in page.read_text()
     assert read_credentials() == SAFE
 
 
@@ -186,7 +186,7 @@ def test_all_ports_taken(auth: AuthorizationServer, cloud: Cloud, server: HttpSe
     with closing(socket.create_server(("127.0.0.1", cloud.ports[0]))):
         done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
-    assert f"ports {cloud.ports[0]} of this machine, and all of them are taken" in unshown(done, auth)
+    assert f"ports {cloud.ports[0]} of this machine, but all of them are in use" in unshown(done, auth)
 
 
 def test_a_token_that_the_backend_refuses_is_not_kept(
@@ -222,20 +222,20 @@ def test_in_ci_nobody_sits_at_a_browser(
     monkeypatch.setenv("CI", "true")
     done = run("login", *flags, "--url", server.url)
     assert done.returncode == 2
-    assert "needs a person at a browser, and CI is set here" in done.stderr
-    assert "how to sign in (CI is set): name --oauth" in run("login", "--url", server.url).stderr
+    assert "--oauth needs a browser, and CI is set" in done.stderr
+    assert "sign-in method (CI is set): use --oauth" in run("login", "--url", server.url).stderr
     assert server.requests == []
     assert run("login", "--anonymous", "--url", server.url).returncode == 0
 
 
-# Anonymously, and how it is chosen
+# Anonymous identities, and choosing a method
 
 
 def test_a_backend_without_oauth_says_so(cloud: Cloud, server: HttpServer, run: Run) -> None:
     cloud.oauth = False
     done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
-    assert f"knows no persons: arkor login --anonymous --url {server.url}" in done.stderr
+    assert f"has no user accounts. Sign in anonymously: arkor login --anonymous --url {server.url}" in done.stderr
     assert read_credentials() is None
 
 
@@ -245,18 +245,18 @@ def test_anonymously_at_a_real_backend(backend: Backend, run: Run, auth: Authori
     assert isinstance(found, AnonymousCredentials)
     assert done.stdout == f"Signed in to {backend.url} anonymously; the organisation is {found.org_slug}.\n"
     output = run("whoami")
-    assert output.stdout.splitlines()[0].startswith("An anonymous identity, ")
+    assert output.stdout.splitlines()[0].startswith("Anonymous identity ")
     assert f"Organisations: {found.org_slug}" in output.stdout
     assert found.token not in done.stdout + done.stderr + output.stdout + run("whoami", "--json").stdout
     refused = run("login", "--oauth", "--url", backend.url)
-    assert "knows no persons" in refused.stderr
+    assert "has no user accounts" in refused.stderr
     assert read_credentials() == found
 
 
 def test_nobody_to_ask(server: HttpServer, run: Run) -> None:
     done = run("login", "--url", server.url)
     assert done.returncode == 2
-    assert "name --oauth (a person), --anonymous, or --token-stdin" in done.stderr
+    assert "use --oauth (a user), --anonymous, or --token-stdin" in done.stderr
 
 
 def test_two_ways_at_once(server: HttpServer, run: Run) -> None:
@@ -287,7 +287,7 @@ def test_a_terminal_is_offered_what_there_is(cloud: Cloud, server: HttpServer, a
     cloud.oauth = False
     done = at_terminal("login", "--url", server.url, typed="3\n1\n")
     assert done.returncode == 0
-    assert "(It knows no persons.)" in done.stdout
+    assert "(It has no user accounts.)" in done.stdout
     assert "3' is not one of '1', '2'" in done.stdout
     assert isinstance(read_credentials(), AnonymousCredentials)
 
@@ -299,10 +299,10 @@ def test_the_backend_of_the_environment(
     assert run("login", "--anonymous").stdout.startswith(f"Signed in to {server.url} ")
     with answering(Cloud(auth)) as other:
         done = run("login", "--anonymous", "--url", other.url)
-    assert f"ARKOR_CLOUD_API_URL names another backend, {server.url}, and goes first" in done.stderr
+    assert f"ARKOR_CLOUD_API_URL takes precedence and is {server.url}" in done.stderr
 
 
-# A sign-in that is there already
+# Replacing a sign-in
 
 
 def test_whose_sign_in_is_replaced(auth: AuthorizationServer, server: HttpServer, run: Run) -> None:
@@ -310,7 +310,7 @@ def test_whose_sign_in_is_replaced(auth: AuthorizationServer, server: HttpServer
     done = run("login", "--anonymous", "--url", server.url)
     assert f"This replaces the sign-in of ada@example at {server.url}." in done.stderr
     first = read_credentials()
-    done = run("login", "--anonymous")  # where one was
+    done = run("login", "--anonymous")  # at the backend of the old sign-in
     assert f"This replaces the anonymous sign-in at {server.url}." in done.stderr
     assert "the runs of its organisation anon-org-1 cannot be reached any more" in done.stderr
     assert read_credentials() != first
@@ -369,7 +369,7 @@ def test_a_person_who_says_no_to_a_question_for_a_program(at_terminal: Typing) -
     write_credentials(SAFE)
     done = at_terminal("logout", "--json", typed="n\n")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "Go on?" in done.stderr
+    assert "Continue?" in done.stderr
 
 
 def test_a_terminal_is_asked_before(at_terminal: Typing, auth: AuthorizationServer, server: HttpServer) -> None:
@@ -389,19 +389,19 @@ def test_a_terminal_is_asked_before(at_terminal: Typing, auth: AuthorizationServ
 def test_a_file_that_makes_no_sense_is_removed(run: Run) -> None:
     credentials_path().parent.mkdir()
     credentials_path().write_text("{")
-    assert "made no sense and is removed" in run("logout").stdout
+    assert run("logout").stdout == f"Removed {credentials_path()}, which was invalid.\n"
     assert not credentials_path().exists()
 
 
-# Who, where, why
+# whoami
 
 
 def test_this_machine_where_no_backend_runs(run: Run, run_anew: Run, tmp_path: Path) -> None:
     done = run_anew("whoami")
     assert done.stdout.splitlines() == [
         "The owner of this machine's backend, which needs no sign-in",
-        "Backend: the one of this machine (none runs now, it is started when it is needed), "
-        "for neither ARKOR_CLOUD_API_URL nor a sign-in names another",
+        "Backend: this machine (not running; it is started when needed), "
+        "the default without ARKOR_CLOUD_API_URL and without a sign-in",
     ]
     report = json.loads(run("whoami", "--json").stdout)
     assert report["backend"] == {"url": None, "why": "embedded", "running": False}
@@ -411,7 +411,7 @@ def test_this_machine_where_no_backend_runs(run: Run, run_anew: Run, tmp_path: P
 def test_this_machine_where_one_runs(backend: Backend, run: Run) -> None:
     output = run("whoami").stdout
     assert "Organisations: local" in output
-    assert f"Backend: the one of this machine ({backend.url})" in output
+    assert f"Backend: this machine ({backend.url})" in output
     report = json.loads(run("whoami", "--json").stdout)
     assert report["mode"] == "embedded"
     assert report["backend"] == {"url": backend.url, "why": "embedded", "running": True}
@@ -423,7 +423,7 @@ def test_nobody_is_signed_in_by_asking(server: HttpServer, run: Run, monkeypatch
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
     done = run("whoami")
     assert done.returncode == 0
-    assert done.stdout.startswith("Nobody yet: the first call there gets an anonymous identity")
+    assert done.stdout.startswith("Not signed in: the first call creates an anonymous identity")
     assert f"Backend: {server.url}, because of ARKOR_CLOUD_API_URL" in done.stdout
     assert json.loads(run("whoami", "--json").stdout)["mode"] is None
     assert (server.requests, read_credentials()) == ([], None)
@@ -434,7 +434,7 @@ def test_a_sign_in_for_another_backend(server: HttpServer, run: Run, monkeypatch
     write_credentials(SAFE)
     done = run("whoami")
     assert done.returncode == 2
-    assert f"you are signed in to {SAFE.arkor_cloud_api_url}, but {server.url} was asked for" in done.stderr
+    assert f"you are signed in to {SAFE.arkor_cloud_api_url}, not to {server.url}" in done.stderr
     assert server.requests == []
 
 
@@ -442,5 +442,5 @@ def test_a_sign_in_that_is_good_no_more(auth: AuthorizationServer, server: HttpS
     write_credentials(evolve(SAFE, arkor_cloud_api_url=server.url))
     done = run("whoami")
     assert done.returncode == 2
-    assert "does not know your sign-in any more" in unshown(done, auth)
+    assert "does not accept your sign-in any more" in unshown(done, auth)
     assert "sign in again: arkor login" in done.stderr

@@ -1,4 +1,4 @@
-"""What every command does alike: JSON for programs, colours only where they are wanted, and no traceback."""
+"""Rules for every command: JSON output, colours only in terminals, no tracebacks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ALL = [
 def test_an_error_for_a_program_is_one_sentence_on_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:1")
     for command in ALL[:6]:
-        if command[0] != "whoami":  # which says that nobody is signed in
+        if command[0] != "whoami":  # which does not need the backend without a sign-in
             done = run(*command)
             *waiting, last = done.stderr.splitlines()
             assert (done.returncode, done.stdout) == (2, ""), command

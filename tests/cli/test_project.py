@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use(run: Run) -> None:
     lines = run("--help").stdout.split("Commands:")[1].split("\n")
     named = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     runs = ["init", "check", "start", "dev", "jobs", "logs", "cancel", "chat", "export-run", "import"]
-    assert named == [*runs, "endpoints", "serve", "login", "logout", "whoami", "doctor"]
+    assert named == [*runs, "endpoints", "serve", "login", "logout", "whoami", "doctor", "docs"]
 
 
 # init
@@ -75,8 +74,8 @@ def test_start_watches_a_run_to_its_end(backend_env: Backend, run_anew: Run, wri
     assert lines == [
         "hello from the entry",
         f"demo: run {job_id}",
-        f"The adapter is in {backend_env.home}/runs/{job_id}/final",
-        f"Talk to it: arkor chat {job_id}   (with --system and the system prompt of its rows, if they have one)",
+        f"Adapter: {backend_env.home}/runs/{job_id}/final",
+        f"Chat with it: arkor chat {job_id}   (add --system if its rows have a system prompt)",
     ]
     assert "demo: training, 5 steps" in done.stderr
     assert "demo: checkpoint 5 saved" in done.stderr
@@ -164,13 +163,13 @@ def test_a_callback_that_raises_in_raise_mode(backend_env: Backend, run: Run, wr
     assert done.returncode == 2
     assert f'File "{file}"' in done.stderr
     assert "RuntimeError: as asked" in done.stderr
-    assert "The run goes on. Watch it: arkor logs " in done.stderr
+    assert "The run continues. Watch it: arkor logs " in done.stderr
 
 
 def how_to_go_on(job_id: str) -> list[str]:
     return [
-        f"The run goes on. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}",
-        f'With its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()',
+        f"The run continues. Watch it: arkor logs {job_id} --follow. Stop it: arkor cancel {job_id}",
+        f'To attach its callbacks: Trainer.attach("{job_id}", callbacks=…).wait()',
     ]
 
 
@@ -191,7 +190,7 @@ def test_a_callback_that_stops_waiting(slow_backend: Backend, run: Run, write_en
     assert run("logs", job_id, "--follow").stdout.splitlines()[-1].endswith("completed")
     as_json = run("start", "--json")
     assert as_json.stdout == ""
-    assert "The run goes on. Watch it: arkor logs " in as_json.stderr
+    assert "The run continues. Watch it: arkor logs " in as_json.stderr
 
 
 @pytest.fixture
@@ -203,12 +202,14 @@ def slow_backend(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 def test_ctrl_c_leaves_the_run_going(
     slow_backend: Backend, run: Run, write_entry_point: WriteEntry, project: Path
 ) -> None:
-    write_entry_point(steps=40)
+    write_entry_point(steps=60)
     command = [*ARKOR, "start"]
     watching = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     job_id = watching.stdout.readline().split()[-1]
-    time.sleep(1)
+    assert watching.stderr is not None
+    while "training" not in (line := watching.stderr.readline()):
+        assert line, "it has ended"
     watching.send_signal(signal.SIGINT)
     _, output = watching.communicate(timeout=20)
     assert watching.returncode == 130

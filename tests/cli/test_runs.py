@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from arkor.client.connect import connect
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow  # every test starts processes of its own
 
 
 def test_no_runs_yet(backend: Backend, run: Run) -> None:
-    assert run("jobs").stdout.startswith("There are no runs yet")
+    assert run("jobs").stdout.startswith("No runs yet.")
     assert json.loads(run("jobs", "--json").stdout) == []
 
 
@@ -61,7 +62,7 @@ def test_the_losses_as_a_plot(run: Run, finished: str, project: Path) -> None:
     assert run("logs", finished, "--plot", "--follow").stdout.splitlines() == plot
     refused = run("logs", finished, "--plot", "--json")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "take one of them" in refused.stderr
+    assert "--plot and --json cannot be used together" in refused.stderr
 
 
 @pytest.mark.parametrize(("columns", "setting"), [(40, ""), (120, ""), (100, "1")])
@@ -80,7 +81,7 @@ def test_a_job_may_be_named_by_the_beginning_of_its_id(run: Run, finished: str) 
     assert run("logs", finished[:6]).returncode == 0
     unknown = run("logs", "nothing-like-it")
     assert unknown.returncode == 2
-    assert "there is no run 'nothing-like-it'; `arkor jobs` lists them" in unknown.stderr
+    assert "no run has the id 'nothing-like-it'; `arkor jobs` lists the runs" in unknown.stderr
 
 
 def test_two_runs_of_the_same_beginning(run: Run, finished_run: str) -> None:
@@ -90,35 +91,34 @@ def test_two_runs_of_the_same_beginning(run: Run, finished_run: str) -> None:
     both = [line.split()[0] for line in run("jobs").stdout.splitlines()[1:]]
     shared = next((first[:1] for first, second in [both] if first[0] == second[0]), None)
     if shared:
-        assert "is the beginning of 2 runs" in run("logs", shared).stderr
+        assert "the ids of 2 runs start with" in run("logs", shared).stderr
 
 
 def test_ten_thousand_runs(tmp_path: Path, run: Run) -> None:
-    """The work of `arkor jobs` is less than 300 ms beside the start of Python; any run is found by its beginning."""
+    """Listing runs costs little processor time, and any run is found by the beginning of its id."""
     home = tmp_path / "arkor-home"
     fill(home, 10_000)
     backend = start_backend(home, "--engine", "scripted")
     newest, last = run("jobs").stdout.splitlines()[1], run("jobs").stderr
     assert newest.split()[1:3] == ["run", "9999"]
-    assert last == "These are the newest 50; `arkor jobs --all` lists the older ones, too.\n"
+    assert last == "Showing the newest 50; `arkor jobs --all` lists every run.\n"
     assert len(run("jobs", "--limit", "3").stdout.splitlines()) == 4
     every = json.loads(run("jobs", "--all", "--json").stdout)
     assert len(every) == 10_000
     assert run("logs", every[-1]["id"][:12]).returncode == 0
     client = connect()
     client.me()
-    costs = []
+    server = psutil.Process(backend.process.pid)
+    before = time.process_time() + sum(server.cpu_times()[:2])
     for _ in range(3):
-        began = time.perf_counter()
         assert len(client.list_jobs(limit=51)) == 51
-        costs.append(time.perf_counter() - began)
-    assert min(costs) < 3
+    assert time.process_time() + sum(server.cpu_times()[:2]) - before < 9
     backend.process.kill()
     backend.process.wait()
 
 
 def test_a_reader_that_has_enough(run: Run, finished: str, project: Path) -> None:
-    """`arkor logs X | head -1`: no complaint about the closed pipe."""
+    """`arkor logs X | head -1` prints no error about the closed pipe."""
     logs = subprocess.Popen([*ARKOR, "logs", finished], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=project)
     head = subprocess.run(["head", "-1"], stdin=logs.stdout, capture_output=True, check=True)
     assert logs.stdout is not None
@@ -145,7 +145,7 @@ def test_a_reader_that_is_gone_before_the_first_word(finished: str, project: Pat
 def running(
     project: Path, write_entry_point: WriteEntry, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> str:
-    """The id of a run that takes its time, submitted and left alone."""
+    """The id of a slow run, which was submitted and is not watched."""
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
     request.getfixturevalue("backend")
     file = write_entry_point(steps=200)
@@ -176,4 +176,4 @@ def test_cancel(run: Run, run_anew: Run, running: str) -> None:
     assert followed[-1].endswith("cancelled")
     again = run("cancel", running)
     assert again.returncode == 1
-    assert "has already ended: it is cancelled" in again.stderr
+    assert "has already ended: cancelled" in again.stderr

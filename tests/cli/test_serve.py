@@ -1,4 +1,4 @@
-"""`arkor serve`: says where it listens, leaves on Ctrl-C, and asks for a token where other machines can call."""
+"""`arkor serve`: it prints its URL, stops on Ctrl-C, and requires a token on public addresses."""
 
 from __future__ import annotations
 

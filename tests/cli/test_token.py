@@ -1,4 +1,4 @@
-"""Signing in with a token that the operator of a backend gave out: typed, piped, or from the environment."""
+"""Signing in with the token of a backend's operator: typed, piped, or from the environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import ensure_credentials
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     TokenCredentials,
     credentials_path,
-    ensure_credentials,
     read_credentials,
     write_credentials,
 )
@@ -32,7 +32,7 @@ ME = {"user": {"id": "owner", "email": None}, "orgs": [{"id": "o", "slug": "loca
 
 
 def closed(request: Request) -> Answer:
-    """A service that takes nobody without its token."""
+    """A backend that requires its token."""
     if request.path == "/healthz":
         return Answer(body={"version": "0.1.0"})
     if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -63,7 +63,7 @@ def test_a_token_is_piped(service: HttpServer, run: Run) -> None:
     }
     assert credentials_path().stat().st_mode & 0o777 == 0o600
     output = run("whoami")
-    assert output.stdout.splitlines()[0] == f"owner, by the token in {credentials_path()}"
+    assert output.stdout.splitlines()[0] == f"owner, with the token in {credentials_path()}"
     assert TOKEN not in output.stdout + output.stderr + run("whoami", "--json").stdout
     assert run("jobs", "--json").stdout == "[]\n"
     assert run("logout").stdout == f"Signed out of {service.url}.\n"
@@ -75,12 +75,12 @@ def test_a_token_is_typed_unseen(service: HttpServer, project: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=project, stdin=terminal, start_new_session=True, **pipes) as process:
         assert process.stderr is not None
-        payload = process.stderr.read(len("Token: "))  # what is typed before that is thrown away
+        payload = process.stderr.read(len("Token: "))  # input before the prompt is discarded
         os.write(keyboard, f"{TOKEN}\n".encode())
         output, said = process.communicate(timeout=20)
     os.close(terminal)
     os.set_blocking(keyboard, False)
-    with suppress(OSError):  # all that a person saw of their typing
+    with suppress(OSError):  # the echo of the terminal
         assert TOKEN not in os.read(keyboard, 1000).decode()
     os.close(keyboard)
     assert (process.returncode, payload) == (0, b"Token: "), said
@@ -91,9 +91,9 @@ def test_a_token_is_typed_unseen(service: HttpServer, project: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("", "this is no token"),
-        ("two words\n", "this is no token"),
-        ("not-the-right-one\n", "refuses this token: This service asks for the token of its operator."),
+        ("", "invalid token"),
+        ("two words\n", "invalid token"),
+        ("not-the-right-one\n", "rejects this token: This service asks for the token of its operator."),
     ],
 )
 def test_a_token_that_is_none_changes_nothing(service: HttpServer, run: Run, typed: str, says: str) -> None:
@@ -124,19 +124,19 @@ def test_the_environment_of_ci(service: HttpServer, run: Run, monkeypatch: pytes
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", service.url)
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
     assert run("jobs", "--json").stdout == "[]\n"
-    assert run("whoami").stdout.splitlines()[0] == "owner, by the token in ARKOR_TOKEN"
+    assert run("whoami").stdout.splitlines()[0] == "owner, with the token in ARKOR_TOKEN"
     assert not credentials_path().exists()
     monkeypatch.setenv("ARKOR_TOKEN", "not-the-right-one")
     done = run("whoami")
     assert done.returncode == 2
-    assert "refuses the token in ARKOR_TOKEN" in done.stderr
+    assert "rejects the token in ARKOR_TOKEN" in done.stderr
     assert "not-the-right-one" not in done.stderr
 
 
 def test_the_token_of_the_environment_goes_nowhere_else(service: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "https://api.example")
-    with pytest.raises(CredentialsError, match="takes nobody without a token"):
+    with pytest.raises(CredentialsError, match="requires a token"):
         ensure_credentials(service.url)
     monkeypatch.delenv("ARKOR_CLOUD_API_URL")
     with pytest.raises(CredentialsError, match=r"arkor login --token --url http://127\.0\.0\.1"):
@@ -178,7 +178,7 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
     monkeypatch.delenv("ARKOR_CLOUD_API_URL")
     output = run("whoami").stdout
     assert output.startswith("The owner of this machine's backend")
-    assert f"is for {backend.url} where a script names that one" in output
+    assert f"is used only if ARKOR_CLOUD_API_URL is {backend.url}." in output
     asked_for = run("login", "--anonymous", "--url", backend.url)
     assert asked_for.stdout == f"Signed in to {backend.url} anonymously; the organisation is {found.org_slug}.\n"
     kept = read_credentials()
@@ -190,11 +190,11 @@ def test_an_identity_that_a_script_came_by_leads_nowhere(
 @pytest.mark.usefixtures("fast_imports")
 def test_the_doctor_looks_at_the_token(service: HttpServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_TOKEN", TOKEN)
-    assert "ARKOR_TOKEN is set, and goes nowhere" in run("doctor").stdout
+    assert "ARKOR_TOKEN is set, but ARKOR_CLOUD_API_URL is not" in run("doctor").stdout
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", service.url)
-    assert "refuses the token" not in run("doctor").stdout
+    assert "rejects the token" not in run("doctor").stdout
     monkeypatch.setenv("ARKOR_TOKEN", "one-that-was-changed")
     output = run("doctor").stdout
-    assert "it refuses the token" in output
+    assert "it rejects the token" in output
     assert f"arkor login --token --url {service.url}" in output
     assert "one-that-was-changed" not in output

@@ -1,4 +1,4 @@
-"""Each route of the protocol: what is sent, and what comes of the answer."""
+"""Each route of the protocol: its request and its decoded response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from arkor.client.api import CloudApiClient
-from arkor.client.auth.credentials import AnonymousCredentials, request_anonymous_token
+from arkor.client.auth.bootstrap import request_anonymous_token
+from arkor.client.auth.credentials import AnonymousCredentials
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.accounts import Me, Org, Project, User
 from arkor.protocol.chat import Adapter, InferenceRequest
@@ -115,7 +116,7 @@ ROUTES: list[tuple[Call, str, dict[str, str], Any, Any]] = [
 
 
 @pytest.mark.parametrize(("call", "line", "query", "body", "answer"), ROUTES, ids=[r[1] for r in ROUTES])
-def test_a_route_is_asked_as_the_protocol_has_it(call: Call, line: str, query: Any, body: Any, answer: Any) -> None:
+def test_the_request_of_each_route(call: Call, line: str, query: Any, body: Any, answer: Any) -> None:
     with answering(Answer(200, answer)) as server:
         call(client(server))
     (request,) = server.requests
@@ -127,13 +128,13 @@ def test_a_route_is_asked_as_the_protocol_has_it(call: Call, line: str, query: A
 
 @pytest.mark.parametrize("call", [r[0] for r in ROUTES if r[4]])
 @pytest.mark.parametrize("answer", [{}, {"job": 1, "project": [], "key": None, "jobs": {}, "keys": [1]}])
-def test_an_answer_without_the_thing_is_an_error(call: Call, answer: object) -> None:
+def test_a_response_without_the_resource_is_an_error(call: Call, answer: object) -> None:
     with answering(Answer(200, answer)) as server, pytest.raises(CloudApiError, match="no usable") as caught:
         call(client(server))
     assert caught.value.code == "bad_answer"
 
 
-def test_what_comes_back() -> None:
+def test_the_responses_are_decoded() -> None:
     me = {"user": {"id": "u", "email": None}, "orgs": [{"id": "o-1", "slug": "org-1", "name": "Org", "plan": "x"}]}
     project = {"id": "p-1", "slug": "bot", "name": "Bot", "orgId": "o-1"}
     key = {"key": {**KEY, "plaintext": "ark_live_abc"}}
@@ -154,12 +155,12 @@ def test_what_comes_back() -> None:
     assert "ark_live_abc" not in repr(made)
 
 
-def test_a_status_of_the_future_is_kept() -> None:
+def test_an_unknown_status_is_kept() -> None:
     with answering(Answer(200, {"job": {**JOB, "status": "paused"}})) as server:
         assert client(server).get_job("j-1").status == "paused"
 
 
-def test_the_scope_of_a_call_goes_before_the_clients() -> None:
+def test_the_scope_of_a_call_takes_precedence() -> None:
     with answering(Answer(200, {"jobs": []})) as server:
         client(server).list_jobs(scope=Scope("o", "p"))
         CloudApiClient(server.url).list_jobs(scope=Scope("o", "p"))
@@ -169,8 +170,8 @@ def test_the_scope_of_a_call_goes_before_the_clients() -> None:
     assert scopes == [("o", "p")] * 2
 
 
-def a_list_of(count: int, *, in_pages: bool) -> Callable[[Request], Answer]:
-    """`GET /v1/jobs` of a backend with so many runs, `run-0` the newest."""
+def list_route(count: int, *, in_pages: bool) -> Callable[[Request], Answer]:
+    """`GET /v1/jobs` of a backend with `count` runs, newest first."""
     every = [{**JOB, "id": f"run-{number}"} for number in range(count)]
 
     def answer(request: Request) -> Answer:
@@ -186,8 +187,8 @@ def a_list_of(count: int, *, in_pages: bool) -> Callable[[Request], Answer]:
 
 
 @pytest.mark.parametrize("in_pages", [True, False])
-def test_the_list_is_the_same_in_pages_and_at_once(in_pages: bool) -> None:
-    with answering(a_list_of(2500, in_pages=in_pages)) as server:
+def test_the_list_is_the_same_with_and_without_pages(in_pages: bool) -> None:
+    with answering(list_route(2500, in_pages=in_pages)) as server:
         caller = client(server)
         assert [job.id for job in caller.list_jobs()] == [f"run-{number}" for number in range(2500)]
         assert [job.id for job in caller.list_jobs(limit=3)] == ["run-0", "run-1", "run-2"]
@@ -200,20 +201,20 @@ def test_the_list_is_the_same_in_pages_and_at_once(in_pages: bool) -> None:
         ]
 
 
-def test_no_more_pages_are_asked_for_than_are_needed() -> None:
-    with answering(a_list_of(50, in_pages=True)) as server:
+def test_only_the_needed_pages_are_requested() -> None:
+    with answering(list_route(50, in_pages=True)) as server:
         jobs = client(server).iter_jobs(page=10)
         assert [next(jobs).id for _ in range(11)][-1] == "run-10"
     assert len(server.requests) == 2
 
 
-def test_a_next_page_that_is_the_same_again_is_the_last() -> None:
+def test_a_repeated_page_ends_the_list() -> None:
     with answering(Answer(200, {"jobs": [JOB], "nextBefore": "j-1"})) as server:
         assert len(client(server).list_jobs()) == 2
 
 
 @pytest.mark.parametrize("job_id", ["", ".", "..", None, 7])
-def test_what_is_no_id_is_refused(job_id: Any) -> None:
+def test_an_invalid_id_is_rejected(job_id: Any) -> None:
     with pytest.raises(InvalidConfig, match="job_id"):
         CloudApiClient("http://127.0.0.1:1", scope=SCOPE).get_job(job_id)
 
@@ -221,7 +222,7 @@ def test_what_is_no_id_is_refused(job_id: Any) -> None:
 # Submitting
 
 
-def test_a_run_is_submitted_with_what_is_set_alone() -> None:
+def test_only_given_settings_are_submitted() -> None:
     with answering(Answer(201, {"job": JOB})) as server:
         client(server).create_job("run", CONFIG, idempotency_key="k-1")
     (request,) = server.requests
@@ -232,7 +233,7 @@ def test_a_run_is_submitted_with_what_is_set_alone() -> None:
     assert request.query == BOTH
 
 
-def test_a_lost_answer_is_asked_for_again_with_the_same_key() -> None:
+def test_a_lost_response_is_requested_again_with_the_same_key() -> None:
     with answering(Answer(None), Answer(201, {"job": JOB})) as server:
         client(server).create_job("run", CONFIG)
     keys = [request.headers["idempotency-key"] for request in server.requests]
@@ -249,7 +250,7 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_key() -> None:
         (JobConfig("m", HuggingFaceDataset("n"), extra={"odd": float("nan")}), "request"),
     ],
 )
-def test_what_no_backend_would_take_is_not_sent(config: JobConfig, field: str) -> None:
+def test_an_invalid_configuration_is_not_sent(config: JobConfig, field: str) -> None:
     with answering(Answer()) as server, pytest.raises(InvalidConfig) as caught:
         client(server).create_job("run", config)
     assert caught.value.field == field
@@ -260,7 +261,7 @@ def test_what_no_backend_would_take_is_not_sent(config: JobConfig, field: str) -
 
 
 @pytest.mark.parametrize("event_id", ["204", " 7", "a b", "zwölf", "日本", "\ud800"])
-def test_the_cursor_is_sent_whatever_is_in_it(event_id: str) -> None:
+def test_any_cursor_is_sent(event_id: str) -> None:
     with answering(Answer(200, b"", {"Content-Type": "text/event-stream"})) as server:
         client(server).open_event_stream("j-1", last_event_id=event_id).close()
     (request,) = server.requests
@@ -270,14 +271,14 @@ def test_the_cursor_is_sent_whatever_is_in_it(event_id: str) -> None:
     assert request.headers["accept"] == "text/event-stream"
 
 
-def test_a_cursor_on_two_lines_is_refused() -> None:
+def test_a_cursor_of_two_lines_is_rejected() -> None:
     with answering(Answer()) as server, pytest.raises(InvalidConfig, match="last_event_id"):
         client(server).open_event_stream("j-1", last_event_id="a\r\nX-Evil: 1")
     assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [401, 404, 410, 426, 503])
-def test_a_stream_that_is_refused_is_one_error(status: int) -> None:
+def test_a_rejected_stream_is_one_error(status: int) -> None:
     with answering(Answer(status, {"error": "No."})) as server, pytest.raises(CloudApiError) as caught:
         client(server).open_event_stream("j-1")
     assert caught.value.status == status
@@ -287,7 +288,7 @@ def test_a_stream_that_is_refused_is_one_error(status: int) -> None:
 # Chat
 
 
-def test_a_question_keeps_the_inner_keys_as_they_are() -> None:
+def test_a_chat_request_keeps_inner_keys() -> None:
     completion = {"choices": [{"message": {"role": "assistant", "content": "Hi"}}]}
     messages = [{"role": "tool", "tool_call_id": "c", "content": "x"}]
     request = InferenceRequest(
@@ -307,14 +308,14 @@ def test_a_question_keeps_the_inner_keys_as_they_are() -> None:
     }
 
 
-def test_a_question_that_is_refused() -> None:
+def test_a_rejected_chat_request() -> None:
     refusal = Answer(404, {"error": "No such checkpoint."})
     with answering(refusal) as server, pytest.raises(CloudApiError, match="No such checkpoint"):
         client(server).chat(InferenceRequest([], Adapter("checkpoint", "j-1", 7)))
     assert len(server.requests) == 1
 
 
-def test_a_question_that_is_not_answered_can_be_dropped() -> None:
+def test_an_unanswered_chat_request_can_be_aborted() -> None:
     signal, over = threading.Event(), threading.Event()
 
     def slow(request: object) -> Answer:
@@ -333,7 +334,7 @@ def test_a_question_that_is_not_answered_can_be_dropped() -> None:
 # Files
 
 
-def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
+def test_a_file_is_uploaded_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "täglich tickets.jsonl"
     file.write_bytes(b'{"a": 1}\n')
     with answering(Answer(201, {"dataset": {"id": "s", "bytes": 9, "url": "/v1/datasets/s/x"}})) as server:
@@ -346,7 +347,7 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidConfig, match=f"dataset.path: {tmp_path}.*cannot be read"):
         CloudApiClient("http://127.0.0.1:1", scope=SCOPE).upload_dataset(tmp_path / name)
 
@@ -356,7 +357,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """One for all of this module; each test that needs a clean slate makes its own identity."""
+    """One backend for this module; a test that needs a new one creates its own identity."""
     home = tmp_path_factory.mktemp("home")
     started = start_backend(home, "--engine", "scripted")
     yield started
@@ -366,7 +367,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 @pytest.fixture
 def real(backend: Backend) -> CloudApiClient:
-    """The owner of the backend, whose runs are played."""
+    """A client of the backend's owner, whose runs are scripted."""
     owner = AnonymousCredentials(backend.token, "local", backend.url, "local")
     return CloudApiClient(backend.url, owner, scope=Scope("local", "default"))
 
@@ -384,7 +385,7 @@ def uploaded(caller: CloudApiClient, folder: Path) -> BlobDataset:
     return caller.upload_dataset(file)
 
 
-def test_real_who_am_i(real: CloudApiClient) -> None:
+def test_real_me(real: CloudApiClient) -> None:
     assert [org.slug for org in real.me().orgs] == ["local"]
     assert [project.slug for project in real.list_projects()] == ["default"]
     with pytest.raises(CloudApiError) as caught:
@@ -400,7 +401,7 @@ def test_real_upload(real: CloudApiClient, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_file_passes_through_little_memory(backend: Backend, tmp_path: Path) -> None:
+def test_a_large_upload_uses_little_memory(backend: Backend, tmp_path: Path) -> None:
     file = tmp_path / "large.jsonl"
     with file.open("wb") as out:
         for _ in range(200):
@@ -437,7 +438,7 @@ def test_real_chat(real: CloudApiClient, stream: bool) -> None:
     assert "Hello there" in real.chat(request).text()
 
 
-def test_real_refusals(real: CloudApiClient, backend: Backend) -> None:
+def test_real_errors(real: CloudApiClient, backend: Backend) -> None:
     with pytest.raises(CloudApiError) as missing:
         real.get_job("no-such-job")
     with pytest.raises(CloudApiError) as foreign:
@@ -447,22 +448,22 @@ def test_real_refusals(real: CloudApiClient, backend: Backend) -> None:
     assert [e.value.status for e in (missing, foreign, unknown)] == [404, 403, 401]
 
 
-# What an import costs
+# The cost of an import
 
 
-def test_the_import_is_light() -> None:
+def test_importing_arkor_is_light() -> None:
     heavy = ("tqdm", "click", "torch", "starlette", "sqlalchemy")
     code = f"import sys; import arkor.client.api; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_nobody_there_is_one_sentence() -> None:
+def test_an_unreachable_backend_is_one_line() -> None:
     with pytest.raises(BackendUnavailable, match=r"http://127.0.0.1:1 cannot be reached \(Connection refused\)"):
         CloudApiClient("http://127.0.0.1:1", scope=SCOPE).open_event_stream("j-1")
 
 
-def test_what_a_newer_backend_said_is_said_again() -> None:
-    """A job's settings become another job's, a deployment's model another deployment's: nothing is lost on the way."""
+def test_unknown_fields_of_a_newer_backend_are_sent_again() -> None:
+    """The settings of a job and the target of a deployment can be reused without loss."""
     config = {**JOB["config"], "ofTomorrow": {"depth": [1, 2]}}
     target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": "j-1", "blend": 0.5}, "fallback": "m"}
     answers = [{"job": {**JOB, "config": config}}, {"job": JOB}, {"deployment": {**DEPLOYMENT, "target": target}}]

@@ -1,4 +1,4 @@
-"""The answer of a chat completion, as its bytes come."""
+"""Responses to chat completions, streamed and whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from arkor.client.chat_response import ChatResponse
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
 from tests.fakes.sse_server import STREAM_HEAD, Step, answer, send, send_and_hold, serving
@@ -27,7 +28,7 @@ def chunk(text: str | None = None, **choice: Any) -> bytes:
 
 
 def ask(url: str, abort_signal: threading.Event | None = None) -> ChatResponse:
-    """A question without a body: the scripted server would not read it, and reset the connection for that."""
+    """Send a request without a body, which the scripted server would not read."""
     return ChatResponse(HttpClient(Auth(url)).open("GET", "/", timeout=(5.0, 5.0)), abort_signal)
 
 
@@ -44,7 +45,7 @@ def test_the_deltas_in_order() -> None:
         assert response.raw.raw.closed
 
 
-def test_the_text_at_once_and_what_was_iterated_belongs_to_it() -> None:
+def test_text_includes_what_was_iterated() -> None:
     with serving(send(chunk("Hel"), chunk("lo"), DONE)) as server:
         assert ask(server.url).text() == "Hello"
         response = ask(server.url)
@@ -52,7 +53,7 @@ def test_the_text_at_once_and_what_was_iterated_belongs_to_it() -> None:
         assert response.text() == "Hello"
 
 
-def test_each_delta_comes_when_it_is_sent() -> None:
+def test_each_delta_arrives_when_it_is_sent() -> None:
     sent: queue.Queue[float] = queue.Queue()
 
     def slowly(connection: socket.socket, headers: dict[str, str]) -> None:
@@ -69,7 +70,7 @@ def test_each_delta_comes_when_it_is_sent() -> None:
     assert min(delays) < 0.04
 
 
-def test_frames_that_are_no_chunks_are_skipped() -> None:
+def test_other_frames_are_skipped() -> None:
     odd = [
         b": comment",
         b"data: {",
@@ -82,7 +83,7 @@ def test_frames_that_are_no_chunks_are_skipped() -> None:
         assert ask(server.url).text() == "a"
 
 
-def test_tool_calls_are_put_together() -> None:
+def test_tool_calls_are_assembled() -> None:
     pieces = [
         {"index": 0, "id": "c-1", "type": "function", "function": {"name": "look", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"a"'}},
@@ -105,7 +106,7 @@ def test_tool_calls_are_put_together() -> None:
         (b'event: error\ndata: {"error": {"message": "No memory.", "code": "oom"}}\n\n', 500, "oom", "No memory."),
     ],
 )
-def test_an_error_in_mid_answer(frame: bytes, status: int, code: str, sentence: str) -> None:
+def test_an_error_in_the_stream(frame: bytes, status: int, code: str, sentence: str) -> None:
     with serving(send(chunk("Hel"), frame)) as server:
         response = ask(server.url)
         assert next(iter(response)) == "Hel"
@@ -115,20 +116,20 @@ def test_an_error_in_mid_answer(frame: bytes, status: int, code: str, sentence: 
 
 
 @pytest.mark.parametrize("tail", [b"", b'data: {"choices": [{"delta": {"content": "lo"}}]}'])
-def test_an_answer_that_breaks_off_is_no_answer(tail: bytes) -> None:
+def test_an_incomplete_stream_is_an_error(tail: bytes) -> None:
     with serving(send(chunk("Hel"), tail)) as server:
         response = ask(server.url)
         assert next(iter(response)) == "Hel"
-        with pytest.raises(BackendUnavailable, match="broke off"):
+        with pytest.raises(BackendUnavailable, match="closed the connection"):
             response.text()
 
 
-def test_an_answer_that_was_finished_may_end_without_done() -> None:
+def test_a_finished_response_may_end_without_done() -> None:
     with serving(send(chunk("a", finish_reason="stop"))) as server:
         assert ask(server.url).text() == "a"
 
 
-def test_a_chunked_answer_that_is_cut() -> None:
+def test_an_incomplete_chunked_response() -> None:
     def cut(connection: socket.socket, headers: dict[str, str]) -> None:
         head = STREAM_HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked")
         body = chunk("Hel")
@@ -138,14 +139,14 @@ def test_a_chunked_answer_that_is_cut() -> None:
         ask(server.url).text()
 
 
-def test_json_of_a_streamed_answer_is_refused() -> None:
+def test_json_of_a_streamed_response_is_an_error() -> None:
     with serving(send(chunk("a"), DONE)) as server, ask(server.url) as response:
         with pytest.raises(ArkorError, match="stream=False"):
             response.json()
         assert response.text() == "a"
 
 
-def test_leaving_the_block_hangs_up() -> None:
+def test_leaving_the_block_closes_the_connection() -> None:
     gone = threading.Event()
 
     def until_gone(connection: socket.socket, headers: dict[str, str]) -> None:
@@ -183,8 +184,8 @@ def test_a_message_without_text() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b'{"choices": []}', b'{"choices": [{"message": 1}]}'])
-def test_a_success_that_is_no_completion(body: bytes) -> None:
-    with serving(answer(200, body)) as server, pytest.raises(CloudApiError, match="no chat completion"):
+def test_a_success_that_is_not_a_completion(body: bytes) -> None:
+    with serving(answer(200, body)) as server, pytest.raises(CloudApiError, match="not a chat completion"):
         ask(server.url).text()
 
 
@@ -204,7 +205,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def test_it_ends_a_stream_that_is_silent() -> None:
+def test_an_abort_ends_a_silent_stream() -> None:
     release = threading.Event()
     with serving(send_and_hold(chunk("a"), until=release)) as server:
         response = ask(server.url, abort_after(0.2))
@@ -213,7 +214,7 @@ def test_it_ends_a_stream_that_is_silent() -> None:
         release.set()
 
 
-def test_it_ends_an_answer_that_does_not_begin() -> None:
+def test_an_abort_ends_a_response_that_does_not_start() -> None:
     release = threading.Event()
 
     def silent(connection: socket.socket, headers: dict[str, str]) -> None:
@@ -224,7 +225,7 @@ def test_it_ends_an_answer_that_does_not_begin() -> None:
         release.set()
 
 
-def test_it_ends_one_that_keeps_talking() -> None:
+def test_an_abort_ends_a_busy_stream() -> None:
     def talk(connection: socket.socket, headers: dict[str, str]) -> None:
         connection.sendall(STREAM_HEAD)
         while True:
@@ -237,12 +238,12 @@ def test_it_ends_one_that_keeps_talking() -> None:
         assert timed(lambda: list(response)) < 5
 
 
-def test_a_signal_that_stays_unset_changes_nothing() -> None:
+def test_an_unset_signal_changes_nothing() -> None:
     with serving(send(chunk("Hel"), chunk("lo"), DONE)) as server:
         assert ask(server.url, threading.Event()).text() == "Hello"
 
 
-def test_what_comes_too_late_is_discarded() -> None:
+def test_a_late_result_is_discarded() -> None:
     go, discarded, signal = threading.Event(), threading.Event(), threading.Event()
     signal.set()
     with pytest.raises(TrainerAborted):
@@ -251,7 +252,7 @@ def test_what_comes_too_late_is_discarded() -> None:
     assert discarded.wait(30)
 
 
-def test_an_exception_of_the_call_comes_through() -> None:
+def test_an_exception_of_the_call_is_raised() -> None:
     def fail() -> None:
         raise queue.Empty
 
@@ -259,7 +260,7 @@ def test_an_exception_of_the_call_comes_through() -> None:
         Deadline().call(fail)
 
 
-def test_looking_at_an_answer_reads_nothing_of_it() -> None:
+def test_repr_reads_nothing() -> None:
     held = threading.Event()
     with serving(send_and_hold(chunk("<b>Hel"), until=held)) as server, ask(server.url) as response:
         assert repr(response) == "ChatResponse('', not read to its end; text() does that)"
@@ -269,7 +270,7 @@ def test_looking_at_an_answer_reads_nothing_of_it() -> None:
         held.set()
 
 
-def test_an_answer_that_was_read_shows_itself() -> None:
+def test_repr_of_a_complete_response() -> None:
     with serving(send(chunk("Hello " * 20), chunk(None, finish_reason="length"), DONE)) as server:
         with ask(server.url) as response:
             response.text()

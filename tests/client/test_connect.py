@@ -1,4 +1,4 @@
-"""Which backend, in whose name, about which project."""
+"""The choice of backend, credentials and project."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     OAuthCredentials,
     credentials_path,
     read_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.client.connect import connect
@@ -50,9 +50,7 @@ def test_the_default_is_this_machine(backend: Backend, project: Path) -> None:
     assert read_credentials() is None
 
 
-def test_an_explicit_address_goes_before_all(
-    module_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_base_url_takes_precedence(module_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:1")
     client = connect(module_backend.url + "/")
     assert (client.base_url, client.http.auth.source) == (module_backend.url, "base_url")
@@ -66,7 +64,7 @@ def test_an_explicit_address_goes_before_all(
     assert connect(module_backend.url).scope == client.scope
 
 
-def test_the_environment_goes_before_the_file(
+def test_the_environment_precedes_the_file(
     module_backend: Backend, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", f" {module_backend.url}/ ")
@@ -77,14 +75,14 @@ def test_the_environment_goes_before_the_file(
         connect()
 
 
-def test_the_file_goes_before_this_machine(module_backend: Backend, project: Path) -> None:
+def test_the_file_precedes_this_machine(module_backend: Backend, project: Path) -> None:
     write_credentials(request_anonymous_token(module_backend.url))
     client = connect()
     assert (client.base_url, client.http.auth.source) == (module_backend.url, "credentials file")
     assert client.list_jobs() == []
 
 
-def test_credentials_that_are_given_are_used_and_not_kept(module_backend: Backend, project: Path) -> None:
+def test_given_credentials_are_used_and_not_stored(module_backend: Backend, project: Path) -> None:
     given = request_anonymous_token(module_backend.url)
     client = connect(credentials=given)
     assert (client.base_url, client.http.auth.source) == (module_backend.url, "credentials")
@@ -92,13 +90,13 @@ def test_credentials_that_are_given_are_used_and_not_kept(module_backend: Backen
     assert not credentials_path().exists()
 
 
-def test_the_project_is_the_one_of_its_folder(tmp_path: Path) -> None:
+def test_the_project_is_named_after_its_folder(tmp_path: Path) -> None:
     with answering(Answer(201, {"project": PROJECT})) as server:
         assert connect(server.url, identity(server.url), tmp_path).scope == Scope("org-1", "bot")
     assert read_state(tmp_path) == ProjectState("org-1", "bot", "p-1")
 
 
-def test_a_project_of_somebody_else_is_left_alone(project: Path) -> None:
+def test_a_project_of_another_organisation_is_kept(project: Path) -> None:
     write_state(ProjectState("org-2", "bot", "p-2"))
     with answering(Answer()) as server, pytest.raises(ProjectStateMismatch, match="org-2"):
         connect(server.url, identity(server.url))
@@ -106,7 +104,7 @@ def test_a_project_of_somebody_else_is_left_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "localhost:4000", "ftp://x"])
-def test_an_address_that_is_none(url: str, project: Path) -> None:
+def test_an_invalid_address(url: str, project: Path) -> None:
     with pytest.raises(InvalidConfig, match="base_url"):
         connect(url)
 
@@ -123,7 +121,7 @@ def test_a_person_with_one_organisation_works_there(project: Path) -> None:
         assert connect(server.url, person(server.url)).scope == Scope("mine", "bot")
 
 
-def test_a_person_with_several_works_where_the_project_is(project: Path) -> None:
+def test_a_person_with_several_uses_the_one_of_the_project(project: Path) -> None:
     with answering(orgs("one", "two")) as server:
         with pytest.raises(ArkorError, match="one, two"):
             connect(server.url, person(server.url))
@@ -131,6 +129,6 @@ def test_a_person_with_several_works_where_the_project_is(project: Path) -> None
         assert connect(server.url, person(server.url)).scope == Scope("two", "bot")
 
 
-def test_a_sign_in_that_makes_no_sense_is_none(backend: Backend, project: Path) -> None:
+def test_invalid_credentials_are_ignored(backend: Backend, project: Path) -> None:
     credentials_path().write_text(json.dumps({"mode": "anon"}))
     assert connect().http.auth.source == "embedded"

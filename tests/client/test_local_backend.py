@@ -1,4 +1,4 @@
-"""The backend of this machine, in real processes: found, started, shared, replaced."""
+"""The backend of this machine in real processes: finding, starting, sharing, replacing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from arkor.settings import PROTOCOL, VERSION, arkor_home
 from tests.conftest import Backend, start_backend, stop_backend
 from tests.fakes.http_server import Answer, Request, answering
 
-pytestmark = pytest.mark.slow  # every test starts processes of its own
+pytestmark = pytest.mark.slow  # every test starts processes
 
 
 FIND = "from arkor.client.local_backend import *; f = find_or_start(); print(f.arkor_cloud_api_url, f.token)"
@@ -43,7 +43,7 @@ def write_listing(**fields: Any) -> None:
 
 @contextmanager
 def bystander(*, deaf: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that stands for a backend's, and leaves when asked to, unless it is deaf."""
+    """A process in place of a backend, which exits on SIGTERM unless it is `deaf`."""
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code] if deaf else ["sleep", "60"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -65,26 +65,26 @@ def healthy(version: str = VERSION, protocol: int = PROTOCOL, active_runs: int =
     return Answer(200, {"status": "ok", "version": version, "protocol": protocol, "activeRuns": active_runs})
 
 
-# Found
+# Finding
 
 
-def test_one_that_runs_is_used(backend: Backend) -> None:
+def test_a_running_backend_is_used(backend: Backend) -> None:
     found = find_or_start(backend.home)
     assert (found.arkor_cloud_api_url, found.token, found.org_slug) == (backend.url, backend.token, "local")
     assert CloudApiClient(found.arkor_cloud_api_url, found, scope=Scope("local", "default")).list_jobs() == []
 
 
-def test_finding_it_takes_no_time(backend: Backend) -> None:
+def test_finding_a_backend_is_quick(backend: Backend) -> None:
     began = time.monotonic()
     for _ in range(20):
         find_or_start(backend.home)
     assert (time.monotonic() - began) / 20 < 0.5
 
 
-# Started
+# Starting
 
 
-def test_one_is_started_and_outlives_us() -> None:
+def test_a_backend_is_started_and_outlives_its_starter() -> None:
     began = time.monotonic()
     first = subprocess.check_output([sys.executable, "-c", FIND], text=True)
     assert time.monotonic() - began < 60
@@ -106,7 +106,7 @@ def test_a_cold_start_is_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_starts_at_the_same_instant_shares_one() -> None:
+def test_concurrent_processes_share_one_backend() -> None:
     starters = [subprocess.Popen([sys.executable, "-c", FIND], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     answers = {starter.communicate(timeout=60)[0] for starter in starters}
     assert len(answers) == 1
@@ -114,7 +114,7 @@ def test_what_starts_at_the_same_instant_shares_one() -> None:
 
 
 @pytest.mark.slow
-def test_threads_of_one_process_share_one() -> None:
+def test_concurrent_threads_share_one_backend() -> None:
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(find_or_start().arkor_cloud_api_url)) for _ in range(4)]
     for thread in threads:
@@ -128,7 +128,7 @@ SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("garbage", "em
 
 
 @pytest.mark.parametrize("leftover", ["dead pid", "foreign port", *SLOWER])
-def test_what_a_dead_one_left_does_not_block(leftover: str) -> None:
+def test_files_of_a_dead_backend_do_not_block(leftover: str) -> None:
     with bystander() as process, answering(Answer(404, b"<html>not yours</html>")) as foreign:
         arkor_home().mkdir()
         texts = {"garbage": "{", "empty": "", "other shape": '["url"]'}
@@ -146,8 +146,8 @@ def test_what_a_dead_one_left_does_not_block(leftover: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_port_of_another_homes_backend_is_not_ours(backend: Backend, tmp_path: Path) -> None:
-    """A number that was ours before may be anyone's now; the token tells."""
+def test_a_port_reused_by_another_home_is_not_ours(backend: Backend, tmp_path: Path) -> None:
+    """Another process may use a port that was ours; only the token identifies our backend."""
     other = tmp_path / "other-home"
     other.mkdir()
     mine = {"url": backend.url, "token": "not-that-token", "pid": backend.process.pid, "version": VERSION}
@@ -159,7 +159,7 @@ def test_the_port_of_another_homes_backend_is_not_ours(backend: Backend, tmp_pat
         os.kill(json.loads((other / "backend.json").read_text())["pid"], signal.SIGKILL)
 
 
-def test_one_that_was_killed_is_followed_by_another(backend: Backend) -> None:
+def test_a_killed_backend_is_replaced(backend: Backend) -> None:
     access = LocalBackendAuth(backend.home)
     caller = CloudApiClient(backend.url, access.credentials, scope=Scope("local", "default"), access=access)
     assert caller.list_jobs() == []
@@ -173,7 +173,7 @@ def test_one_that_was_killed_is_followed_by_another(backend: Backend) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
+def test_a_backend_that_is_exiting_is_waited_for(tmp_path: Path) -> None:
     arkor_home().mkdir()
     with (arkor_home() / "backend.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -202,11 +202,11 @@ with embedded._start_lock(Path(os.environ["ARKOR_HOME"])):
     process.wait(20)
 
 
-# In the way
+# Incompatible backends
 
 
 @pytest.mark.parametrize("version", ["0.0.1", pytest.param(VERSION, marks=pytest.mark.slow)])
-def test_an_older_one_without_work_is_replaced(version: str) -> None:
+def test_an_idle_older_backend_is_replaced(version: str) -> None:
     with bystander() as process, answering(healthy(version, PROTOCOL - 1)) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version=version, protocol=PROTOCOL - 1)
         assert find_or_start().arkor_cloud_api_url == listing()["url"] != old.url
@@ -214,8 +214,8 @@ def test_an_older_one_without_work_is_replaced(version: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_one_is_replaced_when_it_is_older(backend: Backend) -> None:
-    """What stands in front of it pretends that it is old; the real one gets the signal."""
+def test_a_real_older_backend_is_replaced(backend: Backend) -> None:
+    """A fake health route makes it look old; the real process receives the signal."""
     with answering(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=backend.process.pid, version="0.0.1", protocol=PROTOCOL)
         reaper = threading.Thread(target=backend.process.wait, daemon=True)
@@ -228,7 +228,7 @@ def test_a_real_one_is_replaced_when_it_is_older(backend: Backend) -> None:
     assert backend.process.returncode == 0
 
 
-def test_an_older_one_with_work_is_not() -> None:
+def test_a_busy_older_backend_is_not_replaced() -> None:
     with bystander() as process, answering(healthy("0.0.1", PROTOCOL - 1, active_runs=2)) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL - 1)
         with pytest.raises(BackendUnavailable) as caught:
@@ -239,13 +239,13 @@ def test_an_older_one_with_work_is_not() -> None:
 
 
 @pytest.mark.parametrize("answer", [healthy("0.0.1", active_runs=1), healthy("99.0"), healthy()])
-def test_one_that_understands_us_is_used(answer: Answer) -> None:
+def test_a_compatible_backend_is_used(answer: Answer) -> None:
     with bystander() as process, answering(answer) as other:
         write_listing(url=other.url, token="t", pid=process.pid, version="x", protocol=PROTOCOL)
         assert find_or_start().arkor_cloud_api_url == other.url
 
 
-def test_a_newer_one_that_does_not_asks_us_to_follow() -> None:
+def test_an_incompatible_newer_backend_asks_for_an_upgrade() -> None:
     with bystander() as process, answering(healthy("99.0", PROTOCOL + 1)) as newer:
         write_listing(url=newer.url, token="t", pid=process.pid, version="99.0", protocol=PROTOCOL + 1)
         with pytest.raises(BackendUnavailable, match="pip install --upgrade arkor"):
@@ -253,7 +253,7 @@ def test_a_newer_one_that_does_not_asks_us_to_follow() -> None:
 
 
 @pytest.mark.slow
-def test_one_whose_token_is_another_is_not_ours() -> None:
+def test_a_backend_that_rejects_the_token_is_not_ours() -> None:
     def strict(request: Request) -> Answer:
         return healthy() if request.path == "/healthz" else Answer(401, {"error": "no"})
 
@@ -263,7 +263,7 @@ def test_one_whose_token_is_another_is_not_ours() -> None:
 
 
 @pytest.mark.slow
-def test_one_that_does_not_leave_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_does_not_exit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arkor.client.local_backend.SHUTDOWN_SECONDS", 1.0)
     with bystander(deaf=True) as process, answering(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL)
@@ -272,7 +272,7 @@ def test_one_that_does_not_leave_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_one_that_is_mute_is_named(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_backend_is_named(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arkor.client.local_backend.HEALTH_SECONDS", (0.2, 0.5, 1.0))
     os.kill(backend.process.pid, signal.SIGSTOP)
     try:
@@ -282,10 +282,10 @@ def test_one_that_is_mute_is_named(backend: Backend, monkeypatch: pytest.MonkeyP
         os.kill(backend.process.pid, signal.SIGCONT)
 
 
-# A home that is no good
+# Unusable homes
 
 
-def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BackendUnavailable, match=f"{tmp_path}/file.*cannot be used.*ARKOR_HOME"):
         find_or_start(tmp_path / "file" / "home")
@@ -297,7 +297,7 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
         find_or_start(tmp_path / "file")
 
 
-def test_why_it_could_not_start_is_named() -> None:
+def test_the_reason_of_a_failed_start_is_named() -> None:
     arkor_home().mkdir()
     (arkor_home() / "arkor.db").mkdir()
     with pytest.raises(BackendUnavailable) as caught:
@@ -316,7 +316,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_server_by_hand_says_so(backend: Backend) -> None:
+def test_a_second_server_for_a_home_exits(backend: Backend) -> None:
     with pytest.raises(AssertionError):
         start_backend(backend.home, "--engine", "scripted")
     assert find_or_start(backend.home).arkor_cloud_api_url == backend.url

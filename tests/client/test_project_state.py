@@ -1,4 +1,4 @@
-"""A project's state file, and how a folder comes by its project."""
+"""A project's state file, and the project of a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arkor.client.api import CloudApiClient
-from arkor.client.auth.credentials import request_anonymous_token
+from arkor.client.auth.bootstrap import request_anonymous_token
 from arkor.client.project_state import ProjectState, ensure_project, read_state, slug_of, state_path, write_state
 from arkor.errors import ArkorError, CloudApiError, ProjectStateMismatch
 from arkor.protocol.jobs import Scope
@@ -40,13 +40,13 @@ def test_the_default_is_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "{}", '{"orgSlug": 1, "projectSlug": "b", "projectId": "c"}'])
-def test_a_file_that_makes_no_sense_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_file_is_ignored(tmp_path: Path, text: str) -> None:
     state_path(tmp_path).parent.mkdir()
     state_path(tmp_path).write_text(text)
     assert read_state(tmp_path) is None
 
 
-def test_a_file_that_cannot_be_read_or_written_is_shown(tmp_path: Path) -> None:
+def test_an_inaccessible_file_is_named(tmp_path: Path) -> None:
     state_path(tmp_path).mkdir(parents=True)
     with pytest.raises(ArkorError, match=r"state\.json cannot be read"):
         read_state(tmp_path)
@@ -72,7 +72,7 @@ def test_the_slug_of_a_folder(name: str, slug: str) -> None:
     assert slug_of(Path("/") / name) == slug
 
 
-def test_a_folder_gets_a_project_once(tmp_path: Path) -> None:
+def test_a_project_is_created_once(tmp_path: Path) -> None:
     folder = tmp_path / "Bot"
     folder.mkdir()
     with answering(Answer(201, {"project": PROJECT})) as server:
@@ -84,7 +84,7 @@ def test_a_folder_gets_a_project_once(tmp_path: Path) -> None:
     assert read_state(folder) == STATE
 
 
-def test_a_slug_that_is_taken_is_used_again(tmp_path: Path) -> None:
+def test_an_existing_project_is_reused(tmp_path: Path) -> None:
     folder = tmp_path / "bot"
     folder.mkdir()
     others = [{**PROJECT, "id": "p-0", "slug": "else"}, PROJECT]
@@ -92,14 +92,14 @@ def test_a_slug_that_is_taken_is_used_again(tmp_path: Path) -> None:
         assert ensure_project(client(server), "org-1", folder) == STATE
 
 
-def test_a_slug_that_is_taken_by_nobody_visible_is_the_backends_error(tmp_path: Path) -> None:
+def test_a_taken_slug_of_no_visible_project_is_an_error(tmp_path: Path) -> None:
     taken = Answer(409, {"error": "Taken."})
     with answering(taken, Answer(body={"projects": []})) as server, pytest.raises(CloudApiError, match=r"Taken\."):
         ensure_project(client(server), "org-1", tmp_path)
     assert read_state(tmp_path) is None
 
 
-def test_state_of_another_organisation_is_left_alone(tmp_path: Path) -> None:
+def test_the_state_of_another_organisation_is_kept(tmp_path: Path) -> None:
     write_state(STATE, tmp_path)
     with answering(Answer()) as server, pytest.raises(ProjectStateMismatch) as caught:
         ensure_project(client(server), "org-2", tmp_path)

@@ -1,4 +1,4 @@
-"""A class → the schema of an answer → an instance of the class."""
+"""The JSON schema of a class, and instances parsed from responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ticket:
     team: Literal["billing", "tech"]
     address: Address
     tags: list[str] = attrs.field(factory=list)
-    default: int = 3  # a field that is called like a keyword of JSON schema
+    default: int = 3  # named like a keyword of JSON schema
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ def objects_in(value: Any) -> list[dict[str, Any]]:
 def test_every_object_is_closed_and_complete(form: Any) -> None:
     assert build_response_format(form)["json_schema"]["strict"] is True
     schema = schema_of(form)
-    assert schema["type"] == "object"  # not a reference: other backends want it so
+    assert schema["type"] == "object"  # not a reference, as other backends require
     assert objects_in(schema)
     for inner in objects_in(schema):
         if "type" in inner:
@@ -93,13 +93,13 @@ def test_every_object_is_closed_and_complete(form: Any) -> None:
             assert inner["additionalProperties"] is False
 
 
-def test_a_default_is_left_to_the_class_and_a_field_of_that_name_stays() -> None:
+def test_defaults_are_dropped_but_not_fields_of_that_name() -> None:
     schema = schema_of(Ticket)
     assert "default" in schema["properties"]
     assert "default" not in schema["properties"]["default"]
 
 
-def test_a_place_for_unknown_keys_is_no_strict_form() -> None:
+def test_a_dict_is_not_strict() -> None:
     assert "strict" not in build_response_format(Loose)["json_schema"]
     assert parse_instance(Loose, '{"scores": {"a": 1}}') == Loose({"a": 1})
 
@@ -115,7 +115,7 @@ def test_a_place_for_unknown_keys_is_no_strict_form() -> None:
         (list[Address], [Address("Elm St", 12345)]),
     ],
 )
-def test_what_fits_the_schema_becomes_an_instance(form: Any, value: Any) -> None:
+def test_a_valid_response_becomes_an_instance(form: Any, value: Any) -> None:
     text = value.model_dump_json() if isinstance(value, Person) else json.dumps(value, default=plain)
     jsonschema.validate(json.loads(text), schema_of(form))
     assert parse_instance(form, text) == value
@@ -130,27 +130,27 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize(
     "text", ['{"street": 7}', '{"street": "a"', "", "{}", "null", '{"street": "a", "zip_code": "b"}']
 )
-def test_what_does_not_fit_is_said_in_a_line(text: str) -> None:
-    with pytest.raises(ArkorError, match=r"the answer does not fit Address: .+") as caught:
+def test_an_invalid_response_is_reported_on_one_line(text: str) -> None:
+    with pytest.raises(ArkorError, match=r"the response does not fit Address: .+") as caught:
         parse_instance(Address, text)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ArkorError, match=r"the answer does not fit Person: .+") as caught:
+    with pytest.raises(ArkorError, match=r"the response does not fit Person: .+") as caught:
         parse_instance(Person, text)
     assert "\n" not in str(caught.value)
 
 
 class Plain:
-    """No fields that anything could read."""
+    """A class without fields."""
 
 
 @dataclasses.dataclass
 class Either:
-    """Nothing in the JSON would say which of the two it is."""
+    """JSON does not distinguish these two."""
 
     one: Leaf | Branch
 
 
 @pytest.mark.parametrize("form", [Plain, Either, 3, "json", complex])
-def test_what_no_json_can_stand_for_is_refused_before_anything_is_sent(form: Any) -> None:
+def test_a_class_without_a_json_schema_is_rejected(form: Any) -> None:
     with pytest.raises(InvalidConfig, match="response_format: must be an attrs class"):
         build_response_format(form)

@@ -1,4 +1,4 @@
-"""A backend of another arkor on this machine, for real: a copy of the package with another version in it."""
+"""A backend of another version: a copy of the package with a changed version."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from arkor.protocol.jobs import JobStatus
 from arkor.settings import PROTOCOL, VERSION, arkor_home
 from arkor.trainer.trainer import Trainer
 
-pytestmark = pytest.mark.slow  # every test starts processes of its own
+pytestmark = pytest.mark.slow  # every test starts processes
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def start_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """`start_another(version, protocol)`: the server of such an arkor, on our home."""
+    """`start_another(version, protocol)` starts a server of that version on our home."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(version: str, protocol: int = PROTOCOL) -> subprocess.Popen[bytes]:
@@ -44,7 +44,7 @@ def start_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         environment = {**os.environ, "PYTHONPATH": str(package.parent), "ARKOR_SCRIPTED_STEP_SECONDS": "0.05"}
         process = subprocess.Popen(command, cwd=package.parent, env=environment, stderr=subprocess.DEVNULL)
         started.append(process)
-        threading.Thread(target=process.wait, daemon=True).start()  # or it would seem to live on
+        threading.Thread(target=process.wait, daemon=True).start()  # or it would remain a zombie
         deadline = time.monotonic() + 30
         while not (arkor_home() / "backend.json").exists():
             assert process.poll() is None
@@ -64,7 +64,7 @@ def listing() -> dict[str, Any]:
 
 
 def old_friend() -> arkor.CloudApiClient:
-    """A client that asks no questions, as one of that same version would be."""
+    """A client without a version check, like one of the same version."""
     url, token = listing()["url"], listing()["token"]
     credentials = arkor.AnonymousCredentials(token, "a", url, "local")
     return arkor.CloudApiClient(url, credentials, scope=arkor.Scope("local", "default"))
@@ -76,26 +76,26 @@ def submit(steps: int) -> str:
 
 
 def watch(job_id: str) -> tuple[list[int], str]:
-    """The steps that a callback gets, and how the run ended."""
+    """Return the steps that a callback receives and the result."""
     steps: list[int] = []
     result = Trainer.attach(job_id, callbacks={"on_log": lambda log: steps.append(log.step)}).wait(60)
     return steps, str(result.job.status)
 
 
-def test_an_older_one_in_mid_run_works_and_is_replaced_after_it(start_another: Start) -> None:
+def test_an_older_backend_finishes_its_run_and_is_replaced(start_another: Start) -> None:
     old = start_another("0.0.1")
     job_id = submit(60)
     assert listing()["version"] == "0.0.1"
     assert watch(job_id) == (list(range(1, 61)), "completed")
     deadline = time.monotonic() + 30
-    while listing()["version"] != VERSION:  # for a moment the run may still count as one in progress
+    while listing()["version"] != VERSION:  # the run may count as active for a moment
         assert time.monotonic() < deadline
         assert connect().list_jobs()[0].status == JobStatus.COMPLETED
     assert old.wait(20) == 0
     assert watch(job_id) == (list(range(1, 61)), "completed")
 
 
-def test_an_older_one_that_dies_in_mid_run_hands_its_run_on(start_another: Start) -> None:
+def test_the_run_of_a_dead_older_backend_is_resumed(start_another: Start) -> None:
     old = start_another("0.0.1")
     job_id = submit(100)
     first = Trainer.attach(job_id, callbacks={"on_log": lambda log: old.kill() if log.step == 5 else None})
@@ -105,8 +105,8 @@ def test_an_older_one_that_dies_in_mid_run_hands_its_run_on(start_another: Start
 
 
 @pytest.mark.parametrize("newer", [False, True])
-def test_one_that_cannot_be_spoken_to_in_mid_run_says_what_to_do(start_another: Start, newer: bool) -> None:
-    """Half is never: nothing is sent to it, and its run goes on."""
+def test_an_incompatible_busy_backend_is_named(start_another: Start, newer: bool) -> None:
+    """Nothing is sent to it, and its run continues."""
     other = start_another("99.0" if newer else "0.0.1", PROTOCOL + 1 if newer else PROTOCOL - 1)
     before = (arkor_home() / "backend.json").read_bytes()
     caller, job_id = old_friend(), submit(60)

@@ -1,7 +1,7 @@
-"""What a cell shows, on the paper of several notebooks: legible, within its width, whatever names and errors say.
+"""The output of cells in the themes of several notebooks: contrast, width, and hostile names and errors.
 
-The papers are those that these front ends document or state in their own style sheets; the front ends themselves are not
-run here.
+The themes come from the front ends' documentation and style sheets; the front ends themselves do
+not run here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PAPERS = {
     "JupyterLab, dark": ("#111111", "<body style='color:rgba(255,255,255,.87);font:13px sans-serif'>"),
 }
 
-#: The contrast of each word with its paper, 1 to 21, colours and opacities of all that it stands in taken together.
+#: The contrast of each text with the background, 1 to 21, including the opacity of all ancestors.
 CONTRASTS = """
 () => {
   const light = (rgb) => { const [r, g, b] = rgb.map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
@@ -79,7 +79,7 @@ CONTRASTS = """
 
 @pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """One of this module's own: while it is open, this thread has a running event loop, which a kernel's client minds."""
+    """A browser for this module only: its event loop on this thread would break a kernel's client."""
     path = browsers.require(request.config)
     with sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=path, args=browsers.ARGUMENTS)
@@ -88,7 +88,7 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def cells() -> list[str]:
-    """What cells show: a run that failed, cards of good and of hostile content, answers, a chart, a check."""
+    """Return the HTML of cells: a failed run, cards with plain and hostile content, answers, a chart, a check."""
 
     class Cell(NotebookProgress):
         page = ""
@@ -121,7 +121,7 @@ def cells() -> list[str]:
 
 @pytest.fixture(params=PAPERS)
 def paper(request: pytest.FixtureRequest, browser: Any) -> Iterator[Any]:
-    """The frame with our cells, sandboxed and of another origin, as Colab's and VS Code's are."""
+    """A sandboxed frame of another origin with our cells, as in Colab and VS Code."""
     background, head = PAPERS[request.param]
     page = browser.new_page(viewport={"width": 500, "height": 800})
     alarms: list[str] = []

@@ -1,4 +1,4 @@
-"""Notebooks, executed: what a cell shows while a run goes on, and what is left in the file."""
+"""Executed notebooks: the output of a cell during a run, and in the saved file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW = pytest.mark.slow  # a kernel
 
 
 def execute(server: RunServer, folder: Path, *cells: str, interrupt_after: int | None = None) -> Any:
-    """The executed notebook; `trainer` is there, attached to the server's run."""
+    """Execute a notebook in which `trainer` is attached to the server's run."""
     prepare = f"""
     from arkor import AnonymousCredentials, Trainer
     identity = AnonymousCredentials("s3cret", "a", {server.url!r}, "o")
@@ -83,7 +83,7 @@ def test_what_callbacks_print_stays_below(tmp_path: Path) -> None:
 
 
 @SLOW
-def test_an_interrupted_cell_says_how_to_go_on_and_the_next_one_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_cell_shows_how_to_resume_and_the_next_one_resumes(tmp_path: Path) -> None:
     held, events = threading.Event(), frames(*scripted_run(60))
     with running(send_and_hold(*events[:30], until=held), send(*events[30:])) as server:
         try:
@@ -99,14 +99,14 @@ def test_an_interrupted_cell_says_how_to_go_on_and_the_next_one_goes_on(tmp_path
 
 
 def chart_of(page: str) -> str:
-    """The SVG in the page's image."""
+    """Return the SVG in the page's image."""
     found = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
     assert found
     return b64decode(found[1]).decode()
 
 
 def lowest_step_of(page: str) -> float:
-    """Where the line begins, in the picture's units."""
+    """Return the x coordinate at which the line begins."""
     found = re.search(r'd="M([\d.]+) [\d.]+L', chart_of(page))
     assert found
     return float(found[1])
@@ -143,14 +143,14 @@ def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
 
 
 @SLOW
-def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: Path) -> None:
+def test_a_status_is_replaced_and_removed_at_the_end(tmp_path: Path) -> None:
     cell = """
-    from arkor.display.status_line import status_for
-    with status_for("auto") as say:
-        say("Reading <b>the data</b>")
-        say("Timing a step")
-    with status_for(False) as say:
-        say("nobody hears it")
+    from arkor.display import status_for
+    with status_for("auto") as report:
+        report("Reading <b>the data</b>")
+        report("Timing a step")
+    with status_for(False) as report:
+        report("not shown")
     print("done")
     """
     with running() as server:
@@ -160,7 +160,7 @@ def test_what_is_being_done_is_said_in_one_place_and_gone_at_the_end(tmp_path: P
 
 
 class Cell(NotebookProgress):
-    """Keeps what it would publish."""
+    """Keeps the published pages."""
 
     def __init__(self, run_progress: RunProgress, history: History | None = None) -> None:
         self.published: list[dict[str, str]] = []
@@ -191,7 +191,7 @@ def test_a_cell_draws_a_few_times_a_second_and_not_at_all_when_nothing_changes()
         assert len(cell.published) == drawn
 
 
-def test_only_a_wait_that_was_cut_short_is_told_how_to_go_on() -> None:
+def test_only_an_interrupted_wait_shows_how_to_resume() -> None:
     for error, output in ((KeyboardInterrupt, True), (TimeoutError, True), (ValueError, False)):
         cell = Cell(RunProgress())
         with pytest.raises(error):

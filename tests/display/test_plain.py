@@ -1,4 +1,4 @@
-"""The words of the tally, and progress as plain lines."""
+"""The wording of progress, and progress as plain lines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def logged(step: int, loss: float | None = None, seconds: float | None = None) -
     return TrainingLog("j", at(step if seconds is None else seconds), step, loss=loss)
 
 
-def tally_of(*losses: float, total: int = 10, pace: float = 2.0) -> RunProgress:
+def progress_of(*losses: float, total: int = 10, pace: float = 2.0) -> RunProgress:
     run_progress = RunProgress("triage")
     run_progress.update(TrainingStarted("j", at(0), total))
     for step, loss in enumerate(losses, start=1):
@@ -47,11 +47,11 @@ def tally_of(*losses: float, total: int = 10, pace: float = 2.0) -> RunProgress:
 
 
 def test_speed_and_time_left_come_from_the_time_stamps() -> None:
-    run_progress = tally_of(3.0, 2.0, 1.0)
+    run_progress = progress_of(3.0, 2.0, 1.0)
     assert run_progress.seconds_per_step == 2.0
     assert (run_progress.speed(), run_progress.time_left(), run_progress.steps()) == ("2.0 s/step", "0:14 left", "3/10")
     assert run_progress.time_left(since_last_step=4) == "0:10 left"
-    assert tally_of(3.0, 2.0, pace=0.01).speed() == "100 steps/s"
+    assert progress_of(3.0, 2.0, pace=0.01).speed() == "100 steps/s"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_speed_and_time_left_come_from_the_time_stamps() -> None:
     ],
 )
 def test_the_trend_of_the_loss(losses: tuple[float, ...], trend: int) -> None:
-    assert tally_of(*losses).trend == trend
+    assert progress_of(*losses).trend == trend
 
 
 def test_a_foreign_time_stamp_only_costs_the_speed() -> None:
@@ -87,14 +87,14 @@ def test_numbers_and_clocks() -> None:
     assert [format_duration(x) for x in (7, 102, 7511)] == ["0:07", "1:42", "2:05:11"]
 
 
-def test_what_a_backend_says_cannot_tear_the_line() -> None:
+def test_text_of_a_backend_cannot_break_the_line() -> None:
     run_progress = RunProgress("a\x1b[2Jname")
     run_progress.update(TrainingFailedEvent("j", at(1), "first line\nsecond\r\x1b[31mline"))
     assert run_progress.name == "a [2Jname"
     assert run_progress.phase == "failed: first line second [31mline"
 
 
-def test_what_a_language_is_written_with_stays() -> None:
+def test_joiners_of_scripts_and_emoji_are_kept() -> None:
     assert one_line("می\u200cخواهم\u202e\n👩\u200d👧") == "می\u200cخواهم 👩\u200d👧"
 
 
@@ -185,4 +185,4 @@ def test_an_event_that_is_not_shown_costs_next_to_nothing() -> None:
         began = time.process_time()
         for event in events:
             progress.on_event(event)
-        assert (time.process_time() - began) / len(events) < 10e-6  # 1 µs; drawn, it would be 20
+        assert (time.process_time() - began) / len(events) < 10e-6  # about 1 µs; 20 µs if each were drawn

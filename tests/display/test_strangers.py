@@ -1,4 +1,4 @@
-"""Whatever a backend says, no display raises: what is shown of a run must not end the wait for it."""
+"""No display raises for any text or number from a backend; that would end the wait."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Drawn(TerminalProgress):
 
 
 class Cell(NotebookProgress):
-    """Draws after each event, for nobody."""
+    """Draws after each event, without a notebook."""
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)

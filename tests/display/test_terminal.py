@@ -1,4 +1,4 @@
-"""The progress line in a real terminal: a child writes to a pty, and an emulator shows what stands on its screen."""
+"""The progress line in a real terminal: a child process writes to a pty that an emulator displays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with TerminalProgress(sys.stderr, RunProgress("triage")) as progress:
 
 
 def in_a_terminal(body: str, columns: int = 100, **settings: Any) -> Screen:
-    """The screen after the child has done `body`, a display called `progress` being open."""
+    """Return the screen after a child has executed `body` with the open display `progress`."""
     return Screen(SCRIPT + textwrap.indent(textwrap.dedent(body), "    "), columns, **settings)
 
 
@@ -104,13 +104,13 @@ def test_a_line_never_needs_a_second_one(columns: int) -> None:
     assert {len(lines) for _, lines in screen.moments} == {1}
 
 
-def test_why_a_run_failed_is_told_to_the_end() -> None:
+def test_the_reason_of_a_failure_is_not_cut() -> None:
     screen = in_a_terminal(
         """
         progress.on_event(TrainingStarted("j", at(0), 30))
         progress.on_event(TrainingLog("j", at(1), 3, loss=1.0))
         time.sleep(0.4)
-        progress.on_event(TrainingFailed("j", at(2), "out of memory; a smaller batch_size needs less"))
+        progress.on_event(TrainingFailedEvent("j", at(2), "out of memory; a smaller batch_size needs less"))
         """,
         columns=40,
     )
@@ -127,7 +127,7 @@ def test_why_a_run_failed_is_told_to_the_end() -> None:
         (80, r"triage  10%\|.{4,}\| 3/30 steps, loss 1\.0000 →, 3 steps/s, 0:09 left, checkpoint 3"),
     ],
 )
-def test_where_there_is_little_room_what_matters_most_stays(columns: int, line: str) -> None:
+def test_a_narrow_terminal_keeps_the_most_important_facts(columns: int, line: str) -> None:
     screen = in_a_terminal(
         """
         progress.on_event(TrainingStarted("j", at(0), 30))
@@ -160,7 +160,7 @@ def test_the_line_takes_the_width_that_the_window_has_now() -> None:
 
 
 def share_of_time_with_the_line(screen: Screen) -> float:
-    """Of the time from its first appearance."""
+    """Return the share of the time since the line first appeared."""
     shown = [(moment, lines[-1].startswith("triage")) for moment, lines in screen.moments]
     first = next(number for number, (_, visible) in enumerate(shown) if visible)
     pairs = list(zip(shown[first:], shown[first + 1 :], strict=False))
@@ -185,7 +185,7 @@ def test_a_flood_of_logs_does_not_make_the_line_flicker() -> None:
     assert len(screen.moments) < 40
 
 
-def test_behind_each_of_a_flood_of_printed_lines_it_is_back_at_once() -> None:
+def test_the_line_is_restored_after_each_of_a_flood_of_printed_lines() -> None:
     screen = in_a_terminal(FLOOD.format(reaction='print("step", step)'))
     printed = re.findall(r"step (\d+)\r\n(\r\x1b\[Ktriage )?", screen.written)
     assert [int(step) for step, _ in printed] == list(range(1, len(printed) + 1))
@@ -193,7 +193,7 @@ def test_behind_each_of_a_flood_of_printed_lines_it_is_back_at_once() -> None:
     assert all(line for _, line in printed)
 
 
-def test_a_line_that_somebody_prints_in_pieces_is_not_torn() -> None:
+def test_a_line_printed_in_pieces_is_not_torn() -> None:
     screen = in_a_terminal(
         """
         progress.on_event(TrainingStarted("j", at(0), 10))
@@ -214,8 +214,8 @@ def test_a_line_that_somebody_prints_in_pieces_is_not_torn() -> None:
     assert len(screen.lines()) == 3
 
 
-def test_what_others_print_leaves_the_line_whole() -> None:
-    """Another thread, a logger's handler that has kept its stream, a warning, a program."""
+def test_other_output_leaves_the_line_intact() -> None:
+    """Output of another thread, of a logging handler that keeps its stream, and of a program."""
     screen = in_a_terminal(
         """
         import subprocess, threading, warnings
@@ -271,7 +271,7 @@ def test_a_child_that_is_forked_off_in_mid_drawing_can_print() -> None:
     screen = in_a_terminal(
         """
         import os, threading, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons dislike any fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork in a process with threads
         taken, enough = threading.Event(), threading.Event()
         def draw():
             with progress._lock:
@@ -294,7 +294,7 @@ def test_a_child_that_is_forked_off_in_mid_drawing_can_print() -> None:
     assert "from a child" in screen.written
 
 
-def test_no_colour_is_used_so_that_none_can_be_unwanted() -> None:
+def test_no_colour_is_used() -> None:
     screen = in_a_terminal('progress.on_event(TrainingStarted("j", at(0), 10)); time.sleep(0.4)')
     assert set(re.findall(r"\x1b\[[0-9;]*[A-Za-z]", screen.written)) == {"\x1b[K"}
 
@@ -327,7 +327,7 @@ def test_a_terminal_without_unicode_gets_what_it_can_show(encoding: str) -> None
 
 
 class Terminal(io.StringIO):
-    """Counts what is written to it."""
+    """Counts the calls of `write`."""
 
     encoding = "utf-8"
     writes = 0

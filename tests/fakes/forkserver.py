@@ -26,7 +26,8 @@ PRELOADED = [
     "arkor.backend.http.app",
     "arkor.backend.http.connection",
     "arkor.backend.http.middleware",
-    "arkor.backend.store.rebuild",
+    "arkor.backend.http.server",
+    "arkor.backend.store.run_registry",
     "uvicorn.lifespan.on",
     "uvicorn.loops.asyncio",
 ]
@@ -51,6 +52,12 @@ class ForkedProcess:
         self._process = _context().Process(target=_run_module, args=settings, daemon=True)
         self._process.start()
         self.pid: int = self._process.pid
+
+    def __enter__(self) -> ForkedProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     @property
     def returncode(self) -> int | None:

@@ -36,7 +36,7 @@ GOOD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", GOOD)
-def test_what_is_right_passes(fields: dict[str, Any]) -> None:
+def test_a_valid_request_passes(fields: dict[str, Any]) -> None:
     request(**fields).check()
 
 
@@ -113,7 +113,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("field", "fields"), BAD)
-def test_what_is_wrong_is_named(field: str, fields: dict[str, Any]) -> None:
+def test_the_error_names_the_wrong_field(field: str, fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig) as caught:
         request(**fields).check()
     assert caught.value.field == field
@@ -129,7 +129,7 @@ NAMES = st.sampled_from(["messages", "adapter", "baseModel", "temperature", "top
 
 
 @given(st.dictionaries(NAMES, JSON))
-def test_whatever_comes_passes_or_is_refused(body: dict[str, Any]) -> None:
+def test_any_input_passes_or_is_invalid_config(body: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidConfig):
         from_wire(InferenceRequest, {"messages": HELLO, **body}).check()
 
@@ -139,7 +139,7 @@ def test_a_request_survives_the_wire() -> None:
     assert from_wire(InferenceRequest, to_wire(payload)) == payload
 
 
-def test_the_text_of_a_message_is_its_parts_put_together() -> None:
+def test_the_text_of_a_message_joins_its_parts() -> None:
     assert message_text({"content": "a"}) == "a"
     assert message_text({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}) == "ab"
     assert message_text({"content": None}) == message_text({}) == ""

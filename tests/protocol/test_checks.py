@@ -1,4 +1,4 @@
-"""What a check found, as a person sees it; how good an estimate was."""
+"""Reports of checks as text and HTML, and the accuracy of estimates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOUND = {
 }
 
 
-def test_the_report_has_everything() -> None:
+def test_the_report_has_every_section() -> None:
     report = str(from_wire(Check, FOUND))
     assert "3 rows to train on, 2 to evaluate on, read as chatml" in report
     assert "  │ <|user|>Hi\n  │ ⟦Bye↵⟧\n  … and 7 more tokens" in report
@@ -51,13 +51,13 @@ def test_problems_come_first_and_the_rest_is_counted() -> None:
         check.raise_for_problems()
 
 
-def test_a_check_that_is_ok_is_handed_through() -> None:
+def test_raise_for_problems_returns_a_check_that_is_ok() -> None:
     check = from_wire(Check, FOUND)
     assert check.raise_for_problems() is check
     assert from_wire(Check, json.loads(json.dumps(to_wire(check)))) == check
 
 
-def test_rows_of_strangers_steer_no_terminal_and_become_no_tag() -> None:
+def test_untrusted_rows_are_escaped_for_terminals_and_html() -> None:
     row = {"row": 1, "tokens": ["\x1b[2J\x01\x03<script>", "alert(1)</script>\x02"], "counted": [True, False]}
     check = from_wire(Check, {"preview": [row], "problems": ["line 1: <b>\x1b]0;x\x07"]})
     assert not {"\x1b", "\x01", "\x02", "\x03", "\x07"} & set(str(check))
@@ -68,7 +68,7 @@ def test_rows_of_strangers_steer_no_terminal_and_become_no_tag() -> None:
     assert page.count("<b>") == page.count("</b>")
 
 
-def test_what_is_found_bit_by_bit_becomes_one() -> None:
+def test_partial_reports_are_merged() -> None:
     parts = [{"notes": ["a"], "trainRows": 1}, {"notes": ["b"]}, {"trainRows": 2, "problems": ["c"]}]
     assert merge_reports(parts) == {"notes": ["a", "b"], "trainRows": 2, "problems": ["c"]}
 
@@ -81,12 +81,12 @@ def test_what_is_found_bit_by_bit_becomes_one() -> None:
         (102.1, "estimated 1:42, took 1:42: exactly"),
     ],
 )
-def test_how_good_an_estimate_was(took: float, words: str) -> None:
+def test_the_outcome_of_an_estimate(took: float, words: str) -> None:
     outcome = outcome_of(Estimate(60, 102.0, 1.68), {"seconds": took})
     assert str(outcome) == words
 
 
-def test_a_run_that_says_nothing_of_its_time_is_no_fault() -> None:
+def test_an_outcome_without_metrics() -> None:
     assert outcome_of(None, {"seconds": 1.0}) is None
     assert str(outcome_of(Estimate(60, 102.0, 1.68, busy=True), None)) == (
         "estimated 1:42 (estimated while the machine was busy)"
@@ -106,5 +106,5 @@ def test_a_run_that_says_nothing_of_its_time_is_no_fault() -> None:
         {"steps": 1, "seconds": 1e300, "stepSeconds": 1},
     ],
 )
-def test_what_is_no_estimate_is_none(value: object) -> None:
+def test_an_invalid_estimate_is_none(value: object) -> None:
     assert parse_estimate(value) is None

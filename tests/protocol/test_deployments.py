@@ -1,4 +1,4 @@
-"""What may be asked of a deployment and its keys."""
+"""Validation of deployments and their keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_slugs(slug: str) -> None:
 
 
 @pytest.mark.parametrize("slug", ["", "a", "a" * 51, "-ab", "ab-", "Ab", "a b", "a_b", "ab\n", "äb", "../x", None, 7])
-def test_what_is_no_slug(slug: Any) -> None:
+def test_invalid_slugs(slug: Any) -> None:
     with pytest.raises(InvalidConfig, match="slug: must be 2 to 50"):
         check_slug(slug)
 
@@ -50,7 +50,7 @@ def test_targets(target: Any) -> None:
         ({"kind": "adapter", "adapter": {"kind": "checkpoint", "jobId": "j", "step": True}}, "target.adapter.step"),
     ],
 )
-def test_what_is_no_target(target: Any, field: str) -> None:
+def test_invalid_targets(target: Any, field: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         check_target(target)
     assert caught.value.field == field
@@ -71,7 +71,7 @@ def test_retention(mode: Any, days: Any) -> None:
 @pytest.mark.parametrize(
     ("mode", "days"), [("weeks", None), ("disabled", 3), ("days", 0), ("days", -1), ("days", True), ("days", 1.5)]
 )
-def test_retention_that_makes_no_sense(mode: Any, days: Any) -> None:
+def test_invalid_retention(mode: Any, days: Any) -> None:
     with pytest.raises(InvalidConfig, match="run_retention_"):
         check_retention(mode, days)
 

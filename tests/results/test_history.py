@@ -1,4 +1,4 @@
-"""The history of a run: what was logged, as rows and as columns, whoever has watched."""
+"""The history of a run as rows and as columns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rows_and_columns() -> None:
         history[3]
 
 
-def test_a_zero_is_not_nothing() -> None:
+def test_a_zero_is_not_a_missing_number() -> None:
     history = History()
     history.add(0, 0.0)
     assert (history.step, history.loss) == ([0], [0.0])
@@ -54,7 +54,7 @@ def test_equal_histories_are_equal_and_survive_pickling() -> None:
     assert some() != [1]
 
 
-def test_a_step_that_no_column_holds_does_not_end_the_wait() -> None:
+def test_a_step_beyond_64_bits_is_clipped() -> None:
     history = History()
     history.add(10**30, 1.0)
     assert history.step == [2**63 - 1]
@@ -91,7 +91,7 @@ def test_the_plot_has_a_line_for_each_loss() -> None:
 
 
 @pytest.mark.parametrize(("call", "module"), [("to_pandas", "pandas"), ("plot", "matplotlib")])
-def test_who_lacks_a_library_is_told_how_to_get_it(call: str, module: str) -> None:
+def test_a_missing_library_is_an_error_with_the_command_to_install_it(call: str, module: str) -> None:
     code = f"""
 import sys
 import tracemalloc
@@ -113,7 +113,7 @@ def test_the_result_has_every_log(tmp_path: Path) -> None:
     assert repr(result.history) == "History(3 logs, steps 1 to 3)"
 
 
-def test_a_wait_that_was_cut_short_and_taken_up_again_has_every_log_once(tmp_path: Path) -> None:
+def test_an_interrupted_and_resumed_wait_has_every_log_once(tmp_path: Path) -> None:
     steps = [send(log_frame(1), log_frame(2)), send(log_frame(3), completed("4"))]
     with running(*steps) as server:
         trainer = server.watch(tmp_path, callback_errors="raise", callbacks={"on_log": fail_once_at_step_2()})
@@ -133,12 +133,12 @@ def fail_once_at_step_2() -> Callable[[Any], None]:
     return on_log
 
 
-def test_who_attaches_in_the_middle_has_what_it_saw(tmp_path: Path) -> None:
+def test_attaching_in_the_middle_has_the_later_logs(tmp_path: Path) -> None:
     with running(send(log_frame(3), completed("4"))) as server:
         assert server.watch(tmp_path, since="2").wait().history.step == [3]
 
 
-def test_a_history_shows_itself() -> None:
+def test_representations_of_a_history() -> None:
     assert History()._repr_html_() == "no logs"
     assert some()._repr_html_().startswith("<img")
     assert repr(History()) == "History(no logs)"

@@ -1,4 +1,4 @@
-"""A run and its end as a notebook shows them: useful, escaped, without secrets, whatever a backend said."""
+"""Cards of jobs and results for notebooks: complete, escaped, without secrets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_a_job_says_what_it_is() -> None:
+def test_the_card_of_a_job() -> None:
     assert repr(job()) == "TrainingJob(id='3f9a', name='support-bot', status='completed', model='m')"
     assert repr(job(error="it broke")).endswith("model='m', error='it broke')")
     texts = Page(job()._repr_html_()).texts
@@ -60,7 +60,7 @@ def test_a_job_says_what_it_is() -> None:
     )
 
 
-def test_a_result_says_how_it_ended() -> None:
+def test_the_card_of_a_result() -> None:
     history = History()
     history.add(60, 0.25)
     best = BestCheckpoint(40, "eval_loss", 0.3, Adapter("checkpoint", "3f9a", 40))
@@ -73,12 +73,12 @@ def test_a_result_says_how_it_ended() -> None:
     assert {"0.2500", "step 40, eval_loss 0.3000", "final, dict", "1 logs; result.history shows them"} <= set(texts)
 
 
-def test_of_a_file_that_was_uploaded_the_name_is_shown() -> None:
+def test_an_uploaded_file_is_shown_by_its_name() -> None:
     output = job(config={"model": "m", "datasetSource": {"type": "blob", "url": "/v1/datasets/0123abcd/tickets.jsonl"}})
     assert "tickets.jsonl" in Page(output._repr_html_()).texts
 
 
-def test_of_a_long_text_a_line_shows_the_beginning_and_a_card_more() -> None:
+def test_long_texts_are_shortened() -> None:
     output = job(error="out of memory " * 1000)
     assert len(repr(output)) < 400
     assert repr(output).endswith("…')")
@@ -91,7 +91,7 @@ def test_many_artifacts_are_counted() -> None:
     assert "checkpoints/7, and 12 more" in Page(result._repr_html_()).texts[-1]
 
 
-def test_what_strangers_wrote_stays_text() -> None:
+def test_untrusted_text_is_escaped() -> None:
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     config = {"model": hostile, "datasetSource": {"type": "huggingface", "name": hostile}, "optim": hostile}
     output = job(id=hostile, name=hostile, status=hostile, error=hostile, createdAt=hostile, config=config)
@@ -125,12 +125,12 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(JOB, JSON)), st.lists(JSON, max_size=3))
-def test_whatever_a_backend_says_can_be_shown(output: dict[str, Any], artifacts: list[Any]) -> None:
-    told = from_wire(TrainingJob, output)
-    result = TrainingResult(told, tuple(artifacts))
-    for page in (told._repr_html_(), result._repr_html_()):
+def test_any_job_of_a_backend_can_be_shown(output: dict[str, Any], artifacts: list[Any]) -> None:
+    decoded = from_wire(TrainingJob, output)
+    result = TrainingResult(decoded, tuple(artifacts))
+    for page in (decoded._repr_html_(), result._repr_html_()):
         assert Page(page).tags <= {"div", "b", "bdi", "span", "table", "tr", "td"}
-    assert re.match(r"Training(Job|Result)\(", repr(told) + repr(result))
+    assert re.match(r"Training(Job|Result)\(", repr(decoded) + repr(result))
 
 
 def test_a_diverged_run_shows_its_last_loss() -> None:

@@ -1,4 +1,4 @@
-"""A real `arkor dev` beside a real backend whose runs are scripted; and a browser, where there is one."""
+"""A real `arkor dev` with a real backend, whose runs are scripted; and a browser if one is installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
 
 @frozen
 class Studio:
-    """A running `arkor dev`: its address without the token, the token, the project, the process."""
+    """A running `arkor dev`: its URL without the token, the token, the project, the process."""
 
     url: str
     token: str
@@ -50,7 +50,7 @@ class Studio:
         return self.url.rsplit(":", 1)[1]
 
     def call(self, method: str, path: str, headers: dict[str, str] | None = None, **rest: Any) -> requests.Response:
-        """A request of the page itself: with the token."""
+        """Send a request with the token, as the page does."""
         headers = {TOKEN_HEADER: self.token, **(headers or {})}
         return requests.request(method, self.url + path, headers=headers, timeout=30, allow_redirects=False, **rest)
 
@@ -61,13 +61,13 @@ class Studio:
         return self.call("POST", path, **rest)
 
     def stop(self) -> None:
-        """As Ctrl-C does."""
+        """Stop it like Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait(10)
 
 
 def start_studio(folder: Path, *arguments: str, home: Path | None = None) -> Studio:
-    """`arkor dev` in that folder, by default on any free port; returns when it says where it is."""
+    """Start `arkor dev` in that folder, by default on a free port, and wait until it prints its URL."""
     environment = {**os.environ, **({"ARKOR_HOME": str(home)} if home else {})}
     command = [sys.executable, "-m", "arkor", "dev", *(arguments or ("--port", "0"))]
     log = (folder / "studio.log").open("w")
@@ -86,7 +86,7 @@ def start_studio(folder: Path, *arguments: str, home: Path | None = None) -> Stu
 
 
 def write_project(folder: Path) -> Path:
-    """A project with a trainer."""
+    """Write a project with a trainer."""
     folder.mkdir()
     (folder / "train.py").write_text(ENTRY)
     (folder / "tickets.jsonl").write_text(ROW * 3)
@@ -100,7 +100,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def module_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Backend]]:
-    """Studio and its backend, once for the tests of a module that leave nothing behind."""
+    """Studio and its backend, shared by the tests of a module that clean up after themselves."""
     folder = tmp_path_factory.mktemp("studio")
     backend = start_backend(folder / "arkor-home", "--engine", "scripted")
     started = start_studio(write_project(folder / "my-project"), home=backend.home)
@@ -113,7 +113,7 @@ def module_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[St
 
 @pytest.fixture
 def studio_env(module_studio: tuple[Studio, Backend], monkeypatch: pytest.MonkeyPatch) -> Studio:
-    """The same, with its home as that of the test."""
+    """The shared Studio, with `ARKOR_HOME` set for the test."""
     started, backend = module_studio
     monkeypatch.setenv("ARKOR_HOME", str(backend.home))
     return started
@@ -121,7 +121,7 @@ def studio_env(module_studio: tuple[Studio, Backend], monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def studio(backend: Backend, project: Path) -> Iterator[Studio]:
-    """Studio beside a backend whose runs take no time."""
+    """Studio with a backend whose runs take no time."""
     started = start_studio(project)
     yield started
     started.process.kill()
@@ -130,7 +130,7 @@ def studio(backend: Backend, project: Path) -> Iterator[Studio]:
 
 @pytest.fixture
 def slow_studio(slow_backend: Backend, project: Path) -> Iterator[Studio]:
-    """Studio beside a backend whose steps take a tenth of a second."""
+    """Studio with a backend whose steps take a tenth of a second."""
     started = start_studio(project)
     yield started
     started.process.kill()
@@ -148,14 +148,14 @@ def client(request: pytest.FixtureRequest) -> Iterator[CloudApiClient]:
 
 
 def submit(client: CloudApiClient, name: str = "a run", **config: Any) -> str:
-    """A run of the scripted engine; returns its id."""
+    """Submit a run of the scripted engine and return its id."""
     source = {"type": "blob", "url": "https://example.com/rows.jsonl"}
     config.setdefault("model", "org/small-model")
     return client.create_job(name, JobConfig(dataset_source=source, **config)).id
 
 
 def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 60) -> None:
-    """Wait until the run stands so."""
+    """Wait until the run has one of these statuses."""
     deadline = time.monotonic() + seconds
     while client.get_job(job_id).status not in statuses:
         assert time.monotonic() < deadline, client.get_job(job_id)
@@ -164,7 +164,7 @@ def until(client: CloudApiClient, job_id: str, *statuses: str, seconds: float = 
 
 @pytest.fixture(scope="package")
 def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A browser, once for all tests of this folder; while it is open, this thread has a running event loop."""
+    """A browser, shared by the tests of this folder; it runs an event loop in this thread."""
     path = browsers.require(request.config)
     from playwright import sync_api as playwright  # noqa: PLC0415 - for those tests alone
 
@@ -177,7 +177,7 @@ def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 class Tab:
-    """A page of the browser, and what it complained about."""
+    """A page of the browser, with its errors and requests."""
 
     def __init__(self, page: Any, studio: Studio) -> None:
         self.page = page
@@ -193,7 +193,7 @@ class Tab:
         page.on("request", lambda request: self.requests.append(request.url))
 
     def open(self, path: str = "/") -> Any:
-        """Go there, with the token of the launch behind the first address, as a person does."""
+        """Open a page; the first URL has the token, as the printed one."""
         token = "" if self.requests else f"#token={self.studio.token}"
         self.page.goto(f"{self.studio.url}{path}{token}")
         self.page.locator("main:not([aria-busy])").wait_for()
@@ -202,7 +202,7 @@ class Tab:
 
 @pytest.fixture
 def new_tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
-    """Opens tabs; at the end none of them may have complained or asked for anything elsewhere."""
+    """Open tabs; at the end, none may have an error or a request to another host."""
     contexts, tabs = [], []
 
     def make(studio: Studio, *, width: int = 1280, theme: str = "light") -> Tab:

@@ -1,4 +1,4 @@
-"""A project's entry point, looked at in a process of its own."""
+"""A project's entry point, read in a separate process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_what_it_would_train(project: Path) -> None:
     config = entry.trainer["config"]
     assert (config["model"], config["maxSteps"], config["loraR"]) == ("org/small-model", 12, 16)
     size = (project / "tickets.jsonl").stat().st_size
-    assert entry.trainer["data"] == {"name": "tickets.jsonl", "kind": "file", "there": True, "bytes": size}
+    assert entry.trainer["data"] == {"name": "tickets.jsonl", "kind": "file", "bytes": size}
 
 
 def test_an_edit_is_seen_at_the_next_look(project: Path) -> None:
@@ -43,7 +43,7 @@ def test_data_that_is_not_there(project: Path) -> None:
     (project / "tickets.jsonl").unlink()
     entry = probe_entry(project)
     assert entry.trainer
-    assert entry.trainer["data"]["there"] is False
+    assert entry.trainer["data"]["bytes"] is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> 
     entry = probe_entry(write(project, text), seconds=3)
     assert time.monotonic() - began < 30
     assert entry.fault
-    assert entry.fault["sentence"].startswith("The entry point was not done after 3 s, and was ended.")
+    assert entry.fault["sentence"].startswith("The import of the entry point took longer than 3 s and was stopped.")
     child = int((project / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
@@ -114,7 +114,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_has_started(project: Path) -> 
 def test_one_that_ends_python(project: Path) -> None:
     entry = probe_entry(write(project, "import os\nos._exit(7)\n"))
     assert entry.fault
-    assert entry.fault["sentence"] == "The entry point ended Python itself (exit status 7)."
+    assert entry.fault["sentence"] == "The entry point ended its Python process (exit status 7)."
 
 
 def test_threads_that_are_left_do_not_hold_it_up(project: Path) -> None:

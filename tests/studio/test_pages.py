@@ -1,27 +1,27 @@
-"""The pages of Studio in a real browser, which has never seen the internet."""
+"""The pages of Studio in a real browser, without internet access."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 
 from arkor.client.api import CloudApiClient
 from tests.studio.conftest import Studio, Tab, start_studio, submit, until
 
 pytestmark = pytest.mark.slow
 
-WEIGHT = 300_000  # bytes in all, as they travel: nothing is compressed
+WEIGHT = 300_000  # bytes in total, uncompressed
 NAME = "<img src=x onerror=alert(1)>"
 
 
-# Who gets in
+# Access
 
 
 def test_the_token_leaves_the_address_and_stays_in_the_browser(studio_env: Studio, new_tab: Callable[..., Tab]) -> None:
@@ -39,11 +39,11 @@ def test_without_it_studio_is_locked_until_it_is_pasted(studio_env: Studio, chro
     context = chromium.new_context()
     page = context.new_page()
     page.goto(f"{studio_env.url}/runs")
-    expect(page.get_by_role("heading", name="This Studio is locked")).to_be_visible()
-    page.get_by_label("Or paste the address").fill("x" * 43)
+    expect(page.get_by_role("heading", name="Studio is locked")).to_be_visible()
+    page.get_by_label("Or paste the URL").fill("x" * 43)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_text("That is not the token of this launch.")).to_be_visible()
-    page.get_by_label("Or paste the address").fill(f"{studio_env.url}/#token={studio_env.token}")
+    page.get_by_label("Or paste the URL").fill(f"{studio_env.url}/#token={studio_env.token}")
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible()
     context.close()
@@ -60,14 +60,14 @@ def test_overview_shows_the_trainer_and_runs_it(
     expect(page.locator("#trainer")).to_contain_text("org/small-model")
     page.get_by_role("button", name="Run training").dblclick()
     expect(page.locator(".console")).to_contain_text("support-bot: completed")
-    expect(page.locator("#launch")).to_contain_text("its process has ended")
+    expect(page.locator("#launch")).to_contain_text("ended")
     assert len(client.list_jobs()) == 1
     expect(page.locator("#latest")).to_contain_text("support-bot")
-    page.get_by_role("button", name="Dry run").click()  # another click, so another run
+    page.get_by_role("button", name="Dry run").click()  # another click starts another run
     expect(page.locator("#launch")).to_contain_text("Dry run")
-    expect(page.locator("#launch")).to_contain_text("its process has ended")
+    expect(page.locator("#launch")).to_contain_text("ended")
     assert [job.config.dry_run for job in client.list_jobs()] == [True, None]
-    page.get_by_role("link", name="See the run").click()
+    page.get_by_role("link", name="Open the run").click()
     expect(page.get_by_role("heading", name="support-bot")).to_contain_text("completed")
 
 
@@ -80,7 +80,7 @@ def test_overview_shows_what_is_wrong_and_that_it_was_mended(studio: Studio, new
     expect(page.locator("#trainer")).to_contain_text("did you mean 'max_steps'?")
     expect(page.get_by_role("button", name="Run training")).to_have_count(0)
     entry.write_text(good)
-    page.get_by_role("button", name="Read again").click()
+    page.get_by_role("button", name="Reload").click()
     expect(page.get_by_role("button", name="Run training")).to_be_visible()
 
 
@@ -96,7 +96,7 @@ def test_runs_are_searched_filtered_sorted_and_picked(
     failing = submit(client, "broken", model="scripted/fail")
     until(client, failing, "failed")
     rows = page.locator("tbody tr")
-    expect(rows).to_have_count(4)  # it appears by itself
+    expect(rows).to_have_count(4)  # it appears without a reload
     page.get_by_role("searchbox").fill("gam")
     expect(rows).to_have_count(1)
     expect(page).to_have_url(f"{studio.url}/runs?q=gam")
@@ -109,17 +109,17 @@ def test_runs_are_searched_filtered_sorted_and_picked(
     page.get_by_role("button", name="Step").click()
     expect(rows.first).to_contain_text("alpha")
     expect(page.locator("th[aria-sort=descending]")).to_contain_text("Step")
-    page.get_by_label("Pick gamma").check()
-    page.get_by_label(f"Pick {NAME}").check()
-    page.wait_for_timeout(2500)  # the list comes anew meanwhile
-    expect(page.get_by_label("Pick gamma")).to_be_checked()
+    page.get_by_label("Select gamma").check()
+    page.get_by_label(f"Select {NAME}").check()
+    page.wait_for_timeout(2500)  # the list is refreshed meanwhile
+    expect(page.get_by_label("Select gamma")).to_be_checked()
     page.get_by_role("link", name="Compare").click()
     expect(page.get_by_role("heading", name="Compare")).to_be_visible()
     assert set(re.findall(r"run=(\w+)", page.url)) == {jobs[0], jobs[2]}
     expect(page.locator(".chart canvas")).to_have_count(2)
     expect(page.get_by_role("row", name="max_steps")).to_be_visible()
     expect(page.get_by_role("row", name="model")).to_be_hidden()
-    page.get_by_text("Those that are the same, too").click()
+    page.get_by_text("Show equal settings").click()
     expect(page.get_by_role("row", name="model")).to_be_visible()
 
 
@@ -140,7 +140,7 @@ def test_runs_are_sorted_on_a_phone(studio: Studio, client: CloudApiClient, new_
     page.get_by_role("button", name="Name").click()
     expect(names).to_have_text(["alpha", "beta", "gamma"])
     expect(page.locator("th[aria-sort=ascending]")).to_contain_text("Name")
-    page.get_by_role("searchbox").fill("a")  # the order stays what it is
+    page.get_by_role("searchbox").fill("a")  # the order is kept
     expect(page).to_have_url(f"{studio.url}/runs?q=a&sort=name")
 
 
@@ -150,15 +150,13 @@ def test_runs_are_sorted_on_a_phone(studio: Studio, client: CloudApiClient, new_
 def test_a_run_is_seen_learning_and_cancelled(
     slow_studio: Studio, client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    job = submit(client, NAME, max_steps=400, save_steps=50, eval_steps=5, learning_rate=1e-3)
+    job = submit(client, NAME, max_steps=4000, save_steps=50, eval_steps=5, learning_rate=1e-3)
     page = new_tab(slow_studio).open(f"/runs/{job}")
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     expect(page.locator(".chart canvas")).to_have_count(4)
     expect(page.locator("[data-checkpoints]")).to_contain_text("step 50")
     step = page.locator("[data-fact=step]")
-    first = int(step.inner_text().split("/")[0])
-    page.wait_for_timeout(1500)
-    assert int(step.inner_text().split("/")[0]) > first
+    expect(step).not_to_have_text(step.inner_text())
     expect(page.get_by_role("link", name="Chat with step 50")).to_have_attribute(
         "href", f"/playground?run={job}&step=50"
     )
@@ -166,7 +164,7 @@ def test_a_run_is_seen_learning_and_cancelled(
     page.get_by_role("button", name="Go back").click()
     assert client.get_job(job).status == "running"
     page.get_by_role("button", name="Cancel").click()
-    page.wait_for_timeout(6500)  # whoever ponders the question; behind it the page is brought up to date all 3 s
+    page.wait_for_timeout(6500)  # the page is refreshed every 3 s under the dialog
     page.get_by_role("button", name="Cancel the run").click()
     expect(page.locator("#run-head .status")).to_have_text("cancelled")
     expect(page.locator("[data-progress]")).to_have_attribute("data-end", "cancelled")
@@ -181,7 +179,7 @@ def test_the_tab_tells_how_far_a_run_is_even_while_nobody_looks(
     expect(page).to_have_title(re.compile(r"^\d+ % · <img"))
     page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.wait_for_timeout(7000)  # its connection is given up by then
+    page.wait_for_timeout(7000)  # it has closed its connection by then
     client.cancel_job(job)
     expect(page).to_have_title(f"Cancelled · {NAME}", timeout=60_000)
 
@@ -201,7 +199,7 @@ def test_only_the_checkpoints_that_are_kept_are_offered(
         expect(page.get_by_role("link", name=f"Chat with step {step}", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name=re.compile(r"^Chat with step"))).to_have_count(len(kept))
     page = tab.open(f"/playground?run={job}")
-    options = page.get_by_label("Model: which weights of it", exact=True).locator("option")
+    options = page.get_by_label("Model: checkpoint", exact=True).locator("option")
     expect(options).to_have_text([f"Step {step}" for step in sorted(kept, reverse=True)] + ["Untrained"])
 
 
@@ -229,7 +227,7 @@ def test_a_run_that_failed_says_why_and_one_that_diverged_what_to_do(
     expect(page.get_by_role("alert").first).to_contain_text("This model fails by design; name another one.")
     expect(page.get_by_role("alert").first).to_contain_text(f"arkor logs {failed[:8]}")
     tab.open(f"/runs/{diverged}")
-    expect(page.locator("[data-diverged]")).to_contain_text("Since step 1 nothing is learnt")
+    expect(page.locator("[data-diverged]")).to_contain_text("Training has diverged at step 1")
     expect(page.locator("[data-fact=loss]")).to_have_text("NaN")
 
 
@@ -287,7 +285,7 @@ def test_the_step_that_is_read_stays_while_the_run_goes_on(
     for _ in range(2):
         plot.press("ArrowRight")
     expect(readout).to_contain_text("step 2 ")
-    expect(plot).to_have_attribute("aria-label", re.compile(r"at step (4[1-9]|[5-9]\d|\d\d\d)\."))  # drawn anew twice
+    expect(plot).to_have_attribute("aria-label", re.compile(r"at step (4[1-9]|[5-9]\d|\d\d\d)\."))  # drawn twice more
     page.wait_for_timeout(300)
     assert "step 2 " in readout.inner_text()
     plot.press("ArrowRight")
@@ -295,7 +293,7 @@ def test_the_step_that_is_read_stays_while_the_run_goes_on(
     client.cancel_job(job)
 
 
-# Away and back
+# Interruptions
 
 
 def test_studio_stops_and_comes_back(slow_studio: Studio, client: CloudApiClient, chromium: Any) -> None:
@@ -306,7 +304,7 @@ def test_studio_stops_and_comes_back(slow_studio: Studio, client: CloudApiClient
     slow_studio.stop()
     expect(page.get_by_text("Studio has stopped.")).to_be_visible()
     again = start_studio(slow_studio.folder, "--port", slow_studio.port)
-    expect(page.get_by_role("heading", name="This Studio is locked")).to_be_visible()
+    expect(page.get_by_role("heading", name="Studio is locked")).to_be_visible()
     page.goto(f"{again.url}/runs/{job}#token={again.token}")
     expect(page.locator("[data-fact=step]")).to_have_text("60 / 60")
     with page.expect_download() as csv:
@@ -362,7 +360,7 @@ def test_eight_tabs_on_one_run_all_see_it(
         expect(tab.locator("[data-fact=step]")).to_have_text("60 / 60")
 
 
-# Everywhere
+# Every page
 
 
 PLACES = ["/", "/runs", "/runs/{job}", "/runs/{failed}", "/compare?run={job}&run={failed}", "/compare"]
@@ -370,7 +368,7 @@ PLACES = ["/", "/runs", "/runs/{job}", "/runs/{failed}", "/compare?run={job}&run
 
 @pytest.fixture
 def places(studio_env: Studio, client: CloudApiClient) -> list[str]:
-    """Pages with something on them."""
+    """Pages with content."""
     job = submit(
         client, "a name that is longer than a column of a table has room for, by far", max_steps=60, eval_steps=5
     )
@@ -400,6 +398,27 @@ def test_nothing_is_wider_than_a_phone(studio_env: Studio, places: list[str], ne
         assert page.evaluate("document.documentElement.scrollWidth") <= 380, place
 
 
+def paint_without_data(tab: Tab, path: str) -> None:
+    """Open a page while every request for data is held back, until its first paint; then let it load."""
+    held: list[Any] | None = []
+
+    def hold(route: Any) -> None:
+        if held is None or route.request.resource_type != "xhr":
+            route.continue_()
+        else:
+            held.append(route)
+
+    tab.page.route("**/*", hold)
+    tab.page.goto(f"{tab.studio.url}{path}#token={tab.studio.token}")
+    tab.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length && window.htmx")
+    tab.page.locator("main[aria-busy]").wait_for()
+    routes, held = held, None
+    for route in routes:
+        with suppress(Error):  # the page has replaced the request by another one
+            route.continue_()
+    tab.page.locator("main:not([aria-busy])").wait_for()
+
+
 def test_a_page_weighs_little_and_is_there_at_once(
     studio_env: Studio, places: list[str], new_tab: Callable[..., Tab]
 ) -> None:
@@ -412,21 +431,14 @@ def test_a_page_weighs_little_and_is_there_at_once(
                 sizes.append(len(answer.body()))
 
         tab.page.on("response", weigh)
-        page = tab.open(place)
-        page.wait_for_timeout(500)
+        paint_without_data(tab, place)
+        tab.page.wait_for_timeout(500)
         assert sum(sizes) < WEIGHT, place
-        painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-        assert painted < 5000, place  # milliseconds; measured: below 210
 
 
 def test_studio_paints_as_soon_as_it_is_ready(backend: object, project: Path, new_tab: Callable[..., Tab]) -> None:
     studio = start_studio(project)
-    ready = time.time()
-    page = new_tab(studio).open()
-    painted = page.evaluate(
-        "performance.timeOrigin + performance.getEntriesByName('first-contentful-paint')[0].startTime"
-    )
-    assert painted / 1000 - ready < 5  # measured: below 0.3 s
+    paint_without_data(new_tab(studio), "/")
     studio.stop()
 
 

@@ -1,4 +1,4 @@
-"""The list of runs: searched, filtered, sorted, in pages; and what it costs to keep up to date."""
+"""The list of runs: search, filters, order, pages; and the requests that an update needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import JobConfig, TrainingJob
-from arkor.studio.run_index import ORDERS, PER_PAGE, SORTS, Query, RunIndex, loss_of, paginate, step_of, total_of
+from arkor.studio import run_index
+from arkor.studio.rendering import total_steps
+from arkor.studio.run_index import ORDERS, PER_PAGE, SORTS, Query, RunIndex, paginate
 from tests.backend.http.routes.test_job_list import fill
 from tests.conftest import Backend, start_backend
 from tests.studio.conftest import Studio, start_studio, submit, until
@@ -66,7 +68,7 @@ def names(address: str) -> list[str]:
         ("sort=status", "beta alpha gamma"),
         ("sort=step&order=desc", "alpha gamma beta"),
         ("sort=loss&order=desc", "gamma alpha beta"),
-        ("sort=loss", "gamma alpha beta"),  # those that have none, or none that is a number, are last either way
+        ("sort=loss", "gamma alpha beta"),  # runs without a finite loss are last in both orders
         ("sort=step", "gamma alpha beta"),
         ("by=name+desc", "gamma beta alpha"),
         ("by=loss+asc&sort=name", "gamma alpha beta"),
@@ -104,15 +106,15 @@ def test_an_empty_page() -> None:
 
 
 def test_what_a_backend_does_not_tell_is_none() -> None:
-    assert (step_of(RUNS[2]), total_of(RUNS[2]), loss_of(RUNS[2])) == (None, None, None)
-    assert total_of(evolve(RUNS[2], config=JobConfig("m", None, max_steps=7))) == 7
-    assert math.isnan(loss_of(RUNS[1]) or 0)
+    assert (RUNS[2].step, total_steps(RUNS[2]), RUNS[2].last_loss) == (None, None, None)
+    assert total_steps(evolve(RUNS[2], config=JobConfig("m", None, max_steps=7))) == 7
+    assert math.isnan(RUNS[1].last_loss or 0)
     strange = job(1, step="5", totalSteps=[], lastLoss={}, nonFinite="x")
-    assert (step_of(strange), total_of(strange), loss_of(strange)) == (None, None, None)
+    assert (strange.step, total_steps(strange), strange.last_loss) == (None, None, None)
 
 
 class Counting:
-    """A link whose client counts what it asks for; it asks the real backend."""
+    """A connection to the real backend that counts its requests."""
 
     def __init__(self, client: CloudApiClient) -> None:
         self._client, self.calls = client, 0
@@ -140,7 +142,8 @@ def many(tmp_path: Path) -> Iterator[Backend]:
 
 
 @pytest.mark.slow
-def test_it_is_kept_up_to_date_at_the_price_of_a_page(many: Backend) -> None:
+def test_it_is_kept_up_to_date_at_the_price_of_a_page(many: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_index, "_FRESH_SECONDS", 3600)
     client = connect()
     link = Counting(client)
     info = RunIndex(link)  # type: ignore[arg-type]
@@ -148,8 +151,8 @@ def test_it_is_kept_up_to_date_at_the_price_of_a_page(many: Backend) -> None:
     assert len(everything) == 4000
     assert link.calls == 40
     info.runs()
-    assert link.calls == 40  # other tabs, in the same second
-    time.sleep(1)
+    assert link.calls == 40  # no request while it is fresh
+    monkeypatch.setattr(run_index, "_FRESH_SECONDS", -1)
     later = submit(client, "later", max_steps=1)
     before = link.calls
     assert [run.id for run in info.runs()] == [later, *everything]
@@ -161,9 +164,9 @@ def test_it_is_kept_up_to_date_at_the_price_of_a_page(many: Backend) -> None:
 def test_a_list_of_thousands_is_quick(many: Backend, project: Path) -> None:
     studio = start_studio(project)
     try:
-        studio.get("/parts/runs")  # the first time, all are asked for
+        studio.get("/parts/runs")  # the first request fetches every run
         for query in ("", "?q=run+39", "?sort=name&page=80", "?status=failed"):
-            time.sleep(1)  # so that it is brought up to date, too
+            time.sleep(1)  # so that the list is updated
             began = time.monotonic()
             answer = studio.get(f"/parts/runs{query}")
             assert time.monotonic() - began < 15  # measured: below 0.1 s
@@ -192,5 +195,5 @@ def test_two_beside_each_other(studio_env: Studio, client: CloudApiClient) -> No
     differing = text.split('class="same"')[0]
     assert 'scope="row">max_steps' in differing
     assert 'scope="row">model' not in differing
-    assert "Pick two runs or more" in studio_env.get(f"/compare?run={one}").text
+    assert "Select two or more runs" in studio_env.get(f"/compare?run={one}").text
     assert studio_env.get(f"/compare?run={one}&run=nothing").status_code == 404

@@ -1,4 +1,4 @@
-"""The rules of Studio on a shared machine: each is tried with plain HTTP, as somebody else would."""
+"""The access rules of Studio on a shared machine, tested with plain HTTP requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIONS = ["/actions/launch", "/actions/runs/some-id/cancel"]
 
 
 def bare(studio: Studio, method: str, path: str, **headers: str) -> requests.Response:
-    """A request of somebody who has no token."""
+    """Send a request without a token."""
     return requests.request(method, studio.url + path, headers=headers, timeout=10, allow_redirects=False)
 
 
@@ -125,7 +125,7 @@ def test_nobody_else_may_read_what_is_answered(studio_env: Studio) -> None:
     )
 
 
-# What the browser is told
+# Headers for the browser
 
 
 @pytest.mark.parametrize("path", [*PAGES, *PARTS, "/static/app.js", "/nothing", *ACTIONS])
@@ -155,7 +155,7 @@ def test_a_name_is_just_a_name(studio_env: Studio, client: CloudApiClient) -> No
     name = "<img src=x onerror=alert(1)>\"'&"
     job, other = submit(client, name, model="<b>model</b>"), submit(client, name, model="scripted/fail")
     until(client, other, "failed")
-    time.sleep(1)  # what a list has been asked for serves other tabs for 0.9 s
+    time.sleep(1)  # a list is cached for 0.9 s
     for path in (
         "/parts/latest",
         "/parts/runs",

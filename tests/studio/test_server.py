@@ -48,14 +48,15 @@ def test_open_shows_the_token_to_nobody_else(
 def test_it_ends_at_once_even_while_somebody_watches(
     slow_studio: Studio, client: CloudApiClient, number: signal.Signals
 ) -> None:
-    job = submit(client, max_steps=40)
+    job = submit(client, max_steps=100_000)
     until(client, job, "running")
     headers = {TOKEN_HEADER: slow_studio.token}
     with requests.get(f"{slow_studio.url}/streams/runs/{job}", headers=headers, stream=True, timeout=20):
         slow_studio.process.send_signal(number)
-        slow_studio.process.wait(10)
+        slow_studio.process.wait(30)
     assert "Traceback" not in (slow_studio.folder / "studio.log").read_text()
-    until(client, job, "completed")
+    assert client.get_job(job).status == "running"
+    client.cancel_job(job)
 
 
 def test_where_no_backend_can_be_reached_the_pages_say_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_where_no_backend_can_be_reached_the_pages_say_so(project: Path, monkeyp
     for path in ("/parts/latest", "/parts/runs", "/runs/x", "/compare?run=x", "/parts/identity?long=1"):
         answer = studio.get(path)
         assert answer.status_code == 502, path
-        assert "The backend does not answer" in answer.text
+        assert "The backend cannot be reached" in answer.text
         assert "127.0.0.1:9" in answer.text
         assert "secret-of-mine" not in answer.text
     assert studio.get("/streams/runs/x").status_code == 502

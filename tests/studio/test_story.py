@@ -1,4 +1,4 @@
-"""The whole story of Studio, as a person lives it: a real model learns, answers while it does, and is published."""
+"""Studio from start to end: train a real model, chat with it meanwhile, publish it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ trainer = Trainer(
 """
 TICKETS = {"My card was charged twice": "billing", "I cannot log in": "account", "The app crashes on start": "bug"}
 TICKET = "I cannot log in"
-LONG, SHORT = 300, 3  # steps: more than anybody waits for, and hardly any
-ANSWERED = re.compile(r"^\d+ tokens? · .* in the prompt")  # what stands under an answer that has come to its end
-TRAINING_MS = 120_000  # the longest that a step, a model or an answer may take where much else goes on
+LONG, SHORT = 300, 3  # steps: longer than the test waits, and very few
+ANSWERED = re.compile(r"^\d+ tokens? · .* prompt tokens")  # the note under a complete answer
+TRAINING_MS = 120_000  # the limit for a step, a model load or an answer on a busy machine
 
 
 @pytest.fixture
 def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
-    """Studio beside the backend that it starts by itself; a backend that trains, and has never done so before."""
+    """Studio with a backend that it starts itself, and that trains real models."""
     install_starter(Path(os.environ["ARKOR_HOME"]), starter)
     folder = tmp_path / "help-desk"
     folder.mkdir()
@@ -55,7 +55,7 @@ def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
     started = start_studio(folder)
     yield started
     family = [psutil.Process(started.process.pid), *psutil.Process(started.process.pid).children(recursive=True)]
-    for process in family:  # who watches a run would start its backend again
+    for process in family:  # a process that watches a run would restart the backend
         process.kill()
     started.process.wait()
 
@@ -79,23 +79,23 @@ def test_from_a_script_to_an_endpoint(studio: Studio, new_tab: Callable[..., Tab
         message: Any = {"role": "user", "content": TICKET}
         answer = client.chat.completions.create(model="help-desk", messages=[message])
     assert answer.choices[0].message.content == output
-    tab.page.get_by_role("button", name="I have it").click()
+    tab.page.get_by_role("button", name="Done").click()
     expect(tab.page.get_by_role("region", name="Keys", exact=True)).not_to_contain_text("never")
     assert key not in tab.page.content()
 
 
 def start_a_run(tab: Tab, name: str) -> str:
-    """By the button, as the script is now; returns the run's id, on its page."""
+    """Start the script's run with the button, open its page, and return its id."""
     page = tab.open("/")
     expect(page.get_by_role("heading", name=name)).to_be_visible()
     page.get_by_role("button", name="Run training").click()
-    page.get_by_role("link", name="Watch it learn").click()
+    page.get_by_role("link", name="Open the run").click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
     return str(page.url).rsplit("/", 1)[1]
 
 
 def watch_the_loss_fall(page: Any) -> None:
-    """As the chart says it to those who do not see it, and as the arrow keys read it."""
+    """Check the chart's description for screen readers, and the values at the arrow keys."""
     chart = page.get_by_role("group", name=re.compile("^Loss"))
     output = re.compile(r"loss: ([\d.]+) at step 1, ([\d.]+) at step (\d+)\.")
     expect(chart).to_have_attribute("aria-label", re.compile(r"at step ([4-9]|\d\d+)\."), timeout=TRAINING_MS)
@@ -115,10 +115,10 @@ def watch_the_loss_fall(page: Any) -> None:
 
 
 def chat_with_a_checkpoint(page: Any) -> None:
-    """The latest one, while the run goes on; it stays the chosen one when there are later ones."""
+    """Chat with the latest checkpoint of the active run; it stays selected when newer ones appear."""
     checkpoints = page.get_by_role("region", name="Checkpoints", exact=True)
     checkpoints.get_by_role("link", name=re.compile(r"^Chat with step \d+$")).first.click()
-    weights = page.get_by_label("Model: which weights of it", exact=True)
+    weights = page.get_by_label("Model: checkpoint", exact=True)
     expect(weights).to_have_value(re.compile(r"^\d+$"))
     step = weights.input_value()
     page.get_by_label("Max tokens").fill("12")
@@ -143,13 +143,13 @@ def cancel(tab: Tab, run: str) -> None:
 
 
 def compare(tab: Tab, *runs: str) -> tuple[str, str]:
-    """Both of them: their losses in one chart, the setting in which they differ, an answer of each.
+    """Compare both runs: losses in one chart, the different setting, an answer of each.
 
-    Returns the step of the cancelled one that has answered, and what it said.
+    Return the step of the cancelled run that has answered, and its answer.
     """
     page = tab.open("/runs")
     for name in ("support-bot", "hasty-bot"):
-        page.get_by_label(f"Pick {name}").check()
+        page.get_by_label(f"Select {name}").check()
     page.get_by_role("link", name="Compare").click()
     chart = page.get_by_role("group", name=re.compile("^Loss.*support-bot: .*hasty-bot: .* at step 3"))
     expect(chart.locator("canvas")).to_be_visible()
@@ -157,7 +157,7 @@ def compare(tab: Tab, *runs: str) -> tuple[str, str]:
     differing = page.get_by_role("row").filter(has_text=str(LONG))
     expect(differing).to_have_count(1)
     expect(differing).to_contain_text("max_steps")
-    page.get_by_label("Your question").fill(TICKET)
+    page.get_by_label("Your message").fill(TICKET)
     page.keyboard.press("Enter")
     expect(page.get_by_text(ANSWERED)).to_have_count(2, timeout=TRAINING_MS)
     expect(page.get_by_role("heading", name="hasty-bot, final adapter")).to_be_visible()
@@ -167,18 +167,18 @@ def compare(tab: Tab, *runs: str) -> tuple[str, str]:
 
 
 def publish(tab: Tab, step: str) -> tuple[str, str]:
-    """That checkpoint behind an address, with a key; returns both, as the page shows them."""
+    """Publish that checkpoint with a key; return its URL and the key, as the page shows them."""
     page = tab.open("/endpoints")
-    page.get_by_role("link", name="Make the first one").click()
-    page.get_by_role("button", name="Model: hasty-bot").click()  # the latest that came to its end
+    page.get_by_role("link", name="Create an endpoint").click()
+    page.get_by_role("button", name="Model: hasty-bot").click()  # the latest completed run
     page.get_by_role("dialog").get_by_role("button", name="support-bot").click()
-    page.get_by_label("Model: which weights of it").select_option(step)
+    page.get_by_label("Model: checkpoint").select_option(step)
     page.get_by_label("Name", exact=True).fill("help-desk")
     page.get_by_role("button", name="Publish").click()
     expect(page.get_by_role("heading", name="help-desk enabled")).to_be_visible()
-    expect(page.get_by_text(f"Answers with support-bot, step {step}")).to_be_visible()
+    expect(page.get_by_text(f"support-bot, step {step}")).to_be_visible()
     page.get_by_label("Label of a new key").fill("laptop")
-    page.get_by_role("button", name="Make a key").click()
+    page.get_by_role("button", name="Create a key").click()
     shown = page.get_by_role("status", name="The new key").locator("code")
     expect(shown).to_have_text(re.compile("^ark_live_"))
     code = page.get_by_role("region", name="Python").inner_text()

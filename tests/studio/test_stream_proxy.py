@@ -1,4 +1,4 @@
-"""A run's events on their way to the browser: all of them, from where it was, and no longer than it listens."""
+"""The event streams for the browser: complete, resumable, and closed with the browser's connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ids(text: str) -> list[str]:
 
 
 def connections(backend: Backend) -> int:
-    """How many connections the backend has open."""
+    """Return the number of open connections of the backend."""
     return sum(item.status == "ESTABLISHED" for item in psutil.Process(backend.process.pid).net_connections("tcp"))
 
 
@@ -53,10 +53,10 @@ def test_up_to_now_and_no_longer(slow_studio: Studio, client: CloudApiClient) ->
     until(client, job, "running")
     waiting = submit(client)
     began = time.monotonic()
-    assert slow_studio.get(f"/streams/runs/{waiting}?once").text == ""  # it is queued behind the other
+    assert slow_studio.get(f"/streams/runs/{waiting}?once").text == ""  # it is queued after the other run
     assert time.monotonic() - began < 20
     began = time.monotonic()
-    seen = ids(slow_studio.get(f"/streams/runs/{job}?once").text)  # a step every tenth of a second: never silent
+    seen = ids(slow_studio.get(f"/streams/runs/{job}?once").text)  # it logs every tenth of a second and never pauses
     assert time.monotonic() - began < 20
     more = ids(slow_studio.get(f"/streams/runs/{job}?once", headers={"Last-Event-ID": seen[-1]}).text)
     assert seen
@@ -86,7 +86,7 @@ def test_leaving_ends_the_connection_to_the_backend(
         requests.get(f"{slow_studio.url}/streams/runs/{job}", headers=headers, stream=True, timeout=20)
         for _ in range(8)
     ]
-    assert connections(slow_backend) > before + 6  # one may have been there, and was idle
+    assert connections(slow_backend) > before + 6  # one idle connection may have been reused
     for tab in tabs:
         next(tab.iter_content(1))
         tab.close()
@@ -139,12 +139,12 @@ def test_a_browser_that_leaves_ends_no_connection_but_its_own(slow_backend: Back
 
     async def leave(message: Message) -> None:
         if message["type"] == "http.response.body":
-            await asyncio.sleep(0.5)  # all has been read meanwhile: its connection is there for the next call
+            await asyncio.sleep(0.5)  # everything has been read, so its connection is free for the next call
             others.append(client.open_event_stream(going))
             raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011 - it has no message
-        with ThreadPoolExecutor(1) as elsewhere:  # a browser of other tests may hold this thread's event loop
+        with ThreadPoolExecutor(1) as elsewhere:  # a browser of other tests may use this thread's event loop
             elsewhere.submit(asyncio.run, relay.stream_response(leave)).result()
     with others[0] as other:
         lines = other.iter_lines()

@@ -1,4 +1,4 @@
-"""The trainer as a script uses it, against a real backend whose runs are played by the scripted engine."""
+"""The trainer as a script uses it, with a real backend and its scripted engine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from arkor import (
     CloudApiError,
     FileDataset,
     InvalidConfig,
+    JobConfig,
     LoraConfig,
     ReconnectPolicy,
     Trainer,
@@ -38,7 +39,7 @@ from tests.conftest import Backend
 
 @pytest.fixture
 def backend(backend_env: Backend) -> Backend:
-    """One for all tests of this file, which leave it as it was."""
+    """One backend for all tests of this file, which leave it unchanged."""
     return backend_env
 
 
@@ -57,7 +58,7 @@ def yielding(ctx: Any) -> Iterator[Any]:
 
 
 class Notes:
-    """Callbacks as an object; remembers every moment."""
+    """Callbacks as an object; records every event."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -387,15 +388,15 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"max_length": 512}, TypeError, "lora=LoraConfig(r=…, alpha=…, max_length=…)"),
         ({"loraAlpha": 8}, TypeError, "lora=LoraConfig(r=…, alpha=…)"),
         ({"name": "\ud800"}, InvalidConfig, "name: contains an unpaired surrogate"),
-        ({"model": "./a\0b"}, InvalidConfig, "model: holds a NUL"),
-        ({"model": "~nobody-of-that-name/m"}, InvalidConfig, "model: ~nobody-of-that-name/m begins with the home"),
+        ({"model": "./a\0b"}, InvalidConfig, "model: contains a NUL"),
+        ({"model": "~nobody-of-that-name/m"}, InvalidConfig, "model: ~nobody-of-that-name/m begins with a home folder"),
         ({"dataset": {"type": "file", "path": None}}, InvalidConfig, "dataset.path: must be a non-empty string"),
         ({"dataset": FileDataset(3)}, InvalidConfig, "dataset.path: must be a non-empty string"),  # type: ignore[arg-type]
         ({"dataset": Path("rows.jsonl")}, InvalidConfig, '{"type": "file", "path": \'rows.jsonl\'}'),
         ({"dataset": [{"messages": []}]}, InvalidConfig, "write them into a file"),
-        ({"callbacks": {"on_log": lambda step, loss: None}}, InvalidConfig, "this one takes (step, loss)"),
+        ({"callbacks": {"on_log": lambda step, loss: None}}, InvalidConfig, "but takes (step, loss)"),
         ({"callbacks": {"on_log": lambda: None}}, InvalidConfig, "must take one argument"),
-        ({"callbacks": {"on_log": yielding}}, InvalidConfig, "one that yields would never be run"),
+        ({"callbacks": {"on_log": yielding}}, InvalidConfig, "a generator function would never be executed"),
         ({"base_url": "backend"}, InvalidConfig, "base_url: must be a URL"),
         ({"credentials": "ark_secret"}, InvalidConfig, "TokenCredentials"),
         ({"project_dir": 3}, InvalidConfig, "project_dir: must be a folder's path"),
@@ -451,7 +452,7 @@ def test_a_wait_that_ends_before_the_run_was_submitted_says_so(backend: Backend)
         trainer.wait(timeout=0)
     assert trainer.job_id is None
     trainer.start()
-    with pytest.raises(TimeoutError, match="the run itself goes on"):
+    with pytest.raises(TimeoutError, match="the run itself continues"):
         trainer.wait(timeout=0)
     assert trainer.wait().job.status == "completed"
 
@@ -497,11 +498,21 @@ def test_a_token_never_shows() -> None:
     assert "s3cret" not in repr(trainer._config)
 
 
-# The end of wait(), and what a context can do
+def test_the_docstring_describes_each_setting_as_declared() -> None:
+    documentation = " ".join((Trainer.__doc__ or "").split())
+    keywords = inspect.signature(Trainer).parameters
+    declared = {
+        f.name: f.metadata["doc"] for f in attrs.fields(JobConfig) if f.name in keywords and "doc" in f.metadata
+    }
+    assert len(declared) == 15
+    assert [name for name, doc in declared.items() if f"`{name}`: {doc}" not in documentation] == []
+
+
+# The end of wait(), and control from a context
 
 
 class Ends:
-    """Remembers how each `wait()` ended."""
+    """Records how each `wait()` ended."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, Any]] = []
@@ -518,7 +529,7 @@ def test_every_end_of_a_wait_is_told(slow_backend: Backend) -> None:
         trainer.wait()
     enough.clear()
     with pytest.raises(TimeoutError):
-        trainer.wait(timeout=0)  # it never came to watching, so there is no end to tell
+        trainer.wait(timeout=0)  # on_finished is not called for a wait that never began to watch
     result = make_attached(trainer, ends).wait()
     assert ends.seen == [(None, TrainerAborted), ("completed", type(None))]
     assert result.job.status == "completed"
@@ -563,7 +574,7 @@ def test_a_context_can_stop_its_run(slow_backend: Backend) -> None:
     assert accepted[0] is True
     again = make_attached(watched, {"on_started": lambda ctx: accepted.append(ctx.cancel())})
     assert again.wait().job.status == "cancelled"
-    assert accepted[-1] is False  # it had ended already, which is no error
+    assert accepted[-1] is False  # the run had ended already; not an error
 
 
 def test_on_completed_can_ask_the_final_adapter(backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""`wait()` is left at once by whichever door, and nothing stays behind: no thread, no socket."""
+"""`wait()` ends at once in every state, and leaves no thread and no socket open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes.run_server import RunServer, completed, running, send_chunked
 from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, answer, log_frame, send, send_and_hold
 
 QUICK = ReconnectPolicy(initial_delay=0.01, max_delay=0.05)
-SLACK = 0.5  # seconds; 0.1 is promised for 99 of 100, the rest is for a busy machine
+SLACK = 0.5  # seconds; 0.1 for 99 of 100 cases, more on a busy machine
 
 
 def port_of(server: RunServer) -> int:
@@ -32,7 +32,7 @@ def port_of(server: RunServer) -> int:
 
 
 def leave(trainer: Trainer, abort: threading.Event, after: float = 0.2) -> float:
-    """Wait, and be aborted after so many seconds; returns how long that took to be heard."""
+    """Abort a wait after some seconds; return the delay until it raised."""
     set_at: list[float] = []
     timer = threading.Timer(after, lambda: (set_at.append(time.monotonic()), abort.set()))
     timer.start()
@@ -86,7 +86,7 @@ def test_an_abort_is_heard_in_every_state(state: str, tmp_path: Path) -> None:
 
 @contextmanager
 def full_listener() -> Iterator[int]:
-    """A port that answers nobody: whoever connects waits."""
+    """A port that accepts no connection."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         port = listener.getsockname()[1]
         crowd = []
@@ -126,7 +126,7 @@ def test_an_abort_is_heard_while_shaking_hands(tmp_path: Path) -> None:
 
 
 def test_an_abort_is_heard_while_a_name_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resolver of the system cannot be hurried; its thread ends with it, and connects to nobody."""
+    """The system's resolver cannot be interrupted; its thread ends later and opens no connection."""
     answered, abort, look_up = threading.Event(), threading.Event(), socket.getaddrinfo
 
     def slowly(host: Any, *rest: Any, **options: Any) -> Any:
@@ -159,7 +159,7 @@ def test_an_abort_is_heard_between_two_callbacks(tmp_path: Path) -> None:
         assert seen == [1, 2]
 
 
-# The other doors
+# Other ways out of wait()
 
 
 def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     steps = [send_and_hold(log_frame(1), until=held), send(log_frame(2), completed(3), END_FRAME)]
     with running(*steps) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)})
-        with pytest.raises(TimeoutError, match="the run itself goes on"):
+        with pytest.raises(TimeoutError, match="the run itself continues"):
             trainer.wait(timeout=0.2)
         held.set()
         assert trainer.wait().job.status == "completed"
@@ -178,7 +178,7 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
-    """By five doors in turn: the end, an abort, a time-out, a callback that raises, attempts that are used up."""
+    """End by completion, abort, timeout, a raising callback, and exhausted attempts in turn."""
     policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.0, max_attempts=1)
 
     def fail(ctx: Any) -> None:
@@ -213,7 +213,7 @@ def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
                 gc.collect()
                 counts.append((len(gc.get_objects()), psutil.Process().num_fds()))
         (objects, files), (objects_later, files_later) = counts
-        assert files_later <= files + 5  # the server's own, which come and go
+        assert files_later <= files + 5  # threads of the test server
         assert objects_later < objects + 800 * 2
 
 
@@ -276,14 +276,14 @@ def test_silence_after_pings_is_noticed_and_the_stream_resumed(
         assert server.requests[1]["last-event-id"] == "1"
     output = [record.getMessage() for record in caplog.records if record.name == "arkor"]
     assert len(output) == 1
-    assert output[0].startswith("nothing was heard from the event stream for 0.8 s; reconnecting in 0.0")
+    assert output[0].startswith("the event stream was silent for 0.8 s; reconnecting in 0.0")
 
 
 def test_a_slow_callback_loses_nothing_even_if_the_server_drops_its_reader(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def impatient(connection: socket.socket, headers: dict[str, str]) -> None:
-        """Sends 50,000 events, and gives up a reader that takes nothing for a while."""
+        """Sends 50,000 events, and drops a client that reads nothing for a while."""
         connection.settimeout(0.3)
         after = int(headers.get("last-event-id", 0))
         connection.sendall(STREAM_HEAD)
@@ -310,7 +310,7 @@ def give_up(trainer: Trainer) -> None:
 
 
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
-    """A million events behind a callback that sleeps: the reader stops reading."""
+    """A callback sleeps before a million events: the reader stops reading."""
     sent: list[int] = []
     release = threading.Event()
 
@@ -383,5 +383,5 @@ def test_a_redirect_to_another_origin_gets_no_token(tmp_path: Path) -> None:
 
 def test_a_frame_too_large_is_a_clear_error(tmp_path: Path) -> None:
     with running(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, no_leaks(port_of(server)):
-        with pytest.raises(FrameTooLarge, match=r"the event stream sent one frame of 1.,...,... bytes"):
+        with pytest.raises(FrameTooLarge, match=r"the event stream sent a frame of 1.,...,... bytes"):
             server.watch(tmp_path).wait(timeout=20)

@@ -1,4 +1,4 @@
-"""What a type checker sees of the public API: read by mypy, never run.
+"""The types of the public API, checked by mypy and never run.
 
 A line that has to be refused carries a `type: ignore` for the very reason; strict mypy complains of one that is not.
 """

@@ -1,1 +1,1 @@
-"""A data source → checked rows: fetched, read, recognised, every fault named."""
+"""The data of a run: its sources, downloads, file formats and checks."""

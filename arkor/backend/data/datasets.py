@@ -1,7 +1,7 @@
-"""A data source → the rows to train on and to evaluate on, or every fault at once, by file, line and field.
+"""Load a data source: rows to train and evaluate on, or all errors by file, line and field.
 
-How a file is read is in `file_readers.py`, what a row must look like in `protocol/row_formats.py`, how bytes come over
-the network in `download.py`. Tokens, lengths and templates are no business of this room.
+`file_readers.py` reads the file formats, `protocol/row_formats.py` checks the rows, `download.py`
+fetches URLs. Rows are not tokenized here.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
+from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
 
-#: So many faults are told one by one; the rest is counted.
+#: How many errors are listed; the rest is only counted.
 MAX_FAULTS_REPORTED = 20
 
-#: Held-out rows are drawn by this seed, so that the same data is split the same way each time.
+#: The seed of the evaluation split, so that the same data is always split in the same way.
 SPLIT_SEED = 0
 
 
 @frozen
 class Rows:
-    """What a run learns from (`train`), is measured on (`eval`, or None), and what a person should know (`notes`)."""
+    """The rows of a run: `train`, `eval` (or None), and `notes` for its owner."""
 
     train: PackedRows
     eval: PackedRows | None = None
@@ -45,33 +46,33 @@ class Rows:
         return self.format != "text"
 
     def hold_out(self, share: float, max_rows: int | None = None) -> Rows:
-        """A copy whose `eval` is a random `share` of `train`, at least one row and `max_rows` at most."""
+        """Move a random `share` of `train` to `eval`: at least one row, at most `max_rows`."""
         count = max(1, round(len(self.train) * share))
         count = min(count, max_rows or count)
         if count >= len(self.train):
-            raise DataError("The data set has one row; to hold out a part for evaluation it needs at least two.")
+            raise DataError("The data set has one row; an evaluation split needs at least two.")
         order = list(range(len(self.train)))
         random.Random(SPLIT_SEED).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
         return evolve(self, train=self.train.take(sorted(order[count:])), eval=self.train.take(sorted(order[:count])))
 
     def head(self, train: int, evaluation: int) -> Rows:
-        """A copy with the first rows alone."""
+        """Return the first rows of each split."""
         return evolve(self, train=self.train[:train], eval=self.eval[:evaluation] if self.eval else None)
 
 
 def load_rows(
     source: Any,
     *,
-    format: str | None = None,  # noqa: A002 - the word of the contract
+    format: str | None = None,  # noqa: A002 - the name in the API
     split: Any = None,
     home: Path,
     token: str | None = None,
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
 ) -> Rows:
-    """The rows of `source`, checked to the last; `split` as `jobs.JobConfig.dataset_split` describes it.
+    """Load and check all rows of `source`; `split` is a `JobConfig.dataset_split`.
 
-    Raises `DataError` with up to `max_faults` faults and the count of the rest.
+    Raise `DataError` with up to `max_faults` errors and their total number.
     """
     plan = _SplitPlan.of(split)
     if isinstance(source, HuggingFaceDataset):
@@ -84,12 +85,12 @@ def load_rows(
     return rows.hold_out(plan.share) if plan.share else rows
 
 
-# Which rows
+# Splits
 
 
 @frozen
 class _SplitPlan:
-    """`dataset_split`, taken apart: what to train on, what to evaluate on, or the share to hold out instead."""
+    """A parsed `dataset_split`: the splits to train and evaluate on, or the share to hold out."""
 
     train: str | None = None
     eval: str | None = None
@@ -110,7 +111,7 @@ _SLICE = re.compile(r"(?P<split>[\w.-]+)?(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?
 
 
 def _apply_slices(rows: Rows, plan: _SplitPlan, name: str) -> Rows:
-    """The slices of a file that has one split, "train"."""
+    """Apply the slices to a file, whose only split is "train"."""
     evaluation = _slice(rows.train, plan.eval, name) if plan.eval else None
     train = _slice(rows.train, plan.train, name) if plan.train else rows.train
     return evolve(rows, train=train, eval=evaluation)
@@ -119,15 +120,15 @@ def _apply_slices(rows: Rows, plan: _SplitPlan, name: str) -> Rows:
 def _slice(rows: PackedRows, spec: str, name: str) -> PackedRows:
     found = _SLICE.fullmatch(spec.strip())
     if found is None:
-        raise DataError(f'dataset_split {spec!r} cannot be read; write it like "train[:200]" or "train[10%:]".')
+        raise DataError(f'dataset_split {spec!r} is not valid; write it like "train[:200]" or "train[10%:]".')
     if found["split"] not in (None, "train"):
         raise DataError(
-            f'dataset_split {spec!r}: a file has the one split "train"; take a part of it, like "train[90%:]".'
+            f'dataset_split {spec!r}: the only split of a file is "train"; use a slice of it, like "train[90%:]".'
         )
     start, stop = (_position(found[end], len(rows)) for end in ("start", "stop"))
     part = rows[slice(start, stop)]
     if not part:
-        raise DataError(f"dataset_split {spec!r} leaves none of the {len(rows)} rows of {name}.")
+        raise DataError(f"dataset_split {spec!r} selects none of the {len(rows)} rows of {name}.")
     return part
 
 
@@ -137,11 +138,11 @@ def _position(text: str | None, length: int) -> int | None:
     return round(length * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
 
-# Whether they are good
+# Validation
 
 
 def _validate(records: Iterable[Record], name: str, format_name: str | None, max_faults: int) -> Rows:
-    """Every record as a row; raises `DataError` when one is bad, after a look at all of them."""
+    """Convert every record to a row; raise `DataError` with the errors of all of them."""
     rows = PackedRows()
     notes: tuple[str, ...] = ()
     faults: list[str] = []
@@ -164,7 +165,7 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
 
 
 def _parse_record(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
-    """The format from here on, and either the row or its fault."""
+    """Return the format, detected from the first record, and the row or its fault."""
     if record.fault is not None:
         return format_name, None, record.fault
     try:
@@ -187,15 +188,15 @@ def _notes(record: Any, format_name: str) -> tuple[str, ...]:
     if not ignored:
         return ()
     listed = ", ".join(ignored[:8])
-    return (f"Rows are read as {format_name}; these fields play no part: {listed}",)
+    return (f"Rows are read as {format_name}; these fields are ignored: {listed}",)
 
 
-# Where they come from
+# Sources
 
 
 @contextmanager
 def _blob_file(source: BlobDataset, home: Path, token: str | None, allow_private: bool) -> Iterator[tuple[Path, str]]:
-    """A path at which the file lies for the moment, and what a person calls it."""
+    """Yield the path of the file during the block, and its name for messages."""
     name = unquote(urlsplit(source.url).path).rstrip("/").rpartition("/")[2] or "the data set"
     if source.url.startswith("/v1/datasets/"):
         yield _uploaded_file(source.url, home, name), name
@@ -206,7 +207,9 @@ def _blob_file(source: BlobDataset, home: Path, token: str | None, allow_private
         try:
             download(source.url, file, name=name, token=token or source.token, allow_private=allow_private)
         except OSError as error:
-            raise DataError(f"{name} could not be kept in {folder}: {error.strerror}. Make room there.") from None
+            raise DataError(
+                f"{name} could not be saved in {folder}: {error.strerror}. Free some space there."
+            ) from None
         yield Path(file.name), name
 
 
@@ -214,7 +217,7 @@ def _uploaded_file(url: str, home: Path, name: str) -> Path:
     found = re.match(r"/v1/datasets/([0-9a-f]{64})(/|$)", url)
     path = datasets_folder(home) / found[1] if found else None
     if path is None or not path.is_file():
-        raise DataError(f"{name} is not on this backend any more: upload it again, by starting the run anew.")
+        raise DataError(f"{name} is not on this backend any more. Submit the run again to upload it.")
     return path
 
 
@@ -223,7 +226,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, max_faults: int) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
-        raise DataError(f"{source.name!r} is no name of a Hugging Face data set; it looks like owner/name.")
+        raise DataError(f"{source.name!r} is not a valid name of a Hugging Face data set; names look like owner/name.")
     train = _validate(_hub_records(source, plan.train or source.split), source.name, format_name, max_faults)
     if plan.eval is None:
         return train
@@ -232,41 +235,34 @@ def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | N
 
 
 def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
-    table = _hub_table(source, split)
-    if isinstance(table, Mapping):
-        names = list(table)
-        table = table["train" if "train" in table or len(names) > 1 else names[0]]
-    for number, value in enumerate(table, 1):
-        yield Record(f"row {number}", value)
-
-
-def _hub_table(source: HuggingFaceDataset, split: str | None) -> Any:
-    """What `datasets` loads: one table, or a mapping of all splits when none is named."""
-    import datasets  # noqa: PLC0415 - a second that other sources need not wait for
+    """Yield the rows of a split; without a name, those of "train" or of the only split."""
+    import datasets  # noqa: PLC0415 - takes a second, and other sources do not need it
 
     datasets.disable_progress_bars()
     load: Callable[..., Any] = datasets.load_dataset
     try:
         table = load(source.name, source.subset, split=split)
-    except Exception as error:  # any of a dozen libraries; the sentence names the type
+    except Exception as error:  # from one of many libraries; the message names the type
         raise DataError(_hub_problem(source, split, error)) from error
-    if isinstance(table, Mapping) and len(table) > 1 and "train" not in table:
-        raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{next(iter(table))}".')
-    return table
+    if isinstance(table, Mapping):
+        first = next(iter(table))
+        if len(table) > 1 and "train" not in table:
+            raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{first}".')
+        table = table["train" if "train" in table else first]
+    for number, value in enumerate(table, 1):
+        yield Record(f"row {number}", value)
+
+
+#: Exceptions of the libraries below `datasets` that mean that the hub cannot be reached.
+_HUB_UNREACHABLE = {"ConnectionError", "ConnectError", "ReadTimeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
 
 
 def _hub_problem(source: HuggingFaceDataset, split: str | None, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:300]
+    reason = one_line(str(error), 300)
     requested = " ".join(filter(None, [source.name, source.subset and f"({source.subset})", split and f"[{split}]"]))
     exception_name = type(error).__name__
     if exception_name in ("DatasetNotFoundError", "FileNotFoundError"):
-        return f"The data set {requested} is not on the Hugging Face hub, or is private (then set HF_TOKEN): {reason}"
-    if exception_name in (
-        "ConnectionError",
-        "OfflineModeIsEnabled",
-        "LocalEntryNotFoundError",
-        "ReadTimeout",
-        "ConnectError",
-    ):
-        return f"The Hugging Face hub cannot be reached for {requested}; use a file instead, or try again: {reason}"
+        return f"The data set {requested} is not on the Hugging Face Hub, or is private (then set HF_TOKEN): {reason}"
+    if exception_name in _HUB_UNREACHABLE:
+        return f"The Hugging Face Hub cannot be reached for {requested}; use a file instead, or try again: {reason}"
     return f"The data set {requested} cannot be loaded ({exception_name}): {reason}"

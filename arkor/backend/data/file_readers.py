@@ -1,8 +1,8 @@
-"""A file → its records, each with the place where it stands: JSONL, JSON, CSV or Parquet, plain or gzip, UTF-8.
+"""Read the records of a JSONL, JSON, CSV or Parquet file, plain or gzip, in UTF-8.
 
-What kind of file it is, its first bytes say, and its name where they leave it open. A record that cannot be read is
-handed on as a fault, so that all of them are told at once; what makes the whole file useless raises `DataError`.
-What the records mean is the business of `protocol/row_formats.py`.
+The first bytes determine the format, or the name if they are ambiguous. A record that cannot be
+read is yielded as a fault, so that all of them are reported together; an error of the whole file
+raises `DataError`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import IO, Any, cast
 from attrs import frozen
 
 from arkor.backend.engine.interface import RunError
+from arkor.formatting import one_line
 
-#: No line, and no JSON document, is longer than this: 64 MiB and 2 GiB.
+#: The longest line, 64 MiB, and the longest JSON document, 2 GiB.
 MAX_LINE_BYTES = 64 * 2**20
 MAX_DOCUMENT_BYTES = 2 * 2**30
 
@@ -29,20 +30,17 @@ _SPACE = re.compile(r"\s*")
 
 
 class DataError(RunError):
-    """The data cannot be trained on; the sentence says where and what to write instead.
+    """The data is invalid. `faults` lists the first invalid rows, `count` is their number."""
 
-    Where rows are at fault, `faults` are those that are told, and `count` is how many there are.
-    """
-
-    def __init__(self, sentence: str, faults: Sequence[str] = (), count: int = 0) -> None:
-        super().__init__(sentence)
+    def __init__(self, problem: str, faults: Sequence[str] = (), count: int = 0) -> None:
+        super().__init__(problem)
         self.faults = tuple(faults)
         self.count = count
 
 
 @frozen
 class Record:
-    """One record of a file: its `place` ("line 3") and its `value`, or the `fault` that kept it from being read."""
+    """A record of a file: its `place` ("line 3"), and its `value` or why it cannot be read."""
 
     place: str
     value: Any = None
@@ -50,11 +48,11 @@ class Record:
 
 
 def read_records(path: Path, name: str) -> Iterator[Record]:
-    """The records of the file at `path`, which a person knows as `name`. Raises `DataError`, also while iterating."""
+    """Yield the records of the file at `path`; `name` is used in messages. Raise `DataError`."""
     try:
         yield from _read(path, name)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DataError(f"{name} ends in the middle of its gzip stream: compress or upload it again.") from None
+        raise DataError(f"The gzip stream of {name} is incomplete. Compress or upload it again.") from None
 
 
 def _read(path: Path, name: str) -> Iterator[Record]:
@@ -69,12 +67,11 @@ def _read(path: Path, name: str) -> Iterator[Record]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked if they are gzip."""
+    """Open a file and decompress gzip."""
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path.open("rb")
-    unpacked: Any = gzip.open(path, "rb")  # noqa: SIM115 - the caller closes it
-    return cast("IO[bytes]", unpacked)
+    return cast("IO[bytes]", gzip.open(path, "rb"))
 
 
 _UNSUPPORTED_MAGIC = {
@@ -106,12 +103,12 @@ _KINDS = {"csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 
 def _detect_kind(head: bytes, name: str) -> str:
-    """What the first bytes say; where they leave it open, what the name says."""
+    """Return the format by the first bytes, or by the name if they are ambiguous."""
     ending = name.lower().removesuffix(".gz").rpartition(".")[2]
     if head.startswith(b"PAR1"):
         return "parquet"
     if ending in ("parquet", "pq"):
-        raise DataError(f"{name} is no Parquet file, whatever its name says.")
+        raise DataError(f"{name} is not a Parquet file, although its name ends like one.")
     if ending in _KINDS:
         return _KINDS[ending]
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -141,20 +138,21 @@ def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _decoded(line: bytes, number: int, name: str) -> str:
+def _decode(data: bytes, name: str, first_line: int = 1) -> str:
     try:
-        return line.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        byte = line[error.start]
+        line = first_line + data.count(b"\n", 0, error.start)
+        column = error.start - data.rfind(b"\n", 0, error.start)
         raise DataError(
-            f"{name}, line {number} is not UTF-8 (byte 0x{byte:02X} at column {error.start + 1}). "
+            f"{name}, line {line} is not UTF-8 (byte 0x{data[error.start]:02X} at column {column}). "
             "Save the file as UTF-8; it may be Windows-1252 or Latin-1 now."
         ) from None
 
 
 def _jsonl(data: IO[bytes], name: str) -> Iterator[Record]:
     for number, line in _lines(data, name):
-        text = _decoded(line, number, name).strip()
+        text = _decode(line, name, number).strip()
         if not text:
             continue
         place = f"line {number}"
@@ -168,16 +166,16 @@ def _jsonl(data: IO[bytes], name: str) -> Iterator[Record]:
 
 def _json_problem(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"is no valid JSON ({error.msg.lower()} at column {error.colno})"
-    return f"holds a value that cannot be read ({error})"
+        return f"is not valid JSON ({error.msg} at column {error.colno})"
+    return f"contains a value that cannot be read ({error})"
 
 
 def _json(data: IO[bytes], name: str) -> Iterator[Record]:
-    """An array of records, or `{"data": [record, …]}`, decoded one record at a time."""
+    """Decode an array of records, or `{"data": [record, …]}`, one record at a time."""
     raw = data.read(MAX_DOCUMENT_BYTES + 1)
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise DataError(f"{name} is one JSON document of more than 2 GiB. Save it as JSONL, one row per line.")
-    text = _decoded(raw, 1, name) if raw.isascii() else _decoded_document(raw, name)
+    text = _decode(raw, name)
     del raw
     start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
     if start is None:
@@ -186,17 +184,8 @@ def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     yield from _array(text, start.end(), name)
 
 
-def _decoded_document(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        begin = raw.rfind(b"\n", 0, error.start) + 1
-        return _decoded(raw[begin : error.end], number, name)
-
-
 def _json_single(text: str, name: str) -> Iterator[Record]:
-    """A document that is no array: one record, or a reason to stop."""
+    """Decode a document without an array of records: it must be one record."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -229,7 +218,9 @@ def _array(text: str, position: int, name: str) -> Iterator[Record]:
             return
         if text[position : position + 1] != ",":
             line += text.count("\n", counted, position)
-            raise DataError(f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file whole?")
+            raise DataError(
+                f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file complete?"
+            )
         position = _skip_space(text, position + 1)
 
 
@@ -240,37 +231,28 @@ def _skip_space(text: str, position: int) -> int:
 
 def _csv(data: IO[bytes], name: str) -> Iterator[Record]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    text = (_decoded(line, number, name) for number, line in _lines(data, name))
+    text = (_decode(line, name, number) for number, line in _lines(data, name))
     delimiter = "\t" if name.lower().removesuffix(".gz").endswith(".tsv") else ","
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
-        header = _header(next(reader, []), name)
+        header = [column.strip() for column in next(reader, [])]
+        duplicates = sorted({column for column in header if header.count(column) > 1})
+        if duplicates:
+            raise DataError(f"{name}, line 1: the column {duplicates[0]!r} occurs twice; rename or remove one.")
         start_line = reader.line_num + 1
         for cells in reader:
-            if cells:
-                yield _csv_record(header, cells, start_line)
-            start_line = reader.line_num + 1
+            place, start_line = f"line {start_line}", reader.line_num + 1
+            if cells and len(cells) != len(header):
+                fault = f"has {len(cells)} cells, but the header has {len(header)}"
+                yield Record(place, fault=f"{fault}; put texts with commas in quotation marks")
+            elif cells:
+                yield Record(place, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num}: {error}. Is a quotation mark not closed?") from None
 
 
-def _header(names: list[str], name: str) -> list[str]:
-    header = [column.strip() for column in names]
-    duplicates = sorted({column for column in header if header.count(column) > 1})
-    if duplicates:
-        raise DataError(f"{name}, line 1: the column {duplicates[0]!r} is there twice; rename or drop one.")
-    return header
-
-
-def _csv_record(header: list[str], cells: list[str], line: int) -> Record:
-    if len(cells) != len(header):
-        fault = f"has {len(cells)} cells, but the header has {len(header)}; put texts with commas in quotation marks"
-        return Record(f"line {line}", fault=fault)
-    return Record(f"line {line}", dict(zip(header, cells, strict=True)))
-
-
 def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
-    import pyarrow as arrow  # noqa: PLC0415 - a quarter of a second that other files need not wait for
+    import pyarrow as arrow  # noqa: PLC0415 - takes 0.25 s, and other formats do not need it
     from pyarrow import parquet  # noqa: PLC0415 - as above
 
     source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
@@ -282,7 +264,7 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
                 yield Record(f"row {row}", value)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{name} cannot be read as Parquet ({str(error).splitlines()[0]}); is the file whole?"
+            f"{name} cannot be read as Parquet ({one_line(str(error), 160)}); is the file complete?"
         ) from None
     if row == 0:
         raise DataError(f"{name} is empty. A data set needs at least one row.")

@@ -1,6 +1,4 @@
-"""The rows of a run in memory, packed; what a row is, and how a record becomes one, is said in
-`arkor/protocol/row_formats.py`.
-"""
+"""The rows of a run in memory, as packed JSON; `arkor/protocol/row_formats.py` defines the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from arkor.protocol.row_formats import Row
 
 
 class PackedRows(Sequence[Row]):
-    """Rows kept as JSON bytes, about a fifth of what Python objects take, and decoded when looked at."""
+    """Rows stored as JSON bytes, about a fifth of the size of Python objects."""
 
     def __init__(self, packed: Iterable[bytes] = ()) -> None:
         self._packed = list(packed)
@@ -22,11 +20,11 @@ class PackedRows(Sequence[Row]):
         self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
 
     def take(self, indices: Iterable[int]) -> PackedRows:
-        """The rows at `indices`, in that order."""
+        """Return the rows at `indices`, in that order."""
         return PackedRows(self._packed[index] for index in indices)
 
     def digests(self) -> Iterator[bytes]:
-        """Of each row 16 bytes that are the same for the same row, and for no other."""
+        """Yield a hash of 16 bytes for each row."""
         return (hashlib.blake2b(packed, digest_size=16).digest() for packed in self._packed)
 
     def __len__(self) -> int:

@@ -1,16 +1,14 @@
-"""The HTTP server's application: the routes, the shape of an error, what lives as long as the server.
+"""The HTTP server's application: its routes, its shared state, and the responses to exceptions.
 
-Who may call and what a body must look like is in `requests.py`, who is let in at all in `middleware.py`; the process
-around it in `backend/__main__.py`.
+Requests are read in `authentication.py` and `body.py`, and filtered before in `middleware.py`; the
+process around the application is `backend/__main__.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import threading
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,23 +20,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, describe, object_schema, route
-from arkor.backend.http.requests import ApiError, api_error, quote
-from arkor.backend.http.routes import (
-    auth,
-    chat,
-    checks,
-    datasets,
-    deployment_keys,
-    deployments,
-    jobs,
-    openai_chat,
-    projects,
-    run_archives,
-)
+from arkor.backend.http.errors import RETRY_SOON, ApiError, config_error, generation_error, wire_field
+from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable, describe
+from arkor.backend.http.routes import auth, chat, datasets, deployments, jobs, openai_chat, projects, run_archives
+from arkor.backend.http.schema import STRING, object_schema
+from arkor.backend.http.state import AppState, app_state
+from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import InferenceService
 from arkor.backend.preflight.service import CheckService, remove_stale_checks
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
+from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.paths import database_file, notifier_file
@@ -46,164 +36,137 @@ from arkor.backend.store.conversations import ConversationStore
 from arkor.backend.store.schema import recovery_advice
 from arkor.backend.store.store import Store, is_busy, is_corrupted, is_disk_error
 from arkor.backend.workers.supervisor import Supervisor
+from arkor.errors import InvalidConfig
+from arkor.formatting import quote
 from arkor.settings import PROTOCOL, VERSION
 
+_COUNT = {"type": "integer", "minimum": 0}
+_HEALTH = object_schema(status={"const": "ok"}, version=STRING, protocol=_COUNT, activeRuns=_COUNT)
 
+routes = RouteTable()
+
+
+@routes.add("GET /healthz", NOTHING, responses={200: ResponseSpec("The server is healthy.", _HEALTH)})
 def health(request: Request) -> Response:
-    """`GET /healthz`: that it is a backend, which, and whether it has work."""
-    active = request.app.state.store.count_unfinished()
+    """Health check."""
+    active = app_state(request).store.count_unfinished()
     return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
 
 
+@routes.add("GET /openapi.json", NOTHING, responses={200: ResponseSpec("An OpenAPI document.", {"type": "object"})})
 def description(request: Request) -> Response:
-    """`GET /openapi.json`."""
-    return JSONResponse(request.app.state.description)
-
-
-_COUNT = {"type": "integer", "minimum": 0}
-_HEALTH_SCHEMA = object_schema(status={"const": "ok"}, version={"type": "string"}, protocol=_COUNT, activeRuns=_COUNT)
-
-routes = [
-    route(
-        "GET", "/healthz", health, NOTHING, "That it is well.", responses={200: ResponseSpec("It is.", _HEALTH_SCHEMA)}
-    ),
-    route(
-        "GET",
-        "/openapi.json",
-        description,
-        NOTHING,
-        "What each route takes and answers.",
-        responses={200: ResponseSpec("An OpenAPI document.", {"type": "object"})},
-    ),
-]
+    """Return the description of every route."""
+    return JSONResponse(describe(request.app.routes))
 
 
 def create_app(
     home: Path, store: Store, engine: str, *, operator_token: str | None = None, open_to_own_user: bool = True
 ) -> Starlette:
-    """The application on `home`, whose runs `engine` trains.
-
-    `operator_token` opens it as the owner's does; `open_to_own_user` lets the owner's processes sign in without any.
-    """
+    """Return the application that serves `home` with `engine`; for the tokens see `AppState`."""
+    notifier, supervisor = LogNotifier(notifier_file(home)), Supervisor(home, store, engine)
+    state = AppState(
+        home=home,
+        engine=engine,
+        store=store,
+        supervisor=supervisor,
+        inference=InferenceService(home, engine),
+        check_service=CheckService(home, engine, supervisor.is_training),
+        conversations=ConversationStore(home),
+        checkpoint_pins=CheckpointPins(home),
+        log_notifier=notifier,
+        log_watcher=LogWatcher(notifier),
+        operator_token=operator_token,
+        open_to_own_user=open_to_own_user,
+    )
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.log_notifier.open()
-        app.state.checkpoint_pins.restore(store.deployments.all())
-        app.state.supervisor.start()
-        app.state.inference = InferenceService(home, engine)
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        notifier.open()
+        state.checkpoint_pins.restore(store.deployments.all())
+        supervisor.start()
         remove_stale_checks(home)
-        retention_task = asyncio.create_task(app.state.conversations.purge_periodically(store.deployments.all))
+        retention_task = asyncio.create_task(state.conversations.purge_periodically(store.deployments.all))
         yield
         retention_task.cancel()
-        await app.state.check_service.close()
-        await app.state.inference.close()
-        app.state.supervisor.stop()
+        await state.check_service.close()
+        await state.inference.close()
+        supervisor.stop()
 
-    route_modules = (
-        auth,
-        projects,
-        jobs,
-        checks,
-        run_archives,
-        datasets,
-        chat,
-        deployments,
-        deployment_keys,
-        openai_chat,
-    )
+    modules = (auth, projects, jobs, run_archives, datasets, chat, deployments, openai_chat)
     app = Starlette(
-        routes=[*routes, *(described_route for module in route_modules for described_route in module.routes)],
+        routes=[*routes, *(route for module in modules for route in module.routes)],
         lifespan=lifespan,
         exception_handlers=_HANDLERS,
     )
     app.router.redirect_slashes = False
-    app.state.description = describe(app.routes)
-    app.state.home = home
-    app.state.engine = engine
-    app.state.store = store
-    app.state.operator_token = operator_token
-    app.state.open_to_own_user = open_to_own_user
-    app.state.submitting = threading.Lock()
-    app.state.streams = Counter()
-    app.state.log_notifier = LogNotifier(notifier_file(home))
-    app.state.log_watcher = LogWatcher(app.state.log_notifier)
-    app.state.supervisor = Supervisor(home, store, engine)
-    app.state.conversations = ConversationStore(home)
-    app.state.checkpoint_pins = CheckpointPins(home)
-    app.state.check_service = CheckService(home, engine, app.state.supervisor.is_training)
+    app.state.arkor = state
     return app
 
 
-# The shape of an error
-
-
-def _api_error_response(_request: Request, error: Any) -> Response:
-    return api_error(error.status, error.sentence, error.code, error.headers)
+# Exceptions
 
 
 def _http_error(request: Request, error: Any) -> Response:
-    """What the framework says no to: paths that are not there, and methods that a path does not take."""
+    """Answer what the framework rejects: unknown paths, and methods that a path does not have."""
     if error.status_code == 405:
         return _method_not_allowed(request)
     if error.status_code == 404:
-        return api_error(404, f"There is no {quote(request.scope['path'])} here.", "not_found")
-    return api_error(error.status_code, f"{error.detail}.", None, error.headers)
+        return ApiError(404, f"There is nothing at {quote(request.scope['path'])}.", "not_found").response()
+    return ApiError(error.status_code, f"{error.detail}.", headers=error.headers).response()
 
 
 def _method_not_allowed(request: Request) -> Response:
-    """`OPTIONS` asks which methods there are; for any other, they come with the 405."""
-    matching = [candidate for candidate in request.app.routes if candidate.matches(request.scope)[0] is not Match.NONE]
-    exact = [candidate for candidate in matching if candidate.path == request.scope["path"]] or matching
-    headers = {
-        "Allow": ", ".join(sorted({"OPTIONS", *(method for candidate in exact for method in candidate.methods)}))
-    }
+    """Answer `OPTIONS` with the methods of the path, other methods with a 405 that lists them."""
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    exact = [route for route in matching if route.path == request.scope["path"]] or matching
+    headers = {"Allow": ", ".join(sorted({"OPTIONS", *(method for route in exact for method in route.methods)}))}
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
-    sentence = f"{quote(request.scope['path'])} does not take {quote(request.method)}."
-    return api_error(405, sentence, "method_not_allowed", headers)
+    problem = f"{quote(request.scope['path'])} does not support the method {quote(request.method)}."
+    return ApiError(405, problem, "method_not_allowed", headers=headers).response()
 
 
 def _internal_error(_request: Request, _exception: Exception) -> Response:
-    """What we did not foresee; the traceback is in the server's log, where the framework puts it."""
-    return api_error(500, "The backend has a fault; its log says more (backend.log in its home).", "internal")
-
-
-def _client_disconnected(_request: Request, _error: Exception) -> Response:
-    """The client hung up in the middle of its request; nobody will read this."""
-    return Response(status_code=400)
+    """Answer an unforeseen exception; the framework logs its traceback."""
+    remedy = "Its log has the details (backend.log in its home)."
+    return ApiError(500, "The backend failed to handle this request.", "internal", remedy=remedy).response()
 
 
 def _disk_error(request: Request, error: Any) -> Response:
-    """A disk that is full or may not be written is the person's to mend; what we did not foresee is a fault."""
+    """Answer errors of the disk that the operator can fix; others are unforeseen."""
     if error.errno not in _DISK_ERRORS:
         raise error
-    path = error.filename or request.app.state.home
-    remedy = "Let it be written" if error.errno == errno.EROFS else "Free some space"
-    return api_error(507, f"{path} cannot be written: {error.strerror}. {remedy} and try again.", "no_space")
+    path = error.filename or app_state(request).home
+    remedy = "Make it writable" if error.errno == errno.EROFS else "Free some space"
+    return _no_space(f"{path} cannot be written: {error.strerror}.", f"{remedy} and try again.")
 
 
 def _database_error(request: Request, error: Any) -> Response:
-    """Likewise for the database, which another program may hold, too, or have damaged."""
-    path = database_file(request.app.state.home)
+    """Answer errors of the database that the operator can fix: full disk, lock, damaged file."""
+    path = database_file(app_state(request).home)
     if is_disk_error(error):
-        return api_error(507, f"{path} cannot be written: {error.orig}. Free some space and try again.", "no_space")
+        return _no_space(f"{path} cannot be written: {error.orig}.", "Free some space and try again.")
     if is_busy(error):
-        return api_error(503, f"{path} is in use by another program; close that and try again.", "busy", RETRY_SOON)
+        problem, remedy = f"{path} is in use by another program.", "Close that and try again."
+        return ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON).response()
     if is_corrupted(error):
-        return api_error(500, f"{path} is damaged: {error.orig}. Stop the backend. {recovery_advice(path)}", "damaged")
+        remedy = f"Stop the backend, then {recovery_advice(path)}"
+        return ApiError(500, f"{path} is damaged: {error.orig}.", "damaged", remedy=remedy).response()
     raise error
 
 
-#: A client may come back in so many seconds.
-RETRY_SOON = {"Retry-After": "5"}
+def _no_space(problem: str, remedy: str) -> Response:
+    return ApiError(507, problem, "no_space", remedy=remedy).response()
+
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
-_HANDLERS = {
-    ApiError: _api_error_response,
+_HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
+    ApiError: lambda _request, error: error.response(),
+    InvalidConfig: lambda _request, error: config_error(error, wire_field(error.field)).response(),
+    GenerationError: lambda _request, error: generation_error(error).response(),
     HTTPException: _http_error,
-    ClientDisconnect: _client_disconnected,
+    ClientDisconnect: lambda _request, _error: Response(status_code=400),  # sent to a closed connection
     OSError: _disk_error,
     DBAPIError: _database_error,
     Exception: _internal_error,

@@ -1,8 +1,8 @@
-"""Who stands before the application: which names and pages lead here, how long a request's head may be, who is inside.
+"""Checks of every request before the application gets it: host, origin and size of the head.
 
-A page of another site can have a browser call us: under a name of its own that was made to point here, or by a form
-that it sends here. It holds no token, but signing in needs none. So on loopback the name must be this machine's, and a
-call that comes from a page must come from one of ours.
+A page of another site can have a browser send requests to this server: under a host name of its own
+that resolves to this machine, or by a form. It has no token, but signing in needs none. So on
+loopback the `Host` must be a name of this machine, and an `Origin` must be the server itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arkor.backend.http.connection import HEAD_LIMIT
-from arkor.backend.http.peer import is_loopback
-from arkor.backend.http.requests import api_error
+from arkor.backend.http.errors import ApiError
+from arkor.protocol.validation import is_loopback
 
 
 class ConcurrencyMiddleware:
-    """Lets in, or says why not; knows how long it has been quiet."""
+    """Rejects requests that fail the checks, and counts those in progress."""
 
     def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
         self._app = app
@@ -28,41 +28,40 @@ class ConcurrencyMiddleware:
         self._last_finished_at = time.monotonic()
 
     def idle_since(self) -> float | None:
-        """The `time.monotonic()` at which the last request or stream ended; None while there is one."""
+        """Return the `time.monotonic()` of the last request's end, None while there is one."""
         return None if self._in_flight else self._last_finished_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         self._in_flight += 1
         try:
             rejection = self._rejection(scope)
-            return await (rejection or self._app)(scope, receive, send)
+            return await (rejection.response() if rejection else self._app)(scope, receive, send)
         finally:
             self._in_flight -= 1
             self._last_finished_at = time.monotonic()
 
-    def _rejection(self, scope: Scope) -> ASGIApp | None:
+    def _rejection(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        if _header_bytes(scope) > HEAD_LIMIT:
-            return api_error(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
+        if _head_size(scope) > HEAD_LIMIT:
+            return ApiError(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
         host = headers.get("host", "")
         if self._loopback_only and not is_loopback(_host_name(host)):
-            return api_error(403, "This backend answers to localhost alone; call it by that name.", "bad_host")
+            return ApiError(403, "This backend accepts requests to localhost only.", "bad_host")
         if not all(_is_same_origin(origin, host) for origin in headers.getlist("origin")):
-            return api_error(403, "This backend takes no calls from pages of other sites.", "bad_origin")
+            return ApiError(403, "This backend does not accept requests from pages of other sites.", "bad_origin")
         return None
 
 
-def _header_bytes(scope: Scope) -> int:
-    """How many bytes the head of a request has."""
+def _head_size(scope: Scope) -> int:
+    """Return the size of the request's head in bytes."""
     line = len(scope["raw_path"]) + len(scope["query_string"])
     return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
 def _host_name(host: str) -> str:
-    """The name in a `Host` header, without its port; empty when it is none."""
+    """Return the name in a `Host` header without its port, empty if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -70,6 +69,6 @@ def _host_name(host: str) -> str:
 
 
 def _is_same_origin(origin: str, host: str) -> bool:
-    """Whether the page's origin is the very host and port that it calls."""
+    """Return whether a page's origin is the host and port that it calls."""
     scheme, _, netloc = origin.partition("://")
     return scheme in ("http", "https") and netloc.lower() == host.lower()

@@ -1,55 +1,37 @@
-"""What each route takes and answers, as `GET /openapi.json` tells it (OpenAPI 3.1).
+"""The routes and their description, which `GET /openapi.json` returns (OpenAPI 3.1).
 
-A room of routes lists its routes with `route(...)`, which makes the route and says in the same breath who may call it,
-what it takes, and every answer that it gives:
+A module of routes fills a `RouteTable`. The decorator declares who may call, what the route takes
+and every response; the endpoint's docstring is the summary and the description:
 
-    NEW_PROJECT = body_of(name=TEXT, slug={"type": "string", "pattern": "^[a-z0-9-]+$"})
+    @routes.add("POST /v1/projects", ORG, body=NEW_PROJECT, responses={201: ResponseSpec("The project.", PROJECT)})
+    async def create_project(request: Request) -> Response:
+        \"""Create a project.\"""
 
-    routes = [
-        route(
-            "POST", "/v1/projects", create_project, ORG, "A new project.",
-            body=NEW_PROJECT,
-            answers={201: Answer("The project.", body_of(project=Project))},
-            errors={409: "The organisation has one of that slug."},
-        ),
-    ]
-
-A schema is JSON Schema in which an attrs class of the vocabulary may stand: it becomes the schema of its fields, by
-their names on the wire. What its annotations cannot say (a bound, a pattern) is in the field's `metadata`, under
-`"schema"`, or is the attribute `schema` of its `"check"`. The same schema tells `check_fields` which fields there are:
-`check_fields(body, *field_names(NEW_PROJECT))`.
-
-What comes by itself: the path's parameters; the token and the scope by `needs`, with their 400, 401, 403 and 404; the
-400, 413 and 415 of a body; what any request may meet (`COMMON_ERRORS`). All errors have the shape of `Problem`, unless
-`errors_as` names another schema.
+The parameters of the path, the token, the scope, and their errors, those of a body and
+`COMMON_ERRORS` are added. Errors have the shape of `ErrorBody` unless `error_schema` is given.
 """
 
 from __future__ import annotations
 
-import types
-import typing
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from re import findall
-from typing import Any
+from typing import Any, TypeVar
 
-import attrs
 from attrs import field, frozen
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from arkor.protocol.codec import camel_case
+from arkor.backend.http.errors import invalid_field
+from arkor.backend.http.schema import TEXT, Schema, check, class_schema
 from arkor.settings import VERSION
 
-Schema = Any
-
-TEXT: Schema = {"type": "string", "minLength": 1}
-EVENTS: Schema = {"description": "Server-sent events."}
-FILE: Schema = {"type": "string", "format": "binary"}
+E = TypeVar("E", bound=Callable[..., Any])
 
 
 @frozen
-class Problem:
-    """Every error: a sentence for a person, a word for a machine."""
+class ErrorBody:
+    """An error: a sentence for a person and a code for a program."""
 
     error: str
     code: str | None = None
@@ -57,7 +39,7 @@ class Problem:
 
 @frozen
 class Requirements:
-    """What a caller must bring: a token, and which part of the scope in the query."""
+    """What a caller must send: a token, and parts of the scope in the query."""
 
     token: bool = False
     query: tuple[str, ...] = ()
@@ -71,7 +53,7 @@ PROJECT = Requirements(token=True, query=("orgSlug", "projectSlug"))
 
 @frozen
 class Parameter:
-    """A value in the query or, with `where="header"`, in a header."""
+    """A value in the query, in a header (`where="header"`) or in the path."""
 
     name: str
     schema: Schema
@@ -79,13 +61,30 @@ class Parameter:
     required: bool = False
     where: str = "query"
 
+    def read(self, request: Request) -> Any:
+        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
+        value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
+        if value is None:
+            if self.required:
+                raise invalid_field(self.name, f"is missing in the {self.where}")
+            return None
+        if self.schema["type"] == "integer" and value.isascii() and value.isdigit() and len(value) <= 10:
+            value = int(value)
+        check(self.schema, value, self.name)
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        described = {"name": self.name, "in": self.where, "description": self.description}
+        return {**described, "required": self.required, "schema": self.schema}
+
+
+ORG_SLUG = Parameter("orgSlug", TEXT, "The organisation.", required=True)
+PROJECT_SLUG = Parameter("projectSlug", TEXT, "The project.", required=True)
+
 
 @frozen
 class ResponseSpec:
-    """An answer that is no error; without a schema it has no body. `links` are OpenAPI's.
-
-    `alternatives` are the schemas of what it may be besides, by media type.
-    """
+    """A response that is not an error; `alternatives` are the schemas of other media types."""
 
     description: str
     schema: Schema = None
@@ -93,22 +92,35 @@ class ResponseSpec:
     links: Mapping[str, Any] = field(factory=dict)
     alternatives: Mapping[str, Schema] = field(factory=dict)
 
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"description": self.description}
+        if self.schema is not None:
+            kinds = {self.media_type: self.schema, **self.alternatives}
+            described["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
+        return {**described, **({"links": self.links} if self.links else {})}
 
-#: What any request may meet, whatever its route.
+
+def id_links(kind: str, **operations: str) -> dict[str, Any]:
+    """Return links from the object of that kind in a response to the operations on it."""
+    parameters = {"id": f"$response.body#/{kind}/id"}
+    return {name: {"operationId": operation, "parameters": parameters} for name, operation in operations.items()}
+
+
+#: The errors that any request may get.
 COMMON_ERRORS: Mapping[int, str] = {
-    400: "The request is no valid HTTP.",
-    403: "The name that the request calls, or the page that it comes from, is not of this backend.",
-    408: "The request came too slowly.",
-    431: "The request's head is too long.",
-    503: "The backend is busy, or its database is in use by another program; `Retry-After` says when to come back.",
+    400: "The request is not valid HTTP.",
+    403: "The `Host` or the `Origin` of the request is not allowed here.",
+    408: "The request arrived too slowly.",
+    431: "The head of the request is too large.",
+    503: "The backend is busy, or another program uses its database; repeat the request after `Retry-After` seconds.",
     507: "The disk is full.",
 }
-_UNAUTHORIZED = {401: "No token, or one that is not valid."}
-_BAD_QUERY = {400: "The query lacks something, or has it in a wrong form."}
-_FORBIDDEN = {403: "Not a member of that organisation."}
-_NOT_FOUND = {404: "There is no such thing in that scope."}
+_UNAUTHORIZED = {401: "The token is missing or not valid."}
+_BAD_QUERY = {400: "A parameter is missing or not valid."}
+_FORBIDDEN = {403: "The user is not a member of the organisation."}
+_NOT_FOUND = {404: "The project, or something in the path, does not exist."}
 _BAD_BODY = {
-    400: "The body is no JSON object, or one of its fields is wrong; the sentence names it.",
+    400: "The body is not a JSON object, or the field that the error names is wrong.",
     413: "The body is too large.",
     415: "The body is compressed.",
 }
@@ -116,10 +128,9 @@ _BAD_BODY = {
 
 @frozen
 class Operation:
-    """One method of one path, as it is described."""
+    """What a route declares: one method of one path."""
 
     requirements: Requirements
-    summary: str
     body: Schema
     body_type: str
     parameters: Sequence[Parameter]
@@ -129,117 +140,52 @@ class Operation:
 
 
 class DescribedRoute(Route):
-    """A route that knows what it takes and answers."""
+    """A route with its declaration."""
 
     operation: Operation
 
 
-def route(
-    method: str,
-    path: str,
-    endpoint: Callable[..., Any],
-    requirements: Requirements,
-    summary: str,
-    *,
-    body: Schema = None,
-    body_type: str = "application/json",
-    parameters: Sequence[Parameter] = (),
-    responses: Mapping[int, ResponseSpec],
-    errors: Mapping[int, str] | None = None,
-    error_schema: Schema = Problem,
-) -> DescribedRoute:
-    """The route, with its description; see the head of this file."""
-    described = DescribedRoute(path, endpoint, methods=[method])
-    described.operation = Operation(
-        requirements, summary, body, body_type, parameters, responses, errors or {}, error_schema
-    )
-    return described
+class RouteTable(list[DescribedRoute]):
+    """The routes of a module."""
 
+    def add(
+        self,
+        method_and_path: str,
+        requirements: Requirements,
+        *,
+        body: Schema = None,
+        body_type: str = "application/json",
+        parameters: Sequence[Parameter] = (),
+        responses: Mapping[int, ResponseSpec],
+        errors: Mapping[int, str] | None = None,
+        error_schema: Schema = ErrorBody,
+    ) -> Callable[[E], E]:
+        """Register the decorated endpoint; see the head of this file."""
 
-# Schemas
+        method, _, path = method_and_path.partition(" ")
 
+        def register(endpoint: E) -> E:
+            route = DescribedRoute(path, endpoint, methods=[method])
+            route.operation = Operation(
+                requirements, body, body_type, parameters, responses, errors or {}, error_schema
+            )
+            self.append(route)
+            return endpoint
 
-def object_schema(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
-    """An object of these fields and no others, by their names on the wire."""
-    properties = {**required, **(optional or {})}
-    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
-
-
-def array_schema(schema: Schema) -> Schema:
-    return {"type": "array", "items": schema}
-
-
-def one_of(*schemas: Schema) -> Schema:
-    return {"anyOf": [*schemas]}
-
-
-def field_names(schema: Any) -> tuple[list[str], list[str]]:
-    """The required and the optional fields of a `object_schema`."""
-    required = schema["required"]
-    return required, [name for name in schema["properties"] if name not in required]
-
-
-def class_schema(cls: Any) -> dict[str, Any]:
-    """The schema of an attrs class; a field without a default is required, one that may be None may be null."""
-    hints = typing.get_type_hints(cls)
-    fields = [item for item in attrs.fields(cls) if item.name != "extra"]
-    properties = {camel_case(item.name): _field_schema(item, hints[item.name]) for item in fields}
-    required = [camel_case(item.name) for item in fields if item.default is attrs.NOTHING or not item.init]
-    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
-    if "extra" not in attrs.fields_dict(cls):
-        schema["additionalProperties"] = False
-    if cls.__doc__ and "\n" not in cls.__doc__:
-        schema["description"] = cls.__doc__
-    return schema
-
-
-def _field_schema(item: attrs.Attribute[Any], hint: Any) -> Schema:
-    if not item.init:  # the word that tells a class from its siblings
-        return {"const": item.default}
-    declared = item.metadata.get("schema", getattr(item.metadata.get("check"), "schema", None))
-    schema = declared if declared is not None else type_schema(hint)
-    optional = item.default is None and declared is not None
-    return one_of(schema, {"type": "null"}) if optional else schema
-
-
-_PLAIN: Mapping[Any, str] = {
-    str: "string",
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    type(None): "null",
-}
-
-
-def type_schema(hint: Any) -> Schema:
-    """The schema of a type annotation."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _PLAIN:
-        return {"type": _PLAIN[hint]}
-    if origin in (typing.Union, types.UnionType):
-        return one_of(*map(type_schema, arguments))
-    if isinstance(origin, type):
-        return {"type": "object"} if issubclass(origin, Mapping) else array_schema(type_schema(arguments[0]))
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return {"enum": [member.value for member in hint]}
-    return hint if isinstance(hint, type) and attrs.has(hint) else {}
+        return register
 
 
 # The document
 
 
 def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """The OpenAPI document of those of the routes that say what they take and answer."""
+    """Return the OpenAPI document of the routes."""
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for described_route in routes:
-        if isinstance(described_route, DescribedRoute):
-            methods = (described_route.methods or set()) - {"HEAD"}
-            entry = {
-                method.lower(): _operation(described_route.path, described_route.operation, method)
-                for method in methods
-            }
-            paths.setdefault(described_route.path, {}).update(entry)
+    for route in routes:
+        if isinstance(route, DescribedRoute):
+            for method in (route.methods or set()) - {"HEAD"}:
+                paths.setdefault(route.path, {})[method.lower()] = _describe_operation(route, method)
     paths = _resolve_schemas(paths, components)
     return {
         "openapi": "3.1.0",
@@ -252,59 +198,36 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, operation: Operation, method: str) -> dict[str, Any]:
+def _describe_operation(route: DescribedRoute, method: str) -> dict[str, Any]:
+    operation, path = route.operation, route.path
+    summary, _, description = (inspect.getdoc(route.endpoint) or "").partition("\n\n")
+    in_path = [Parameter(name, TEXT, f"The {name}.", required=True, where="path") for name in findall(r"{(\w+)}", path)]
+    in_query = [parameter for parameter in (ORG_SLUG, PROJECT_SLUG) if parameter.name in operation.requirements.query]
+    words = findall(r"[a-z0-9]+", path.replace("{", "").lower())
     described: dict[str, Any] = {
-        "operationId": _operation_id(method, path),
-        "summary": operation.summary,
+        "operationId": method.lower() + "".join(word.capitalize() for word in words),
+        "summary": summary,
+        **({"description": description} if description else {}),
         "security": [{"token": []}] if operation.requirements.token else [],
-        "parameters": [
-            _parameter(parameter)
-            for parameter in (*_path_parameters(path), *_scope_parameters(operation), *operation.parameters)
-        ],
-        "responses": {str(status): response for status, response in sorted(_responses(path, operation).items())},
+        "parameters": [parameter.describe() for parameter in (*in_path, *in_query, *operation.parameters)],
+        "responses": {str(status): response for status, response in sorted(_responses(operation, path).items())},
     }
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
     return described
 
 
-def _operation_id(method: str, path: str) -> str:
-    parts = findall(r"[a-z0-9]+", path.replace("{", "").lower())
-    return "".join([method.lower(), *(word.capitalize() for word in parts)])
-
-
-def _path_parameters(path: str) -> list[Parameter]:
-    return [Parameter(name, TEXT, f"The {name}.", required=True, where="path") for name in findall(r"{(\w+)}", path)]
-
-
-def _scope_parameters(operation: Operation) -> list[Parameter]:
-    descriptions = {"orgSlug": "The organisation.", "projectSlug": "The project."}
-    return [Parameter(name, TEXT, descriptions[name], required=True) for name in operation.requirements.query]
-
-
-def _parameter(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "in": parameter.where,
-        "description": parameter.description,
-        "required": parameter.required,
-        "schema": parameter.schema,
-    }
-
-
-def _responses(path: str, operation: Operation) -> dict[int, Any]:
-    responses = {status: _response(response) for status, response in operation.responses.items()}
+def _responses(operation: Operation, path: str) -> dict[int, Any]:
     reasons: dict[int, list[str]] = {}
-    for grouped in _error_reasons(path, operation):
-        for status, reason in grouped.items():
+    for group in _error_reasons(operation, path):
+        for status, reason in group.items():
             reasons.setdefault(status, []).append(reason)
     content = {"application/json": {"schema": operation.error_schema}}
     errors = {status: {"description": " ".join(why), "content": content} for status, why in reasons.items()}
-    return {**errors, **responses}
+    return {**errors, **{status: spec.describe() for status, spec in operation.responses.items()}}
 
 
-def _error_reasons(path: str, operation: Operation) -> Iterable[Mapping[int, str]]:
-    """Why the route may say no."""
+def _error_reasons(operation: Operation, path: str) -> Iterable[Mapping[int, str]]:
     yield operation.errors
     requirements = operation.requirements
     if requirements.token:
@@ -318,18 +241,8 @@ def _error_reasons(path: str, operation: Operation) -> Iterable[Mapping[int, str
     yield COMMON_ERRORS
 
 
-def _response(spec: ResponseSpec) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": spec.description}
-    if spec.schema is not None:
-        kinds = {spec.media_type: spec.schema, **spec.alternatives}
-        described["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
-    if spec.links:
-        described["links"] = spec.links
-    return described
-
-
 def _resolve_schemas(value: Any, components: dict[str, Any]) -> Any:
-    """The value with a reference in the place of every class, whose schema goes into the components."""
+    """Replace every class by a reference to its schema in the components."""
     if isinstance(value, type):
         if value.__name__ not in components:
             components[value.__name__] = {}

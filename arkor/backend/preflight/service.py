@@ -26,7 +26,7 @@ from arkor.backend.compute.process_tuning import NICENESS
 from arkor.backend.runs.estimate_cache import store_estimate
 from arkor.backend.runs.paths import checks_folder
 from arkor.backend.runs.sse import END, PING
-from arkor.backend.workers.exit_report import oom_remedy
+from arkor.backend.workers.supervisor import oom_remedy
 from arkor.protocol.codec import dumps
 from arkor.protocol.estimates import parse_estimate
 

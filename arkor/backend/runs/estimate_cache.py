@@ -1,6 +1,6 @@
-"""What checks have found that runs will take, kept until a run of the very same configuration comes.
+"""The estimates of checks, cached for a run of the same configuration.
 
-Each is a file that is named by the configuration's digest, so that no store is needed to find it.
+Each estimate is a file named by the hash of its configuration.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from arkor.backend.runs.paths import checks_folder, write_atomically
+from arkor.backend.runs.paths import checks_folder
+from arkor.files import write_atomically
 from arkor.protocol.codec import dumps, to_wire
 from arkor.protocol.estimates import Estimate, parse_estimate
 
-#: So many of the latest are kept.
+#: How many of the latest estimates are kept.
 MAX_ESTIMATES = 200
 
 
 def store_estimate(home: Path, config: Mapping[str, Any], estimate: Estimate) -> None:
-    """Keep it for a run of this configuration, as it is on the wire, without a token. Raises OSError."""
+    """Cache the estimate for a configuration in wire format, without a token. Raise OSError."""
     folder = checks_folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(_estimate_file(home, config), dumps(to_wire(estimate)))
@@ -31,7 +32,7 @@ def store_estimate(home: Path, config: Mapping[str, Any], estimate: Estimate) ->
 
 
 def load_estimate(home: Path, config: Mapping[str, Any]) -> Estimate | None:
-    """What was found last that a run of this configuration will take; None where none was checked."""
+    """Return the latest estimate for a configuration, or None."""
     with contextlib.suppress(OSError, ValueError):
         return parse_estimate(json.loads(_estimate_file(home, config).read_bytes()))
     return None

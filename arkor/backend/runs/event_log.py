@@ -1,30 +1,31 @@
-"""A run's append-only event log: a file of JSON lines, one writer, any number of readers.
+"""The event log of a run: an append-only file of JSON lines with one writer and many readers.
 
-The id of an event is the byte offset behind its line, so that resuming is seeking. The writer holds an exclusive lock
-on the file for as long as it lives, which is also how others know that it lives. A line is exactly what goes out on
-the wire. How long a line stays unread, and who is told of it, is not known here (`log_notifier.py`).
+The id of an event is the byte offset after its line, so a reader resumes by seeking. The writer
+holds an exclusive lock on the file while it is open, which is also how other processes detect that
+it is alive. A line is stored as it is sent over the wire. Notifying readers is the task of
+`log_notifier.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from attrs import frozen
 
+from arkor.files import lock_file
 from arkor.protocol.codec import dumps
 from arkor.protocol.events import CANCELLED_ERROR, TERMINAL_TYPES, Event, encode_event
 from arkor.protocol.jobs import JobStatus
 
 _TYPE_OFFSET = len(b'{"type":"')
 _BLOCK_BYTES = 8192
-_LOCK_ATTEMPTS = 5
+
+#: `is_locked` may hold the lock for a moment.
+_LOCK_SECONDS = 0.025
 
 
 class LogLocked(Exception):
@@ -32,12 +33,12 @@ class LogLocked(Exception):
 
 
 class LogCorrupted(Exception):
-    """Something else than arkor has written into this log."""
+    """The log contains a line that arkor did not write."""
 
 
 @frozen
 class Tail:
-    """The last complete event: its id (0 when there is none) and its type."""
+    """The last complete event: its id and its type; 0 and None in an empty log."""
 
     id: int = 0
     type: str | None = None
@@ -49,7 +50,7 @@ class Tail:
 
 @frozen
 class LogStatus:
-    """Where a run stands, as its log says. Times as in the events."""
+    """The state of a run according to its log. Times are formatted as in the events."""
 
     status: JobStatus
     error: str | None = None
@@ -58,20 +59,16 @@ class LogStatus:
 
 
 class LogWriter:
-    """The one writer of a log, from construction to `close()`; a torn last line is cut off on the way in.
+    """The writer of a log; opening it removes an incomplete last line.
 
-    Raises `LogLocked` when there is another one, unless told to `wait` until it is gone; OSError when the file cannot
-    be opened.
+    Raises `LogLocked` if another writer has the log open, unless `wait` is true, and OSError if the
+    file cannot be opened.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _lock(self._file, wait)
-            end, line = _last_line(self._file)
-            self.tail = Tail(end, _type(line) if line else None)
-            os.ftruncate(self._file, end)
-            os.lseek(self._file, 0, os.SEEK_END)
+            self.tail = _lock_and_repair(self._file, wait)
         except BaseException:
             os.close(self._file)
             raise
@@ -83,19 +80,19 @@ class LogWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file and its lock. Only once."""
+        """Close the file and release its lock. Call it once."""
         os.close(self._file)
 
     def append(self, event: Event, *, sync: bool = False) -> int:
-        """Write the event in one go and return its id; with `sync` it is on the disk on return.
+        """Append the event and return its id; `sync` flushes it to the disk first.
 
-        Raises OSError, and then the log is as it was before.
+        Raise OSError; the log is unchanged then.
         """
         data = encode_event(event)
         line = (dumps(data) + "\n").encode("utf-8", "replace")
         remaining = line
         try:
-            while remaining:  # once, unless the disk is nearly full
+            while remaining:  # one pass, unless the disk is nearly full
                 remaining = remaining[os.write(self._file, remaining) :]
         except OSError:
             os.ftruncate(self._file, self.tail.id)
@@ -107,26 +104,22 @@ class LogWriter:
         return self.tail.id
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a writer of this log lives."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+def _lock_and_repair(file: int, wait: bool) -> Tail:
+    """Lock an open log, remove its incomplete last line, and move to the end. Raise `LogLocked`."""
+    if not lock_file(file, None if wait else _LOCK_SECONDS):
+        raise LogLocked
+    end, line = _last_line(file)
+    os.ftruncate(file, end)
+    os.lseek(file, 0, os.SEEK_END)
+    return Tail(end, _type(line) if line else None)
 
 
-def read_events(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tuple[int, str, bytes]]:
-    """The complete lines behind the id `after` as (id, type, line without its end), about `limit_bytes` of them.
+def read_events(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tuple[int, bytes]]:
+    """Return (id, line without its end) of about `limit_bytes` of lines after an id.
 
-    At least one, however long, if there is one. An id in the middle of a line goes on with the next line; one
-    beyond the end finds nothing until the log has grown past it. No file, no events.
+    The first line is returned whatever its length. An id inside a line continues with the next
+    line; an id after the end finds nothing until the log is longer than that. A missing file has no
+    events.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -136,44 +129,43 @@ def read_events(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tu
 
 
 def last_id(path: Path) -> int:
-    """The id of the last complete event; 0 when there is none."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            return _last_line(file.fileno())[0]
-    except FileNotFoundError:
-        return 0
+    """Return the id of the last complete event, or 0."""
+    found = _read_last_line(path)
+    return found[0] if found else 0
 
 
 def is_finished(path: Path) -> bool:
-    """Whether nothing more will come: the last event is a terminal one, or somebody has removed the log."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            return _type(_last_line(file.fileno())[1]) in TERMINAL_TYPES
-    except FileNotFoundError:
-        return True
+    """Return whether the log is complete: its last event is terminal, or the file is gone."""
+    found = _read_last_line(path)
+    return found is None or _type(found[1]) in TERMINAL_TYPES
 
 
 def read_last(path: Path) -> dict[str, Any] | None:
-    """The last event, as on the wire; None when there is none. Raises `LogCorrupted`."""
+    """Return the last event in wire format, or None. Raise `LogCorrupted`."""
+    found = _read_last_line(path)
+    return decode_line(found[1]) if found and found[1] else None
+
+
+def _read_last_line(path: Path) -> tuple[int, bytes] | None:
+    """Return the last complete event as `_last_line` does, or None if the file is gone."""
     try:
         with path.open("rb", buffering=0) as file:
-            _, line = _last_line(file.fileno())
+            return _last_line(file.fileno())
     except FileNotFoundError:
         return None
-    return decode_line(line) if line else None
 
 
 def read_status(path: Path) -> LogStatus:
-    """Where the run stands: no event yet is queued, a terminal one says how it ended, else it is running.
+    """Return the state: queued without an event, ended with a terminal one, else running.
 
-    Raises `LogCorrupted`.
+    Raise `LogCorrupted`.
     """
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())
             if not line:
                 return LogStatus(JobStatus.QUEUED)
-            first = decode_line(_read_lines(file.fileno(), 0, _BLOCK_BYTES)[0][2])
+            first = decode_line(_read_lines(file.fileno(), 0, _BLOCK_BYTES)[0][1])
     except FileNotFoundError:
         return LogStatus(JobStatus.QUEUED)
     if _type(line) not in TERMINAL_TYPES:
@@ -186,7 +178,7 @@ def read_status(path: Path) -> LogStatus:
     return LogStatus(status, last.get("error"), started_at, last["timestamp"])
 
 
-def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, str, bytes]]:
+def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, bytes]]:
     start = _line_start(file, after)
     chunk = os.pread(file, limit, start)
     while b"\n" not in chunk:
@@ -198,12 +190,12 @@ def _read_lines(file: int, after: int, limit: int) -> list[tuple[int, str, bytes
     events = []
     for line in chunk.split(b"\n")[:-1]:
         start += len(line) + 1
-        events.append((start, _type(line), line))
+        events.append((start, line))
     return events
 
 
 def _line_start(file: int, offset: int) -> int:
-    """The offset itself if a line starts there, else where the next one does, else the end of the file."""
+    """Return the offset at or after `offset` at which a line starts, or the end of the file."""
     before = max(offset - 1, 0)
     while offset and (chunk := os.pread(file, _BLOCK_BYTES, before)):
         if b"\n" in chunk:
@@ -217,7 +209,7 @@ def _type(line: bytes) -> str:
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
-    """A line → its event's JSON object. Raises `LogCorrupted`."""
+    """Decode a line to its event's JSON object. Raise `LogCorrupted`."""
     try:
         data = json.loads(line)
         return {**data, "type": data["type"], "timestamp": data["timestamp"]}
@@ -226,24 +218,14 @@ def decode_line(line: bytes) -> dict[str, Any]:
 
 
 def _last_line(file: int) -> tuple[int, bytes]:
-    """The last complete line and the offset behind it; (0, b"") when there is none. What follows it is torn."""
+    """Return the offset after the last complete line and that line, or (0, b"")."""
     end = os.fstat(file).st_size
     size = _BLOCK_BYTES
     while True:
         start = max(end - size, 0)
         chunk = os.pread(file, end - start, start)
-        behind = chunk.rfind(b"\n") + 1
-        line_start = chunk.rfind(b"\n", 0, max(behind - 1, 0)) + 1
+        line_end = chunk.rfind(b"\n") + 1
+        line_start = chunk.rfind(b"\n", 0, max(line_end - 1, 0)) + 1
         if line_start or start == 0:
-            return (start + behind, chunk[line_start:behind]) if behind else (0, b"")
+            return (start + line_end, chunk[line_start:line_end]) if line_end else (0, b"")
         size *= 4
-
-
-def _lock(file: int, wait: bool) -> None:
-    if wait:
-        return fcntl.flock(file, fcntl.LOCK_EX)
-    for _ in range(_LOCK_ATTEMPTS):
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.005)  # it may be somebody in `is_locked`, for an instant
-    raise LogLocked

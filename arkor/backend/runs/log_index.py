@@ -1,7 +1,7 @@
-"""The few lines of a long log that somebody needs, found without the others being understood.
+"""Search an event log by type without parsing every line.
 
-Of a run of hundreds of thousands of steps most lines are numbers that nobody who buries or resumes it asks for. Who
-follows a log reads it through `event_log.py`.
+Most lines of a long run are metrics, which crash reporting and resuming do not need. Followers of a
+log read it through `event_log.py`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from arkor.backend.runs.event_log import decode_line
 
 @frozen
 class LogLine:
-    """An event as on the wire, and the byte at which its line begins."""
+    """An event in wire format, and the byte offset at which its line starts."""
 
     offset: int
     event: dict[str, Any]
 
 
 class LogIndex:
-    """A log's lines by type, as far as they are complete. Reading one raises `LogCorrupted`."""
+    """The complete lines of a log by type. Decoding a line raises `LogCorrupted`."""
 
     def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
         self._end = data.rfind(b"\n") + 1
 
     def events_of_type(self, kind: str, begin: int = 0, end: int | None = None) -> Iterator[LogLine]:
-        """The lines of that type that begin between these bytes, in order."""
+        """Yield the lines of this type that start between two byte offsets, in order."""
         marker, end = _type_marker(kind), self._end if end is None else end
         position = self._data.find(marker, begin, end)
         while position >= 0:
@@ -42,7 +42,7 @@ class LogIndex:
             position = self._data.find(marker, position + 1, end)
 
     def last_of_type(self, kind: str, end: int | None = None) -> LogLine | None:
-        """The last line of that type that begins before this byte."""
+        """Return the last line of this type that starts before a byte offset."""
         marker = _type_marker(kind)
         position = self._data.rfind(marker, 0, self._end if end is None else end)
         while position >= 0 and not self._is_line_start(position):
@@ -50,7 +50,7 @@ class LogIndex:
         return self._line_at(position) if position >= 0 else None
 
     def _is_line_start(self, position: int) -> bool:
-        """What looks like an event within a line is text."""
+        """Return whether a marker starts a line; a text inside an event may contain one too."""
         return position == 0 or self._data[position - 1 : position] == b"\n"
 
     def _line_at(self, position: int) -> LogLine:
@@ -63,14 +63,14 @@ def _type_marker(kind: str) -> bytes:
 
 @contextmanager
 def open_log_index(log: Path) -> Iterator[LogIndex]:
-    """Of the log as it is now; none of one that is not there. Raises OSError."""
+    """Open a log as it is now; a missing file counts as empty. Raise OSError."""
     try:
         file = log.open("rb")
     except FileNotFoundError:
         yield LogIndex(b"")
         return
     with file:
-        if not file.seek(0, 2):  # nothing cannot be mapped
+        if not file.seek(0, 2):  # an empty file cannot be mapped
             yield LogIndex(b"")
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,8 +1,8 @@
-"""Tells the server at once that some run's log has grown, so that nobody has to look all the time.
+"""Notify the server that the log of a run has grown, so that it need not poll.
 
-A bell is a named pipe in the backend's home. Whoever has appended to a log rings it; the server then looks at the logs
-that are watched (`log_watcher.py`). Nothing depends on it: a ring may get lost, and the server looks by itself every
-now and then.
+The channel is a named pipe in the backend's home. A process that has appended to a log writes a
+byte to it; the server then checks the logs that clients follow (`log_watcher.py`). A lost
+notification is harmless, since the server also polls at a low rate.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: How long to wait for a ring before looking anyway, in seconds: with a bell, and where pipes cannot be made.
+#: Seconds between polls with a pipe, and where pipes cannot be made.
 _POLL_SECONDS, _POLL_SECONDS_WITHOUT_PIPE = 1.0, 0.05
-#: Seconds that a ring is let linger before the next is heard; longer, if to act on it took longer.
+
+#: Minimum seconds between two reactions to notifications; longer if the reaction itself takes
+#: longer.
 _MIN_INTERVAL = 0.002
 
 
 def notify(path: Path) -> None:
-    """Tell the server, if there is one that listens; never blocks, never fails."""
+    """Notify the server, if one is listening. Never block and never fail."""
     with contextlib.suppress(OSError):
         pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -32,10 +34,11 @@ def notify(path: Path) -> None:
 
 
 class LogNotifier:
-    """The listening side; belongs to one event loop.
+    """The receiving end; it belongs to one event loop.
 
-    Calls `on_notify` at the first ring at once, then at most half of the time: a run that logs thousands of lines a
-    second must not keep the server from everything else. Also now and then without a ring, and a last time on closing.
+    `on_notify` is called at once for a first notification, then at most half of the time, so that a
+    run that logs thousands of lines per second does not keep the server busy. It is also called at
+    each poll and once on closing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,18 +49,18 @@ class LogNotifier:
         self.closed = False
 
     def open(self) -> None:
-        """Begin to listen, on a pipe if one can be had."""
+        """Start listening, on a pipe if the file system supports it."""
         with contextlib.suppress(OSError):
             if not self._path.exists() or not stat.S_ISFIFO(self._path.stat().st_mode):
                 self._path.unlink(missing_ok=True)
                 os.mkfifo(self._path, 0o600)
             self._reading = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
-            self._writing = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)  # or the pipe would be at its end
+            self._writing = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)  # without a writer, reading returns EOF
             self._watch_pipe()
         self._poll()
 
     def close(self) -> None:
-        """Call for the last time, with `closed` true."""
+        """Stop listening, and call `on_notify` a last time with `closed` set."""
         self.closed = True
         for end in (self._reading, self._writing):
             if end is not None:
@@ -82,7 +85,7 @@ class LogNotifier:
         loop = asyncio.get_running_loop()
         loop.remove_reader(reading)
         self.on_notify()
-        loop.call_soon(self._resume_later, began)  # those whom it woke come before
+        loop.call_soon(self._resume_later, began)  # after the tasks that `on_notify` woke, whose time counts too
 
     def _resume_later(self, began: float) -> None:
         asyncio.get_running_loop().call_later(max(_MIN_INTERVAL, time.monotonic() - began), self._watch_pipe)

@@ -1,10 +1,10 @@
-"""Queries on the event log of a run: its progress, the state that a resuming worker starts from, a summary."""
+"""Queries on the event log of a run: its progress, the point to resume from, a summary."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,15 @@ from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from arkor.protocol.events import CheckpointSaved, Event, TrainingLog, TrainingStarted, decode_event
 from arkor.protocol.jobs import Artifact
 
+# Progress
+
 
 @define
 class LogProgress:
-    """The last `step` in the log, the `artifacts` (as on the wire) of each checkpoint in it by its step, and how many
-    resumptions there were since a step was reached that had not been reached before.
+    """The progress of a run.
+
+    `saved` has the artifacts of each checkpoint by its step, in wire format; `stalled_resumptions`
+    counts the resumptions since the run last reached a new step.
     """
 
     step: int | None = None
@@ -32,17 +36,17 @@ class LogProgress:
     saved: dict[int, list[Any]] = Factory(dict)
 
     def artifacts(self, folder: RunFolder) -> tuple[Any, ...]:
-        """Those that are still there."""
+        """Return the artifacts of the checkpoints that still exist."""
         present = [step for step in sorted(self.saved) if folder.checkpoint(step).is_dir()]
         return tuple(artifact for step in present for artifact in self.saved[step])
 
     def resume_step(self, folder: RunFolder) -> int:
-        """The step that a worker goes on from; 0 is the start."""
+        """Return the step that a worker would resume from; 0 is the start."""
         return resume_step(folder, self.saved) or 0
 
 
 def read_log_progress(folder: RunFolder) -> LogProgress:
-    """The progress of the run in this folder. Raises `LogCorrupted`."""
+    """Return the progress of the run in this folder. Raise `LogCorrupted`."""
     progress = LogProgress()
     with open_log_index(folder.events) as log:
         progress.step = _step_before(log, None)
@@ -59,7 +63,7 @@ def read_log_progress(folder: RunFolder) -> LogProgress:
 
 
 def _step_before(log: LogIndex, end: int | None) -> int | None:
-    """The last step of which anything was said before that byte; they never go back."""
+    """Return the last step that was logged before a byte offset; steps never decrease."""
     lines = (log.last_of_type("training.log", end), log.last_of_type("checkpoint.saved", end))
     return max((step for line in lines if line and (step := _step(line)) is not None), default=None)
 
@@ -69,20 +73,24 @@ def _step(line: LogLine) -> int | None:
     return step if isinstance(step, int) else None
 
 
-#: Before the first line of numbers.
+# Resuming
+
+
+#: The position before all metrics.
 NOTHING_LOGGED = (-1, False)
 
 
 def log_position(step: int, eval_loss: float | None) -> tuple[int, bool]:
-    """Where a line of numbers stands among the others: by step, those of training before those of evaluation."""
+    """Return the sort key of a line of metrics: by step, training before evaluation."""
     return step, eval_loss is not None
 
 
 @define
 class ResumePoint:
-    """`last` is the place of the last line of numbers, `saved` the artifacts of each checkpoint by its step.
+    """The state of a run that a new worker continues.
 
-    `tracker` say how good those checkpoints are that are still there.
+    `last` is the position of the last line of metrics, `saved` has the artifacts of each checkpoint
+    by its step, and `tracker` compares the checkpoints that still exist.
     """
 
     started: bool = False
@@ -92,14 +100,16 @@ class ResumePoint:
 
 
 def read_resume_point(run: RunFolder) -> ResumePoint:
-    """The past of this run. Raises `LogCorrupted`."""
+    """Return the point that this run is resumed from. Raise `LogCorrupted`."""
     resume_point = ResumePoint()
     with open_log_index(run.events) as log:
         resume_point.started = log.last_of_type("training.started") is not None
         if (line := log.last_of_type("training.log")) is not None:
-            numbers = _numbers(line)
-            resume_point.last = log_position(numbers.step, numbers.eval_loss)
-        checkpoints = [(line.offset, _checkpoint(line)) for line in log.events_of_type("checkpoint.saved")]
+            metrics = _metrics(line)
+            resume_point.last = log_position(metrics.step, metrics.eval_loss)
+        checkpoints = [
+            (line.offset, cast("CheckpointSaved", _decoded(line))) for line in log.events_of_type("checkpoint.saved")
+        ]
         resume_point.saved = {event.step: tuple(event.artifacts or ()) for _, event in checkpoints}
         present = {step for step in resume_point.saved if run.checkpoint(step).is_dir()}
         _track_checkpoints(resume_point.tracker, log, [(begin, event.step) for begin, event in checkpoints], present)
@@ -109,7 +119,7 @@ def read_resume_point(run: RunFolder) -> ResumePoint:
 def _track_checkpoints(
     tracker: BestCheckpointTracker, log: LogIndex, checkpoints: Sequence[tuple[int, int]], present: Collection[int]
 ) -> None:
-    """Of the checkpoints, as (where its line begins, step), those that are there; the numbers of others say nothing."""
+    """Track the checkpoints that are present; `checkpoints` are (offset of its line, step)."""
     before = 0
     for begin, step in checkpoints:
         if step in present:
@@ -122,25 +132,21 @@ def _track_checkpoints(
 
 def _track_losses(tracker: BestCheckpointTracker, log: LogIndex, begin: int, end: int | None) -> None:
     for line in log.events_of_type("training.log", begin, end):
-        numbers = _numbers(line)
-        tracker.log(numbers.step, numbers.loss, numbers.eval_loss)
+        metrics = _metrics(line)
+        tracker.log(metrics.step, metrics.loss, metrics.eval_loss)
 
 
 def _track_evaluation(tracker: BestCheckpointTracker, log: LogIndex, begin: int, step: int) -> None:
-    """What was measured at that very step after the checkpoint was saved."""
+    """Add the evaluation at this step that was logged after the checkpoint."""
     for line in log.events_of_type("training.log", begin):
-        numbers = _numbers(line)
-        if numbers.step > step:
+        metrics = _metrics(line)
+        if metrics.step > step:
             return
-        tracker.log(numbers.step, None, numbers.eval_loss)
+        tracker.log(metrics.step, None, metrics.eval_loss)
 
 
-def _numbers(line: LogLine) -> TrainingLog:
+def _metrics(line: LogLine) -> TrainingLog:
     return cast("TrainingLog", _decoded(line))
-
-
-def _checkpoint(line: LogLine) -> CheckpointSaved:
-    return cast("CheckpointSaved", _decoded(line))
 
 
 def _decoded(line: LogLine) -> Event | None:
@@ -150,13 +156,17 @@ def _decoded(line: LogLine) -> Event | None:
         raise LogCorrupted(f"{error!r} in the line that begins at byte {line.offset}") from error
 
 
-_READ_SIZES = (4 * 1024, 256 * 1024)  # bytes of an end of the log; the larger where the smaller does not say it
+# Summary
+
+#: Bytes to read at either end of the log; the larger size if the smaller one is not enough.
+_READ_SIZES = (4 * 1024, 256 * 1024)
 _CACHE_SIZE = 8192
 
 
 def summary(log: Path) -> dict[str, Any]:
-    """`step`, `totalSteps` and `lastLoss` as on the wire, those of them that the log tells; a loss that is not finite
-    is `null`, and said in `nonFinite`, as in events.
+    """Return `step`, `totalSteps` and `lastLoss` in wire format, if the log has them.
+
+    A loss that is not finite is `null` with an entry in `nonFinite`, as in events.
     """
     try:
         size = log.stat().st_size
@@ -167,40 +177,42 @@ def summary(log: Path) -> dict[str, Any]:
 
 @lru_cache(_CACHE_SIZE)
 def _summary(path: str, size: int) -> dict[str, Any]:
-    """Of a log of that many bytes: what has not grown since need not be read again."""
+    """Summarize a log of this size; a log that has not grown is not read again."""
     found: dict[str, Any] = {}
     for read_size in _READ_SIZES:
-        with open(path, "rb") as file:  # noqa: PTH123 - a str is what the cache is asked with
-            _scan_end(os.pread(file.fileno(), read_size, max(0, size - read_size)), found)
-            if "totalSteps" not in found:
-                _scan_beginning(os.pread(file.fileno(), read_size, 0), found)
-        if len(found.keys() - {"nonFinite"}) == 3 or size <= read_size:
+        with open(path, "rb") as file:  # noqa: PTH123 - the cache keys are strings
+            end = os.pread(file.fileno(), read_size, max(0, size - read_size))
+            beginning = os.pread(file.fileno(), read_size, 0)
+        found = {**_total_steps(beginning), **_last_metrics(end)}
+        if found.keys() >= {"step", "totalSteps", "lastLoss"} or size <= read_size:
             break
     return found
 
 
-def _scan_end(chunk: bytes, found: dict[str, Any]) -> None:
-    for event in _events(reversed(chunk.splitlines())):
-        if not isinstance(event, TrainingLog):
-            continue
-        found.setdefault("step", event.step)
-        if event.loss is not None:
-            finite = math.isfinite(event.loss)
-            found["lastLoss"] = event.loss if finite else None
-            if not finite:
-                found["nonFinite"] = {"lastLoss": "nan" if event.loss != event.loss else str(event.loss)}
-            return
+def _last_metrics(end: bytes) -> dict[str, Any]:
+    """Return the last step and the last training loss in the end of a log."""
+    found: dict[str, Any] = {}
+    for event in _events(reversed(end.splitlines())):
+        if isinstance(event, TrainingLog):
+            found.setdefault("step", event.step)
+            if event.loss is not None:
+                found["lastLoss"] = event.loss if math.isfinite(event.loss) else None
+                if not math.isfinite(event.loss):
+                    found["nonFinite"] = {"lastLoss": str(event.loss)}
+                break
+    return found
 
 
-def _scan_beginning(chunk: bytes, found: dict[str, Any]) -> None:
-    for event in _events(iter(chunk.splitlines())):
+def _total_steps(beginning: bytes) -> dict[str, Any]:
+    """Return the planned number of steps in the beginning of a log."""
+    for event in _events(beginning.splitlines()):
         if isinstance(event, TrainingStarted) and event.total_steps is not None:
-            found["totalSteps"] = event.total_steps
-            return
+            return {"totalSteps": event.total_steps}
+    return {}
 
 
-def _events(lines: Iterator[bytes]) -> Iterator[Any]:
-    """Those that are whole and make sense."""
+def _events(lines: Iterable[bytes]) -> Iterator[Any]:
+    """Decode the lines; skip incomplete and invalid ones."""
     for line in lines:
         with suppress(LogCorrupted, ValueError):
             yield decode_event(decode_line(line))

@@ -1,8 +1,8 @@
-"""Deployments and their keys in the store's database.
+"""Deployments and their keys in the database.
 
-A key is kept as a hash; what opens is shown once, by whoever made it. When a key was last used is remembered at once
-and written at most once a minute, so that a busy deployment does not wait for the disk at every request. Which
-conversations a deployment keeps is `conversations.py`'s, who may call what the routes'.
+A key is stored as a hash; its plaintext is returned once, when it is created. The time of its last
+use is kept in memory and written at most once a minute, so that requests need not wait for the
+disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Engine, Row, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from arkor.backend.store.schema import deployment_keys as keys
@@ -25,16 +25,15 @@ from arkor.backend.store.schema import deployments
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.events import now
 
-#: How a key begins; so many of its characters are shown in lists.
+#: The prefix of every key, and how many characters of a key are shown in lists.
 KEY_PREFIX = "ark_live_"
 SHOWN_PREFIX_LENGTH = len(KEY_PREFIX) + 4
 
-#: Keys that one deployment may have at a time, those that are revoked aside.
+#: The number of active keys that a deployment may have.
 MAX_KEYS = 100
 
-#: So much of a time stamp is the minute.
+#: The length of a time stamp up to the minute.
 _MINUTE = len("2026-01-01T00:00")
-
 
 logger = logging.getLogger("arkor.backend")
 
@@ -44,16 +43,16 @@ class SlugAlreadyExists(Exception):
 
 
 class TooManyKeys(Exception):
-    """The deployment has `MAX_KEYS` keys that open it."""
+    """The deployment has `MAX_KEYS` active keys."""
 
 
 def hash_key(plaintext: str) -> str:
-    """What of a key is kept."""
+    """Return the hash under which a key or token is stored."""
     return hashlib.sha256(plaintext.encode("utf-8", "replace")).hexdigest()
 
 
 class DeploymentStore:
-    """The deployments of a backend. Methods may be called from any thread; SQLAlchemy's errors go through."""
+    """The deployments of a backend. Methods are thread-safe and raise SQLAlchemy's errors."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -64,7 +63,7 @@ class DeploymentStore:
     # Deployments
 
     def add(self, deployment: Deployment) -> None:
-        """Raises `SlugAlreadyExists`."""
+        """Add a deployment. Raise `SlugAlreadyExists`."""
         try:
             with self._engine.begin() as connection:
                 connection.execute(deployments.insert().values(_row_values(deployment)))
@@ -72,30 +71,27 @@ class DeploymentStore:
             raise SlugAlreadyExists(deployment.slug) from error
 
     def of_project(self, project_id: str) -> list[Deployment]:
-        """By slug."""
-        query = select(deployments).where(deployments.c.project_id == project_id).order_by(deployments.c.slug)
-        with self._engine.connect() as connection:
-            return [_deployment_from_row(row) for row in connection.execute(query)]
+        """Return the deployments of a project, sorted by slug."""
+        return self._select(deployments.c.project_id == project_id)
 
     def all(self) -> list[Deployment]:
-        """Everybody's."""
-        with self._engine.connect() as connection:
-            return [_deployment_from_row(row) for row in connection.execute(select(deployments))]
+        """Return the deployments of all projects, sorted by slug."""
+        return self._select()
 
     def get(self, deployment_id: str) -> Deployment | None:
-        return self._select_one(deployments.c.id == deployment_id)
+        return next(iter(self._select(deployments.c.id == deployment_id)), None)
 
     def by_slug(self, slug: str) -> Deployment | None:
-        """The one that answers under this slug, disabled ones too."""
-        return self._select_one(deployments.c.slug == slug)
+        """Return the deployment with this slug, even if it is disabled."""
+        return next(iter(self._select(deployments.c.slug == slug)), None)
 
-    def _select_one(self, condition: Any) -> Deployment | None:
+    def _select(self, *conditions: Any) -> list[Deployment]:
         with self._engine.connect() as connection:
-            row = connection.execute(select(deployments).where(condition)).first()
-        return _deployment_from_row(row) if row else None
+            rows = connection.execute(select(deployments).where(*conditions).order_by(deployments.c.slug)).all()
+        return [_deployment_from_row(row) for row in rows]
 
     def replace(self, deployment_id: str, change: Mapping[str, Any]) -> Deployment | None:
-        """Write the fields in `change`, by their names in Python; returns it as it is then, None if it is gone."""
+        """Set fields by their Python names; return the deployment, or None if it is gone."""
         values = {**change, **({"target": json.dumps(change["target"])} if "target" in change else {})}
         if values:
             with self._engine.begin() as connection:
@@ -104,7 +100,7 @@ class DeploymentStore:
         return self.get(deployment_id)
 
     def remove(self, deployment_id: str) -> None:
-        """Its keys go, too."""
+        """Remove a deployment and its keys."""
         with self._engine.begin() as connection:
             connection.execute(keys.delete().where(keys.c.deployment_id == deployment_id))
             connection.execute(deployments.delete().where(deployments.c.id == deployment_id))
@@ -112,15 +108,19 @@ class DeploymentStore:
     # Keys
 
     def add_key(self, deployment_id: str, label: str) -> DeploymentKey:
-        """A new key, with its plaintext. Raises `TooManyKeys`, and `LookupError` for a deployment that is gone."""
+        """Create a key and return it with its plaintext.
+
+        Raise `TooManyKeys`, and `LookupError` if the deployment was removed.
+        """
         plaintext = KEY_PREFIX + secrets.token_urlsafe(32)
         prefix = plaintext[:SHOWN_PREFIX_LENGTH]
         key = DeploymentKey(uuid.uuid4().hex, label, prefix, created_at=now(), plaintext=plaintext)
         values = {"id": key.id, "deployment_id": deployment_id, "label": label, "prefix": prefix}
         row = {**values, "hash": hash_key(plaintext), "enabled": True, "created_at": key.created_at}
+        active = select(func.count()).select_from(keys).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
         try:
             with self._engine.begin() as connection:
-                if _count_active_keys(connection, deployment_id) >= MAX_KEYS:
+                if (connection.scalar(active) or 0) >= MAX_KEYS:
                     raise TooManyKeys(deployment_id)
                 connection.execute(keys.insert().values(row))
         except IntegrityError:
@@ -128,34 +128,34 @@ class DeploymentStore:
         return key
 
     def keys_of(self, deployment_id: str) -> list[DeploymentKey]:
-        """In the order in which they were made, revoked ones too; none with its plaintext."""
+        """Return all keys in order of creation, including revoked ones, without their plaintext."""
         query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return [self._key_from_row(row) for row in rows]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
-        """It opens nothing from now on; False when the deployment has no such key. One that is revoked stays so."""
+        """Disable a key, even again; return False if the deployment has no such key."""
         condition = (keys.c.deployment_id == deployment_id, keys.c.id == key_id)
         with self._engine.begin() as connection:
             return bool(connection.execute(keys.update().where(*condition).values(enabled=False)).rowcount)
 
     def verify_key(self, deployment_id: str, plaintext: str) -> str | None:
-        """The id of the key, if it is one of the deployment's and not revoked; it counts as used now."""
+        """Return the id of an active key and record its use, or None if it is not valid."""
         digest = hash_key(plaintext)
         query = select(keys.c.id, keys.c.hash).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        matching = [row.id for row in rows if hmac.compare_digest(row.hash, digest)]  # all of them, whichever it is
+        matching = [row.id for row in rows if hmac.compare_digest(row.hash, digest)]  # all of them, in constant time
         if not matching:
             return None
         self._record_use(matching[0])
         return str(matching[0])
 
-    # When a key was last used
+    # Last use of keys
 
     def flush(self) -> None:
-        """Write down what is only remembered so far."""
+        """Write the times that are only in memory."""
         with self._usage_lock:
             pending = {key: at for key, at in self._last_used.items() if self._last_written.get(key) != at}
             self._last_written.update(pending)
@@ -176,17 +176,12 @@ class DeploymentStore:
         try:
             with self._engine.begin() as connection:
                 connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
-        except DBAPIError as error:  # no reason to keep somebody waiting who has the right key
-            logger.warning("When the key %s was last used could not be written: %s", key_id, error.orig)
+        except DBAPIError as error:  # the request itself can still be served
+            logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
 
     def _key_from_row(self, row: Row[Any]) -> DeploymentKey:
         last_used = self._last_used.get(row.id, row.last_used_at)
         return DeploymentKey(row.id, row.label, row.prefix, row.enabled, row.created_at, last_used)
-
-
-def _count_active_keys(connection: Connection, deployment_id: str) -> int:
-    query = select(func.count()).select_from(keys).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
-    return connection.scalar(query) or 0
 
 
 def _row_values(deployment: Deployment) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The tables of the store, and how those of an older arkor become them.
+"""The tables of the database and their migrations.
 
-A change of the tables is a new version with its statements in `MIGRATIONS`. A database is migrated in one transaction,
-and what it was before stays beside it. What is in the tables is `store.py`'s.
+A change of the tables is a new version with its statements in `MIGRATIONS`. A database is migrated
+in one transaction, after a copy of it was made.
 """
 
 from __future__ import annotations
@@ -12,25 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    event,
-    inspect,
-    select,
-    text,
-)
+import sqlalchemy as sa
+from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
+from arkor.errors import StructuredError
 from arkor.settings import arkor_home
 
 SCHEMA_VERSION = 3
@@ -74,8 +59,8 @@ projects = Table(
     UniqueConstraint("org_id", "slug"),
 )
 
-#: The jobs that have not ended, word for word as the index has it: SQLite compares the texts.
-UNFINISHED = text("status IN ('queued', 'running')")
+#: Selects unfinished jobs. SQLite uses the partial index only if the texts are equal.
+UNFINISHED = sa.text("status IN ('queued', 'running')")
 
 jobs = Table(
     "jobs",
@@ -137,14 +122,14 @@ deployment_keys = Table(
     Column("last_used_at", String(32)),
 )
 
-#: Version → the statements that lead to it from the one before.
+#: Version → the statements that migrate to it from the version before.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
-    # The server asks every second whether anything is left to do, and must not go through the finished runs for it.
+    # An index for the query of the queue, which must not scan finished jobs.
     2: (
         "DROP INDEX ix_jobs_status",
         "CREATE INDEX ix_jobs_unfinished ON jobs (seq) WHERE status IN ('queued', 'running')",
     ),
-    # Deployments, and the keys that open them.
+    # Deployments and their keys.
     3: (
         "CREATE TABLE deployments (id VARCHAR(32) NOT NULL, org_id VARCHAR(32) NOT NULL, "
         "project_id VARCHAR(32) NOT NULL, slug VARCHAR(50) NOT NULL, target TEXT NOT NULL, "
@@ -162,48 +147,45 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 
 
-class StoreError(Exception):
-    """The database cannot be used; the sentence names it and the way out."""
+class StoreError(StructuredError):
+    """The database cannot be used."""
 
 
 def recovery_advice(path: Path) -> str:
-    """What to do about a database that cannot be read."""
+    """Return what to do about a database that cannot be read, as a `remedy`."""
     home_setting = "" if path.parent == arkor_home() else f"ARKOR_HOME={shlex.quote(str(path.parent))} "
-    return (
-        f"Put a copy of it in its place, or have one made from the runs' folders: {home_setting}arkor doctor --rebuild"
-    )
+    return f"restore it from a backup, or rebuild it from the run folders: {home_setting}arkor doctor --rebuild"
 
 
-def prepare_database(engine: Engine, path: Path) -> None:
-    """Make the tables in an empty database, or bring those of an older arkor up to date.
+def prepare_database(engine: sa.Engine, path: Path) -> None:
+    """Create the tables of an empty database, or migrate a database of an older version.
 
-    Raises `StoreError` for a database of somebody else or of a newer arkor, and SQLAlchemy's errors.
+    Raise `StoreError` for a damaged, foreign or newer database, and SQLAlchemy's errors.
     """
     with engine.begin() as connection:
         if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
-            raise StoreError(f"{path} is damaged ({str(fault).splitlines()[-1]}). {recovery_advice(path)}")
-        if not inspect(connection).get_table_names():
+            problem = f"{path} is damaged ({str(fault).splitlines()[-1]})"
+            raise StoreError(problem, remedy=recovery_advice(path))
+        if not sa.inspect(connection).get_table_names():
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
             return
         version = _version(connection)
     if version is None:
-        raise StoreError(f"{path} is a database, but not one of arkor's. Move it out of the way.")
+        raise StoreError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
     if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} was written by a newer arkor (schema {version}, this one knows {SCHEMA_VERSION}): "
-            "pip install --upgrade arkor"
-        )
+        problem = f"{path} was written by a newer arkor (schema {version}, this one supports {SCHEMA_VERSION})"
+        raise StoreError(problem, remedy="pip install --upgrade arkor")
     if version < SCHEMA_VERSION:
         _migrate(engine, path, version)
 
 
-def _version(connection: Connection) -> int | None:
-    version = connection.scalar(select(meta.c.schema_version)) if inspect(connection).has_table("meta") else None
+def _version(connection: sa.Connection) -> int | None:
+    version = connection.scalar(sa.select(meta.c.schema_version)) if sa.inspect(connection).has_table("meta") else None
     return version if isinstance(version, int) and version > 0 else None
 
 
-def _migrate(engine: Engine, path: Path, version: int) -> None:
+def _migrate(engine: sa.Engine, path: Path, version: int) -> None:
     backup_database(path, path.with_name(f"{path.name}.v{version}.bak"))
     with engine.begin() as connection:
         for number in range(version + 1, SCHEMA_VERSION + 1):
@@ -213,7 +195,7 @@ def _migrate(engine: Engine, path: Path, version: int) -> None:
 
 
 def backup_database(path: Path, target_file: Path) -> None:
-    """A consistent copy of a database, whole or not at all. Raises `StoreError`."""
+    """Make a consistent copy of a database with SQLite's backup. Raise `StoreError`."""
     partial = target_file.with_name(f".{target_file.name}.partial")
     try:
         partial.unlink(missing_ok=True)
@@ -222,23 +204,21 @@ def backup_database(path: Path, target_file: Path) -> None:
         partial.replace(target_file)
     except (OSError, sqlite3.Error) as error:
         partial.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} cannot be copied to {target_file} before it is brought up to date: {error}."
-        ) from error
+        raise StoreError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
 
 
-def enable_explicit_transactions(engine: Engine) -> None:
-    """A transaction begins where SQLAlchemy says so and holds everything, tables too; foreign keys are enforced.
+def enable_explicit_transactions(engine: sa.Engine) -> None:
+    """Begin each transaction explicitly, so that it includes DDL; enforce foreign keys.
 
-    Left to itself, the driver begins one at the first insert alone, and a server that is killed while it makes its
-    tables leaves half of them behind.
+    By default the driver begins one at the first INSERT, and a server that is killed while it
+    creates the tables leaves an incomplete schema.
     """
 
-    @event.listens_for(engine, "connect")
+    @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN")

@@ -1,19 +1,17 @@
-"""Users, organisations, projects, jobs and uploaded files, in one database; deployments are in `deployments.py`.
+"""Users, organisations, projects, jobs and uploaded files in one SQLite database.
 
-SQLAlchemy Core on SQLite; one process writes (the server), from several threads. What a run did is not here but in its
-event log: the status of a job is a projection of that, written down when it is final.
+Only the server process writes, from several threads. The history of a run is in its event log; the
+status of a job is derived from the log and stored when it is final.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from sqlalchemy import URL, Connection, Row, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from arkor.backend.store.deployments import DeploymentStore
+from arkor.backend.store.deployments import DeploymentStore, hash_key
 from arkor.backend.store.schema import (
     UNFINISHED,
     StoreError,
@@ -41,7 +39,7 @@ from arkor.protocol.jobs import JobStatus
 
 
 class AlreadyExists(Exception):
-    """What was to be created is there already."""
+    """A row with the same key exists."""
 
 
 @frozen
@@ -67,7 +65,7 @@ class ProjectRecord:
 
 @frozen
 class JobRecord:
-    """A job as it was submitted, and as it ended if it did; in between, its log knows better than `status`."""
+    """A job; while it runs, its log is more recent than `status`."""
 
     id: str
     org_id: str
@@ -82,14 +80,14 @@ class JobRecord:
     cancel_requested_at: str | None = None
 
 
-#: The user whose home it is.
+#: The id of the user who owns the home.
 OWNER_ID = "local"
 
 _JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_key")]
 
 
 def new_id() -> str:
-    """An id that cannot be guessed."""
+    """Return a random id."""
     return uuid.uuid4().hex
 
 
@@ -97,12 +95,8 @@ def new_token() -> str:
     return f"arkor_{secrets.token_urlsafe(32)}"
 
 
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-
-
 class Store:
-    """The database behind the server. Methods may be called from any thread; raises `StoreError` on opening alone."""
+    """The database of the server. Methods are thread-safe; opening it raises `StoreError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,8 +107,7 @@ class Store:
             prepare_database(self._engine, path)
         except DBAPIError as error:
             self.close()
-            problem = str(error.orig).rstrip(".")
-            raise StoreError(f"{path} cannot be used: {problem}. {_opening_advice(path, error)}") from error
+            raise StoreError(f"{path} cannot be used ({error.orig})", remedy=_opening_advice(path, error)) from error
         except BaseException:
             self.close()
             raise
@@ -123,64 +116,57 @@ class Store:
         self.deployments.flush()
         self._engine.dispose()
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def _rows(self, query: Any) -> Sequence[Row[Any]]:
         with self._engine.connect() as connection:
-            yield connection
+            return connection.execute(query).all()
 
-    # Who calls
+    # Users
 
     def ensure_owner(self, token: str) -> None:
-        """The user of this home, with org `local` and project `default`, reached by `token`."""
+        """Add the owner with org `local` and project `default`, and the token, if missing."""
         with self._engine.begin() as connection:
             if connection.scalar(select(users.c.id).where(users.c.id == OWNER_ID)) is None:
                 org = _add_identity(connection, OWNER_ID, "local", "Local")
                 connection.execute(projects.insert().values(id=new_id(), org_id=org.id, slug="default", name="Default"))
-            values = {"hash": _hash(token), "user_id": OWNER_ID, "created_at": now()}
+            values = {"hash": hash_key(token), "user_id": OWNER_ID, "created_at": now()}
             connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
 
     def create_identity(self) -> tuple[str, UserRecord, OrgRecord]:
-        """A new user with an org of their own, and the token that reaches them: shown this once."""
+        """Add a user with their own org; return the token, which is stored as a hash."""
         token, user_id = new_token(), new_id()
         with self._engine.begin() as connection:
             org = _add_identity(connection, user_id, f"anon-{user_id[:12]}", "Personal")
-            connection.execute(tokens.insert().values(hash=_hash(token), user_id=user_id, created_at=now()))
+            connection.execute(tokens.insert().values(hash=hash_key(token), user_id=user_id, created_at=now()))
         return token, UserRecord(user_id, None), org
 
     def user(self, token: str) -> UserRecord | None:
-        """Who the token belongs to."""
-        digest = _hash(token)
+        """Return the user with this token."""
+        digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
-        with self._reading() as connection:
-            row = connection.execute(query).first()
-        return UserRecord(row.id, row.email) if row and hmac.compare_digest(row.hash, digest) else None
+        valid = [row for row in self._rows(query) if hmac.compare_digest(row.hash, digest)]
+        return UserRecord(valid[0].id, valid[0].email) if valid else None
 
     def orgs(self, user: UserRecord) -> list[OrgRecord]:
-        """The orgs that the user is a member of."""
-        with self._reading() as connection:
-            rows = connection.execute(select(orgs).where(orgs.c.owner_id == user.id)).all()
+        rows = self._rows(select(orgs).where(orgs.c.owner_id == user.id))
         return [OrgRecord(row.id, row.slug, row.name) for row in rows]
 
     # Projects
 
     def projects(self, org: OrgRecord) -> list[ProjectRecord]:
-        with self._reading() as connection:
-            rows = connection.execute(select(projects).where(projects.c.org_id == org.id).order_by(projects.c.slug))
-            return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
+        return self._projects(projects.c.org_id == org.id)
 
     def project(self, org: OrgRecord, slug: str) -> ProjectRecord | None:
-        query = select(projects).where(projects.c.org_id == org.id, projects.c.slug == slug)
-        with self._reading() as connection:
-            row = connection.execute(query).first()
-        return ProjectRecord(row.id, row.slug, row.name, row.org_id) if row else None
+        return next(iter(self._projects(projects.c.org_id == org.id, projects.c.slug == slug)), None)
 
     def project_of_id(self, project_id: str) -> ProjectRecord | None:
-        with self._reading() as connection:
-            row = connection.execute(select(projects).where(projects.c.id == project_id)).first()
-        return ProjectRecord(row.id, row.slug, row.name, row.org_id) if row else None
+        return next(iter(self._projects(projects.c.id == project_id)), None)
+
+    def _projects(self, *conditions: Any) -> list[ProjectRecord]:
+        rows = self._rows(select(projects).where(*conditions).order_by(projects.c.slug))
+        return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
 
     def create_project(self, org: OrgRecord, name: str, slug: str) -> ProjectRecord:
-        """Raises `AlreadyExists` when the org has a project of that slug."""
+        """Add a project. Raise `AlreadyExists` if the org has a project with this slug."""
         project = ProjectRecord(new_id(), slug, name, org.id)
         try:
             with self._engine.begin() as connection:
@@ -191,7 +177,7 @@ class Store:
         return project
 
     def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> ProjectRecord:
-        """The project by these slugs; where there is none, the home's owner gets one. `ensure_owner` comes first."""
+        """Return the project with these slugs; a new one belongs to the owner."""
         with self._engine.begin() as connection:
             row = connection.execute(select(orgs).where(orgs.c.slug == org_slug)).first()
             org = OrgRecord(row.id, row.slug, row.name) if row else OrgRecord(new_id(), org_slug, org_name)
@@ -201,13 +187,13 @@ class Store:
             return self.create_project(org, name, slug)
         except AlreadyExists:
             found = self.project(org, slug)
-            assert found is not None  # noqa: S101 - it is what the slug is taken by
+            assert found is not None  # noqa: S101 - the insert failed because it exists
             return found
 
     # Jobs
 
     def add_job(self, job: JobRecord, idempotency_key: str | None) -> None:
-        """Raises `AlreadyExists` when there is a job of that id, or the project has one of that key."""
+        """Add a job. Raise `AlreadyExists` if its id, or the key in its project, exists."""
         values = {
             **asdict(job, recurse=False),
             "status": job.status.value,
@@ -221,94 +207,84 @@ class Store:
             raise AlreadyExists(idempotency_key) from error
 
     def job(self, project: ProjectRecord, job_id: str) -> JobRecord | None:
-        query = select(*_JOB).where(jobs.c.id == job_id, jobs.c.project_id == project.id)
-        with self._reading() as connection:
-            row = connection.execute(query).first()
-        return _job_from_row(row) if row else None
+        return next(iter(self._jobs(jobs.c.project_id == project.id, jobs.c.id == job_id)), None)
 
     def job_of_key(self, project: ProjectRecord, idempotency_key: str) -> JobRecord | None:
-        """The job that was submitted with this key."""
-        condition = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
-        with self._reading() as connection:
-            row = connection.execute(select(*_JOB).where(*condition)).first()
-        return _job_from_row(row) if row else None
+        """Return the job that was submitted with this key."""
+        conditions = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
+        return next(iter(self._jobs(*conditions)), None)
 
     def jobs(
         self, project: ProjectRecord, limit: int, *, before: JobRecord | None = None, prefix: str = ""
     ) -> list[JobRecord]:
-        """Newest first: at most `limit`, those that are older than `before`, those whose id begins with `prefix`."""
-        query = select(*_JOB).where(jobs.c.project_id == project.id).order_by(jobs.c.seq.desc()).limit(limit)
+        """Return at most `limit` jobs, newest first: before `before`, ids with `prefix`."""
+        conditions = [jobs.c.project_id == project.id]
         if before is not None:
-            query = query.where(jobs.c.seq < select(jobs.c.seq).where(jobs.c.id == before.id).scalar_subquery())
+            conditions.append(jobs.c.seq < select(jobs.c.seq).where(jobs.c.id == before.id).scalar_subquery())
         if prefix:
-            query = query.where(jobs.c.id.startswith(prefix, autoescape=True))
-        with self._reading() as connection:
-            return [_job_from_row(row) for row in connection.execute(query)]
-
-    def job_ids(self) -> set[str]:
-        """The ids of everybody's jobs."""
-        with self._reading() as connection:
-            return set(connection.scalars(select(jobs.c.id)))
+            conditions.append(jobs.c.id.startswith(prefix, autoescape=True))
+        return self._jobs(*conditions, newest=limit)
 
     def unfinished(self) -> list[JobRecord]:
-        """The queued and the running jobs of everybody, in the order of submission."""
-        with self._reading() as connection:
-            return [
-                _job_from_row(row) for row in connection.execute(select(*_JOB).where(UNFINISHED).order_by(jobs.c.seq))
-            ]
+        """Return the queued and running jobs of all projects in order of submission."""
+        return self._jobs(UNFINISHED)
+
+    def _jobs(self, *conditions: Any, newest: int | None = None) -> list[JobRecord]:
+        """Return jobs in order of submission, or the `newest` ones in reverse order."""
+        query = select(*_JOB).where(*conditions).order_by(jobs.c.seq if newest is None else jobs.c.seq.desc())
+        return [_job_from_row(row) for row in self._rows(query.limit(newest))]
+
+    def job_ids(self) -> set[str]:
+        """Return the ids of all jobs."""
+        return {row.id for row in self._rows(select(jobs.c.id))}
 
     def count_unfinished(self) -> int:
-        with self._reading() as connection:
+        with self._engine.connect() as connection:
             return connection.scalar(select(func.count()).select_from(jobs).where(UNFINISHED)) or 0
 
     def update_job(self, job_id: str, **values: str | None) -> None:
-        """Write down what the log says (`status`, `error`, `started_at`, `completed_at`), or `cancel_requested_at`."""
+        """Set `status`, `error`, `started_at`, `completed_at` or `cancel_requested_at`."""
         with self._engine.begin() as connection:
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
 
     def cancel_requested(self, job_id: str) -> bool:
-        with self._reading() as connection:
+        with self._engine.connect() as connection:
             return connection.scalar(select(jobs.c.cancel_requested_at).where(jobs.c.id == job_id)) is not None
 
     # Uploaded files
 
     def add_dataset(self, project: ProjectRecord, digest: str, filename: str, size: int) -> None:
-        """`size` in bytes; adding the same file again changes nothing."""
-        values = {
-            "project_id": project.id,
-            "id": digest,
-            "filename": filename,
-            "bytes": size,
-            "created_at": now(),
-        }
+        """Add an uploaded file of `size` bytes; adding it again has no effect."""
+        row = {"project_id": project.id, "id": digest, "filename": filename, "bytes": size, "created_at": now()}
         with self._engine.begin() as connection:
-            connection.execute(insert_or(datasets).values(values).on_conflict_do_nothing())
+            connection.execute(insert_or(datasets).values(row).on_conflict_do_nothing())
 
     def has_dataset(self, project: ProjectRecord, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
-        with self._reading() as connection:
-            return connection.execute(query).first() is not None
+        return bool(self._rows(query))
 
 
 def _opening_advice(path: Path, error: DBAPIError) -> str:
-    """What to do about a database that cannot be opened."""
+    """Return what to do about a database that cannot be opened, as a `remedy`."""
     if is_disk_error(error):
-        return "Free some space, or let it be written, and try again."
-    return recovery_advice(path) if isinstance(error.orig, sqlite3.DatabaseError) and path.exists() else "Mend that."
+        return "free some space or fix its permissions, and try again."
+    if isinstance(error.orig, sqlite3.DatabaseError) and path.exists():
+        return recovery_advice(path)
+    return "fix the cause and try again."
 
 
 def is_disk_error(error: DBAPIError) -> bool:
-    """Whether the database could not be written for want of space or permission."""
+    """Return whether the database cannot be written because of missing space or permissions."""
     return _mentions(error, "full", "ioerr", "readonly", "cantopen", "i/o")
 
 
 def is_busy(error: DBAPIError) -> bool:
-    """Whether another program held the database for longer than one waits."""
+    """Return whether another program locked the database for longer than the timeout."""
     return _mentions(error, "busy", "locked")
 
 
 def is_corrupted(error: DBAPIError) -> bool:
-    """Whether the file is no database, or not a whole one."""
+    """Return whether the file is damaged or not a database."""
     return _mentions(error, "corrupt", "notadb")
 
 

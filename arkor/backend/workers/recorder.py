@@ -1,7 +1,7 @@
-"""What an engine reports to in a worker: every report becomes a line in the log, every checkpoint a folder.
+"""The recorder of a worker, which writes events to the log and checkpoints to folders.
 
-A worker that goes on where another one died computes some steps again; what the log says of them already is not said
-twice. A checkpoint that the disk does not take costs a warning, not the run.
+A worker that resumes a run repeats some steps; their metrics are not logged twice. A checkpoint
+that cannot be written because of the disk causes a warning and does not end the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.log_notifier import notify
 from arkor.backend.runs.log_queries import ResumePoint, log_position
 from arkor.backend.runs.paths import RunFolder
-from arkor.backend.workers.stop_signal import StopSignal
+from arkor.backend.workers.signals import StopSignal
 from arkor.protocol.estimates import Estimate
 from arkor.protocol.events import (
     CheckpointSaved,
@@ -35,21 +35,25 @@ from arkor.protocol.events import (
 from arkor.protocol.jobs import Artifact
 from arkor.settings import max_kept_checkpoints
 
-#: What a disk may object to that is no fault of the program.
-_DISK_ERROR_WORDS = {
+#: Errors that the disk causes, not the program.
+_DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your share of the disk is used up",
-    errno.EFBIG: "a file would be larger than is allowed there",
-    errno.EROFS: "the disk can only be read",
-    errno.EACCES: "writing there is not permitted",
-    errno.EPERM: "writing there is not permitted",
-    errno.EIO: "the disk has a fault",
-    errno.ESTALE: "the disk is gone",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than the limit",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk reports an I/O error",
+    errno.ESTALE: "the disk was unmounted",
 }
 
 
 class LogRecorder:
-    """The engine's `Recorder`; `past` is what the log says already, `estimate` what a check of the run has found."""
+    """The `Recorder` of a worker.
+
+    `resume_point` is the content of the log so far, `estimate` the result of a check of the same
+    configuration.
+    """
 
     def __init__(
         self,
@@ -97,8 +101,8 @@ class LogRecorder:
             return
         self._step = step
         self._resume_point.tracker.log(step, loss, eval_loss)
-        numbers = (loss, eval_loss, learning_rate, epoch, samples_per_second)
-        self.write(TrainingLog(self._folder.id, now(), step, *numbers))
+        metrics = (loss, eval_loss, learning_rate, epoch, samples_per_second)
+        self.write(TrainingLog(self._folder.id, now(), step, *metrics))
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         folder = self._folder.checkpoint(step)
@@ -107,12 +111,12 @@ class LogRecorder:
         try:
             self._write_folder(folder, write)
             self._log_checkpoint(step, folder)
-        except Exception as error:  # whatever library writes: what the disk says shows in all of them
+        except Exception as error:  # raised by one of several libraries; `disk_problem` recognizes the disk's errors
             problem = disk_problem(error)
             if problem is None:
                 raise
             self._skip_checkpoint(step, folder, problem)
-        self.prune_checkpoints(max_kept_checkpoints())
+        self.prune_checkpoints()
 
     def final(self, write: Callable[[Path], None]) -> None:
         try:
@@ -120,46 +124,46 @@ class LogRecorder:
         except Exception as error:
             if disk_problem(error) is None:
                 raise
-            # training is over: what it could have gone on from makes room for what came of it
-            self.drop_training_states()
+            self.drop_training_states()  # training is over, so they can make room for the result
             checkpoints.write_folder_atomically(self._folder.final, write)
         self._final = self._folder.artifact("final", self._folder.final, self._step)
 
-    def warn(self, sentence: str) -> None:
-        """The run goes on, but a person should know of this."""
-        self.write(TrainingWarning(self._folder.id, now(), sentence))
+    def warn(self, message: str) -> None:
+        """Log a warning for the owner of the run."""
+        self.write(TrainingWarning(self._folder.id, now(), message))
 
     def write(self, event: Event, *, sync: bool = False) -> None:
-        """One event into the log, and a word to those who watch."""
+        """Append an event to the log and notify its followers."""
         with self._stop_signal.deferred():
             self._log.append(event, sync=sync)
             notify(self._notifier)
 
-    def prune_checkpoints(self, keep: int) -> int:
-        """Retire the checkpoints that are not to be kept; returns how many there were."""
-        return checkpoints.prune(self._folder, self._resume_point.saved, self._resume_point.tracker, keep)
+    def prune_checkpoints(self) -> None:
+        """Retire the checkpoints that are not to be kept."""
+        resume_point = self._resume_point
+        checkpoints.prune(self._folder, resume_point.saved, resume_point.tracker, max_kept_checkpoints())
 
     def drop_training_states(self) -> None:
-        """Nobody will go on with this run. Raises OSError."""
+        """Remove the training states of a run that will not be resumed. Raise OSError."""
         checkpoints.drop_training_states(self._folder, self._resume_point.saved)
 
     def completed(self, metrics: dict[str, Any]) -> Event:
-        """The event that ends a run which went to its end."""
+        """Return the event that ends a completed run."""
         return TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
 
     def cancelled(self) -> Event:
-        """The event that ends a run which was asked to stop."""
+        """Return the event that ends a cancelled run."""
         return TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
 
-    def failed(self, sentence: str) -> Event:
-        """The event that ends a run which could not go on."""
-        return TrainingFailedEvent(self._folder.id, now(), sentence, self._step, self._artifacts())
+    def failed(self, problem: str) -> Event:
+        """Return the event that ends a failed run."""
+        return TrainingFailedEvent(self._folder.id, now(), problem, self._step, self._artifacts())
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        """Of the checkpoints, those that are still there."""
+        """Return the artifacts of the checkpoints that still exist and of the final adapter."""
         saved = self._resume_point.saved
-        there = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
-        return (*there, self._final) if self._final else tuple(there)
+        kept = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
+        return (*kept, self._final) if self._final else tuple(kept)
 
     def _write_folder(self, folder: Path, write: Callable[[Path], None]) -> None:
         try:
@@ -167,12 +171,12 @@ class LogRecorder:
         except Exception as error:
             if disk_problem(error) is None or not self._folder.retired.is_dir():
                 raise
-            checkpoints.remove_expired(self._folder, 0)  # what was only kept for a while makes room
+            checkpoints.remove_expired(self._folder, 0)  # retired checkpoints make room
             checkpoints.write_folder_atomically(folder, write)
 
     def _log_checkpoint(self, step: int, folder: Path) -> None:
         self._step = max(step, self._step or 0)
-        if step in self._resume_point.saved:  # and written again, as it was damaged
+        if step in self._resume_point.saved:  # it was damaged and has been rewritten
             return
         artifact = self._folder.artifact("checkpoint", folder, step)
         self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
@@ -182,20 +186,23 @@ class LogRecorder:
     def _skip_checkpoint(self, step: int, folder: Path, problem: str) -> None:
         if step not in self._resume_point.saved:
             checkpoints.remove(folder)
-        sentence = f"The checkpoint of step {step} could not be kept in {folder.parent}: {problem}. "
-        remedy = f"The run goes on without it. Make room there; old runs in {self._folder.path.parent} take some."
-        self.warn(sentence + remedy)
+        self.warn(
+            f"The checkpoint of step {step} could not be saved in {folder.parent}: {problem}. The run continues "
+            f"without it. Free some space there, for example by deleting old runs in {self._folder.path.parent}."
+        )
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What the disk objects to, in words; None when it is something else that went wrong."""
-    os_error = re.search(r"os error (\d+)", str(error))  # how libraries in Rust say it
+    """Describe an error that the disk caused; return None for any other error."""
+    os_error = re.search(r"os error (\d+)", str(error))  # the format of libraries in Rust
     number = error.errno if isinstance(error, OSError) else int(os_error[1]) if os_error else None
-    return _DISK_ERROR_WORDS.get(number or 0)
+    return _DISK_ERRORS.get(number or 0)
 
 
 def _json_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can say of the metrics; a number that is not finite becomes null."""
-    plain = {key: value for key, value in metrics.items() if isinstance(value, (str, int, float)) or value is None}
-    odd = {key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
-    return {**plain, **dict.fromkeys(odd)}
+    """Return the metrics that JSON can represent; numbers that are not finite become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in metrics.items()
+        if isinstance(value, (str, int, float)) or value is None
+    }

@@ -1,4 +1,4 @@
-"""An engine that plays a run without a model: the same script gives the same numbers, for tests of all around it."""
+"""An engine for tests that simulates a run without a model, with reproducible numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arkor.protocol.jobs import JobConfig
 
 @define
 class Script:
-    """How far a scripted run has come: `step`, and the `sum` of the losses so far, so that a slip would show."""
+    """The state of a scripted run; the `sum` of its losses reveals skipped or repeated steps."""
 
     step: int = 0
     sum: float = 0.0
@@ -28,27 +28,25 @@ class Script:
 
 @frozen
 class ScriptedEngine:
-    """`loss = 2 * 0.9**step`.
+    """Trains with `loss = 2 * 0.9**step`.
 
-    `max_steps` steps (10), each `step_seconds` long (`ARKOR_SCRIPTED_STEP_SECONDS`, 0); a learning rate of 1e5 or
-    more diverges; the model `scripted/fail` raises, `scripted/crash` takes the process down whenever it comes to step
-    3, and `scripted/crash-once-5-7` once at each of the steps 5 and 7.
+    A run has `max_steps` steps (10) of `step_seconds` (`ARKOR_SCRIPTED_STEP_SECONDS`, 0). A
+    learning rate of 1e5 or more diverges. The model `scripted/fail` raises, `scripted/crash` ends
+    the process at every step 3, and `scripted/crash-once-5-7` ends it once at each of the steps 5
+    and 7.
     """
 
     step_seconds: float = field(factory=lambda: float(os.environ.get("ARKOR_SCRIPTED_STEP_SECONDS") or 0))
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
-        """See `Engine.train`."""
         config = run.config
         if config.model == "scripted/fail":
             raise RunError("This model fails by design; name another one.")
         total = config.max_steps or 10
         save_every = config.save_steps or max(1, total // 5)
-        script = (
-            Script(**json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes()))
-            if run.checkpoint
-            else Script()
-        )
+        script = Script()
+        if run.checkpoint:
+            script = Script(**json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes()))
         recorder.started(total)
         while script.step < total:
             time.sleep(self.step_seconds)
@@ -75,7 +73,7 @@ class ScriptedEngine:
 
 
 def _maybe_crash(run: Run, step: int) -> None:
-    """End the process at once, if the model's name says so."""
+    """End the process if the model's name requires it at this step."""
     once = run.config.model.removeprefix("scripted/crash-once-").split("-")
     if str(step) in once:
         with contextlib.suppress(FileExistsError):
@@ -92,7 +90,7 @@ def _checkpoint(script: Script, folder: Path) -> None:
 
 
 def _adapter(script: Script, folder: Path) -> None:
-    """Files by the names of a real adapter; the weights are a safetensors file with no tensor in it."""
+    """Write the files of an adapter; the weights are a safetensors file without tensors."""
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
     header = json.dumps({"__metadata__": {"sum": script.sum.hex()}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -1,9 +1,10 @@
-"""Gives every job a worker as slots allow, and sees every run to its end.
+"""Start a worker for every job as slots allow, and record how each run ends.
 
-A run's log is locked by its worker for as long as that lives. So one waits for a worker by waiting for the lock: for
-one that this server started and for one that it found running at its start alike. Whoever holds the lock of a log
-without a terminal event knows that the worker is dead, and says in it what becomes of the run: it waits for another
-worker (`training.resumed`), behind the jobs that wait already, or it has ended.
+The log of a run is locked by its worker while it is alive. The supervisor waits for a worker by
+waiting for the lock, both for its own child processes and for workers that an earlier server
+started. When it gets the lock of a log without a terminal event, the worker is dead: the supervisor
+then appends `training.resumed`, which queues the run after the jobs that are already waiting, or a
+terminal event.
 """
 
 from __future__ import annotations
@@ -16,35 +17,44 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 from sqlalchemy.exc import DBAPIError
 
+from arkor.backend.compute.child_process import describe_exit
+from arkor.backend.engine.hyperparameters import DEFAULTS
 from arkor.backend.runs.checkpoints import RETIREMENT_SECONDS, remove_expired
-from arkor.backend.runs.event_log import LogCorrupted, LogStatus, LogWriter, is_locked, read_last, read_status
+from arkor.backend.runs.event_log import LogCorrupted, LogStatus, LogWriter, read_last, read_status
 from arkor.backend.runs.log_notifier import notify
 from arkor.backend.runs.log_queries import read_log_progress
 from arkor.backend.runs.paths import RunFolder, notifier_file, run_folder, run_ids
 from arkor.backend.store.store import JobRecord, Store, is_disk_error
-from arkor.backend.workers.exit_report import UNOBSERVED, crash_message, describe_exit, wait_for_exit
-from arkor.backend.workers.heartbeat import HEARTBEAT_SECONDS, HeartbeatMonitor
+from arkor.backend.workers.signals import HEARTBEAT_SECONDS, HeartbeatMonitor
 from arkor.backend.workers.worker import EXIT_LOG_HELD
+from arkor.files import is_locked
 from arkor.protocol.events import Event, TrainingCancelled, TrainingFailedEvent, TrainingResumed, now
 from arkor.protocol.jobs import JobStatus
 
-#: How long a worker has to end by itself after it was told to, in seconds.
+#: Seconds between SIGTERM and SIGKILL.
 GRACE_SECONDS = 4.0
 
-#: How long to wait before another attempt at what the disk did not take, in seconds.
+#: Seconds between attempts when the disk or the database fails.
 RETRY_SECONDS = 3.0
 
-#: How often in a row a run is resumed without getting any further.
+#: How often a run is resumed without reaching a new step.
 MAX_RESUMPTIONS = 2
 
-#: What comes last in the log of a run that waits for a worker; None is nothing at all.
+#: The last event in the log of a run that waits for a worker; None for an empty log.
 WAITING_TYPES = (None, "training.resumed")
+
+#: The exit of a worker that this server did not start.
+UNOBSERVED = "unseen by any server"
+
+#: Parts of a worker's output that show that memory was the cause, in lower case.
+_OOM_MARKERS = ("out of memory", "memoryerror", "cannot allocate memory", "bad_alloc", "oom-kill")
 
 logger = logging.getLogger("arkor.backend")
 
@@ -52,19 +62,19 @@ Process = subprocess.Popen[bytes]
 
 
 class JobFinished(Exception):
-    """The job that was to be cancelled has ended; `str()` is its status."""
+    """The job to cancel has already ended; `str()` is its status."""
 
 
 @attrs.define
 class ActiveRun:
-    """A run that somebody here looks after: its worker, if this server started one, and the pulse of it."""
+    """A run that this server supervises; `process` is its worker, if it started it."""
 
     process: Process | None = None
     heartbeat: HeartbeatMonitor = attrs.Factory(HeartbeatMonitor)
 
 
 class Supervisor:
-    """The queue and its slots. Methods may be called from any thread."""
+    """The job queue and its slots. Methods may be called from any thread."""
 
     def __init__(self, home: Path, store: Store, engine: str, slots: int = 1) -> None:
         self._home = home
@@ -78,45 +88,42 @@ class Supervisor:
         self._stopping = False
 
     def start(self) -> None:
-        """Serve the queue from here on, first of all the runs that an earlier server left behind."""
+        """Start serving the queue, beginning with the runs that an earlier server left."""
         threading.Thread(target=self._serve, name="queue", daemon=True).start()
         self._release_later(*run_ids(self._home))
 
     def stop(self) -> None:
-        """Start nothing more; workers go on."""
+        """Start no further workers; running workers are not stopped."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Look for new jobs."""
         with self._changed:
             self._changed.notify_all()
 
     def current(self, job: JobRecord) -> JobRecord:
-        """The job as its log has it now."""
+        """Return the job with its current status from the log."""
         if job.status.terminal:
             return job
         try:
             status = read_status(run_folder(self._home, job.id).events)
-        except LogCorrupted:  # whoever closes the run will say so
+        except LogCorrupted:  # reported when the run is finalized
             return job
         return attrs.evolve(job, **attrs.asdict(status, recurse=False))
 
     def stalled_since(self, job_id: str) -> str | None:
-        """When the worker of this run was last awake, if it lives but stands still."""
+        """Return the time of the last heartbeat of this run, if its worker is alive but stalled."""
         active = self._active.get(job_id)
         return active.heartbeat.stalled_since if active else None
 
     def is_training(self) -> bool:
-        """Whether any run is at work."""
+        """Return whether any run is active."""
         return bool(self._active)
 
     def cancel(self, job: JobRecord) -> None:
-        """End the job: a waiting one at once, a running one within `GRACE_SECONDS` and a moment.
-
-        Raises `JobFinished`.
-        """
+        """End a job within about `GRACE_SECONDS`, at once if it waits. Raise `JobFinished`."""
         folder = run_folder(self._home, job.id)
         with self._changed:
             status = self.current(job).status
@@ -132,7 +139,7 @@ class Supervisor:
             self._release(job)
 
     def _record_cancellation(self, job: JobRecord) -> None:
-        """For the worker and the next server; a full disk must not keep a run from being stopped."""
+        """Record the request for the worker and the next server, if the disk permits."""
         self._cancelled.add(job.id)
         with contextlib.suppress(OSError):
             run_folder(self._home, job.id).cancelled.touch(mode=0o600)
@@ -141,7 +148,7 @@ class Supervisor:
         except DBAPIError as error:
             if not is_disk_error(error):
                 raise
-            logger.warning("That run %s is to be cancelled could not be written down: %s", job.id, error.orig)
+            logger.warning("The cancellation of run %s could not be recorded: %s", job.id, error.orig)
 
     # The queue
 
@@ -159,7 +166,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _retrying(self, problem: str) -> Iterator[None]:
-        """Whatever goes wrong in here (a full disk, as a rule) is told, and attempted again after a pause."""
+        """Log any error in the block, usually a full disk, and pause before the next attempt."""
         try:
             yield
         except (OSError, DBAPIError) as error:
@@ -174,11 +181,11 @@ class Supervisor:
         threading.Thread(target=self._supervise, args=(job,), name=f"run {job.id}", daemon=True).start()
 
     def _abandoned(self) -> list[JobRecord]:
-        """The runs that are at work, or have died or ended unseen; they are looked after whatever the slots say."""
+        """Return the unfinished runs that do not wait for a worker; they need no free slot."""
         return [job for job in self._store.unfinished() if self._waiting_since(job) is None]
 
     def _next_jobs(self) -> list[JobRecord]:
-        """The jobs to take now, those first that have waited longest, as many as there are free slots."""
+        """Return the jobs to start now, one per free slot, longest waiting first."""
         free = self._slots - len(self._active)
         if free <= 0 or self._stopping:
             return []
@@ -186,7 +193,7 @@ class Supervisor:
         return sorted(idle, key=lambda job: self._waiting_since(job) or "")[:free]
 
     def _waiting_since(self, job: JobRecord) -> str | None:
-        """Since when the job waits for a worker; None if it does not, whatever it does instead."""
+        """Return the time since which the job waits for a worker, or None if it does not wait."""
         events = run_folder(self._home, job.id).events
         try:
             last = read_last(events)
@@ -202,7 +209,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def _check_heartbeats(self) -> None:
-        """Look at every heart here when it is time to; tell the server's log, once, of those that stand still."""
+        """Check the heartbeats if it is time to, and log each change of a worker's state."""
         with self._changed:
             active_runs = dict(self._active)
         if time.monotonic() - self._heartbeats_checked_at < HEARTBEAT_SECONDS:
@@ -213,14 +220,14 @@ class Supervisor:
             active.heartbeat.check(run_folder(self._home, job_id).pid)
             since = active.heartbeat.stalled_since
             if since and not before:
-                logger.warning("The worker of run %s has stood still since %s", job_id, since)
+                logger.warning("The worker of run %s has stalled since %s", job_id, since)
             elif before and not since:
-                logger.warning("The worker of run %s goes on", job_id)
+                logger.warning("The worker of run %s continues", job_id)
 
     # A run
 
     def _supervise(self, job: JobRecord) -> None:
-        """One run, from wherever it stands until it waits again or has ended."""
+        """Supervise a run until it waits for another worker or has ended."""
         folder = run_folder(self._home, job.id)
         try:
             with self._retrying(f"The end of run {job.id} could not be recorded"):
@@ -229,7 +236,7 @@ class Supervisor:
             self._release(job)
 
     def _run_worker(self, job: JobRecord, folder: RunFolder) -> str:
-        """Have a worker work on the run if it waits for one; how that ended."""
+        """Start a worker if the run waits for one, wait for its exit and describe it."""
         try:
             process = self._start_worker(job, folder)
             code = wait_for_exit(process) if process is not None else EXIT_LOG_HELD
@@ -238,7 +245,7 @@ class Supervisor:
         return UNOBSERVED if code == EXIT_LOG_HELD else describe_exit(code)
 
     def _start_worker(self, job: JobRecord, folder: RunFolder) -> Process | None:
-        """Start a worker if the job waits for one; tell one that runs already what it may have missed."""
+        """Start a worker if the job waits for one; stop it if the run was cancelled."""
         with self._changed:
             if self._is_cancelled(job):
                 if is_locked(folder.events):
@@ -267,15 +274,15 @@ class Supervisor:
             )
 
     def _finalize(self, job: JobRecord, folder: RunFolder, cause: str) -> None:
-        """Wait until nobody writes the log, then say in it what becomes of the run, and write that down."""
+        """Wait for the lock of the log, append the event that follows, and store the status."""
         try:
             with LogWriter(folder.events, wait=True) as log:
-                folder.pid.unlink(missing_ok=True)  # its number may soon be another process's
+                folder.pid.unlink(missing_ok=True)  # another process may get the same id
                 if not log.tail.terminal and (event := self._outcome(job, folder, cause, log.tail.type)):
                     log.append(event, sync=True)
             status = read_status(folder.events)
         except (FileNotFoundError, LogCorrupted) as error:
-            problem = f"The run's log is gone or damaged ({error})"
+            problem = f"The run's log is missing or damaged ({error})"
             status = LogStatus(JobStatus.FAILED, problem, completed_at=now())
         if status.status.terminal:
             folder.clear_worker_files()
@@ -285,7 +292,7 @@ class Supervisor:
         notify(notifier_file(self._home))
 
     def _release_later(self, *ids: str) -> None:
-        """Once nobody can want them any more, remove the retired checkpoints of runs that no worker looks after."""
+        """Remove the retired checkpoints of runs without a worker once no client can need them."""
         waiting = [folder for job_id in ids if (folder := run_folder(self._home, job_id)).retired.is_dir()]
 
         def release_all() -> None:
@@ -298,7 +305,7 @@ class Supervisor:
             timer.start()
 
     def _outcome(self, job: JobRecord, folder: RunFolder, cause: str, last: str | None) -> Event | None:
-        """What is to be said in a log whose worker is dead; nothing if there was none and the job still waits."""
+        """Return the event to append after a worker has died; None if the job still waits."""
         progress = read_log_progress(folder)
         if self._is_cancelled(job):
             return TrainingCancelled(job.id, now(), progress.step, progress.artifacts(folder))
@@ -306,10 +313,10 @@ class Supervisor:
             return None
         if progress.stalled_resumptions < MAX_RESUMPTIONS:
             step = progress.resume_step(folder)
-            logger.warning("The worker of run %s ended %s; the run goes on from step %d", job.id, cause, step)
+            logger.warning("The worker of run %s ended %s; the run resumes from step %d", job.id, cause, step)
             return TrainingResumed(job.id, now(), step, f"the worker ended {cause}")
-        sentence = crash_message(cause, MAX_RESUMPTIONS + 1, folder.worker_log, job.config)
-        return TrainingFailedEvent(job.id, now(), sentence, progress.step, progress.artifacts(folder))
+        problem = crash_message(cause, MAX_RESUMPTIONS + 1, folder.worker_log, job.config)
+        return TrainingFailedEvent(job.id, now(), problem, progress.step, progress.artifacts(folder))
 
     # Stopping a worker
 
@@ -320,12 +327,60 @@ class Supervisor:
         backstop.start()
 
     def _signal(self, folder: RunFolder, number: signal.Signals) -> None:
-        """To the worker if it lives; SIGKILL to the processes that it started as well."""
+        """Signal the worker if it is alive; SIGKILL also goes to the processes that it started."""
         active = self._active.get(folder.id)
         if active and active.process is not None and active.process.poll() is None:
             pid: int | None = active.process.pid
-        else:  # another server's child; its number is good only while it holds the log
+        else:  # the child of another server; its process id is valid only while the log is locked
             pid = folder.worker_pid() if is_locked(folder.events) else None
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+
+
+# How a worker ended
+
+
+def wait_for_exit(worker: Process) -> int:
+    """Wait for a worker, kill the processes of its session, and return its exit code.
+
+    A forked process would keep the lock of the log.
+    """
+    with contextlib.suppress(AttributeError, ChildProcessError, ProcessLookupError, PermissionError):
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the id stays reserved while it is a zombie
+        os.killpg(worker.pid, signal.SIGKILL)
+    return worker.wait()
+
+
+def crash_message(cause: str, crashes: int, worker_log: Path, config: Mapping[str, Any]) -> str:
+    """Return the error of a run that is given up after `crashes`, the last by `cause`."""
+    tail = stderr_tail(worker_log)
+    repetition = "" if crashes == 1 else f" {crashes} times in a row without reaching a new step, the last time"
+    oom = "SIGKILL" in cause or any(marker in tail.lower() for marker in _OOM_MARKERS)
+    remedy = oom_remedy(config) if oom else ""
+    return f"The worker ended{repetition} {cause} and reported no error. {remedy}{tail}"
+
+
+def oom_remedy(config: Mapping[str, Any]) -> str:
+    """Suggest the smallest change of a configuration (in wire format) that needs less memory."""
+    batch = config.get("batchSize") or DEFAULTS["batch_size"]
+    length = config.get("maxLength") or DEFAULTS["max_length"]
+    if batch > 1:
+        setting = f"batch_size={batch // 2} (it was {batch})"
+    elif length > 128:
+        setting = f"max_length={length // 2} (it was {length})"
+    else:
+        setting = "a smaller model"
+    return f"The usual reason is too little memory; the smallest change that needs less is {setting}. "
+
+
+def stderr_tail(worker_log: Path, lines: int = 5, max_length: int = 1000) -> str:
+    """Return a sentence with the last lines of the worker's output."""
+    try:
+        with worker_log.open("rb") as file:
+            file.seek(max(worker_log.stat().st_size - 8192, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return "It left no log."
+    tail = "\n".join(text.strip().splitlines()[-lines:])[-max_length:]
+    return f"Its log, {worker_log}, ends with:\n{tail}" if tail else f"Its log, {worker_log}, is empty."

@@ -1,19 +1,19 @@
-"""`Evaluate`: asks the model the same questions at each checkpoint, and the base model beside it."""
+"""`Evaluate`: ask the model of each checkpoint, and the base model, the same questions."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import attrs
 from attrs import frozen
 
 from arkor.callbacks.contexts import CheckpointContext, CompletedContext, FinishedContext, Infer, StartedContext
-from arkor.callbacks.evaluate.metrics import Metric, resolve_metric
 from arkor.callbacks.evaluate.questions import Question, parse_questions
 from arkor.errors import ArkorError, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
@@ -23,30 +23,20 @@ from arkor.protocol.validation import Integer, boolean, is_finite, signature_mis
 from arkor.results.evaluation import Answer, Evaluation
 from arkor.results.training_result import TrainingResult
 
-#: What of `infer` is not the caller's to set here.
+#: `(answer, expected)` → a score; `expected` may be None.
+Metric = Callable[[str, "str | None"], float]
+
+#: The parameters of `infer` that `Evaluate` sets itself, and the accepted ones.
 _RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "abort_signal"}
 _OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _RESERVED_OPTIONS]
 
 _NOT_FOUND = 404
-
-#: How often the abort signal is looked at.
-_POLL_SECONDS = 0.05
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """What no model could be asked is said before the run begins, not at its first checkpoint."""
-    for option in options:
-        if option not in _OPTIONS:
-            raise InvalidConfig(f"Evaluate.{option}", f"is no option of infer; there are {', '.join(_OPTIONS)}")
-    try:
-        InferenceRequest([{"role": "user", "content": ""}], base_model="any", **options).check()
-    except InvalidConfig as error:
-        raise InvalidConfig(f"Evaluate.{error.field}", error.problem) from None
+_POLL_SECONDS = 0.05  # the interval between two looks at the abort signal
 
 
 @frozen
 class Prediction:
-    """What one model answered to one question, or why it did not."""
+    """The answer of one model to one question, or the error."""
 
     text: str | None = None
     score: float | None = None
@@ -54,16 +44,17 @@ class Prediction:
 
 
 class Evaluate:
-    """Ask `questions` of every `every`-th checkpoint and of the final adapter, and score the answers by `metric`.
+    """Ask `questions` at every `every`-th checkpoint and at the end, and score the answers.
 
-    `questions` are prompts, messages or rows (the last message of the assistant is then the expected answer), a dict
-    `{prompt: expected}`, or a file of rows (`FileDataset`, `Path`). `metric` is `"exact_match"`, `"json_valid"` or a
-    function of `(answer, expected)` that returns a number; without one, answers that were expected are matched.
+    `questions` are prompts, messages or rows (where the last message of the assistant is the
+    expected answer), a dict `{prompt: expected}`, or a file of rows (`FileDataset`, `Path`).
+    `metric` is `"exact_match"`, `"json_valid"` or a function of `(answer, expected)` that returns a
+    number; the default is `"exact_match"` if every question has an expected answer.
 
-    With `base`, the base model is asked once, and its answers stand beside the others in `result.evaluations`.
-    `concurrency` questions are on their way at once, and a sheet has `timeout` seconds; what is not answered by then
-    is left out, as is what fails. `tell(evaluation)` is called for each one. `options` are those of `ctx.infer`;
-    answers are greedy unless they say otherwise. Raises `InvalidConfig`.
+    With `base`, the base model is asked once, for comparison in `result.evaluations`. `concurrency`
+    requests run at a time, and an evaluation may take `timeout` seconds; failed and late answers
+    are left out. `tell(evaluation)` is called after each evaluation. `options` are as in
+    `ctx.infer`; by default answers are greedy. Raise `InvalidConfig` for an invalid argument.
     """
 
     def __init__(
@@ -80,10 +71,9 @@ class Evaluate:
         **options: Any,
     ) -> None:
         self.questions = parse_questions(questions)
-        self.name = name
         self._metric = self._metric_for(metric)
-        for field, count in (("every", every), ("concurrency", concurrency)):
-            Integer(1)(f"Evaluate.{field}", count)
+        Integer(1)("Evaluate.every", every)
+        Integer(1)("Evaluate.concurrency", concurrency)
         if not is_finite(timeout) or not 0 < timeout < threading.TIMEOUT_MAX:
             raise InvalidConfig("Evaluate.timeout", f"must be seconds, above 0, not {timeout!r}")
         text("Evaluate.name", name)
@@ -91,13 +81,12 @@ class Evaluate:
         if tell is not None and (not callable(tell) or signature_mismatch(tell, 1)):
             raise InvalidConfig("Evaluate.tell", f"must be a function of one evaluation, like print, not {quote(tell)}")
         _check_options(options)
-        self._every, self._base, self._concurrency, self._timeout, self._on_evaluation = (
-            every,
-            base,
-            concurrency,
-            timeout,
-            tell,
-        )
+        self.name = name
+        self._every = every
+        self._base = base
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._on_evaluation = tell
         self._options = {"temperature": None if "top_p" in options else 0, **options}
         self._begin(None)
 
@@ -106,34 +95,32 @@ class Evaluate:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """Those of the run so far."""
+        """The evaluations of the current run so far."""
         return tuple(self._evaluations)
 
     def on_started(self, ctx: StartedContext) -> None:
-        """Forget what another run was answered."""
+        """Discard earlier evaluations of this run."""
         self._begin(ctx.job.id)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
-        """Ask this one, if it is its turn."""
-        if ctx.job.id != self._job_id:
-            self._begin(ctx.job.id)
+        """Evaluate each checkpoint that `every` selects."""
+        self._begin_if_new(ctx.job)
         self._seen += 1
         if self._seen % self._every == 0:
             self._evaluate(ctx.step, ctx.infer, ctx.job)
 
     def on_completed(self, ctx: CompletedContext) -> None:
-        """Ask the final adapter, or take the answers of the last checkpoint if that is the same."""
-        if ctx.job.id != self._job_id:
-            self._begin(ctx.job.id)
-        finals = [item.step for item in ctx.artifacts if isinstance(item, Artifact) and item.kind == "final"]
+        """Evaluate the final adapter, unless the last checkpoint has the same weights."""
+        self._begin_if_new(ctx.job)
+        final_steps = [item.step for item in ctx.artifacts if isinstance(item, Artifact) and item.kind == "final"]
         last = self._evaluations[-1] if self._evaluations else None
-        if last is not None and last.step in finals and not any(answer.error for answer in last.answers):
+        if last is not None and last.step in final_steps and not any(answer.error for answer in last.answers):
             self._add_evaluation(attrs.evolve(last, step=None))
         elif ctx.infer is not None:
             self._evaluate(None, ctx.infer, ctx.job)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
-        """Put the evaluations into the result."""
+        """Add the evaluations to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
         return attrs.evolve(ctx.result, evaluations=(*ctx.result.evaluations, *self._evaluations))
@@ -144,11 +131,15 @@ class Evaluate:
         self._evaluations: list[Evaluation] = []
         self._base_predictions: list[Prediction] | None = None
 
+    def _begin_if_new(self, job: TrainingJob) -> None:
+        if job.id != self._job_id:
+            self._begin(job.id)
+
     def _metric_for(self, metric: Any) -> Metric | None:
         unexpected = [question for question in self.questions if question.expected is None]
         if metric == "exact_match" and unexpected:
-            problem = f"has nothing to match for {unexpected[0].text[:60]!r}: no answer is expected there"
-            raise InvalidConfig("Evaluate.metric", f'"exact_match" {problem}')
+            problem = f'"exact_match" needs an expected answer for {quote(unexpected[0].text)}'
+            raise InvalidConfig("Evaluate.metric", problem)
         if metric is None:
             return None if unexpected else resolve_metric("exact_match")
         return resolve_metric(metric)
@@ -156,9 +147,12 @@ class Evaluate:
     def _evaluate(self, step: int | None, infer: Infer, job: TrainingJob) -> None:
         if self._base and self._base_predictions is None:
             self._base_predictions = self._ask_all(attrs.evolve(infer, adapter=None, base_model=job.config.model))
-        base = self._base_predictions or [Prediction() for _ in self.questions]
-        predictions = self._ask_all(infer)
-        answers = map(_build_answer, self.questions, predictions, base)
+        base_predictions = self._base_predictions or [Prediction() for _ in self.questions]
+        predictions = zip(self.questions, self._ask_all(infer), base_predictions, strict=True)
+        answers = [
+            Answer(asked.text, asked.expected, own.text, own.score, own.error, base.text, base.score, base.error)
+            for asked, own, base in predictions
+        ]
         self._add_evaluation(Evaluation(self.name, step, tuple(answers)))
 
     def _add_evaluation(self, evaluation: Evaluation) -> None:
@@ -167,58 +161,91 @@ class Evaluate:
             self._on_evaluation(evaluation)
 
     def _ask_all(self, infer: Infer) -> list[Prediction]:
-        """What the model says to each question, in their order; nothing of it raises but Ctrl-C."""
+        """Ask every question until the timeout or the abort signal; never raise an ArkorError."""
         run = EvaluationRun(infer, self._metric, self._options)
+        deadline, abort = time.monotonic() + self._timeout, infer.abort_signal
         with ThreadPoolExecutor(self._concurrency, "arkor-evaluate") as pool:
             futures = [pool.submit(run.ask, question) for question in self.questions]
             try:
-                self._wait_for(futures, infer.abort_signal)
+                while (remaining := deadline - time.monotonic()) > 0 and not (abort is not None and abort.is_set()):
+                    if not wait(futures, min(remaining, _POLL_SECONDS)).not_done:
+                        break
             finally:
                 run.stopped.set()
         return [future.result() for future in futures]
 
-    def _wait_for(self, futures: list[Future[Prediction]], abort_event: threading.Event | None) -> None:
-        """Until all have answered, or time is up, or nobody waits for the run any more."""
-        deadline = time.monotonic() + self._timeout
-        while (remaining := deadline - time.monotonic()) > 0 and not (abort_event is not None and abort_event.is_set()):
-            if not wait(futures, min(remaining, _POLL_SECONDS)).not_done:
-                return
-
 
 class EvaluationRun:
-    """The questions as one model is asked them; `stopped` ends the answers that have not come yet."""
+    """The requests to one model; `stopped` cancels those without an answer."""
 
     def __init__(self, infer: Infer, metric: Metric | None, options: Mapping[str, Any]) -> None:
         self.stopped = threading.Event()
         self._infer = infer
         self._metric = metric
         self._options = options
-        self._missing_reason: str | None = None
+        self._not_found: str | None = None
 
     def ask(self, question: Question) -> Prediction:
         if self.stopped.is_set():
-            return Prediction(error=self._missing_reason or "it was not asked in time")
+            return Prediction(error=self._not_found or "it was not asked in time")
         try:
-            answer = self._infer(question.messages, tools=question.tools, abort_signal=self.stopped, **self._options)
-            text = answer.text()
+            response = self._infer(question.messages, tools=question.tools, abort_signal=self.stopped, **self._options)
+            answer = response.text()
         except TrainerAborted:
-            return Prediction(error=self._missing_reason or "it was not answered in time")
+            return Prediction(error=self._not_found or "it was not answered in time")
         except ArkorError as error:
             if isinstance(error, CloudApiError) and error.status == _NOT_FOUND:
-                self._missing_reason = str(error)
-                self.stopped.set()  # the others need not be asked
+                self._not_found = str(error)
+                self.stopped.set()  # every other question would fail in the same way
             return Prediction(error=str(error))
-        return self._score(text, question.expected)
-
-    def _score(self, text: str, expected: str | None) -> Prediction:
         if self._metric is None:
-            return Prediction(text)
+            return Prediction(answer)
         try:
-            return Prediction(text, float(self._metric(text, expected)))
-        except Exception as error:  # noqa: BLE001 - the function is the caller's
-            return Prediction(text, None, f"the metric raised {type(error).__name__}: {error}")
+            return Prediction(answer, float(self._metric(answer, question.expected)))
+        except Exception as error:  # noqa: BLE001 - the caller's function may raise anything
+            return Prediction(answer, None, f"the metric raised {type(error).__name__}: {error}")
 
 
-def _build_answer(question: Question, tuned: Prediction, base: Prediction) -> Answer:
-    fields = (tuned.text, tuned.score, tuned.error, base.text, base.score, base.error)
-    return Answer(question.text, question.expected, *fields)
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise `InvalidConfig` for options that no request can have, before the run begins."""
+    for option in options:
+        if option not in _OPTIONS:
+            raise InvalidConfig(f"Evaluate.{option}", "is not an option of infer", f"use {', '.join(_OPTIONS)}")
+    try:
+        InferenceRequest([{"role": "user", "content": ""}], base_model="any", **options).check()
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Evaluate.{error.field}", error.problem, error.remedy) from None
+
+
+def exact_match(answer: str, expected: str | None) -> float:
+    """Return 1 if the texts are equal without surrounding white space, else 0."""
+    return float(expected is not None and answer.strip() == expected.strip())
+
+
+def json_valid(answer: str, expected: str | None) -> float:  # noqa: ARG001 - a metric gets both
+    """Return 1 if the answer is one JSON document without NaN and Infinity, else 0."""
+    try:
+        json.loads(answer, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    return 1.0
+
+
+METRICS: dict[str, Metric] = {"exact_match": exact_match, "json_valid": json_valid}
+
+
+def resolve_metric(given: Any) -> Metric:
+    """Return the metric of this name, or the given function. Raise `InvalidConfig`."""
+    if isinstance(given, str) and given in METRICS:
+        return METRICS[given]
+    if not callable(given):
+        names = ", ".join(map(repr, METRICS))
+        raise InvalidConfig("Evaluate.metric", f"must be {names}, or a function of (answer, expected), not {given!r}")
+    if signature := signature_mismatch(given, 2):
+        raise InvalidConfig("Evaluate.metric", f"must take (answer, expected), and this one takes {signature}")
+    metric: Metric = given
+    return metric
+
+
+def _reject_constant(constant: str) -> None:
+    raise ValueError(constant)

@@ -1,7 +1,6 @@
-"""Brings messages to an address, on a thread of its own, so that whoever sends them need not wait.
+"""Delivery of messages to a webhook on a background thread.
 
-The address is a secret: it is in no log, no `repr` and no error. What a message looks like is said in
-`message_formats.py`.
+The URL is a secret: it appears in no log, `repr` or error.
 """
 
 from __future__ import annotations
@@ -10,51 +9,51 @@ import atexit
 import logging
 import queue
 import threading
-import time
 from typing import Any
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import stop_after_attempt
 
 from arkor.client.http.errors import retry_after
+from arkor.errors import is_transient
+from arkor.retry import retrying
 from arkor.settings import VERSION
+from arkor.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 
-#: Statuses that may be another one when it is tried again.
-_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-#: Seconds before the second attempt, doubled for each one after it, and the longest pause, whatever a server asks for.
+#: Seconds before the second attempt, doubled for each further one, and the maximum, which also
+#: limits `Retry-After`.
 INITIAL_DELAY, MAX_DELAY = 0.5, 30.0
 
-#: So many messages may wait; what is sent beyond them is dropped.
+#: The number of messages that may wait; further ones are dropped.
 MAX_PENDING = 1000
 
-#: A thread that has nothing to deliver for so many seconds ends.
+#: The thread ends after this many seconds without a message.
 IDLE_SECONDS = 5.0
 
 _thread = threading.local()
 
 
 def _hide_delivery_logs(_: logging.LogRecord) -> bool:
-    """urllib3 notes the path of each request at DEBUG; here the path is the secret."""
+    """Drop urllib3's DEBUG records of the delivery thread: they contain the path, a secret."""
     return not getattr(_thread, "delivers", False)
 
 
 class DeliveryError(Exception):
-    """Why a message did not get there, without naming the address; `retry_after` in seconds, where it was asked."""
+    """The reason why a message was not delivered, without the URL."""
+
+
+class TransientDeliveryError(DeliveryError):
+    """A failure that may go away; `retry_after` is the server's `Retry-After` in seconds."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
 
 
-class TransientDeliveryError(DeliveryError):
-    """Trying again may help."""
-
-
 class DeliveryQueue:
-    """Delivers to one address, in order. `name` stands for it in the log; `timeout` is in seconds."""
+    """Delivers messages to one URL in order. `name` stands for it in logs; `timeout` in seconds."""
 
     def __init__(self, url: str, name: str, *, timeout: float, attempts: int) -> None:
         self._url = url
@@ -67,30 +66,30 @@ class DeliveryQueue:
         self._gave_up = False
 
     def __repr__(self) -> str:
-        return f"Postman({self._name!r})"
+        return f"DeliveryQueue({self._name!r})"
 
     def send(self, label: str, body: dict[str, Any]) -> None:
-        """Take a message and return at once; `label` names it in the log."""
+        """Queue a message and return at once; `label` names it in logs."""
         with self._lock:
             try:
                 self._pending.put_nowait((label, body))
             except queue.Full:
-                logger.warning("%s: the message %r was dropped, as too many wait already", self._name, label)
+                logger.warning("%s: dropped the message %r, since %d are waiting", self._name, label, MAX_PENDING)
                 return
-            if self._thread is None or not self._thread.is_alive():  # there is none behind a fork
+            if self._thread is None or not self._thread.is_alive():  # not in a fork
                 self._thread = threading.Thread(target=self._deliver, name="arkor-notify", daemon=True)
                 self._thread.start()
                 atexit.register(self._flush_at_exit)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is delivered or given up, at most so long; whether it was."""
+        """Wait until each message is delivered or given up. Return False after `seconds`."""
         with self._pending.all_tasks_done:
             delivered = self._pending.all_tasks_done.wait_for(lambda: not self._pending.unfinished_tasks, seconds)
         self._gave_up = not delivered
         return delivered
 
     def _flush_at_exit(self) -> None:
-        """The process ends: whoever left `wait()` early did not flush."""
+        """Flush at the end of the process, for a `wait()` that was left early and did not flush."""
         if not self._gave_up:
             self.flush(self._timeout)
 
@@ -99,18 +98,19 @@ class DeliveryQueue:
         urllib3_logger = logging.getLogger("urllib3.connectionpool")
         if _hide_delivery_logs not in urllib3_logger.filters:
             urllib3_logger.addFilter(_hide_delivery_logs)
+        attempts = retrying(_is_retryable, _retry_delay, stop_after_attempt(self._attempts))
         while (message := self._next_message()) is not None:
             label, body = message
             try:
-                self._retry(body)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to stop
+                attempts(self._post, body)
+            except Exception as error:  # noqa: BLE001 - no failure may end the thread
                 reason = error if isinstance(error, DeliveryError) else type(error).__name__
                 logger.warning("%s: the message %r was not delivered: %s", self._name, label, reason)
             finally:
                 self._pending.task_done()
 
     def _next_message(self) -> tuple[str, dict[str, Any]] | None:
-        """The next message; None when there has been none for long, and the thread may go."""
+        """Return the next message; None after `IDLE_SECONDS` without one, to end the thread."""
         try:
             return self._pending.get(timeout=IDLE_SECONDS)
         except queue.Empty:
@@ -122,65 +122,36 @@ class DeliveryQueue:
             atexit.unregister(self._flush_at_exit)
             return None
 
-    def _retry(self, body: dict[str, Any]) -> None:
-        attempts = Retrying(
-            retry=retry_if_exception_type(TransientDeliveryError),
-            stop=stop_after_attempt(self._attempts),
-            wait=_retry_delay,
-            sleep=time.sleep,
-            reraise=True,
-        )
-        attempts(self._post, body)
-
     def _post(self, body: dict[str, Any]) -> None:
-        """One attempt. Raises `TransientDeliveryError` or `DeliveryError`."""
+        """Make one attempt. Raise `DeliveryError` if it fails."""
         try:
             response = requests.post(
                 self._url,
                 json=body,
                 headers={"User-Agent": f"arkor/{VERSION}"},
-                auth=_no_auth,
+                auth=HeaderAuth(),  # keeps requests from sending a password of `.netrc`
                 timeout=self._timeout,
                 allow_redirects=False,
                 stream=True,
             )
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise TransientDeliveryError(_reason(error)) from None
+        except requests.Timeout:
+            raise TransientDeliveryError("the server did not respond in time") from None
+        except requests.ConnectionError:
+            raise TransientDeliveryError("cannot connect to the server") from None
         except (requests.RequestException, ValueError) as error:
             raise DeliveryError(type(error).__name__) from None
-        with response:
-            _raise_for_status(response)
+        response.close()
+        status = response.status_code
+        if is_transient(status):
+            raise TransientDeliveryError(f"the server answered with status {status}", retry_after(response.headers))
+        if not 200 <= status < 300:
+            raise DeliveryError(f"the server answered with status {status}")
 
 
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """No password of a `.netrc` is added."""
-    return request
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, TransientDeliveryError)
 
 
-def _reason(error: requests.RequestException) -> str:
-    return "no answer in time" if isinstance(error, requests.Timeout) else "no connection"
-
-
-def _raise_for_status(response: requests.Response) -> None:
-    """Raises when the message was not taken."""
-    status = response.status_code
-    if status in _TRANSIENT_STATUSES:
-        raise TransientDeliveryError(f"the answer was {status}", retry_after(response.headers))
-    if not 200 <= status < 300:
-        raise DeliveryError(f"the answer was {status}")
-    if "HTTP error 429" in _body_excerpt(response):  # how a Teams connector says it, with status 200
-        raise TransientDeliveryError("the answer was 429")
-
-
-def _body_excerpt(response: requests.Response) -> str:
-    """The first words of the body, if they come."""
-    try:
-        return next(response.iter_content(512), b"").decode("utf-8", "replace")
-    except requests.RequestException:
-        return ""
-
-
-def _retry_delay(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    retry_after = getattr(error, "retry_after", None)
-    return min(retry_after or INITIAL_DELAY * 2.0 ** min(state.attempt_number - 1, 16), MAX_DELAY)
+def _retry_delay(error: BaseException, attempt: int) -> float:
+    delay = getattr(error, "retry_after", None) or INITIAL_DELAY * 2.0 ** min(attempt - 1, 16)
+    return float(min(delay, MAX_DELAY))

@@ -1,10 +1,8 @@
-"""What is told of a run, and how each messenger wants it written: Slack, Discord, Teams, or anything that takes JSON.
-
-How it gets there is the business of `delivery_queue.py`.
-"""
+"""The content of a notification, and its JSON for Slack, Discord, Teams and plain webhooks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,9 +10,10 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from arkor.errors import InvalidConfig
+from arkor.formatting import format_duration, shorten
 from arkor.protocol.jobs import TrainingJob
 
-#: What the error of a run is cut to, and what Discord takes at most; in characters.
+#: The maximum length of a run's error, and of a message on Discord, in characters.
 MAX_ERROR_LENGTH, MAX_CONTENT_LENGTH = 1000, 2000
 
 _VERBS = {"started": "has started", "completed": "completed", "failed": "failed", "cancelled": "was cancelled"}
@@ -22,9 +21,9 @@ _VERBS = {"started": "has started", "completed": "completed", "failed": "failed"
 
 @frozen
 class Notification:
-    """Something that happened to a run: `event` is `"started"`, `"checkpoint"`, or how it ended.
+    """An event of a run: `"started"`, `"checkpoint"`, or its final status.
 
-    `step` and `loss` are the last ones that were logged, `seconds` is how long the run took.
+    `step` and `loss` are the last logged ones; `seconds` is the duration of the run.
     """
 
     event: str
@@ -41,7 +40,7 @@ class Notification:
 
     @property
     def details(self) -> dict[str, str]:
-        """The rest of it, by name, for a person."""
+        """The other facts, by their labels."""
         facts = {"Run": self.job.id}
         if self.step is not None and self.event != "checkpoint":
             facts["Step"] = str(self.step)
@@ -50,53 +49,26 @@ class Notification:
         if self.seconds is not None:
             facts["Duration"] = format_duration(self.seconds)
         if self.event == "failed" and self.job.error:
-            facts["Error"] = truncate(str(self.job.error), MAX_ERROR_LENGTH)
+            facts["Error"] = shorten(str(self.job.error), MAX_ERROR_LENGTH)
         return facts
 
     @property
     def text(self) -> str:
-        """All of it, a fact a line."""
-        return "\n".join([self.title, *(f"{name}: {fact}" for name, fact in self.details.items())])
-
-
-def format_duration(seconds: float) -> str:
-    """`3 h 12 min`, `3 min 12 s`, `12 s`"""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def truncate(text: str, max_length: int) -> str:
-    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
-
-
-# How each wants it
+        """The title and the details, one per line."""
+        return "\n".join([self.title, *(f"{label}: {fact}" for label, fact in self.details.items())])
 
 
 def _slack(notification: Notification) -> dict[str, Any]:
-    """Its three special characters are escaped: the name of a run calls nobody to the channel."""
+    """Escape Slack's three control characters, so that the name of a run cannot mention anyone."""
     return {"text": notification.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
 
 
 def _discord(notification: Notification) -> dict[str, Any]:
-    return {"content": truncate(notification.text, MAX_CONTENT_LENGTH), "allowed_mentions": {"parse": []}}
+    return {"content": shorten(notification.text, MAX_CONTENT_LENGTH), "allowed_mentions": {"parse": []}}
 
 
-def _teams_connector(notification: Notification) -> dict[str, Any]:
-    facts = [{"name": name, "value": fact} for name, fact in notification.details.items()]
-    return {
-        "@type": "MessageCard",
-        "@context": "https://schema.org/extensions",
-        "summary": notification.title,
-        "title": notification.title,
-        "sections": [{"facts": facts, "markdown": False}],
-    }
-
-
-def _teams_workflow(notification: Notification) -> dict[str, Any]:
-    facts = [{"title": name, "value": fact} for name, fact in notification.details.items()]
+def _teams(notification: Notification) -> dict[str, Any]:
+    facts = [{"title": label, "value": fact} for label, fact in notification.details.items()]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
@@ -111,12 +83,7 @@ def _teams_workflow(notification: Notification) -> dict[str, Any]:
 
 
 def _plain(notification: Notification) -> dict[str, Any]:
-    job = notification.job
-    loss = (
-        notification.loss
-        if notification.loss is None or notification.loss - notification.loss == 0
-        else str(notification.loss)
-    )
+    job, loss = notification.job, notification.loss
     return {
         "event": notification.event,
         "text": notification.text,
@@ -124,7 +91,7 @@ def _plain(notification: Notification) -> dict[str, Any]:
         "name": str(job.name),
         "status": str(job.status),
         "step": notification.step,
-        "loss": loss,
+        "loss": loss if loss is None or math.isfinite(loss) else str(loss),  # JSON has no NaN
         "seconds": notification.seconds,
         "error": None if job.error is None else str(job.error),
     }
@@ -133,20 +100,19 @@ def _plain(notification: Notification) -> dict[str, Any]:
 MESSAGE_FORMATS: dict[str, Callable[[Notification], dict[str, Any]]] = {
     "slack": _slack,
     "discord": _discord,
-    "teams": _teams_workflow,
-    "teams-connector": _teams_connector,
+    "teams": _teams,
     "plain": _plain,
 }
 
-#: Which messenger listens at which hosts; a leading dot stands for any host below.
+#: The hosts of each messenger; a leading dot matches every subdomain.
 _HOSTS = {
     "hooks.slack.com": "slack",
     "hooks.slack-gov.com": "slack",
     "discord.com": "discord",
     ".discord.com": "discord",
     "discordapp.com": "discord",
-    ".webhook.office.com": "teams-connector",
-    "outlook.office.com": "teams-connector",
+    ".webhook.office.com": "teams",
+    "outlook.office.com": "teams",
     ".logic.azure.com": "teams",
     ".powerplatform.com": "teams",
     ".powerautomate.com": "teams",
@@ -154,20 +120,21 @@ _HOSTS = {
 
 
 def detect_kind(url: Any) -> str:
-    """Which of `MESSAGE_FORMATS` is understood at this address. Raises `InvalidConfig`, without showing it: it is
-    a secret.
+    """Return the message format for a webhook URL.
+
+    Raise `InvalidConfig` for an invalid URL, without quoting it, since it is a secret.
     """
     if not isinstance(url, str) or not url.strip():
-        raise InvalidConfig("Notify.url", "is missing; is the environment variable set that it comes from?")
+        raise InvalidConfig("Notify.url", "is missing", "check that the environment variable for it is set")
     try:
         parts = urlsplit(url)
         host, scheme = (parts.hostname or "").lower().rstrip("."), parts.scheme
-        _ = parts.port
+        _ = parts.port  # raises ValueError for an invalid port
     except ValueError:
         host, scheme = "", ""
     if scheme not in ("http", "https") or not host or any(not "!" <= char <= "~" for char in url):
-        raise InvalidConfig("Notify.url", "must be an address that begins with http:// or https://, without blanks")
-    known = [kind for name, kind in _HOSTS.items() if host == name or (name[0] == "." and host.endswith(name))]
-    if known == ["discord"] and parts.path.rstrip("/").endswith("/slack"):
-        return "slack"  # Discord's door for messages that are written for Slack
-    return known[0] if known else "plain"
+        raise InvalidConfig("Notify.url", "must be a URL that begins with http:// or https://, without spaces")
+    kinds = [kind for name, kind in _HOSTS.items() if host == name or (name[0] == "." and host.endswith(name))]
+    if kinds == ["discord"] and parts.path.rstrip("/").endswith("/slack"):
+        return "slack"  # Discord accepts Slack's format at this path
+    return kinds[0] if kinds else "plain"

@@ -1,6 +1,7 @@
-"""The numbers of runs as a file: CSV, or JSON lines. A file holds any number of runs, a row per log.
+"""Metrics files: CSV or JSON Lines, with one row per log. A file can hold several runs.
 
-A run that is told from its start again takes the place of its rows; one that goes on is written behind them.
+A run that is reported again from its start replaces its rows; a run that is resumed appends to
+them.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from arkor.errors import ArkorError
+from arkor.files import atomic_writer
 from arkor.protocol.events import METRIC_FIELDS
 from arkor.protocol.jobs import TrainingJob
 
@@ -21,7 +24,10 @@ COLUMNS = ("job_id", "step", *METRIC_FIELDS)
 
 
 class MetricsFile(ABC):
-    """A file to which rows are added. Raises OSError, and `ArkorError` for a file that holds something else."""
+    """A file that rows are appended to. Raises OSError, and `ArkorError` for a foreign file."""
+
+    #: The first line of the file.
+    header = b""
 
     def __init__(self, path: Path) -> None:
         self._path = path.expanduser().absolute()
@@ -32,68 +38,54 @@ class MetricsFile(ABC):
         self._job_id = job.id
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            self._rewrite_without(excluded_job=job.id if restart else None)
+            mode = self._path.stat().st_mode & 0o777
+            with self._path.open("rb") as old, atomic_writer(self._path, mode=mode, fsync=False) as new:
+                new.writelines(self._kept_lines(old, job.id if restart else None))
         self._file = self._path.open("ab", buffering=0)
         if self._file.tell() == 0:
-            self._file.write(self._header())
+            self._file.write(self.header)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._file is not None:
             self._file.write(self._row(step, numbers))
 
-    def close(self, status: str | None) -> None:  # noqa: ARG002 - a file does not say how a run ended
+    def close(self, status: str | None) -> None:  # noqa: ARG002 - a file has no field for it
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _rewrite_without(self, excluded_job: str | None) -> None:
-        """Write the file again, without the rows of a run and without a last line that was cut off."""
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        try:
-            with self._path.open("rb") as old, partial.open("wb") as new:
-                new.writelines(self._kept_lines(old, excluded_job))
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
-
     def _kept_lines(self, old: IO[bytes], excluded_job: str | None) -> Iterator[bytes]:
+        """Yield the complete lines of the file, without the rows of `excluded_job`."""
         for number, line in enumerate(old):
             if not line.endswith(b"\n"):
-                if number == 0 and not self._may_be_our_header(line):
+                expected = self.header or self._row(0, {}).partition(b":")[0]
+                if number == 0 and not (line.startswith(expected) or expected.startswith(line)):
                     raise self._foreign_file_error()
                 return
             if self._job_of_row(number, line) != excluded_job or excluded_job is None:
                 yield line
 
     def _foreign_file_error(self) -> ArkorError:
-        return ArkorError(f"{self._path} holds something else than the numbers of runs; name another file")
-
-    def _may_be_our_header(self, torn: bytes) -> bool:
-        """Whether this piece of a first line may be the beginning of ours."""
-        beginning = self._header() or self._row(0, {}).partition(b":")[0]
-        return torn.startswith(beginning) or beginning.startswith(torn)
-
-    @abstractmethod
-    def _header(self) -> bytes:
-        """What stands before the first row."""
+        return ArkorError(f"{self._path} is not a metrics file", remedy="use another path")
 
     @abstractmethod
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
-        """One row, with the end of its line."""
+        """Return one row, including the end of the line."""
 
     @abstractmethod
     def _job_of_row(self, number: int, line: bytes) -> str | None:
-        """Whose row it is; None for the head. Raises `ArkorError` for what is none of ours."""
+        """Return the job id of a row, None for the header; raise `ArkorError` for another line."""
 
 
 class CsvMetrics(MetricsFile):
-    """A column for each number, empty where a log lacks it; `nan` and `inf` as Python writes them."""
+    """One column per metric, empty where a log lacks it; NaN and infinity as `nan` and `inf`."""
 
-    def _header(self) -> bytes:
-        return _csv(COLUMNS)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.header = _csv_line(COLUMNS)
 
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
-        return _csv([self._job_id, step, *(numbers.get(name, "") for name in METRIC_FIELDS)])
+        return _csv_line([self._job_id, step, *(numbers.get(name, "") for name in METRIC_FIELDS)])
 
     def _job_of_row(self, number: int, line: bytes) -> str | None:
         try:
@@ -108,17 +100,14 @@ class CsvMetrics(MetricsFile):
 
 
 class JsonLinesMetrics(MetricsFile):
-    """An object a line, with those numbers that its log has; `nonFinite` says what null stands for."""
-
-    def _header(self) -> bytes:
-        return b""
+    """One object per line; a non-finite metric is null, and its value is in `nonFinite`."""
 
     def _row(self, step: int, numbers: Mapping[str, float]) -> bytes:
-        odd = {name: str(number) for name, number in numbers.items() if number - number != 0}
-        row = {"job_id": self._job_id, "step": step, **numbers, **dict.fromkeys(odd)}
-        return (json.dumps({**row, "nonFinite": odd} if odd else row) + "\n").encode()
+        non_finite = {name: str(number) for name, number in numbers.items() if not math.isfinite(number)}
+        row = {"job_id": self._job_id, "step": step, **numbers, **dict.fromkeys(non_finite)}
+        return (json.dumps({**row, "nonFinite": non_finite} if non_finite else row) + "\n").encode()
 
-    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - there is no head
+    def _job_of_row(self, number: int, line: bytes) -> str | None:  # noqa: ARG002 - no header
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -128,7 +117,7 @@ class JsonLinesMetrics(MetricsFile):
         return str(row["job_id"])
 
 
-def _csv(cells: object) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)  # type: ignore[arg-type]
-    return text.getvalue().encode()
+def _csv_line(cells: object) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)  # type: ignore[arg-type]
+    return line.getvalue().encode()

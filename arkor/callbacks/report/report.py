@@ -1,4 +1,4 @@
-"""`Report`: the numbers of a run, as they come, in a file or in a tracker."""
+"""`Report`: write the metrics of a run to a file or to an experiment tracker."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _FILES: dict[str, Callable[[Path], Tracker]] = {".csv": CsvMetrics, ".jsonl": Js
 
 
 class Report:
-    """Every logged number goes `to` a file (`*.csv`, `*.jsonl`), or to a tracker by its name.
+    """Write each logged metric `to` a file (`*.csv`, `*.jsonl`) or a tracker, given by its name.
 
-    Options: `"tensorboard"` takes `folder`; `"mlflow"` `experiment` and `tracking_uri`; `"wandb"` and `"trackio"` what
-    their own `init` takes. A tracker's library has to be installed, and is imported when a run begins. When a tracker
-    fails, that is logged once, and the run is watched without it. Raises `InvalidConfig`.
+    Options: `folder` for `"tensorboard"`; `experiment` and `tracking_uri` for `"mlflow"`; the
+    arguments of their `init` for `"wandb"` and `"trackio"`. The tracker's library must be
+    installed; it is imported when a run begins. If a tracker fails, this is logged once and the run
+    is watched without it. Raise `InvalidConfig` for an invalid argument.
     """
 
     def __init__(self, to: str | Path, **options: Any) -> None:
@@ -43,27 +44,26 @@ class Report:
         return f"Report({self.to!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
-        """Begin the report of this run."""
-        self._close(None)
-        self._open(ctx.job, anew=True)
+        """Open the report, and replace earlier entries of this run."""
+        self._open(ctx.job, restart=True)
 
     def on_log(self, ctx: TrainingLogContext) -> None:
-        """Hand on the numbers that this log has."""
+        """Write the metrics of this log entry."""
         if ctx.job.id != self._job_id:
-            self._close(None)
-            self._open(ctx.job, anew=False)
-        given = {name: getattr(ctx, name) for name in METRIC_FIELDS}
-        numbers = {name: number for name, number in given.items() if number is not None}
-        if self._usable and numbers:
-            self._attempt(lambda: self._tracker.log(ctx.step, numbers))
+            self._open(ctx.job, restart=False)
+        metrics = {name: getattr(ctx, name) for name in METRIC_FIELDS}
+        logged = {name: number for name, number in metrics.items() if number is not None}
+        if self._usable and logged:
+            self._attempt(lambda: self._tracker.log(ctx.step, logged))
 
     def on_finished(self, ctx: FinishedContext) -> None:
-        """Close it; a further `wait()` opens it again."""
+        """Close the report; a further `wait()` opens it again."""
         self._close(str(ctx.result.job.status) if ctx.result is not None else None)
 
-    def _open(self, job: TrainingJob, anew: bool) -> None:
+    def _open(self, job: TrainingJob, restart: bool) -> None:
+        self._close(None)
         self._job_id, self._usable = job.id, True
-        self._attempt(lambda: self._tracker.open(job, anew))
+        self._attempt(lambda: self._tracker.open(job, restart))
 
     def _close(self, status: str | None) -> None:
         if self._usable:
@@ -73,9 +73,9 @@ class Report:
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - a library may raise anything; it is no reason to stop watching
+        except Exception as error:  # noqa: BLE001 - no library may end the wait
             self._usable = False
-            logger.warning("%r failed and is left out from here on: %s: %s", self, type(error).__name__, error)
+            logger.warning("%r failed and is disabled for this run: %s: %s", self, type(error).__name__, error)
 
 
 def _tracker(to: str | Path, options: dict[str, Any]) -> Tracker:
@@ -83,11 +83,11 @@ def _tracker(to: str | Path, options: dict[str, Any]) -> Tracker:
         try:
             return _TRACKERS[to](**options)
         except TypeError as error:
-            raise InvalidConfig("Report", f"{to} does not take that: {error}") from None
+            raise InvalidConfig("Report", f"invalid options for {to}: {error}") from None
     file = _FILES.get(Path(to).suffix.lower()) if isinstance(to, (str, Path)) else None
     if file is None:
         names = ", ".join(map(repr, _TRACKERS))
         raise InvalidConfig("Report.to", f"must be one of {names}, or a file that ends in .csv or .jsonl, not {to!r}")
     if options:
-        raise InvalidConfig("Report", f"a file takes no options; {', '.join(options)} is one")
+        raise InvalidConfig("Report", f"a file takes no options, but {', '.join(options)} was given")
     return file(Path(to))

@@ -1,6 +1,7 @@
-"""The numbers of a run in a tracker: TensorBoard, Weights & Biases, MLflow, trackio, each through its own library.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow and trackio, through their libraries.
 
-A library is imported when a run begins. What of the configuration is shown there holds no token and no query of a URL.
+A library is imported when a run begins. The reported configuration contains no token and no query
+of a URL.
 """
 
 from __future__ import annotations
@@ -21,42 +22,43 @@ from arkor.protocol.jobs import JobConfig, TrainingJob
 
 
 class Tracker(Protocol):
-    """Where numbers go. `anew`: the run is told from its start; else it goes on where something was left."""
+    """A destination of metrics."""
 
-    def open(self, job: TrainingJob, restart: bool) -> None: ...
+    def open(self, job: TrainingJob, restart: bool) -> None:
+        """Begin to report a run: from its first step if `restart`, else after the last one."""
+        ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of one step, by the names of `TrainingLogContext`."""
+        """Report the metrics of one step, by the names of `TrainingLogContext`."""
         ...
 
     def close(self, status: str | None) -> None:
-        """How the run ended; None while it goes on."""
+        """Finish the report; `status` is the final status, None if the run continues."""
         ...
 
 
 def require_module(*modules: str, package: str) -> str:
-    """The first of these modules that is installed. Raises `InvalidConfig` with the command that installs one."""
+    """Return the first installed module. Raise `InvalidConfig` if `package` is not installed."""
     for module in modules:
         if find_spec(module) is not None:
             return module
-    raise InvalidConfig("Report.to", f"needs the package {package}: pip install {package}")
+    raise InvalidConfig("Report.to", f"needs the package {package}", f"install it: pip install {package}")
 
 
 def group_names(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The names under which trackers group what is of training and what of evaluation."""
+    """Prefix each name with `train/` or `eval/`, by which trackers group metrics."""
     return {"eval/loss" if name == "eval_loss" else f"train/{name}": number for name, number in numbers.items()}
 
 
 def settings_of(job: TrainingJob) -> dict[str, str | float]:
-    """What the run was asked to do, flat, secrets left out."""
+    """Return the configuration of a run as a flat dict, without secrets."""
     config = job.config
     if not isinstance(config, JobConfig):
         return {}
-    given = {field.name: getattr(config, field.name) for field in attrs.fields(JobConfig)}
     plain = {
         name: value if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
-        for name, value in given.items()
-        if value is not None and name not in ("dataset_source", "extra")
+        for name in attrs.fields_dict(JobConfig)
+        if name not in ("dataset_source", "extra") and (value := getattr(config, name)) is not None
     }
     return {**plain, "dataset": _dataset(config.dataset_source), "job_id": job.id}
 
@@ -70,7 +72,7 @@ def _dataset(source: Any) -> str:
 
 
 class TensorBoard:
-    """A folder of event files for each run, below `folder`; with tensorboardX, else with tensorboard itself."""
+    """Event files in a subfolder of `folder` for each run, by tensorboardX or else tensorboard."""
 
     def __init__(self, folder: str | Path = "runs") -> None:
         self._module = require_module("tensorboardX", "tensorboard", package="tensorboardX")
@@ -78,7 +80,7 @@ class TensorBoard:
 
     def open(self, job: TrainingJob, restart: bool) -> None:
         folder = self._folder / job.id
-        if restart:  # its events take the place of those of whoever has watched it before
+        if restart:  # replace the events of an earlier report of this run
             for file in folder.glob("events.out.tfevents.*"):
                 file.unlink(missing_ok=True)
         if self._module == "tensorboardX":
@@ -90,21 +92,21 @@ class TensorBoard:
         for tag, number in group_names(numbers).items():
             self._writer.add_scalar(tag, number, step)
 
-    def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
+    def close(self, status: str | None) -> None:  # noqa: ARG002 - event files have no field for it
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the same id there; `options` are those of `wandb.init`."""
+    """A wandb run with the id of the job; `options` are passed to `wandb.init`."""
 
     def __init__(self, **options: Any) -> None:
         require_module("wandb", package="wandb")
         self._options = options
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it leaves out by itself what it has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - wandb skips old steps
         wandb = importlib.import_module("wandb")
-        given = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
-        self._run = wandb.init(**{**given, **self._options})
+        base = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
+        self._run = wandb.init(**{**base, **self._options})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(group_names(numbers), step=step)
@@ -114,21 +116,21 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of `project` there; `options` are those of `trackio.init`."""
+    """A trackio run in `project`; `options` are passed to `trackio.init`."""
 
     def __init__(self, project: str = "arkor", **options: Any) -> None:
         require_module("trackio", package="trackio")
         self._options = {"project": project, **options}
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it has no notion of it
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - not supported
         trackio = importlib.import_module("trackio")
-        given = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
-        self._run = trackio.init(**{**given, **self._options})
+        base = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
+        self._run = trackio.init(**{**base, **self._options})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(group_names(numbers), step=step)
 
-    def close(self, status: str | None) -> None:  # noqa: ARG002 - there is no place for it
+    def close(self, status: str | None) -> None:  # noqa: ARG002 - trackio has no field for it
         self._run.finish()
 
 
@@ -136,26 +138,26 @@ _RUN_STATUSES = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILL
 
 
 class MLflow:
-    """A run of `experiment` there, found again by a tag; `tracking_uri` None is what the environment says."""
+    """An MLflow run in `experiment`, found by a tag; `tracking_uri` defaults to MLflow's own."""
 
     def __init__(self, experiment: str = "arkor", tracking_uri: str | None = None) -> None:
         require_module("mlflow", package="mlflow-skinny")
         self._experiment, self._tracking_uri = experiment, tracking_uri
 
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - it is asked what it has
+    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - `log` skips old steps
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
         self._client = mlflow.MlflowClient(tracking_uri=self._tracking_uri)
-        self._run_id = self._found(job.id) or self._created(job)
-        self._known: dict[str, int] = {}
+        self._run_id = self._find_run(job.id) or self._create_run(job)
+        self._last_steps: dict[str, int] = {}
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        fresh = {name: number for name, number in group_names(numbers).items() if step > self._last_step(name)}
-        metrics = [self._entities.Metric(name, number, now, step) for name, number in fresh.items()]
-        if metrics:
+        new = {name: number for name, number in group_names(numbers).items() if step > self._last_step(name)}
+        if new:
+            metrics = [self._entities.Metric(name, number, now, step) for name, number in new.items()]
             self._client.log_batch(self._run_id, metrics=metrics)
-            self._known.update(dict.fromkeys(fresh, step))
+            self._last_steps.update(dict.fromkeys(new, step))
 
     def close(self, status: str | None) -> None:
         if status in _RUN_STATUSES:
@@ -165,12 +167,12 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(self._experiment)
         return str(experiment.experiment_id if experiment else self._client.create_experiment(self._experiment))
 
-    def _found(self, job_id: str) -> str | None:
-        of_this_job = "tags.`arkor.job_id` = '{}'".format(job_id.replace("'", ""))
-        runs = self._client.search_runs([self._experiment_id()], filter_string=of_this_job, max_results=1)
+    def _find_run(self, job_id: str) -> str | None:
+        has_tag = "tags.`arkor.job_id` = '{}'".format(job_id.replace("'", ""))
+        runs = self._client.search_runs([self._experiment_id()], filter_string=has_tag, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
-    def _created(self, job: TrainingJob) -> str:
+    def _create_run(self, job: TrainingJob) -> str:
         tags = {"arkor.job_id": job.id}
         run_id = str(self._client.create_run(self._experiment_id(), run_name=job.name, tags=tags).info.run_id)
         params = [self._entities.Param(name, str(value)[:500]) for name, value in settings_of(job).items()]
@@ -178,7 +180,7 @@ class MLflow:
         return run_id
 
     def _last_step(self, name: str) -> int:
-        if name not in self._known:
+        if name not in self._last_steps:
             history = self._client.get_metric_history(self._run_id, name)
-            self._known[name] = max((metric.step for metric in history), default=-1)
-        return self._known[name]
+            self._last_steps[name] = max((metric.step for metric in history), default=-1)
+        return self._last_steps[name]

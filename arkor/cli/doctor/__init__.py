@@ -1,1 +1,1 @@
-"""`arkor doctor`: what is wrong with an installation."""
+"""The command `doctor`: diagnose an installation."""

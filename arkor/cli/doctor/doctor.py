@@ -1,7 +1,7 @@
-"""`arkor doctor`: what is wrong with an installation, and how to mend it.
+"""The command `doctor`: run every check of an installation and print the results.
 
-What is looked at is in `installation.py` and `local_backend.py`, and for what only the backend's half knows in a
-process of its own (`backend/diagnostics.py`). Here is how it is gathered and told.
+The checks are in `installation.py` and `local_backend.py`; checks that import the training
+libraries or read the backend's files are in `arkor.backend.diagnostics`, run as a subprocess.
 """
 
 from __future__ import annotations
@@ -12,185 +12,141 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import click
-from attrs import frozen
+from attrs import evolve
 
 from arkor.cli.doctor import installation, local_backend
-from arkor.cli.errors import EXIT_FAILED
-from arkor.cli.errors import EXIT_OK as DONE
+from arkor.cli.errors import EXIT_FAILED, EXIT_OK
 from arkor.cli.output import say, say_json
 from arkor.client.local_backend import EXIT_ALREADY_SERVING, server_environment
 from arkor.protocol.codec import from_wire, to_wire
-from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic
+from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic, problem
 from arkor.settings import VERSION, arkor_home
 
-#: Seconds for the libraries that train to be imported, and for ten thousand runs to be looked through.
+#: Seconds for importing the training libraries, or for reading ten thousand runs.
 INSPECTION_TIMEOUT = 120.0
 
 _COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
-_LEVEL_WIDTH, _SUBJECT_WIDTH = 7, 11
+_INDENT = " " * 22  # of the columns for level and subject
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
-@click.option("--rebuild", is_flag=True, help="Make the database anew from the runs' folders; the old one is kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
+@click.option("--rebuild", is_flag=True, help="Rebuild the database from the runs' folders; the old one is kept.")
 def doctor(as_json: bool, rebuild: bool) -> int:
-    """Look for what is wrong with this installation, and say how to mend it.
+    """Diagnose problems of this installation and show how to fix them.
 
-    Nothing is started, fetched or changed. The exit code is 1 when there is a problem.
+    Starts, downloads and changes nothing. Exits with 1 if there is a problem.
     """
     home = arkor_home()
     if rebuild:
         return _rebuild(home)
-    diagnostics = []
+    found = []
     for diagnostic in diagnose(home):
-        diagnostics.append(diagnostic)
+        found.append(diagnostic)
         if not as_json:
-            say(_format_diagnostic(diagnostic, _width()))
+            say(_format(diagnostic))
+    counts = {level: sum(diagnostic.level == level for diagnostic in found) for level in (PROBLEM, WARNING)}
     if as_json:
-        say_json(_report(diagnostics))
+        say_json({"version": VERSION, "ok": not counts[PROBLEM], "findings": to_wire(found)})
     else:
-        say(_summary(diagnostics))
-    return EXIT_FAILED if any(diagnostic.level == PROBLEM for diagnostic in diagnostics) else DONE
-
-
-# Looking
+        parts = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count]
+        say(f"\n{' and '.join(parts) or 'No problems found'}.")
+    return EXIT_FAILED if counts[PROBLEM] else EXIT_OK
 
 
 def diagnose(home: Path) -> Iterator[Diagnostic]:
-    """Everything, from the ground up; what takes long is begun first."""
+    """Run every check. The slow ones run in the background while the quick ones are yielded."""
     backend_choice, url = installation.check_backend_choice()
-    is_local = url is None
     missing = installation.missing_packages()
-    device = None if missing else _Inspection.start("device")
-    starter = None if "sqlalchemy" in missing else _Inspection.start("starter", "--home", str(home))
-    yield from _guarded("packages", installation.check_installation(needed=is_local))
-    if device:
-        yield from device.diagnostics(required=is_local)
-    yield from _guarded("home", installation.check_home(home))
-    yield from _guarded("space", installation.check_space(home))
-    if starter:
-        yield from starter.diagnostics(required=is_local)
-    yield from _guarded("sign-in", installation.check_sign_in())
-    yield from backend_choice
-    if url is not None:
-        yield from _guarded("backend", installation.check_remote_backend(url))
-    yield from _guarded("process", local_backend.check_local_backend(home))
-    if "sqlalchemy" not in missing and home.is_dir():
-        serving = ["--serving"] if local_backend.is_serving(home) else []
-        yield from _Inspection.start("store", "--home", str(home), *serving).diagnostics(required=is_local)
-    yield from _guarded("network", installation.check_network(url))
+    serving = [] if local_backend.lock_holder(home / "backend.lock") is None else ["--serving"]
+    with ThreadPoolExecutor() as pool:
+        device = None if missing else pool.submit(_inspect, "device", required=url is None)
+        can_inspect = "sqlalchemy" not in missing
+        arguments = ("home", "--home", str(home), *serving)
+        inspection = pool.submit(_inspect, *arguments, required=url is None) if can_inspect else None
+        checks: list[tuple[str, Iterable[Diagnostic]]] = [
+            ("packages", installation.check_installation(needed=url is None)),
+            ("device", _results(device)),
+            ("home", installation.check_home(home)),
+            ("space", installation.check_space(home)),
+            ("sign-in", installation.check_sign_in()),
+            ("backend", backend_choice),
+            ("backend", installation.check_remote_backend(url) if url else ()),
+            ("process", local_backend.check_local_backend(home)),
+            ("home", _results(inspection)),
+            ("network", installation.check_network(url)),
+        ]
+        for subject, diagnostics in checks:
+            try:
+                yield from diagnostics
+            except Exception as error:  # noqa: BLE001, PERF203 - the other checks must still run
+                yield problem(subject, f"this check failed ({type(error).__name__}: {error})")
 
 
-def _guarded(subject: str, diagnostics: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
-    """What cannot even be looked at is a finding, too."""
+def _results(inspection: Future[list[Diagnostic]] | None) -> Iterator[Diagnostic]:
+    if inspection:
+        yield from inspection.result()
+
+
+def _inspect(part: str, *arguments: str, required: bool) -> list[Diagnostic]:
+    """Run a part of `arkor.backend.diagnostics`; unless `required`, problems become warnings."""
     try:
-        yield from diagnostics
-    except Exception as error:  # noqa: BLE001 - a doctor does not faint
-        yield Diagnostic(subject, PROBLEM, f"it cannot be looked at ({type(error).__name__}: {error})")
+        done = _run_module("arkor.backend.diagnostics", part, *arguments, timeout=INSPECTION_TIMEOUT)
+        found = [from_wire(Diagnostic, item) for item in json.loads(done.stdout)]
+    except subprocess.TimeoutExpired:
+        found = [problem(part, f"this check took longer than {INSPECTION_TIMEOUT:.0f} s")]
+    except (ValueError, TypeError, AttributeError):  # it has crashed
+        lines = done.stderr.strip().splitlines()
+        end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        found = [problem(part, f"this check failed ({lines[-1].strip()[:300] if lines else end})")]
+    if required:
+        return found
+    return [evolve(item, level=WARNING) if item.level == PROBLEM else item for item in found]
 
 
-@frozen
-class _Inspection:
-    """A process of the backend's half that looks at one part."""
-
-    part: str
-    process: subprocess.Popen[str]
-
-    @classmethod
-    def start(cls, part: str, *arguments: str) -> _Inspection:
-        command = [sys.executable, "-m", "arkor.backend.diagnostics", part, *arguments]
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            command, cwd="/", env=server_environment(), text=True, **pipes
-        )
-        return cls(part, process)
-
-    def diagnostics(self, *, required: bool) -> list[Diagnostic]:
-        """What it says; where that is not `required`, a problem is only worth a warning."""
-        try:
-            output, error_output = self.process.communicate(timeout=INSPECTION_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            found = [Diagnostic(self.part, PROBLEM, f"it takes longer than {INSPECTION_TIMEOUT:.0f} s to look at")]
-        else:
-            found = self._read(output, error_output)
-        return found if required else [_downgraded(diagnostic) for diagnostic in found]
-
-    def _read(self, output: str, error_output: str) -> list[Diagnostic]:
-        with suppress(ValueError, TypeError, AttributeError):
-            return [from_wire(Diagnostic, item) for item in json.loads(output)]
-        lines = [line.strip() for line in error_output.splitlines() if line.strip()]
-        code = self.process.returncode
-        reason = lines[-1][:300] if lines else f"signal {-code}" if code < 0 else f"exit code {code}"
-        return [Diagnostic(self.part, PROBLEM, f"it cannot be looked at ({reason})")]
+def _run_module(module: str, *arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own module, no shell
+        [sys.executable, "-m", module, *arguments],
+        cwd="/",
+        env=server_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
-def _downgraded(diagnostic: Diagnostic) -> Diagnostic:
-    level = WARNING if diagnostic.level == PROBLEM else diagnostic.level
-    return Diagnostic(diagnostic.subject, level, diagnostic.sentence, diagnostic.remedy)
+def _format(diagnostic: Diagnostic) -> str:
+    """Format level, subject and sentence in columns, and the remedy under the sentence."""
+    level = click.style(diagnostic.level.ljust(7), fg=_COLOURS.get(diagnostic.level))
+    text = f"{level}  {diagnostic.subject:11}  {_wrap(diagnostic.sentence)}"
+    return text + (f"\n{_INDENT}→ {_wrap(diagnostic.remedy, '  ')}" if diagnostic.remedy else "")
 
 
-# Telling
-
-
-def _width() -> int | None:
-    """How wide lines may be; None where nobody looks at them."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _format_diagnostic(diagnostic: Diagnostic, width: int | None) -> str:
-    """Level, subject and sentence in columns, the remedy below the sentence."""
-    indent = " " * (_LEVEL_WIDTH + _SUBJECT_WIDTH + 4)
-    level = click.style(diagnostic.level.ljust(_LEVEL_WIDTH), fg=_COLOURS.get(diagnostic.level))
-    first, *rest = _wrapped(diagnostic.sentence, width, indent)
-    lines = [f"{level}  {diagnostic.subject.ljust(_SUBJECT_WIDTH)}  {first}", *(indent + line for line in rest)]
-    if diagnostic.remedy:
-        head, *more = _wrapped(diagnostic.remedy, width, f"{indent}→ ")
-        lines += [f"{indent}→ {head}", *(f"{indent}  {line}" for line in more)]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
-    text = " ".join(text.split())
-    if width is None:
-        return [text]
-    room = max(width - len(indent), 30)
-    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _summary(diagnostics: list[Diagnostic]) -> str:
-    counts = {level: sum(diagnostic.level == level for diagnostic in diagnostics) for level in (PROBLEM, WARNING)}
-    parts = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count]
-    return f"\n{' and '.join(parts)}." if parts else "\nAll is well."
-
-
-def _report(diagnostics: list[Diagnostic]) -> dict[str, Any]:
-    is_healthy = not any(diagnostic.level == PROBLEM for diagnostic in diagnostics)
-    return {"version": VERSION, "ok": is_healthy, "findings": to_wire(diagnostics)}
-
-
-# Mending
+def _wrap(text: str, hanging: str = "") -> str:
+    """Wrap a text to the terminal; do not wrap it if the output is not one."""
+    text, indent = " ".join(text.split()), _INDENT + hanging
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - len(indent), 30)
+    return f"\n{indent}".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _rebuild(home: Path) -> int:
-    """Have the database made anew, unless a backend is at work on it."""
-    command = [sys.executable, "-m", "arkor.backend", "--home", str(home), "--rebuild"]
-    done = subprocess.run(  # noqa: S603 - our own module, no shell
-        command, cwd="/", env=server_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode == DONE:
+    """Rebuild the database unless a backend is serving it."""
+    done = _run_module("arkor.backend", "--home", str(home), "--rebuild")
+    if done.returncode == EXIT_OK:
         say(done.stdout.strip())
-        return DONE
+        return EXIT_OK
     if done.returncode == EXIT_ALREADY_SERVING:
         pid = local_backend.lock_holder(home / "backend.lock")
         stop = f": kill {pid}" if pid else "."
-        say(f"A backend is at work on {home}; stop it (its runs go on), then try again{stop}", err=True)
+        say(f"A backend is serving {home}. Stop it (its runs continue), then try again{stop}", err=True)
     else:
-        say((done.stderr.strip().splitlines() or ["The database could not be made anew."])[-1], err=True)
+        say((done.stderr.strip().splitlines() or ["The database could not be rebuilt."])[-1], err=True)
     return EXIT_FAILED

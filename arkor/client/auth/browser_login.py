@@ -1,7 +1,4 @@
-"""Signing in as a person: the browser is sent to the sign-in server, and comes back with a code for a token (PKCE).
-
-Nothing is written here; the file is the business of `credentials.py`, and renewing a sign-in that of `oauth.py`.
-"""
+"""OAuth login in a browser: the authorization code flow with PKCE. Nothing is stored here."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
@@ -20,11 +16,13 @@ from attrs import field, frozen
 from arkor.client.auth.callback_server import CallbackServer
 from arkor.client.auth.credentials import OAuthCredentials
 from arkor.client.auth.oauth import authorization_server, lifetime_of, request_token
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
+from arkor.client.http.errors import CHECK_ADDRESS
 from arkor.client.http.urls import checked_url
 from arkor.errors import CredentialsError
 
-#: Seconds for a person to sign in.
+#: Seconds that a person has to sign in.
 SIGN_IN_SECONDS = 300.0
 
 SCOPE = "openid profile email offline_access"
@@ -32,7 +30,7 @@ SCOPE = "openid profile email offline_access"
 
 @frozen
 class SignInConfig:
-    """How people sign in to a backend: at which server, as which client, and to which ports the browser comes back."""
+    """A backend's OAuth configuration; the browser is redirected to one of the `callback_ports`."""
 
     auth0_domain: str
     client_id: str
@@ -42,7 +40,7 @@ class SignInConfig:
 
 @frozen
 class _PkceSecrets:
-    """What proves that the one who began a sign-in is the one who ends it."""
+    """The secrets of one login: the redirect must contain `state`, the token request `verifier`."""
 
     verifier: str = field(repr=False, factory=lambda: secrets.token_urlsafe(48))
     state: str = field(repr=False, factory=lambda: secrets.token_urlsafe(24))
@@ -54,31 +52,26 @@ class _PkceSecrets:
 
 
 def sign_in_config(base_url: str) -> SignInConfig | None:
-    """How people sign in to that backend; None when they cannot, but only anonymously.
+    """Return the OAuth configuration of that backend, None if it has none.
 
-    Raises `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an answer that makes no sense.
+    Raise `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an invalid
+    configuration.
     """
     url = checked_url(base_url)
-    answer = HttpClient(Auth(url)).call("GET", "/v1/auth/cli/config")
-    domain, client_id, audience = answer.get("auth0Domain"), answer.get("clientId"), answer.get("audience")
+    response = HttpClient(Auth(url)).call("GET", "/v1/auth/cli/config")
+    domain, client_id = response.get("auth0Domain"), response.get("clientId")
+    audience, ports = response.get("audience"), response.get("callbackPorts")
     if not domain or not client_id:
         return None
-    ports = tuple(port for port in _list(answer.get("callbackPorts")) if type(port) is int and 0 < port < 65536)
-    is_valid = isinstance(domain, str) and isinstance(client_id, str) and isinstance(audience, str | None) and ports
-    if not is_valid or not _is_server(domain):
-        raise CredentialsError(f"{url} says nothing sensible about signing in; is it the address of an Arkor backend?")
-    return SignInConfig(domain, client_id, audience or "", ports)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _is_server(domain: str) -> bool:
+    valid_ports = [p for p in ports if type(p) is int and 0 < p < 65536] if isinstance(ports, list) else []
+    is_valid = isinstance(domain, str) and isinstance(client_id, str) and isinstance(audience, str | None)
     try:
-        return bool(authorization_server(domain))
+        is_valid = is_valid and bool(authorization_server(domain)) and bool(valid_ports)
     except CredentialsError:
-        return False
+        is_valid = False
+    if not is_valid:
+        raise CredentialsError(f"the OAuth configuration of {url} is invalid", remedy=CHECK_ADDRESS)
+    return SignInConfig(domain, client_id, audience or "", tuple(valid_ports))
 
 
 def sign_in(
@@ -89,39 +82,29 @@ def sign_in(
     browser: bool = True,
     seconds: float = SIGN_IN_SECONDS,
 ) -> OAuthCredentials:
-    """Wait until a person has signed in, and return their sign-in for that backend.
+    """Wait until a person has signed in, and return the credentials for that backend.
 
-    `announce` gets the address to sign in at and the port that the browser comes back to; `browser` opens one there.
-    Raises `CredentialsError` when nobody signs in within so many `seconds`, or it is refused; `BackendUnavailable`.
+    `announce` receives the URL and the port of the callback server; `browser` opens the URL.
+    Raise `CredentialsError` after `seconds` or a denied login, and `BackendUnavailable`.
     """
     pkce = _PkceSecrets()
     with CallbackServer(config.callback_ports, pkce.state) as callback_server:
-        address = _authorization_url(config, pkce, callback_server.redirect_uri)
-        announce(address, callback_server.port)
-        if browser:  # on a thread: one in the terminal would keep us until it is left
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        code = callback_server.wait(seconds)
         redirect_uri = callback_server.redirect_uri
-    return _exchange_code(base_url, config, pkce, code, redirect_uri)
-
-
-def _authorization_url(config: SignInConfig, pkce: _PkceSecrets, redirect_uri: str) -> str:
-    query = {
-        "response_type": "code",
-        "client_id": config.client_id,
-        "redirect_uri": redirect_uri,
-        "scope": SCOPE,
-        **({"audience": config.audience} if config.audience else {}),
-        "state": pkce.state,
-        "code_challenge": pkce.challenge,
-        "code_challenge_method": "S256",
-    }
-    return f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
-
-
-def _exchange_code(
-    base_url: str, config: SignInConfig, pkce: _PkceSecrets, code: str, redirect_uri: str
-) -> OAuthCredentials:
+        query = {
+            "response_type": "code",
+            "client_id": config.client_id,
+            "redirect_uri": redirect_uri,
+            "scope": SCOPE,
+            **({"audience": config.audience} if config.audience else {}),
+            "state": pkce.state,
+            "code_challenge": pkce.challenge,
+            "code_challenge_method": "S256",
+        }
+        url = f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
+        announce(url, callback_server.port)
+        if browser:  # on a thread, because a browser in the terminal blocks until it is closed
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        code = callback_server.wait(seconds)
     form = {
         "grant_type": "authorization_code",
         "client_id": config.client_id,
@@ -129,13 +112,13 @@ def _exchange_code(
         "code_verifier": pkce.verifier,
         "redirect_uri": redirect_uri,
     }
-    asked_at = time.time()
-    answer = request_token(config.auth0_domain, form, task="signs you in", rejected="you are not signed in")
-    refresh_token = answer.get("refresh_token")
+    requested_at = time.time()
+    response = request_token(config.auth0_domain, form, task="signs you in", rejected="you are not signed in")
+    refresh_token = response.get("refresh_token")
     return OAuthCredentials(
-        access_token=answer["access_token"],
+        access_token=response["access_token"],
         refresh_token=refresh_token if isinstance(refresh_token, str) else "",
-        expires_at=asked_at + lifetime_of(answer.get("expires_in")),
+        expires_at=requested_at + lifetime_of(response.get("expires_in")),
         auth0_domain=config.auth0_domain,
         audience=config.audience,
         client_id=config.client_id,

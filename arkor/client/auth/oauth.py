@@ -1,12 +1,12 @@
-"""A person's sign-in (OAuth), which renews itself, once for all threads and processes that use it.
+"""OAuth credentials that renew themselves, once for all threads and processes that use them.
 
-Here is what is said to an authorization server. How a person comes to a sign-in is in `browser_login.py`; the file that
-keeps it is the business of `credentials.py`; that a backend refused a token is noticed in `client/http/client.py`.
+Requests to the authorization server are made here; the browser login is in `browser_login.py`, the
+stored credentials in `credentials.py`. `client/http/client.py` calls `refresh_token` when a backend
+rejects a token.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -27,97 +27,104 @@ from arkor.client.auth.credentials import (
     read_credentials,
     write_credentials,
 )
-from arkor.client.http.client import Auth, checked_token
+from arkor.client.http.auth import Auth, checked_token
+from arkor.client.http.decoding import parse_object
 from arkor.client.http.errors import unavailable_error
 from arkor.client.http.session import Session
-from arkor.client.http.urls import checked_url, is_loopback
-from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig
+from arkor.client.http.urls import checked_url, is_loopback_url
+from arkor.errors import BackendUnavailable, CredentialsError, InvalidConfig, is_transient
 from arkor.settings import VERSION
+from arkor.transport import HeaderAuth
 
 logger = logging.getLogger("arkor")
 
-#: Seconds before its end at which a token is renewed, and until that is tried again after it failed.
+#: Seconds before its expiry at which a token is renewed, and between two attempts to do so.
 REFRESH_BEFORE = 60.0
 REFRESH_RETRY = 10.0
-#: Seconds to connect to an authorization server, and between two bytes of its answer.
+#: Seconds to connect to an authorization server, and between two bytes of its response.
 TIMEOUT = (10.0, 15.0)
 
-_SIGN_IN_AGAIN = "sign in again: arkor login --oauth"
-_LIFETIME = 3600.0  # seconds that a token is believed to hold where the server does not say
+SIGN_IN_AGAIN = "sign in again: arkor login --oauth"
+_DEFAULT_LIFETIME = 3600.0  # seconds, if the server names none
 _MAX_LIFETIME = 10 * 365 * 86_400.0
-_MAX_RESPONSE_BYTES = 64 * 1024  # bytes
-_CODE = re.compile(r"[a-z_]{1,40}")
+_MAX_RESPONSE_BYTES = 64 * 1024
+_ERROR_CODE = re.compile(r"[a-z_]{1,40}")
 
-#: Of this process: access token → the sign-in that took its place, and refresh token → why it is good no more.
+#: Access token → the credentials that replaced it; refresh token → why it was rejected.
 _successors: dict[str, OAuthCredentials] = {}
 _rejections: dict[str, str] = {}
 _refresh_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _refresh_lock  # noqa: PLW0603 - a thread that held it is not in the child
+    global _refresh_lock  # noqa: PLW0603 - a thread that holds it does not exist in the child
     _refresh_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def auth_for(base_url: str, credentials: Credentials | None, *, from_file: bool = False, why: str = "base_url") -> Auth:
-    """The way to a backend with that sign-in. A renewed one is kept where it came from: in the file, or nowhere."""
+def auth_for(
+    base_url: str, credentials: Credentials | None, *, from_file: bool = False, source: str = "base_url"
+) -> Auth:
+    """Return the `Auth` for a backend; renewals of stored credentials are stored as well."""
     if not isinstance(credentials, OAuthCredentials):
-        return Auth(base_url, credentials.bearer if credentials else None, source=why)
-    return OAuthAuth(base_url, credentials, kept=from_file or _stored_sign_in() == credentials, why=why)
+        return Auth(base_url, credentials.bearer if credentials else None, source=source)
+    return OAuthAuth(base_url, credentials, stored=from_file or _read_stored() == credentials, source=source)
 
 
 class OAuthAuth(Auth):
-    """The way to a backend in a person's name, whose token is renewed before it expires and when it is refused.
+    """An `Auth` whose token is renewed before it expires and when a backend rejects it.
 
-    `kept` says that the sign-in is the one in the credentials file: what other processes made of it is taken over,
-    and what becomes of it here is written there.
+    `stored` credentials come from the credentials file: changes that other processes make there are
+    used, and renewed credentials are written there.
     """
 
     def __init__(
-        self, base_url: str, credentials: OAuthCredentials, *, kept: bool = False, why: str = "base_url"
+        self, base_url: str, credentials: OAuthCredentials, *, stored: bool = False, source: str = "base_url"
     ) -> None:
-        super().__init__(base_url, credentials.access_token, source=why)
-        self._is_stored = kept
+        super().__init__(base_url, credentials.access_token, source=source)
+        self._is_stored = stored
         self._credentials = credentials
-        self._due = credentials.expires_at - REFRESH_BEFORE
+        self._refresh_at = credentials.expires_at - REFRESH_BEFORE
 
     def prepare(self) -> None:
-        """Renew what expires soon. A fault is none yet: the old token may still be good, and says so if it is not."""
+        """Renew a token that expires soon; only log a failure, as the token may still work."""
         token = self.token
-        if time.time() < self._due:
+        if time.time() < self._refresh_at:
             return
-        self._due = time.time() + REFRESH_RETRY  # other threads need not wait for this one
+        self._refresh_at = time.time() + REFRESH_RETRY  # so that other threads do not wait for this one
         try:
             self._refresh(token)
         except BackendUnavailable as error:
             logger.info("the sign-in expires soon and could not be renewed yet: %s", error)
         except CredentialsError as error:
-            self._due = math.inf
+            self._refresh_at = math.inf
             logger.info("the sign-in expires soon and cannot be renewed: %s", error)
 
-    def refresh_token(self, refused: str | None) -> bool:
-        """Raises `CredentialsError` when the sign-in has ended, `BackendUnavailable` for a fault that may pass."""
-        self._refresh(refused)
+    def refresh_token(self, rejected: str | None) -> bool:
+        """Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable`."""
+        self._refresh(rejected)
         return True
 
     def _refresh(self, stale: str | None) -> None:
         with _refresh_lock:
             if self.token != stale:
-                return  # another thread was faster
+                return  # renewed by another thread
             with credentials_lock() if self._is_stored else nullcontext():
-                known = self._latest()
-                if known.access_token == stale or known.expires_at <= time.time():
-                    known = self._replace(known)
-            self._apply(known)
+                current = self._latest()
+                if current.access_token == stale or current.expires_at <= time.time():
+                    current = self._replace(current)
+            left = current.expires_at - time.time()
+            self._credentials = current
+            self._refresh_at = current.expires_at - min(REFRESH_BEFORE, left / 2)  # some tokens last for seconds only
+            self.token = current.access_token  # last, because it is read without the lock
 
     def _latest(self) -> OAuthCredentials:
-        """What has become of the sign-in meanwhile, by another process or another trainer of this one."""
-        latest, found = self._credentials, _stored_sign_in() if self._is_stored else None
-        if found is not None and _identity(found) == _identity(latest):
-            latest = found
+        """Return the credentials as renewed by other processes, or by other clients of this one."""
+        latest, stored = self._credentials, _read_stored() if self._is_stored else None
+        if stored is not None and _identity(stored) == _identity(latest):
+            latest = stored
         while latest.access_token in _successors:
             latest = _successors[latest.access_token]
         return latest
@@ -126,31 +133,25 @@ class OAuthAuth(Auth):
         new = refresh(old)
         if new.access_token != old.access_token:
             _successors[old.access_token] = new
-        logger.info("the sign-in was renewed; its token holds for %.0f s", new.expires_at - time.time())
-        if self._is_stored and (in_file := _stored_sign_in()) and in_file.refresh_token == old.refresh_token:
+        logger.info("the sign-in was renewed; its token is valid for %.0f s", new.expires_at - time.time())
+        if self._is_stored and (stored := _read_stored()) and stored.refresh_token == old.refresh_token:
             try:
                 write_credentials(new)
             except CredentialsError as error:
-                logger.warning("the renewed sign-in holds for this process alone: %s", error)
+                logger.warning("the renewed sign-in is only used by this process: %s", error)
         return new
 
-    def _apply(self, credentials: OAuthCredentials) -> None:
-        left = credentials.expires_at - time.time()
-        self._credentials = credentials
-        self._due = credentials.expires_at - min(REFRESH_BEFORE, left / 2)  # some servers' tokens hold for seconds
-        self.token = credentials.access_token  # last, for it is looked at without the lock
 
-
-def _stored_sign_in() -> OAuthCredentials | None:
-    """The sign-in in the file; None also when the file cannot be read, for we have one in memory."""
+def _read_stored() -> OAuthCredentials | None:
+    """Return the stored OAuth credentials; None if they are missing or unreadable."""
     with suppress(CredentialsError):
-        found = read_credentials()
-        return found if isinstance(found, OAuthCredentials) else None
+        stored = read_credentials()
+        return stored if isinstance(stored, OAuthCredentials) else None
     return None
 
 
 def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
-    """What stays the same while a sign-in is renewed, or replaced by a new one for the same backend."""
+    """Return the parts that stay the same when credentials are renewed."""
     return credentials.auth0_domain, credentials.client_id, credentials.audience, credentials.arkor_cloud_api_url
 
 
@@ -158,97 +159,86 @@ def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
 
 
 def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
-    """A new access token for the refresh token, which the server may replace too; nothing is written.
+    """Return renewed credentials without storing them.
 
-    Raises `CredentialsError` when the sign-in has ended, `BackendUnavailable` for a fault that may pass.
+    Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable` after a transient
+    failure.
     """
     if not credentials.refresh_token:
-        raise CredentialsError(f"your sign-in has expired and has nothing to be renewed with; {_SIGN_IN_AGAIN}")
-    if rejection := _rejections.get(credentials.refresh_token):
-        raise CredentialsError(rejection)
+        raise CredentialsError("your sign-in has expired and has no refresh token", remedy=SIGN_IN_AGAIN)
+    if problem := _rejections.get(credentials.refresh_token):
+        raise CredentialsError(problem, remedy=SIGN_IN_AGAIN)
     form = {
         "grant_type": "refresh_token",
         "client_id": credentials.client_id,
         "refresh_token": credentials.refresh_token,
     }
-    asked_at = time.time()
+    requested_at = time.time()
     try:
-        answer = request_token(credentials.auth0_domain, form)
+        response = request_token(credentials.auth0_domain, form)
     except CredentialsError as error:
-        _rejections[credentials.refresh_token] = str(error)
+        _rejections[credentials.refresh_token] = error.problem
         raise
     return evolve(
         credentials,
-        access_token=answer["access_token"],
-        refresh_token=_text_or_none(answer.get("refresh_token")) or credentials.refresh_token,
-        expires_at=asked_at + lifetime_of(answer.get("expires_in")),
+        access_token=response["access_token"],
+        refresh_token=_text_or_none(response.get("refresh_token")) or credentials.refresh_token,
+        expires_at=requested_at + lifetime_of(response.get("expires_in")),
     )
 
 
 def authorization_server(domain: str) -> str:
-    """`"login.example"` → its URL; one on this machine itself is spoken to without TLS.
+    """Return the URL of an `auth0Domain`: without TLS on this machine, else with it.
 
-    Raises `CredentialsError` for what is no host name.
+    Raise `CredentialsError` unless it is a host name.
     """
     try:
-        scheme = "http" if is_loopback(f"//{domain}") else "https"
+        scheme = "http" if is_loopback_url(f"//{domain}") else "https"
         url = checked_url(f"{scheme}://{domain}")
     except (InvalidConfig, ValueError):
         url = ""
     if not url or any(c in domain for c in "/\\") or not domain.isprintable() or " " in domain:
-        raise CredentialsError(f"the auth0Domain of the sign-in, {domain!r}, is no host name; {_SIGN_IN_AGAIN}")
+        problem = f"the auth0Domain of the sign-in, {domain!r}, is not a host name"
+        raise CredentialsError(problem, remedy=SIGN_IN_AGAIN)
     return url
 
 
 def request_token(
-    domain: str,
-    form: Mapping[str, str],
-    *,
-    task: str = "renews your sign-in",
-    rejected: str = "your sign-in has ended",
+    domain: str, form: Mapping[str, str], *, task: str = "renews your sign-in", rejected: str = "your sign-in has ended"
 ) -> dict[str, Any]:
-    """What the token endpoint answers; it has an `access_token` that can stand in a header.
+    """Return the response of the token endpoint, which has a valid `access_token`.
 
-    Raises `CredentialsError` (`rejected`, and why) when the server says no, `BackendUnavailable` for a fault that may
-    pass; `task` is what the server is asked for.
+    Raise `CredentialsError` (`rejected`, and the reason) if the server rejects the request,
+    `BackendUnavailable` after a transient failure; `task` is the purpose of the request.
     """
     server = authorization_server(domain)
     try:
         status, body = _post(f"{server}/oauth/token", form)
-    except (OSError, HTTPError) as error:  # what requests raises is an OSError
+    except (OSError, HTTPError) as error:  # the errors of requests are OSErrors
         raise unavailable_error(f"{server}, which {task},", error) from None
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict):
-        if status == 200 and _text_or_none(answer.get("access_token")):
-            checked_token(answer["access_token"])
-            return answer
-        if 400 <= status < 500 and status not in (408, 429) and "error" in answer:
-            raise CredentialsError(f"{rejected} ({domain} says {_error_code(answer)}); {_SIGN_IN_AGAIN}")
-    raise BackendUnavailable(
-        f"{server}, which {task}, answered {status} and no token; try again, and if it stays so, {_SIGN_IN_AGAIN}"
-    )
+    response = parse_object(body)
+    if status == 200 and _text_or_none(response.get("access_token")):
+        checked_token(response["access_token"])
+        return response
+    if 400 <= status < 500 and not is_transient(status) and "error" in response:
+        code = response["error"]  # the description is left out, because it may quote what was sent
+        reason = code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else "an unknown error"
+        raise CredentialsError(f"{rejected} ({domain} answered {reason})", remedy=SIGN_IN_AGAIN)
+    problem = f"{server}, which {task}, answered {status} without a token"
+    raise BackendUnavailable(problem, remedy=f"try again; if that does not help, {SIGN_IN_AGAIN}")
 
 
 def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
-    """Status and the beginning of the body. Follows no redirect: what the form holds is meant for this address.
+    """Return the status and the start of the body; follow no redirect with the form's secrets.
 
-    It hangs on no plug, but comes to its end even when nobody waits for it any more: to throw away a refresh token
-    that was just replaced would be to sign the person out.
+    The request is not cancellable: losing the response may lose the refresh token that replaces the
+    one in the form, which would end the sign-in.
     """
     with Session() as session:
-        response = session.post(
-            url,
-            data=form,
-            headers={"Accept": "application/json", "User-Agent": f"arkor/{VERSION}"},
-            auth=lambda request: request,  # keeps requests from adding a password of `.netrc`
-            timeout=TIMEOUT,
-            allow_redirects=False,
-            stream=True,
-        )
-        with response:
+        headers = {"Accept": "application/json", "User-Agent": f"arkor/{VERSION}"}
+        with session.post(
+            url, data=form, headers=headers, auth=HeaderAuth(), timeout=TIMEOUT, allow_redirects=False, stream=True
+        ) as response:
             return response.status_code, response.raw.read(_MAX_RESPONSE_BYTES, decode_content=True)
 
 
@@ -256,14 +246,8 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _error_code(answer: Mapping[str, Any]) -> str:
-    """The machine word of a refusal; its sentence is left out, for it may quote what was sent."""
-    code = answer.get("error")
-    return code if isinstance(code, str) and _CODE.fullmatch(code) else "no"
-
-
 def lifetime_of(expires_in: Any) -> float:
-    """Seconds that a token holds, whatever the server says."""
+    """Return the seconds that a token is valid; a default if `expires_in` is missing or invalid."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, (int, float)):
-        return _LIFETIME
-    return float(min(expires_in, _MAX_LIFETIME)) if expires_in > 0 else _LIFETIME
+        return _DEFAULT_LIFETIME
+    return float(min(expires_in, _MAX_LIFETIME)) if expires_in > 0 else _DEFAULT_LIFETIME

@@ -1,16 +1,13 @@
-"""How long the caller is willing to wait, and how everybody's waiting ends with that.
+"""Wait for results until the caller's deadline or abort signal.
 
-The one place that looks at the abort signal and at the deadline. What is waited for runs on other threads, so that a
-signal and Ctrl-C are heard at once.
+Blocking work runs on other threads, so that the abort signal and Ctrl-C take effect at once.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -20,22 +17,19 @@ from arkor.errors import TrainerAborted
 
 T = TypeVar("T")
 
-#: How often a blocked wait looks at its abort signal, in seconds.
+#: Seconds between two checks of the abort signal during a blocking wait.
 POLL_SECONDS = 0.025
-#: How long to see off a thread whose plug was pulled: it is gone at once, unless it resolves a name.
+#: Seconds to wait for a cancelled thread; it ends at once, unless it is resolving a host name.
 CANCEL_GRACE_SECONDS = 0.05
 
 
 @define
 class Deadline:
-    """The caller's abort signal and deadline; every pause goes through here.
-
-    `timeout_note` is for the error's sentence: what becomes of the thing that was waited for.
-    """
+    """The caller's abort signal and deadline; `timeout_note` ends their error messages."""
 
     abort_signal: threading.Event = field(factory=threading.Event)
     expires_at: float | None = None  # on time.monotonic()
-    timeout_note: str = "the run itself goes on"
+    timeout_note: str = "the run itself continues"
 
     @classmethod
     def after(cls, abort_signal: threading.Event | None, timeout: float | None) -> Deadline:
@@ -43,14 +37,14 @@ class Deadline:
         return cls(abort_signal or threading.Event(), expires_at)
 
     def raise_if_expired(self) -> None:
-        """Raises `TrainerAborted` or `TimeoutError` when it is over."""
+        """Raise `TrainerAborted` if the signal is set, `TimeoutError` after the deadline."""
         if self.abort_signal.is_set():
             raise TrainerAborted(f"the abort signal is set; {self.timeout_note}")
         if self.expires_at is not None and time.monotonic() >= self.expires_at:
             raise TimeoutError(f"wait() reached its timeout; {self.timeout_note}")
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, or raise as soon as it is over."""
+        """Sleep; raise as `raise_if_expired` does as soon as that applies."""
         end = time.monotonic() + seconds
         while (remaining := end - time.monotonic()) > 0:
             self.raise_if_expired()
@@ -60,58 +54,44 @@ class Deadline:
         self.raise_if_expired()
 
     def poll(self, attempt: Callable[[float], Any]) -> Any:
-        """Call `attempt(seconds)` until it returns something else than None, looking here in between."""
+        """Call `attempt(seconds)` until it returns a value other than None, or raise."""
         while True:
             self.raise_if_expired()
             if (result := attempt(POLL_SECONDS)) is not None:
                 return result
 
     def call(self, function: Callable[[], T], discard: Callable[[T], Any] | None = None) -> T:
-        """The result of a function that blocks on the network, called on a thread of its own.
+        """Return the result of a function that blocks on the network, called on its own thread.
 
-        When patience ends first, the connections of the call are cut; a result that comes all the same goes to
-        `discard`.
+        After the deadline or an abort, its connections are shut down; a result that arrives
+        nevertheless is passed to `discard`.
         """
         scope = CancelScope()
-        outcome: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
-        thread = threading.Thread(target=_run, args=(scope, function, outcome, discard), name="arkor-call", daemon=True)
+        results: list[T] = []
+        errors: list[BaseException] = []
+        done = threading.Event()  # polled, because a KeyboardInterrupt in join() breaks the next join()
+
+        def run() -> None:
+            try:
+                with scope:
+                    results.append(function())
+                if scope.cancelled and discard is not None:
+                    discard(results[0])
+            except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
+                errors.append(error)
+            finally:
+                done.set()
+
+        thread = threading.Thread(target=run, name="arkor-call", daemon=True)
         thread.start()
         try:
-            result: Callable[[], T] = self.poll(lambda seconds: _take(outcome, seconds))
+            self.poll(lambda seconds: done.wait(seconds) or None)
         except BaseException:
             scope.cancel()
             thread.join(CANCEL_GRACE_SECONDS)
             raise
         thread.join()
         scope.release()
-        return result()
-
-
-def _take(outcome: queue.SimpleQueue[T], seconds: float) -> T | None:
-    with suppress(queue.Empty):
-        return outcome.get(timeout=seconds)
-    return None
-
-
-def _run(
-    scope: CancelScope,
-    function: Callable[[], T],
-    outcome: queue.SimpleQueue[Callable[[], T]],
-    discard: Callable[[T], Any] | None,
-) -> None:
-    try:
-        with scope:
-            result = function()
-    except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-        outcome.put(_raiser(error))
-        return
-    if scope.cancelled and discard is not None:
-        discard(result)
-    outcome.put(lambda: result)
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    def raise_error() -> Any:
-        raise error
-
-    return raise_error
+        if errors:
+            raise errors[0]
+        return results[0]

@@ -1,6 +1,6 @@
-"""What goes wrong between us and a backend → an error whose sentence says what to do.
+"""Turn failed responses and exceptions of requests into errors of arkor.
 
-Pure: responses and exceptions of requests go in, errors of arkor come out. Who tries again is in `client.py`.
+Nothing here sends a request; retries are in `client.py`.
 """
 
 from __future__ import annotations
@@ -19,56 +19,61 @@ import requests
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from arkor.client.http.versions import upgrade_command
-from arkor.errors import BackendUnavailable, CloudApiError
+from arkor.errors import BackendUnavailable, CloudApiError, Problem
+from arkor.formatting import one_line
 from arkor.settings import VERSION, ca_bundle_from_env
 
-#: An error page longer than this is not read to its end.
+#: The remedy where a response is not one of an Arkor backend.
+CHECK_ADDRESS = "check that this is the address of an Arkor backend"
+
+#: The most bytes that are read of an error page.
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE_LENGTH = 500
-_MIN_SECRET_LENGTH = 8  # characters; what is shorter is no secret, and may be part of a word
+_MIN_SECRET_LENGTH = 8  # characters; a shorter token is not secret and may be part of a word
 
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-_NO_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3}[ \w-]{0,60})")
 _CERTIFICATE_ERROR = re.compile(r"certificate verify failed: ([^(]{1,200})")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
-
-#: What to do where a backend names its reason by a word.
+#: What to do about error codes of a backend.
 _REMEDIES = dict.fromkeys(
     ("anonymous_token_single_device", "anonymous_account_not_found"),
-    " Sign in again (arkor logout, arkor login); a project's .arkor/state.json that names the old organisation must "
-    "be removed.",
+    "Sign in again (arkor logout, arkor login), and remove the .arkor/state.json of projects of the old organisation.",
 )
-
-# An answer that is an error
 
 
 def parse_error(response: requests.Response) -> CloudApiError:
-    """The error that a non-2xx answer stands for; reads a bounded part of its body and closes it.
+    """Return the error of a non-2xx response; read a bounded part of its body and close it.
 
-    The token that was sent is cut out of all that the backend says, should it have been echoed.
+    The token that was sent is redacted in everything that comes from the backend.
     """
-    text, request = _read_limited(response).decode("utf-8", "replace"), response.request
-    body = without_token(text, request)
-    sentence, code = _from_json(body)
-    sentence = without_token(sentence or _from_html(response, body), request) + _REMEDIES.get(code or "", "")
-    if response.status_code == 426 and (command := upgrade_command()) not in sentence:
-        sentence = f"{sentence.rstrip('. ')}. This arkor is too old for the backend; upgrade it: {command}"
+    request = response.request
+    body = without_token(_read_limited(response).decode("utf-8", "replace"), request)
+    try:
+        message, code = _from_object(json.loads(body))
+    except (ValueError, RecursionError):
+        message, code = None, None
+    message = without_token(message or _from_page(response, body), request)
+    if remedy := _REMEDIES.get(code or ""):
+        message = f"{message} {remedy}"
+    if response.status_code == 426 and (command := upgrade_command()) not in message:
+        message = f"{message} (this arkor is too old for the backend; upgrade it: {command})"
     request_id = response.headers.get("X-Request-Id")
     return CloudApiError(
         response.status_code,
-        code and without_token(_one_line(code, 100), request),
-        sentence,
+        code and without_token(one_line(code, 100), request),
+        message,
         method=request.method,
         path=urlsplit(request.url or "").path,
-        request_id=request_id and without_token(_one_line(request_id, 200), request),
+        request_id=request_id and without_token(one_line(request_id, 200), request),
         retry_after=retry_after(response.headers),
     )
 
 
 def without_token(text: str, request: requests.PreparedRequest) -> str:
-    """The text with the token of that request cut out, as it is and as it stands in an address."""
+    """Return the text with the token of that request redacted, also in its URL-encoded form."""
     header: Any = request.headers.get("Authorization") or ""
     header = header.decode("latin-1") if isinstance(header, bytes) else str(header)
     token = header.removeprefix("Bearer ")
@@ -80,22 +85,20 @@ def without_token(text: str, request: requests.PreparedRequest) -> str:
 
 
 def invalid_response_error(response: requests.Response, problem: str) -> CloudApiError:
-    """The error for an answer that is a success by its status and nonsense by its body."""
+    """Return the error for a response with a success status and an unusable body."""
     where = urlsplit(response.url)
-    message = without_token(_one_line(problem), response.request)
-    sentence = f"{where.scheme}://{where.netloc} {message}; is this really the address of an Arkor backend?"
+    problem = without_token(one_line(problem, _MAX_MESSAGE_LENGTH), response.request)
+    message = str(Problem(f"{where.scheme}://{where.netloc} {problem}", remedy=CHECK_ADDRESS))
     method = response.request.method
-    return CloudApiError(response.status_code, "bad_answer", sentence, method=method, path=where.path)
+    return CloudApiError(response.status_code, "bad_answer", message, method=method, path=where.path)
 
 
-def error_in_stream(data: Any, response: requests.Response) -> CloudApiError | None:
-    """The error that a frame of that answer carries, in our shape or OpenAI's; None when it carries none."""
-    if not isinstance(data, dict) or not data.get("error"):
-        return None
-    sentence, code = _from_object(data)
+def stream_error(data: Mapping[str, Any], response: requests.Response) -> CloudApiError:
+    """Return the error in a frame of that response, in our format or OpenAI's."""
+    message, code = _from_object(data)
     inner = data["error"] if isinstance(data["error"], dict) else {}
     status = data.get("status", inner.get("status"))
-    message = without_token(sentence or "the answer broke off with an error", response.request)
+    message = without_token(message or "the response ended with an error", response.request)
     return CloudApiError(status if type(status) is int else 500, code, message)
 
 
@@ -109,46 +112,39 @@ def _read_limited(response: requests.Response) -> bytes:
     return body
 
 
-def _from_json(body: str) -> tuple[str | None, str | None]:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
+def _from_object(data: Any) -> tuple[str | None, str | None]:
+    """Return message and code of `{"error", "code"}`, OpenAI's `{"error": {…}}` or a proxy's."""
+    if not isinstance(data, dict):
         return None, None
-    return _from_object(data) if isinstance(data, dict) else (None, None)
-
-
-def _from_object(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Our shape `{"error", "code"}`, OpenAI's `{"error": {"message", "code"}}`, and what proxies make up."""
     error = data.get("error")
-    if isinstance(takes := data.get("supportedRange"), str) and takes.strip():
-        return f"the backend takes clients of version {_one_line(takes, 40)}, and this is {VERSION}", str(error)
+    if isinstance(supported := data.get("supportedRange"), str) and supported.strip():
+        return f"the backend supports clients of version {one_line(supported, 40)}, and this is {VERSION}", str(error)
     inner: Mapping[str, Any] = error if isinstance(error, dict) else data
     candidates = (error, inner.get("message"), inner.get("detail"))
-    sentence = next((_one_line(c) for c in candidates if isinstance(c, str) and c.strip()), None)
+    message = next((_excerpt(c) for c in candidates if isinstance(c, str) and c.strip()), None)
     code = inner.get("code") or data.get("code")
-    return sentence, code if isinstance(code, str) else None
+    return message, code if isinstance(code, str) else None
 
 
-def _from_html(response: requests.Response, text: str) -> str:
-    """One line for what is no JSON: the status, and the title or the first words of the page."""
+def _from_page(response: requests.Response, text: str) -> str:
+    """Return the status and the title or first words of a page on one line."""
     title = _TITLE.search(text)
     if title or "<" in text[:200]:
-        text = html.unescape(title.group(1) if title else _NO_TEXT.sub(" ", text))
-    excerpt = _one_line(text, 200)
+        text = html.unescape(title.group(1) if title else _MARKUP.sub(" ", text))
+    excerpt = _excerpt(text, 200)
     status = f"the backend answered {response.status_code} {response.reason or ''}".rstrip()
     return f"{status}: {excerpt}" if excerpt else status
 
 
-def _one_line(text: str, max_length: int = _MAX_MESSAGE_LENGTH) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in text[: max_length * 20])
-    line = " ".join(printable.split())
-    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
+def _excerpt(text: str, max_length: int = _MAX_MESSAGE_LENGTH) -> str:
+    return one_line(text[: max_length * 20], max_length)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as `Retry-After` has them, given as a number or as a date; None when it says nothing useful.
+    """Return the seconds of a `Retry-After` number or date; None if missing or invalid.
 
-    A date is reckoned from the `Date` of the same answer, for the clock of the backend may differ from ours.
+    A date is compared with the `Date` of the same response, because the backend's clock may differ
+    from ours.
     """
     value = (headers.get("Retry-After") or "").strip()
     if _SECONDS.fullmatch(value):
@@ -161,7 +157,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _timestamp(date: str) -> float | None:
-    """An HTTP date → unix seconds; None for what is none."""
+    """Convert an HTTP date to unix seconds; return None if it is invalid."""
     try:
         moment = parsedate_to_datetime(date)
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
@@ -169,65 +165,61 @@ def _timestamp(date: str) -> float | None:
         return None
 
 
-# No answer at all
+# No response
 
 
 def unavailable_error(base_url: str, error: Exception) -> BackendUnavailable:
-    """The error for a backend that could not be reached, or did not answer to the end."""
-    return BackendUnavailable(f"{base_url} {_describe_failure(error)}")
+    """Return the error for a backend that cannot be reached or did not respond completely."""
+    if "certificate bundle" in str(error):  # requests raises a plain OSError for a missing one
+        variable, _ = ca_bundle_from_env() or ("REQUESTS_CA_BUNDLE", "")
+        problem, remedy = f"cannot be called: {error}", f"check {variable}"
+    else:
+        problem, remedy = _describe_failure(error)
+    return BackendUnavailable(f"{base_url} {problem}", remedy=remedy)
 
 
 def was_never_sent(error: BaseException) -> bool:
-    """Whether the request cannot have reached a backend, so that sending it again is safe whatever it asks."""
+    """Return whether the request reached no backend, so that repeating it is always safe."""
     if isinstance(error, requests.ConnectTimeout):
         return True
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(error, requests.ConnectionError) and isinstance(reason, NewConnectionError)
 
 
-def is_certificate_error(error: BaseException) -> bool:
-    """A certificate that is not trusted; no second attempt changes that."""
-    return isinstance(error, requests.exceptions.SSLError)
-
-
-def _describe_failure(error: Exception) -> str:
-    if "certificate bundle" in str(error):  # requests has no error of its own for one that is not there
-        return f"cannot be called: {error}; look at {(ca_bundle_from_env() or ['REQUESTS_CA_BUNDLE'])[0]}"
-    if is_certificate_error(error):
+def _describe_failure(error: Exception) -> tuple[str, str]:
+    """Return what went wrong, as the predicate of a sentence, and what to do."""
+    if isinstance(error, requests.exceptions.SSLError):
         return _describe_certificate_failure(error)
     if isinstance(error, requests.exceptions.ProxyError):
         refusal = _REFUSED_TUNNEL.search(str(error))
         status = f" ({refusal[1].strip()})" if refusal else ""
-        return f"cannot be reached through the proxy{status}; look at HTTPS_PROXY and NO_PROXY"
-    return _describe_connection_failure(error)
+        return f"cannot be reached through the proxy{status}", "check HTTPS_PROXY and NO_PROXY"
+    if isinstance(error, requests.ConnectTimeout):
+        return "cannot be reached (no connection in time)", "check the address and the network"
+    if isinstance(error, requests.Timeout):
+        return "did not answer in time", "try again, or check whether it is overloaded"
+    if was_never_sent(error):
+        return f"cannot be reached ({_root_cause(error)})", "check the address, and whether the backend is running"
+    return f"closed the connection early ({_root_cause(error)})", "try again"
 
 
-def _describe_certificate_failure(error: Exception) -> str:
+def _describe_certificate_failure(error: Exception) -> tuple[str, str]:
     reason = _CERTIFICATE_ERROR.search(str(error))
     because = f" ({reason[1].strip(' .')})" if reason else ""
-    what = f"has a certificate that this machine does not trust{because}"
-    if "mismatch" in what:
-        return f"{what}; look at the address: it must be called by the name that the certificate is for"
-    named = ca_bundle_from_env()
-    if named is None:
-        advice = "point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates"
-    else:
-        advice = f"its certificates belong into {named[1]}, which {named[0]} names"
-    return f"{what}; if your company has its own authority, {advice}"
-
-
-def _describe_connection_failure(error: Exception) -> str:
-    if isinstance(error, requests.ConnectTimeout):
-        return "cannot be reached (no connection in time); look at the address and the network"
-    if isinstance(error, requests.Timeout):
-        return "did not answer in time; try again, or look whether it is overloaded"
-    if was_never_sent(error):
-        return f"cannot be reached ({_root_cause(error)}); look at the address, and whether the backend runs"
-    return f"broke off the connection ({_root_cause(error)}); try again"
+    problem = f"has a certificate that this machine does not trust{because}"
+    if "mismatch" in because:
+        return problem, "check the address: it must be the name that the certificate is issued for"
+    if named := ca_bundle_from_env():
+        variable, bundle = named
+        return problem, f"if your company has its own authority, add its certificates to {bundle} (from {variable})"
+    return (
+        problem,
+        "if your company has its own authority, point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates",
+    )
 
 
 def _root_cause(error: BaseException) -> str:
-    """The innermost reason, in the words of the operating system where it has any; never a URL with a query."""
+    """Return the innermost reason, as the operating system words it; never a URL with a query."""
     inner: Any = error
     while True:
         wrapped = getattr(inner, "reason", None) or (inner.args[-1] if getattr(inner, "args", None) else None)
@@ -235,5 +227,4 @@ def _root_cause(error: BaseException) -> str:
             break
         inner = wrapped
     cause = inner.__cause__ or inner.__context__
-    words = getattr(cause, "strerror", None) or getattr(inner, "strerror", None)
-    return str(words or type(inner).__name__)
+    return str(getattr(cause, "strerror", None) or getattr(inner, "strerror", None) or type(inner).__name__)

@@ -1,54 +1,37 @@
-"""Sessions of requests as we want them: whom to trust, which way to go, and who we are at each step of it."""
+"""Sessions of requests: certificates, proxies, headers, redirects, and closing a connection."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urljoin
 
 import requests
-from requests.auth import AuthBase
 
-from arkor.client.http.cancellation import CancellableAdapter
+from arkor.client.http.cancellation import cancellable_adapter
 from arkor.client.http.errors import without_token
-from arkor.client.http.urls import is_loopback, split_address, without_secrets
+from arkor.client.http.urls import is_loopback_url, split_url, without_secrets
 from arkor.errors import CloudApiError
 from arkor.settings import VERSION, ca_bundle_from_env
 
 
-class HeaderAuth(AuthBase):
-    """Sets the token's header and those that requests would refuse (an id may begin with a blank).
-
-    Being there as `auth=`, it also keeps requests from putting a password of `.netrc` in the token's place.
-    """
-
-    def __init__(self, token: str | None, headers: Mapping[str, bytes]) -> None:
-        self._headers = dict(headers)
-        if token:
-            self._headers["Authorization"] = b"Bearer " + token.encode()
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers)  # type: ignore[arg-type] # bytes are sent as they are
-        return request
-
-
 class Session(requests.Session):
-    """A session that leaves out proxies on the way to this machine itself; it trusts whom the environment names."""
+    """A session with the environment's certificates, and no proxy for this machine."""
 
     def merge_environment_settings(self, url: Any, *arguments: Any) -> Any:
         settings = super().merge_environment_settings(url, *arguments)
         if settings["verify"] is True and (named := ca_bundle_from_env()):
             settings["verify"] = named[1]
-        return {**settings, "proxies": {}} if is_loopback(url) else settings
+        return {**settings, "proxies": {}} if is_loopback_url(url) else settings
 
     def rebuild_proxies(self, prepared_request: requests.PreparedRequest, proxies: Any) -> Any:
-        is_local = is_loopback(prepared_request.url or "")
+        is_local = is_loopback_url(prepared_request.url or "")
         return {} if is_local else super().rebuild_proxies(prepared_request, proxies)  # type: ignore[no-untyped-call]
 
 
 class CredentialSafeSession(Session):
-    """One that keeps no cookies and follows a redirect only where the request stays what it was."""
+    """A session without cookies that follows no redirect to another origin or method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,28 +40,29 @@ class CredentialSafeSession(Session):
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.max_redirects = 5
         for scheme in ("http://", "https://"):
-            self.mount(scheme, CancellableAdapter())
+            self.mount(scheme, cancellable_adapter())
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Raises `CloudApiError` for a redirect to another origin: the token is meant for this one alone."""
+        """Raise `CloudApiError` for a redirect to another origin: it must not get the token."""
         target = super().get_redirect_target(resp)
         if target is None:
             return None
-        current, target_parts = split_address(resp.url), split_address(urljoin(resp.url, target))
-        same_origin = (
-            current and target_parts and (current.scheme, current.netloc) == (target_parts.scheme, target_parts.netloc)
-        )
+        source, destination = split_url(resp.url), split_url(urljoin(resp.url, target))
+        same_origin = source and destination and source[:2] == destination[:2]  # scheme, host and port
         if same_origin and (resp.request.method in ("GET", "HEAD") or resp.status_code in (307, 308)):
             return target
         resp.close()
-        where = (
-            without_token(without_secrets(target_parts), resp.request)
-            if target_parts
-            else "an address that makes no sense"
-        )
-        sentence = f"the backend redirects this call to {where}; if that is the right one, give its address instead"
-        path = current.path if current else None
-        raise CloudApiError(resp.status_code, "redirected", sentence, method=resp.request.method, path=path)
+        where = without_token(without_secrets(destination), resp.request) if destination else "an invalid address"
+        message = f"the backend redirects this call to {where}; if that is the right address, use it instead"
+        path = source.path if source else None
+        raise CloudApiError(resp.status_code, "redirected", message, method=resp.request.method, path=path)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Nothing: the origin is the same, and so is the header."""
+        """Keep the header: the origin stays the same."""
+
+
+def close_connection(response: requests.Response) -> None:
+    """Interrupt a thread that reads the response, which `close()` would wait for; close it."""
+    with suppress(RuntimeError, OSError, ValueError, AttributeError):  # already closed
+        response.raw.shutdown()
+    response.close()

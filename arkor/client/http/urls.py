@@ -1,28 +1,28 @@
-"""Addresses of backends and of the servers beside them: whether one is any, and whether it leads to this machine."""
+"""Validate URLs; detect loopback addresses."""
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import requests
 
 from arkor.errors import InvalidConfig
+from arkor.protocol.validation import is_loopback
 
 
 def checked_url(base_url: str) -> str:
-    """The URL without its trailing slash. Raises `InvalidConfig` for what is no http(s) URL of a host."""
-    parts = split_address(base_url)
-    if parts is None or parts.scheme not in ("http", "https") or not _can_be_called(base_url):
+    """Return the URL without a trailing slash; raise `InvalidConfig` unless it is HTTP(S)."""
+    parts = split_url(base_url)
+    if parts is None or parts.scheme not in ("http", "https") or not _is_requestable(base_url):
         raise InvalidConfig("base_url", f"must be a URL like https://api.arkor.ai, not {base_url!r}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidConfig("base_url", "must have no user, password, query or fragment; a token goes into credentials")
     return base_url.rstrip("/")
 
 
-def _can_be_called(url: str) -> bool:
-    """Whether what comes behind the scheme is a host that a request can go to."""
+def _is_requestable(url: str) -> bool:
+    """Return whether requests accepts the host and the path."""
     try:
         requests.models.PreparedRequest().prepare_url(url, None)
     except (requests.RequestException, UnicodeError):
@@ -30,25 +30,21 @@ def _can_be_called(url: str) -> bool:
     return url.isprintable() and " " not in url and bool(urlsplit(url).hostname)
 
 
-def split_address(url: Any) -> SplitResult | None:
-    """The parts of a URL; None for what is none."""
+def split_url(url: Any) -> SplitResult | None:
+    """Return the parts of a URL, None if it is invalid."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
+        _ = parts.port  # raises ValueError for an invalid one
     except (ValueError, TypeError, AttributeError):
         return None
     return parts if isinstance(url, str) else None
 
 
 def without_secrets(parts: SplitResult) -> str:
-    """The address without what may be secret in it: user, password, query."""
+    """Return the URL without user, password and query, which may be secret."""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def is_loopback(base_url: str) -> bool:
-    """Whether the URL leads to this machine itself, where no proxy belongs."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+def is_loopback_url(url: str) -> bool:
+    """Return whether the URL leads to this machine, where no proxy is used."""
+    return is_loopback(urlsplit(url).hostname or "")

@@ -1,100 +1,68 @@
-"""The events of a check, as they come → one `Check`.
-
-How a check is asked for is in `client/api.py`, what it finds in `arkor.protocol.checks`.
-"""
+"""Run a check of a configuration and collect its event stream into a `Check`."""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.client import HTTPException
+from collections.abc import Callable
 from typing import Any
 
 import requests
-from urllib3.exceptions import HTTPError
 
-from arkor.client.chat_response import close_connection
 from arkor.client.http.deadline import Deadline
-from arkor.client.http.errors import unavailable_error, without_token
+from arkor.client.http.decoding import parse_object, read_chunks
+from arkor.client.http.errors import stream_error
+from arkor.client.http.session import close_connection
 from arkor.client.streaming.sse import frames
 from arkor.errors import BackendUnavailable, CloudApiError
 from arkor.protocol.codec import from_wire
 from arkor.results.check import Check, merge_reports
 
-#: Hears what the backend is at, in words for a person.
+#: Receives the progress of the backend, in words.
 ReportStatus = Callable[[str], None]
-
-_CHUNK_BYTES = 64 * 1024
 
 
 def request_check(
     open_stream: Callable[..., requests.Response], report: ReportStatus | None, abort_signal: threading.Event | None
 ) -> Check:
-    """Ask, wait for the end, and return all that was found; `open_stream` takes further headers.
+    """Start a check, wait for its end and return its report; `open_stream` takes further headers.
 
-    Raises `CloudApiError` for what the backend reports, `BackendUnavailable` where its answer breaks off,
-    `TrainerAborted` once the signal is set.
+    Raise `CloudApiError` for an error of the backend, `BackendUnavailable` if the response is
+    incomplete, `TrainerAborted` once the signal is set.
     """
-    deadline = Deadline(abort_signal or threading.Event(), timeout_note="the check was not waited for")
+    deadline = Deadline(abort_signal or threading.Event(), timeout_note="the check was abandoned")
     headers = {"Accept": "text/event-stream"}
     try:
         response = deadline.call(lambda: open_stream(headers=headers), requests.Response.close)
     except CloudApiError as error:
-        raise _unsupported(error) or error from None
+        if error.status == 405 or (error.status == 404 and error.code != "project_not_found"):
+            message = "this backend cannot check a run before it starts; use a dry run instead, which passes a few "
+            message += "rows through every stage (dry_run=True, or arkor start --dry-run)"
+            raise CloudApiError(error.status, "no_check", message) from None
+        raise
     return _read(response, report, deadline)
 
 
-def _unsupported(error: CloudApiError) -> CloudApiError | None:
-    """Where a backend has no such route: a way round."""
-    if error.status != 405 and (error.status != 404 or error.code == "project_not_found"):
-        return None
-    sentence = "this backend cannot look at a run before it is started. A dry run (dry_run=True, or arkor start "
-    return CloudApiError(error.status, "no_check", f"{sentence}--dry-run) tries the whole way with a few rows instead")
-
-
 def _read(response: requests.Response, report: ReportStatus | None, deadline: Deadline) -> Check:
-    found: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     try:
-        for frame in frames(_chunks(response, deadline)):
+        for frame in frames(read_chunks(response, deadline)):
             if frame.event == "end":
-                return _build_check(found)
-            data = _object(frame.data)
+                return _build_check(reports)
+            data = parse_object(frame.data)
             if frame.event == "check.failed":
-                raise _failure(data, response)
+                raise stream_error({**data, "error": data.get("error") or "the check failed"}, response)
             if frame.event == "check.found" and isinstance(data.get("found"), dict):
-                found.append(data["found"])
+                reports.append(data["found"])
             elif frame.event == "check.progress" and report is not None:
                 report(str(data.get("message") or ""))
     finally:
         close_connection(response)
-    raise BackendUnavailable("the backend broke off the check before its end; ask again")
+    raise BackendUnavailable("the backend closed the connection before the end of the check", remedy="try again")
 
 
-def _build_check(found: list[dict[str, Any]]) -> Check:
+def _build_check(reports: list[dict[str, Any]]) -> Check:
     try:
-        return from_wire(Check, merge_reports(found))
+        return from_wire(Check, merge_reports(reports))
     except (TypeError, ValueError, AttributeError):
-        raise CloudApiError(200, "bad_answer", "what the backend found cannot be understood; is it newer?") from None
-
-
-def _failure(data: dict[str, Any], response: requests.Response) -> CloudApiError:
-    status = data.get("status")
-    message = without_token(str(data.get("error") or "the check failed"), response.request)
-    return CloudApiError(status if type(status) is int else 500, str(data.get("code") or "") or None, message)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _chunks(response: requests.Response, deadline: Deadline) -> Iterator[bytes]:
-    try:
-        while chunk := deadline.call(lambda: response.raw.read1(_CHUNK_BYTES, decode_content=True)):
-            yield chunk
-    except (OSError, HTTPException, HTTPError) as error:
-        raise unavailable_error(response.url.split("/v1/", 1)[0], error) from error
+        message = "the report of the check cannot be read; the backend may be newer than this arkor"
+        raise CloudApiError(200, "bad_answer", message) from None

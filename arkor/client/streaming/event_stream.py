@@ -1,9 +1,8 @@
 """The event stream of a run: each event once, in order, across reconnections.
 
-The caller's thread takes what a `StreamConnection` has read, keeps the cursor, decides what a fault means, and waits.
-`ReplayGuard` recognizes events that were delivered before, so that a server may replay too much. Event ids are opaque;
-the only assumption is that different events have different ids. Each costs eight bytes, so watching a long run is
-cheap.
+The caller's thread takes the frames of a `StreamConnection`, keeps the cursor, decides what a
+failure means, and waits. `ReplayGuard` recognizes events that were delivered before, so a server
+may replay too much. Event ids are opaque and distinct; each one seen takes eight bytes of memory.
 """
 
 from __future__ import annotations
@@ -16,30 +15,35 @@ from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
-from tenacity import RetryCallState, RetryError
+from tenacity import RetryCallState, RetryError, stop_after_attempt, stop_never
 
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy, reconnect_attempts
+from arkor.client.streaming.backoff import MIN_RETRY_AFTER, ReconnectPolicy
 from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
 from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
 from arkor.protocol.events import Event
+from arkor.retry import retrying
 
-#: A number of so many digits fits into eight bytes. It is kept as it is, so that rising ids need no sorting; anything
-#: else is kept by its hash.
-_DIGITS = 18
+logger = logging.getLogger("arkor")
+
+_FINAL_STATUSES = frozenset({401, 403, 410, 426})
+
+#: A number of at most 18 digits fits into eight bytes and is kept unchanged, so that rising ids
+#: need no sorting. Other ids are kept as their hash.
+_MAX_DIGITS = 18
 
 
 class ReplayGuard:
-    """The events of this connection and of the earlier ones, by their ids; by their data where they have none."""
+    """The events of this connection and of earlier ones, by id, or by data if they have no id."""
 
     def __init__(self) -> None:
         self._earlier = array("q")  # sorted
         self._current = array("q")
-        self._ascending = True  # whether those of this connection are sorted as they came
+        self._ascending = True  # whether `_current` is sorted
         self._last: tuple[str | None, str] | None = None
 
     def connected(self) -> None:
-        """A new connection begins: from here on, what came before is a replay."""
+        """Start a new connection, on which every event seen so far is a replay."""
         follows = not self._earlier or not self._current or self._earlier[-1] < self._current[0]
         self._earlier.extend(self._current)
         if not (self._ascending and follows):
@@ -47,19 +51,19 @@ class ReplayGuard:
         self._current, self._ascending, self._last = array("q"), True, None
 
     def is_replay(self, event_id: str | None, data: str) -> bool:
-        """Whether this event was here before; if not, it is from now on.
+        """Return whether this event was seen before; if not, remember it.
 
-        Within one connection, an id that comes again is a replay only if its data is the same, too, as far as that
-        is known: an event that was never seen must not get lost for an id that was given twice.
+        Within one connection, a repeated id is a replay only if the data is the same as well, as
+        far as it is known: a new event must not get lost because a server used an id twice.
         """
-        number = event_id and len(event_id) <= _DIGITS and event_id.isascii() and event_id.isdigit()
+        number = event_id and len(event_id) <= _MAX_DIGITS and event_id.isascii() and event_id.isdigit()
         key = int(event_id) if event_id and number else hash(event_id or data)
-        if self._earlier and _has(self._earlier, key):
+        if self._earlier and _contains(self._earlier, key):
             return True
         if self._current and key <= self._current[-1]:
             if key == self._current[-1]:
                 return self._last == (event_id, data)
-            if self._ascending and event_id and _has(self._current, key):
+            if self._ascending and event_id and _contains(self._current, key):
                 return True
             self._ascending = False
         self._current.append(key)
@@ -67,41 +71,44 @@ class ReplayGuard:
         return False
 
 
-def _has(keys: Sequence[int], key: int) -> bool:
-    place = bisect_left(keys, key)
-    return place < len(keys) and keys[place] == key
-
-
-logger = logging.getLogger("arkor")
-
-_FINAL_STATUSES = frozenset({401, 403, 410, 426})
+def _contains(keys: Sequence[int], key: int) -> bool:
+    index = bisect_left(keys, key)
+    return index < len(keys) and keys[index] == key
 
 
 @define(eq=False)
 class EventStream:
-    """The events of one run behind `cursor`, the id of the last one that was handed on."""
+    """The events of one run after `cursor`, the id of the last event that was yielded."""
 
     opener: Opener
     policy: ReconnectPolicy
     cursor: str | None = None
     _guard: ReplayGuard = field(factory=ReplayGuard)
     _base_delay: float | None = None
+    _fault: Exception | None = None
+
+    def reconnect(self, fault: Exception) -> None:
+        """Reconnect after the last event, as if the connection had failed with that error."""
+        self._fault = fault
 
     def events(self, deadline: Deadline) -> Generator[Event | StreamEnd, None, None]:
-        """Yield events until `END`; throw a fault into it to reconnect behind the event that was last.
+        """Yield events until the server sends `end`, which yields `END`, reconnecting as needed.
 
-        Raises `CloudApiError` for an answer that retrying cannot change, `StreamLost` when the policy's attempts
-        are used up, and whatever `deadline` raises.
+        Raise `CloudApiError` for a status that retrying cannot change, `StreamLost` when the
+        policy's attempts are used up, and whatever `deadline` raises.
         """
+        self._fault = None
         while True:
             yield from self._connections(deadline)
             delay = self.policy.delay(1, self._base_delay)
-            logger.info("the event stream came to an end before the run did; reconnecting in %.1f s", delay)
+            logger.info("the event stream ended before the run did; reconnecting in %.1f s", delay)
             deadline.sleep(delay)
 
     def _connections(self, deadline: Deadline) -> Iterator[Any]:
-        """Connections until one ends cleanly after it made progress; each fault before that counts."""
-        attempts = reconnect_attempts(self.policy, deadline, is_transient, lambda: self._base_delay)
+        """Connect until a connection that made progress ends cleanly."""
+        limit = self.policy.max_attempts
+        stop = stop_never if limit is None else stop_after_attempt(limit + 1)
+        attempts = retrying(_is_transient, self._delay, stop, sleep=deadline.sleep, log=_log_reconnect, reraise=False)
         try:
             for attempt in attempts:
                 with attempt:
@@ -111,6 +118,13 @@ class EventStream:
             cause = error.last_attempt.exception()
             raise StreamLost(f"the event stream failed {failures} times in a row; the last time: {cause}") from cause
 
+    def _delay(self, error: BaseException, failures: int) -> float:
+        """Return the `retry_after` of an error, up to the policy's cap, or the policy's delay."""
+        retry_after = getattr(error, "retry_after", None)
+        if retry_after:
+            return float(min(max(retry_after, MIN_RETRY_AFTER), self.policy.max_delay))
+        return self.policy.delay(failures, self._base_delay)
+
     def _one_connection(self, deadline: Deadline, failures: RetryCallState) -> Iterator[Any]:
         deadline.raise_if_expired()
         self._guard.connected()
@@ -119,16 +133,19 @@ class EventStream:
             for item in _received(connection, deadline):
                 if item.progress and not received_any:
                     received_any = True
-                    failures.attempt_number = 1  # what breaks from here on is the first failure in a row
+                    failures.attempt_number = 1  # the next failure is the first one in a row
                 self._base_delay = connection.retry_seconds
                 if self._advance(item):
                     yield item.event
+                    if (fault := self._fault) is not None:
+                        self._fault = None
+                        raise fault
                     deadline.raise_if_expired()
         if not received_any:
             raise StreamFault("the event stream ended without a single event")
 
     def _advance(self, item: Received) -> bool:
-        """Move the cursor; False for what is not handed on: garbage, replays."""
+        """Move the cursor; return whether the event is neither malformed nor a replay."""
         if (item.id or item.event is not None) and self._guard.is_replay(item.id, item.data):
             return False
         if item.id is not None:
@@ -137,14 +154,18 @@ class EventStream:
 
 
 def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Received]:
-    """What comes over the connection, until it ends."""
+    """Yield the frames of the connection until it ends."""
     with suppress(EOFError):
         while True:
             yield connection.receive() or deadline.poll(connection.receive)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: faults of the network and most error statuses, never an abort."""
+def _log_reconnect(error: BaseException, seconds: float) -> None:
+    logger.warning("%s; reconnecting in %.1f s", str(error) or type(error).__name__, seconds)
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Return whether reconnecting may help: network failures and most error statuses."""
     if isinstance(error, CloudApiError):
         return error.status not in _FINAL_STATUSES
     return isinstance(error, (StreamFault, BackendUnavailable))

@@ -1,9 +1,8 @@
-"""Bytes of an event stream → whole server-sent frames.
+"""Parse server-sent events: chunks of bytes into whole frames.
 
-A gate in front of sseclient-py: it hands on whole frames alone, and mends what sseclient-py would get wrong (a frame
-cut off by the end, mixed line ends, a byte-order mark, invalid UTF-8, an id with NUL, a bare id). The rules are those
-of the WHATWG HTML standard, section "Server-sent events". No I/O here; what a frame means is the business of
-`connection.py`.
+The chunks are normalized before sseclient-py parses them, because it deviates from the WHATWG HTML
+standard (section "Server-sent events") for incomplete frames, mixed line ends, a byte-order mark,
+invalid UTF-8, ids with NUL, and frames of only an id.
 """
 
 from __future__ import annotations
@@ -14,25 +13,26 @@ from typing import Any, Protocol
 
 from sseclient import SSEClient
 
+from arkor.client.http.errors import CHECK_ADDRESS
 from arkor.errors import ArkorError
 
-#: The longest frame that is kept in memory, in bytes.
+#: The longest frame that is accepted, in bytes.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-#: sseclient-py joins the lines of a frame one by one; lines × bytes bounds that work to a fraction of a second.
+#: sseclient-py joins lines one by one; a limit on lines × bytes keeps that below a second.
 _MAX_FRAME_WORK = 2**32
 
 _BOM = b"\xef\xbb\xbf"
 _DATA = re.compile(rb"^data(?::|$)", re.MULTILINE)
 _ID_OR_RETRY = re.compile(rb"^(?:id|retry)(?::.*)?$", re.MULTILINE)
-_TO_IGNORE = re.compile(rb"^(?:id:.*\x00.*|retry(?!: ?[0-9]+$).*)\n?", re.MULTILINE)
+_INVALID_FIELDS = re.compile(rb"^(?:id:.*\x00.*|retry(?!: ?[0-9]+$).*)\n?", re.MULTILINE)
 
 
 class FrameTooLarge(ArkorError):
-    """A server-sent frame grew beyond what is kept in memory."""
+    """A server-sent frame is longer than the limit."""
 
 
 class Frame(Protocol):
-    """One whole frame: `id` is None where the frame has none, `retry` is a string of digits (milliseconds)."""
+    """One frame: `id` is None if not set, `retry` is a string of digits (milliseconds)."""
 
     id: str | None
     event: str
@@ -41,16 +41,17 @@ class Frame(Protocol):
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
-    """The frames of a stream, each as soon as its last byte has come, however the bytes are split.
+    """Yield the frames of a stream, each as soon as its last byte has arrived.
 
-    What the end cuts off is never returned. Raises `FrameTooLarge`, and whatever `chunks` raises.
+    A frame that is incomplete at the end is dropped. Raise `FrameTooLarge`, and whatever `chunks`
+    raises.
     """
     parsed: Any = _Parser(_normalize_frames(_split_blocks(_normalize_newlines(_strip_bom(chunks))))).events()
     return iter(parsed)
 
 
 class _Parser(SSEClient):
-    """What comes in are whole frames one by one: their ends need not be looked for once more."""
+    """Takes whole frames, so it does not search for their ends again."""
 
     def __init__(self, whole: Iterator[bytes]) -> None:
         super().__init__(whole)
@@ -71,19 +72,19 @@ def _strip_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _normalize_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """CRLF and CR become LF, also where a chunk ends between the two."""
-    swallow_lf = False
+    """Replace CRLF and CR by LF, also if a chunk ends between CR and LF."""
+    skip_lf = False
     for chunk in chunks:
-        if swallow_lf and chunk:
-            chunk, swallow_lf = chunk.removeprefix(b"\n"), False  # noqa: PLW2901 - the rest of it
+        if skip_lf and chunk:
+            chunk, skip_lf = chunk.removeprefix(b"\n"), False  # noqa: PLW2901
         if b"\r" in chunk:
-            swallow_lf = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901 - the same, mended
+            skip_lf = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901
         yield chunk
 
 
 def _split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Blocks of one or more whole frames."""
+    """Regroup chunks into blocks of one or more whole frames."""
     pending = bytearray()
     for chunk in chunks:
         if not pending and chunk.endswith(b"\n\n"):
@@ -101,13 +102,13 @@ def _split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _normalize_frames(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Frame by frame, each such that sseclient-py reads in it what the standard does."""
+    """Split blocks into frames that sseclient-py parses as the standard does."""
     for block in blocks:
         try:
             block.decode()
-        except UnicodeDecodeError:  # replaced by U+FFFD, as the standard's decoder does
-            block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901 - the same, mended
-        # What a backend sends is nearly always plain, so that is found out quickly.
+        except UnicodeDecodeError:  # replaced by U+FFFD, as in the standard
+            block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901
+        # Nearly all frames of a backend are plain, so this check is a fast path.
         is_plain = _fits_limit(block) and b"\x00" not in block and b"retry" not in block
         for frame in block[:-2].split(b"\n\n"):
             yield (frame if is_plain and b"\ndata:" in frame else _normalize_frame(frame)) + b"\n\n"
@@ -117,22 +118,22 @@ def _normalize_frame(frame: bytes) -> bytes:
     if not _fits_limit(frame):
         raise _too_large(frame)
     if b"\x00" in frame or b"retry" in frame:
-        frame = _TO_IGNORE.sub(b"", frame)
+        frame = _INVALID_FIELDS.sub(b"", frame)
     if _DATA.search(frame):
         return frame
-    # Without data it is no event, but it still moves the cursor and sets the delay, which sseclient-py forgets.
+    # A frame without data still sets the cursor and the delay; sseclient-py would drop it.
     rest = _ID_OR_RETRY.findall(frame)
     return b"\n".join([*rest, b"data"]) if rest else b""
 
 
 def _fits_limit(block: bytes) -> bool:
-    """Whether no frame in it can be too large."""
+    """Return whether no frame of the block can be too large."""
     return len(block) <= MAX_FRAME_BYTES and len(block) * (block.count(b"\n") + 1) <= _MAX_FRAME_WORK
 
 
 def _too_large(frame: bytes | bytearray) -> FrameTooLarge:
     lines = frame.count(b"\n") + 1
     return FrameTooLarge(
-        f"the event stream sent one frame of {len(frame):,} bytes in {lines:,} line(s), which is more "
-        "than is kept in memory; is this really the address of an Arkor backend?"
+        f"the event stream sent a frame of {len(frame):,} bytes in {lines:,} line(s), which is too large",
+        remedy=CHECK_ADDRESS,
     )

@@ -1,1 +1,1 @@
-"""The pages of Studio, a room each: what it reads from the backend, what it may be asked to do."""
+"""The pages of Studio: the routes of each page, its parts and its actions."""

@@ -1,8 +1,8 @@
-"""Endpoints: models behind an address, each with its state, its keys, and code that asks it."""
+"""Endpoints: the list, a form for a new one, and the page of one with its keys and code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,26 +11,33 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from arkor.client.api import CloudApiClient
-from arkor.errors import ArkorError, CloudApiError, InvalidConfig
+from arkor.errors import CloudApiError, InvalidConfig, Problem
 from arkor.protocol.deployments import Deployment, DeploymentKey, check_slug
+from arkor.protocol.model_target import ModelTarget
 from arkor.studio import snippets
-from arkor.studio.deployment_urls import address_of, is_unsupported_route
-from arkor.studio.model_selection import ModelOption, model_ref_of_target, option_of, parse_option
+from arkor.studio.model_selection import (
+    ModelOption,
+    address_of,
+    is_unsupported_route,
+    option_of,
+    parse_option,
+    target_of,
+)
 from arkor.studio.rendering import page, redirect
 from arkor.studio.run_index import RunIndex
 
 Form = Mapping[str, Any]
 
-#: What the form calls the fields of a deployment.
+#: The labels of the fields in the form.
 _LABELS = {
     "slug": "Name",
-    "auth_mode": "Who may ask",
-    "run_retention_mode": "What is kept",
-    "runRetentionDays": "Days",
+    "auth_mode": "Access",
+    "run_retention_mode": "Conversations",
     "run_retention_days": "Days",
-    "target.baseModel": "Answers with",
-    "model": "Answers with",
-    "step": "Answers with",
+    "days": "Days",
+    "target.baseModel": "Model",
+    "model": "Model",
+    "step": "Model",
 }
 
 
@@ -48,176 +55,136 @@ def listed(request: Request) -> Response:
         if not is_unsupported_route(error):
             raise
         return page("parts/endpoint_list.html", lacking=True, rows=[])
-    names = _run_names(request.app.state.run_index)
-    rows = [(one, _model(one, names), address_of(client, one)) for one in found]
+    names = {job.id: job.name for job in request.app.state.run_index.runs()}
+    rows = [(item, _model(target_of(item), names), address_of(client, item)) for item in found]
     return page("parts/endpoint_list.html", lacking=False, rows=rows)
 
 
-def _run_names(listing: RunIndex) -> Mapping[str, str]:
-    return {job.id: job.name for job in listing.runs()}
-
-
-def _model(endpoint: Deployment, names: Mapping[str, str]) -> str:
-    """`"support-bot, step 20"`."""
-    weights = model_ref_of_target(endpoint.target)
-    if weights.job_id is None:
-        return weights.model or ""
-    return f"{names.get(weights.job_id, weights.job_id)}, {weights.label}"
+def _model(target: ModelTarget, names: Mapping[str, str]) -> str:
+    """Describe a model (`"support-bot, step 20"`)."""
+    if target.adapter is None:
+        return target.base_model or ""
+    return f"{names.get(target.adapter.job_id, target.adapter.job_id)}, {ModelOption(target).weights}"
 
 
 def endpoint(request: Request) -> Response:
-    """`GET /endpoints/:id`: all about one."""
-    return page("endpoint.html", **_endpoint_context(_client(request), request.path_params["id"]))
+    """`GET /endpoints/:id`: the page of an endpoint."""
+    return page("endpoint.html", **_endpoint_context(request))
 
 
-def _endpoint_context(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> dict[str, Any]:
-    """What the page of an endpoint shows; `made` is a key that is shown this once."""
-    found = client.get_deployment(id_)
+def _endpoint_context(request: Request, made: DeploymentKey | None = None) -> dict[str, Any]:
+    client = _client(request)
+    found = client.get_deployment(request.path_params["id"])
     address = address_of(client, found)
-    needed = None if found.auth_mode == "none" else made.plaintext if made and made.plaintext else snippets.KEY
+    key = None if found.auth_mode == "none" else made.plaintext if made and made.plaintext else snippets.KEY
     return {
         "endpoint": found,
-        "choice": option_of(client, found.target),
+        "choice": option_of(client, found),
         "address": address,
-        "keys": client.list_deployment_keys(id_),
+        "keys": client.list_deployment_keys(found.id),
         "made": made,
-        "snippets": snippets.endpoint_snippets(address, found.slug, key=needed) if address else [],
+        "snippets": snippets.endpoint_snippets(address, found.slug, key=key) if address else [],
     }
 
 
-# A new one
-
-
 def new(request: Request) -> Response:
-    """`GET /endpoints/new`: the form; `run`, `step` and `model` of the address say what is to be published."""
-    client = _client(request)
-    choice = parse_option(client, request.query_params) or _latest(request.app.state.run_index)
+    """`GET /endpoints/new`: the form; `run`, `step` and `model` of the URL choose the model."""
+    choice = parse_option(_client(request), request.query_params) or _latest(request.app.state.run_index)
     return page("endpoint_new.html", choice=choice)
 
 
-def _latest(listing: RunIndex) -> ModelOption | None:
-    """The latest run that has come to its end: nothing else is meant to be published."""
-    job = next((job for job in listing.runs() if job.status == "completed"), None)
-    return None if job is None else parse_option(listing.backend.client(), {"run": job.id})
+def _latest(run_index: RunIndex) -> ModelOption | None:
+    """Return the latest completed run."""
+    job = next((job for job in run_index.runs() if job.status == "completed"), None)
+    return None if job is None else ModelOption(ModelTarget.of_run(job.id), job)
 
 
 def slug(request: Request) -> Response:
-    """`GET /parts/slug`: whether it can be had, as far as that can be known before it is tried."""
+    """`GET /parts/slug`: whether a slug is valid and not used in this project."""
     given = request.query_params.get("slug", "").strip()
     client = _client(request)
-    problem = _problem(client, given) if given else None
-    return page("parts/slug.html", slug=given, problem=problem, address=_preview(client, given))
+    problem = _slug_problem(client, given) if given else None
+    address = address_of(client, Deployment("", given, {}, "none"))
+    return page("parts/slug.html", slug=given, problem=problem, address=address)
 
 
-def _problem(client: CloudApiClient, given: str) -> str | None:
+def _slug_problem(client: CloudApiClient, given: str) -> str | None:
     try:
         check_slug(given)
     except InvalidConfig as error:
-        return error.problem.split(";")[0]
-    taken = any(one.slug == given for one in client.list_deployments())
-    return "is taken by another endpoint of this project" if taken else None
+        return str(Problem(error.problem, remedy=error.remedy))
+    is_taken = any(item.slug == given for item in client.list_deployments())
+    return f"“{given}” is used by another endpoint of this project" if is_taken else None
 
 
-def _preview(client: CloudApiClient, given: str) -> str | None:
-    return address_of(client, Deployment("", given, {}, "none"))
+def form_action(
+    action: Callable[[Request, CloudApiClient, Form], Response],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Turn a blocking function into a route that passes it the client and the fields of the form."""
+
+    async def route(request: Request) -> Response:
+        async with request.form(max_files=0, max_fields=20) as form:
+            fields = dict(form)
+        return await run_in_threadpool(lambda: action(request, _client(request), fields))
+
+    return route
 
 
-async def create(request: Request) -> Response:
-    """`POST /actions/endpoints`: a new one, and on to its page; what is wrong is said in the form."""
-
-    def action(client: CloudApiClient, form: Form) -> Response:
-        try:
-            made = client.create_deployment(_text(form, "slug"), _target(client, form), **_settings(form))
-        except (CloudApiError, InvalidConfig) as error:
-            return _form_error(error)
-        return redirect(f"/endpoints/{made.id}")
-
-    return await _run_action(request, action)
-
-
-def _form_error(error: ArkorError) -> Response:
-    headers = {"HX-Retarget": "#form-error", "HX-Reswap": "innerHTML"}
-    response = page("parts/form_error.html", 400, sentence=_form_message(error))
-    response.headers.update(headers)
-    return response
+@form_action
+def create(request: Request, client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - an action's signature
+    """`POST /actions/endpoints`: create an endpoint and open its page; show errors in the form."""
+    try:
+        made = client.create_deployment(_text(form, "slug"), _target(client, form), **_settings(form))
+    except (CloudApiError, InvalidConfig) as error:
+        response = page("parts/form_error.html", 400, sentence=_form_message(error))
+        response.headers.update({"HX-Retarget": "#form-error", "HX-Reswap": "innerHTML"})
+        return response
+    return redirect(f"/endpoints/{made.id}")
 
 
-def _form_message(error: ArkorError) -> str:
-    """What is wrong, with the field as the form calls it."""
+def _form_message(error: CloudApiError | InvalidConfig) -> str:
+    """Return the message with the form's label instead of the name of the field."""
     if isinstance(error, CloudApiError) and is_unsupported_route(error):
         return f"This backend has no endpoints ({error.message})."
-    sentence = error.message if isinstance(error, CloudApiError) else str(error)
-    name, colon, problem = sentence.partition(": ")
-    return f"{_LABELS[name]}: {problem}" if colon and name in _LABELS else sentence
+    return str(Problem(error.problem, _LABELS.get(error.field or "", error.field), error.remedy))
 
 
-# What is asked of it
+@form_action
+def change(request: Request, client: CloudApiClient, form: Form) -> Response:
+    """`POST /actions/endpoints/:id`: change the model or the settings that the form contains."""
+    target = _target(client, form) if "model" in form or "run" in form else None
+    enabled = form["enabled"] == "1" if "enabled" in form else None
+    client.update_deployment(request.path_params["id"], target=target, enabled=enabled, **_settings(form))
+    return part(request)
 
 
-async def change(request: Request) -> Response:
-    """`POST /actions/endpoints/:id`: the form names the weights, who may ask, what is kept, or whether it answers."""
-
-    def action(client: CloudApiClient, form: Form) -> Response:
-        id_ = request.path_params["id"]
-        target = _target(client, form) if "model" in form or "run" in form else None
-        enabled = form["enabled"] == "1" if "enabled" in form else None
-        client.update_deployment(id_, target=target, enabled=enabled, **_settings(form))
-        return _refreshed(client, id_)
-
-    return await _run_action(request, action)
+@form_action
+def delete(request: Request, client: CloudApiClient, form: Form) -> Response:
+    """`POST /actions/endpoints/:id/delete`: delete the endpoint; the form must contain its slug."""
+    found = client.get_deployment(request.path_params["id"])
+    if _text(form, "slug") != found.slug:
+        raise InvalidConfig("slug", f"type {found.slug} to delete the endpoint")
+    client.delete_deployment(found.id)
+    return redirect("/endpoints")
 
 
-async def delete(request: Request) -> Response:
-    """`POST /actions/endpoints/:id/delete`: gone for good; its slug must be typed."""
-
-    def action(client: CloudApiClient, form: Form) -> Response:
-        found = client.get_deployment(request.path_params["id"])
-        if _text(form, "slug") != found.slug:
-            raise InvalidConfig("slug", f"type {found.slug} to delete the endpoint")
-        client.delete_deployment(found.id)
-        return redirect("/endpoints")
-
-    return await _run_action(request, action)
+@form_action
+def new_key(request: Request, client: CloudApiClient, form: Form) -> Response:
+    """`POST /actions/endpoints/:id/keys`: create a key and show it this once."""
+    made = client.create_deployment_key(request.path_params["id"], _text(form, "label"))
+    return part(request, made)
 
 
-async def new_key(request: Request) -> Response:
-    """`POST /actions/endpoints/:id/keys`: a key, shown this once."""
-
-    def create(client: CloudApiClient, form: Form) -> Response:
-        id_ = request.path_params["id"]
-        return _refreshed(client, id_, client.create_deployment_key(id_, _text(form, "label")))
-
-    return await _run_action(request, create)
+@form_action
+def revoke(request: Request, client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - an action's signature
+    """`POST /actions/endpoints/:id/keys/:key/revoke`: revoke a key."""
+    client.revoke_deployment_key(request.path_params["id"], request.path_params["key"])
+    return part(request)
 
 
-async def revoke(request: Request) -> Response:
-    """`POST /actions/endpoints/:id/keys/:key/revoke`: it opens nothing from now on."""
-
-    def action(client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - every action is called alike
-        id_ = request.path_params["id"]
-        client.revoke_deployment_key(id_, request.path_params["key"])
-        return _refreshed(client, id_)
-
-    return await _run_action(request, action)
-
-
-def part(request: Request) -> Response:
-    """`GET /parts/endpoints/:id`: how it stands, without a key."""
-    return _refreshed(_client(request), request.path_params["id"])
-
-
-def _refreshed(client: CloudApiClient, id_: str, made: DeploymentKey | None = None) -> Response:
-    return page("parts/endpoint.html", **_endpoint_context(client, id_, made))
-
-
-# Forms
-
-
-async def _run_action(request: Request, action: Callable[[CloudApiClient, Form], Response]) -> Response:
-    """Do it on a thread that may wait, with the form that came."""
-    async with request.form(max_files=0, max_fields=20) as form:
-        fields = dict(form)
-    return await run_in_threadpool(lambda: action(_client(request), fields))
+def part(request: Request, made: DeploymentKey | None = None) -> Response:
+    """`GET /parts/endpoints/:id`: the endpoint; `made` is a new key, which is shown this once."""
+    return page("parts/endpoint.html", **_endpoint_context(request, made))
 
 
 def _client(request: Request) -> CloudApiClient:
@@ -232,12 +199,12 @@ def _text(form: Form, name: str) -> str:
 def _target(client: CloudApiClient, form: Form) -> dict[str, Any]:
     choice = parse_option(client, form)
     if choice is None:
-        raise InvalidConfig("model", "choose a run or a model first")
-    return choice.weights.target
+        raise InvalidConfig("model", "choose a run or a model")
+    return choice.target.to_wire()
 
 
 def _settings(form: Form) -> dict[str, Any]:
-    """Who may ask and how long it is kept what was asked, where the form says so. Raises `InvalidConfig`."""
+    """Return the access and retention settings of the form. Raises `InvalidConfig`."""
     found: dict[str, Any] = {}
     if auth := _text(form, "auth_mode"):
         found["auth_mode"] = auth

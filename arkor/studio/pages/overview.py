@@ -1,4 +1,4 @@
-"""Overview: the project's trainer as its entry point has it now, its processes, the last runs, backend and identity."""
+"""The overview: the project's trainer and its processes, the latest runs, the backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import OAuthCredentials
 from arkor.errors import ArkorError
 from arkor.studio.entry_point import probe_entry
@@ -30,108 +28,98 @@ _CHUNK_BYTES = 64 * 1024
 
 
 def overview(request: Request) -> Response:
-    """`GET /`: the frame of the page; what takes a moment comes as parts."""
-    folder: Path = request.app.state.folder
-    last = _launches(request).latest()
-    return page("overview.html", name=folder.name or str(folder), folder=_with_tilde(folder), launch=last)
-
-
-def _with_tilde(folder: Path) -> str:
-    """`"~/support-desk"`, as a person writes it."""
-    home = Path.home()
-    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
+    """`GET /`: the page; its slower parts are loaded separately."""
+    folder, home = request.app.state.folder, Path.home()
+    shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
+    return page("overview.html", name=folder.name or str(folder), folder=shown, launch=_processes(request).latest())
 
 
 def trainer(request: Request) -> Response:
-    """`GET /parts/trainer`: what the entry point would train, read anew. Its buttons work once each."""
+    """`GET /parts/trainer`: the trainer of the entry point, read anew. Each button works once."""
     entry = probe_entry(request.app.state.folder)
     return page("parts/trainer.html", entry=entry, click=uuid.uuid4().hex, second_click=uuid.uuid4().hex)
 
 
 def latest(request: Request) -> Response:
-    """`GET /parts/latest`: the last runs."""
-    runs = request.app.state.run_index.latest(_LATEST + 1)
-    return page("parts/latest.html", runs=runs[:_LATEST], more=len(runs) > _LATEST)
+    """`GET /parts/latest`: the latest runs."""
+    return page("parts/latest.html", runs=request.app.state.run_index.runs()[:_LATEST])
 
 
 def identity(request: Request) -> Response:
-    """`GET /parts/identity`: which backend, in whose name; `?long` is for the card of the overview."""
+    """`GET /parts/identity`: the backend and the identity; with `?long`, for the overview."""
     long = "long" in request.query_params
     try:
         client = request.app.state.backend.client()
     except ArkorError:
-        if long:  # the card says why, the corner of the frame only that it is so
+        if long:  # the card shows the reason, the short form only the state
             raise
         return page("parts/identity.html", long=False, away=True)
-    return page("parts/identity.html", long=long, away=False, **_identity_context(client))
-
-
-def _identity_context(client: CloudApiClient) -> dict[str, Any]:
     scope, embedded = client.scope, client.http.auth.source == "embedded"
     oauth = isinstance(client.credentials, OAuthCredentials)
-    return {
-        "kind": "This machine" if embedded else "Elsewhere",
-        "host": urlsplit(client.base_url).netloc,
-        "url": client.base_url,
-        "why": client.http.auth.source,
-        "who": "a person" if oauth else "this machine's owner" if embedded else "an anonymous identity",
-        "scope": f"{scope.org_slug} / {scope.project_slug}" if scope else "",
-    }
+    return page(
+        "parts/identity.html",
+        long=long,
+        away=False,
+        kind="This machine" if embedded else "Remote",
+        host=urlsplit(client.base_url).netloc,
+        url=client.base_url,
+        why=client.http.auth.source,
+        who="a user" if oauth else "this machine's owner" if embedded else "an anonymous identity",
+        scope=f"{scope.org_slug} / {scope.project_slug}" if scope else "",
+    )
 
 
 def ready(request: Request) -> Response:  # noqa: ARG001 - the signature of a route
-    """`GET /parts/ready`: that Studio is there, and knows the token."""
+    """`GET /parts/ready`: 204 if Studio is running and the token is right."""
     return Response(status_code=204)
 
 
-# Its processes
-
-
 async def launch(request: Request) -> Response:
-    """`POST /actions/launch`: run the trainer; `click` names the click, so that a double one is one."""
+    """`POST /actions/launch`: start the trainer; a repeated `click` starts it only once."""
     form = await request.form()
     click, dry_run = str(form.get("click", "")), form.get("dry_run") == "1"
     if len(click) != 32 or set(click) - set("0123456789abcdef"):
-        raise HTTPException(400, "click: must be the name of a click")
-    started = await run_in_threadpool(lambda: _launches(request).start(click, dry_run=dry_run))
+        raise HTTPException(400, "click: must be the id of a click")
+    started = await run_in_threadpool(lambda: _processes(request).start(click, dry_run=dry_run))
     answer = page("parts/launch.html", launch=started)
-    answer.headers["HX-Trigger-After-Swap"] = "launched"  # the trainer is read anew, and its buttons work once more
+    answer.headers["HX-Trigger-After-Swap"] = "launched"  # reloads the trainer with new click ids
     return answer
 
 
 def launch_state(request: Request) -> Response:
-    """`GET /parts/launches/:id`: whether it goes on, and its run."""
-    return page("parts/launch_state.html", launch=_launch(request))
+    """`GET /parts/launches/:id`: whether the process is running, and its run."""
+    return page("parts/launch_state.html", launch=_process(request))
 
 
 async def output(request: Request) -> Response:
-    """`GET /streams/launches/:id`: what the process has printed from byte `from` on, and what it prints, to its end."""
-    found = await run_in_threadpool(_launch, request)
+    """`GET /streams/launches/:id`: the output of the process from byte `from` on, until it ends."""
+    found = await run_in_threadpool(_process, request)
     given = request.query_params.get("from", "0")
     start = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else 0
     return StreamingResponse(_output(found, start), media_type="text/plain; charset=utf-8")
 
 
-async def _output(launch: RunProcess, start: int) -> AsyncGenerator[bytes, None]:
-    with launch.output.open("rb") as file:
+async def _output(process: RunProcess, start: int) -> AsyncGenerator[bytes, None]:
+    with process.output.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(start, size - _MAX_OUTPUT_BYTES))
         while True:
-            alive = await run_in_threadpool(lambda: launch.alive)
+            # Checked before reading: after the end of the process, everything has been read.
+            alive = await run_in_threadpool(lambda: process.alive)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
-            if not alive or stopping.is_set():  # asked before reading: all that it has printed was read
+            if not alive or stopping.is_set():
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
 
-def _launches(request: Request) -> RunProcesses:
-    launches: RunProcesses = request.app.state.run_processes
-    return launches
+def _processes(request: Request) -> RunProcesses:
+    processes: RunProcesses = request.app.state.run_processes
+    return processes
 
 
-def _launch(request: Request) -> RunProcess:
-    found = _launches(request).find(request.path_params["id"])
+def _process(request: Request) -> RunProcess:
+    found = _processes(request).find(request.path_params["id"])
     if found is None:
         raise HTTPException(404)
     return found

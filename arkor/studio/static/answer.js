@@ -1,18 +1,19 @@
-// One answer of a model, word by word, and what it took; and the weights that a picker has chosen, as a request names them.
+// Requests to a model: the model of a picker, a streamed answer, and its statistics.
 
 import { headers } from "./session.js";
 
-const BROKEN_OFF = "The answer broke off before its end. Ask again.";
+const BROKEN_OFF = "The answer was interrupted. Try again.";
 
-/** Which weights: of a run `run` its final adapter (`step` ""), a checkpoint, or what it began with ("base"); else `model`. */
+/** The model fields of a request: the final adapter of `run` (`step` ""), a checkpoint, or the base model ("base"). */
 export function weightsOf({ run, step, model }) {
   if (!run || step === "base") return { baseModel: model };
   return { adapter: step ? { kind: "checkpoint", jobId: run, step: Number(step) } : { kind: "final", jobId: run } };
 }
 
 /**
- * Ask. `onText(text)` gets what comes. Resolves to `{ finish, usage, first, seconds }`: why it ended, the counts of tokens,
- * the seconds to the first word and from there to the end. Rejects with a sentence, or with an AbortError after `signal`.
+ * Send a request and pass the text to `onText` as it arrives. Resolves to `{ finish, usage, first, seconds }`: the finish
+ * reason, the token counts, the seconds to the first text and from there to the end. Rejects with an Error whose message
+ * is shown to the user, or with an AbortError after `signal`.
  */
 export async function ask(body, { onText, signal }) {
   const began = performance.now();
@@ -39,7 +40,7 @@ async function next(reader) {
   try {
     return await reader.read();
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Error(BROKEN_OFF); // the network has gone
+    throw error.name === "AbortError" ? error : new Error(BROKEN_OFF); // the connection is lost
   }
 }
 
@@ -59,11 +60,11 @@ function parse(data) {
   try {
     return JSON.parse(data) ?? {};
   } catch {
-    return {}; // a newer backend may say what we do not understand
+    return {}; // an unknown frame of a newer backend
   }
 }
 
-/** Post JSON to Studio; rejects with the sentence of an error. */
+/** Post JSON to Studio; rejects with the message of the error. */
 export async function send(path, body, signal) {
   let answer;
   try {
@@ -73,7 +74,7 @@ export async function send(path, body, signal) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     document.dispatchEvent(new CustomEvent("studio:disconnected"));
-    throw new Error("Studio cannot be reached. Once it is back, ask again.");
+    throw new Error("Studio cannot be reached. Start it again and retry.");
   }
   if (answer.ok) return answer;
   if (answer.status === 401) document.dispatchEvent(new CustomEvent("studio:locked"));
@@ -81,7 +82,7 @@ export async function send(path, body, signal) {
 }
 
 function plain(text) {
-  if (!text.trimStart().startsWith("<")) return text || "Studio has not said why.";
+  if (!text.trimStart().startsWith("<")) return text || "Studio returned an error without a message.";
   return new DOMParser().parseFromString(text, "text/html").body.textContent.trim().replace(/\s+/g, " ");
 }
 
@@ -89,16 +90,16 @@ export function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** What an answer took, for a person. */
+/** Format the statistics of an answer. */
 export function costs({ usage, first, seconds, finish }) {
   const said = [];
   if (usage) {
     said.push(`${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}`);
     if (usage.completion_tokens > 1 && seconds > 0.001) said.push(`${rate((usage.completion_tokens - 1) / seconds)} tokens/s`);
   }
-  if (first !== null) said.push(`first after ${first < 10 ? first.toFixed(2) : Math.round(first)} s`);
-  if (usage) said.push(`${usage.prompt_tokens} in the prompt`);
-  if (finish === "length") said.push("cut off at max tokens");
+  if (first !== null) said.push(`first token after ${first < 10 ? first.toFixed(2) : Math.round(first)} s`);
+  if (usage) said.push(`${usage.prompt_tokens} prompt tokens`);
+  if (finish === "length") said.push("stopped at max tokens");
   return said.join(" · ");
 }
 

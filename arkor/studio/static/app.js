@@ -1,5 +1,5 @@
-// What every page has: the token on each call, the content of the address that is open, parts that are asked for again,
-// questions before what cannot be undone, words in the corner, and what is shown while Studio cannot be reached.
+// Behaviour of every page: the token on each request, loading the content of the current URL, refreshing parts,
+// confirmations, notifications, and the banner while Studio cannot be reached.
 
 import { HEADER, headers, keepToken, takeTokenFromAddress, token, tokenIn } from "./session.js";
 import { tick } from "./time.js";
@@ -8,7 +8,7 @@ const main = document.getElementById("main");
 const banner = document.getElementById("disconnected");
 const RECHECK_MS = 2000;
 
-/* Calls of htmx */
+/* Requests of htmx */
 
 document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers[HEADER] = token() ?? "";
@@ -20,10 +20,10 @@ document.addEventListener("htmx:sendError", disconnected);
 document.addEventListener("htmx:afterRequest", (event) => {
   const { successful, elt, requestConfig } = event.detail;
   if (successful) connected();
-  if (requestConfig.verb !== "get") refreshAround(elt); // meanwhile it was left as it was
+  if (requestConfig.verb !== "get") refreshAround(elt); // refreshes were suppressed during the request
 });
 
-// A part that came as it is already leaves the page alone: focus, selection and scrolling stay.
+// An unchanged part is not swapped, which keeps focus, selection and scroll position.
 const shown = new WeakMap();
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, xhr, elt, requestConfig } = event.detail;
@@ -33,11 +33,11 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   const { elt, xhr } = event.detail;
-  shown.set(elt, xhr.responseText); // an outer swap has put a new element in the old one's place
+  shown.set(elt, xhr.responseText); // an outer swap has replaced the element
   furnish(elt);
 });
 
-// Somebody is about to use what would be replaced; what a question or a call is about has to be there for the answer.
+// A part is not replaced while the user interacts with it, or while a confirmation or a request of it is open.
 let asked = null;
 function isBusy(part) {
   return part.contains(asked) || Boolean(part.querySelector("button:active, a:active, select:focus, .htmx-request"));
@@ -48,7 +48,7 @@ function refreshAround(element) {
   if (part) htmx.trigger(part, "refresh");
 }
 
-/* Parts that are asked for again every few seconds, as long as somebody looks */
+/* Parts that are refreshed every few seconds while the page is visible */
 
 const due = new WeakMap();
 setInterval(() => {
@@ -65,13 +65,13 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) for (const part of document.querySelectorAll("[data-every]")) htmx.trigger(part, "refresh");
 });
 
-// Whoever comes back from an editor wants to know whether it is mended.
+// After an error in the entry point, read it again when the user returns from the editor.
 addEventListener("focus", () => {
   const trainer = document.getElementById("trainer");
   if (trainer?.querySelector('[data-kind="fault"]')) htmx.trigger(trainer, "look");
 });
 
-/* What came is made alive */
+/* Initialising new content */
 
 function furnish(root) {
   for (const part of root.querySelectorAll("[data-every]")) due.set(part, performance.now() + Number(part.dataset.every) * 1000);
@@ -86,14 +86,14 @@ function furnish(root) {
   tick(root);
 }
 
-// What is pressed before it is alive would do nothing.
+// Inert until its module is loaded, because clicks would be lost.
 async function mount(element) {
   element.inert = true;
   const module = await import(`./${element.dataset.module}.js`).finally(() => (element.inert = false));
   module.mount(element);
 }
 
-/* The content of this address */
+/* Loading the content of the current URL */
 
 async function open() {
   markPlace();
@@ -136,7 +136,7 @@ async function unlock(event) {
   open();
 }
 
-/* Studio itself is away */
+/* While Studio cannot be reached */
 
 let checking = null;
 function disconnected() {
@@ -156,7 +156,7 @@ function connected() {
 document.addEventListener("studio:disconnected", disconnected);
 document.addEventListener("studio:locked", lock);
 
-/* Questions before what cannot be undone */
+/* Confirmations */
 
 const dialog = document.getElementById("confirm");
 document.addEventListener("htmx:confirm", (event) => {
@@ -176,7 +176,7 @@ document.addEventListener("htmx:confirm", (event) => {
   }, { once: true });
 });
 
-/* Small things to press */
+/* Small buttons */
 
 document.addEventListener("click", async (event) => {
   const pressed = event.target.closest("button");
@@ -204,11 +204,11 @@ function changeTheme() {
   root.dataset.theme = dark ? "light" : "dark";
   try {
     localStorage.setItem("arkor.theme", root.dataset.theme);
-  } catch { /* for this page alone */ }
+  } catch { /* storage is forbidden: for this page only */ }
   document.dispatchEvent(new CustomEvent("studio:theme"));
 }
 
-// Words in the corner leave by themselves, but for faults.
+// Notifications disappear after a few seconds, except errors.
 new MutationObserver((changes) => {
   for (const { addedNodes } of changes)
     for (const node of addedNodes)

@@ -1,5 +1,4 @@
-// The runs that stand beside each other get one question, behind one system prompt; each answers with the best weights that
-// it has by now.
+// Sends one message, with one system prompt, to each compared run: to its final adapter or latest checkpoint.
 
 import { ask, costs, sentence, weightsOf } from "./answer.js";
 import { keptSetting } from "./sampling.js";
@@ -10,7 +9,7 @@ export function mount(section) {
   const [sending, stopping, place] = ["send", "stop", "answers"].map((name) => section.querySelector(`[data-${name}]`));
   const runs = [...document.querySelectorAll(".compared [data-run]")].map((element, index) => new Asked(element, index));
   let abort = null;
-  system.value = keptSetting("system"); // that of the playground: they were trained with the same
+  system.value = keptSetting("system"); // the playground's; the runs were probably trained with it
 
   section.querySelector("form").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -66,12 +65,12 @@ class Asked {
 
 const [QUIET_MS, LONGEST_MS] = [600, 5000];
 
-/** The step of the latest checkpoint of a run that has no final adapter yet; its events are read until they are quiet. */
+/** The step of a run's latest checkpoint, "" for its final adapter: from its events, read until a pause. */
 function latest(run) {
   return new Promise((resolve, reject) => {
     let step = null;
     let timer = setTimeout(done, LONGEST_MS);
-    const limit = setTimeout(done, LONGEST_MS); // one that logs all the time is never quiet
+    const limit = setTimeout(done, LONGEST_MS); // a fast run never pauses
     const leave = follow(`/streams/runs/${encodeURIComponent(run)}`, {
       onEvents(events) {
         for (const event of events) if (event.type === "checkpoint.saved") step = String(event.step);
@@ -85,7 +84,7 @@ function latest(run) {
       clearTimeout(timer);
       clearTimeout(limit);
       leave?.();
-      if (step === null) reject(new Error("It has no checkpoint yet; ask again once it has one."));
+      if (step === null) reject(new Error("This run has no checkpoint yet. Try again when it has one."));
       else resolve(step);
     }
   });

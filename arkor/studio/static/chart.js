@@ -1,5 +1,5 @@
-// A chart: lines over steps, drawn by uPlot. Hover reads it, dragging or + and − zoom it, the arrow keys walk through it.
-// Charts of one group share the place of the cursor and what is zoomed into.
+// A line chart over steps, drawn by uPlot. Hovering shows values, dragging or + and − zoom, the arrow keys move the cursor.
+// The charts of a group share the cursor and the zoom.
 
 import { colour, icon, make } from "./dom.js";
 import { smoothed, short, thinned } from "./metrics.js";
@@ -9,7 +9,7 @@ const VENDOR = "/static/vendor/uPlot-1.6.32";
 const MOST_POINTS = 3000;
 
 let loading = null;
-/** uPlot, loaded by the pages that have charts. */
+/** Load uPlot, for pages with charts. */
 export function loadCharts() {
   loading ??= new Promise((resolve, reject) => {
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet", href: `${VENDOR}.min.css` });
@@ -21,12 +21,12 @@ export function loadCharts() {
   return loading;
 }
 
-/** Charts that are looked at together. */
+/** Charts with a common cursor and zoom. */
 export class Group {
   constructor() {
     this.charts = [];
     this.range = null;
-    this.reading = null; // the step that the arrow keys have come to; a pointer has none, it stays where it is
+    this.reading = null; // the step selected with the arrow keys
     this.key = `group-${Math.random()}`;
     document.addEventListener("studio:theme", () => this.rebuild());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
@@ -37,19 +37,19 @@ export class Group {
     return chart;
   }
 
-  /** Show these steps alone; null is all of them. */
+  /** Show a range of steps; null for all. */
   zoom(range) {
     this.range = range;
     for (const chart of this.charts) chart.draw();
   }
 
-  /** From the first step that any of them has to the last. */
+  /** The first and the last step of any chart. */
   fullRange() {
     const columns = this.charts.flatMap((chart) => chart.filled.map((line) => line.column));
     return [Math.min(...columns.map(({ steps }) => steps[0])), Math.max(...columns.map(({ steps }) => steps[steps.length - 1]))];
   }
 
-  /** `factor` below 1 comes nearer, around the middle of what is shown. */
+  /** Zoom around the middle of the shown range; in for a `factor` below 1. */
   scale(factor, chart) {
     const [from, to] = chart.shownRange();
     const [middle, half] = [(from + to) / 2, ((to - from) / 2) * factor];
@@ -71,16 +71,16 @@ export class Group {
 
 export class Chart {
   /**
-   * `lines`: `{label, series, column, plain}`, series being the number of a colour, `plain` for one that is not smoothed.
-   * `options`: `smoothing` (0 to 0.99), `log`, `fromZero`, `format` (of a value), `none` (the words where there is nothing
-   * to draw), `tall`, `several` (each line is another run's), `lowest` (the lowest value is the best one, and is said).
+   * `lines`: `{label, series, column, plain}`: `series` is the number of a colour, a `plain` line is not smoothed.
+   * `options`: `smoothing` (0 to 0.99), `log`, `fromZero`, `format` (of a value), `none` (the text of an empty
+   * chart), `tall`, `several` (each line is of another run), `lowest` (the lowest value is emphasised).
    */
   constructor(group, title, lines, options) {
     this.group = group;
     group.add(this);
     this.title = title;
     this.lines = lines;
-    this.options = { smoothing: 0, log: false, format: short, none: "Nothing yet.", ...options };
+    this.options = { smoothing: 0, log: false, format: short, none: "No values yet.", ...options };
     this.figure = this.build();
     this.plot = null;
     new ResizeObserver(() => this.resize()).observe(this.area);
@@ -123,7 +123,7 @@ export class Chart {
     return this.lines.reduce((sum, line) => sum + line.column.length, 0);
   }
 
-  /** The lines that have a point. */
+  /** The lines with points. */
   get filled() {
     return this.lines.filter((line) => line.column.length);
   }
@@ -132,12 +132,12 @@ export class Chart {
     return this.group.range ?? this.group.fullRange();
   }
 
-  /** How strongly a line is smoothed: not where it has few points, nor where they are measured over many rows anyway. */
+  /** The smoothing of a line: 0 if it has few points or is `plain`. */
   smoothingOf(line) {
     return line.plain || stageOf(line) === 0 ? 0 : this.options.smoothing;
   }
 
-  /** What is to be drawn, as uPlot has it: steps, then for each line its points and its smoothed ones. */
+  /** The data for uPlot: the steps, then for each line its values and its smoothed values. */
   data() {
     const [from, to] = this.shownRange();
     const tables = this.lines.map((line) => {
@@ -157,7 +157,7 @@ export class Chart {
   draw() {
     const none = !this.filled.some(({ column }) => column.values.some(Number.isFinite));
     this.empty.hidden = !none;
-    if (none && this.points) this.empty.textContent = "Not one of its values is a number.";
+    if (none && this.points) this.empty.textContent = "No value is a finite number.";
     if (none || !this.area.clientWidth) return;
     if (!this.plot || this.stages !== String(this.lines.map(stageOf))) this.create();
     else {
@@ -233,14 +233,14 @@ export class Chart {
     ];
   }
 
-  /** How far the vertical axis goes beyond the values; where there are few, they get air. */
+  /** The range of the vertical axis, with a margin, which is larger for few points. */
   rangeOf() {
     if (this.options.log) return undefined;
     if (this.options.fromZero) return (_, __, high) => [0, (high || 1) * 1.15];
     return (_, low, high) => range(low, high, this.points < FEW ? 0.3 : 0.08);
   }
 
-  /** After new points: what is written beside them, and the cursor, which is to stay at its step and not at its place. */
+  /** After a draw: write the values, and move the cursor back to its step. */
   onDraw(plot) {
     if (this.options.lowest) writeValues(plot, this.lines[0], this.options.format, this.figure);
     const { reading } = this.group;
@@ -280,7 +280,7 @@ export class Chart {
     this.plot.setCursor({ left: this.plot.valToPos(steps[at], "x"), top: 20 });
   }
 
-  /** The values under the cursor, or the last ones. */
+  /** Show the values under the cursor, or the last ones. */
   tell() {
     const at = this.plot?.cursor.idx;
     this.readout.replaceChildren();
@@ -299,7 +299,7 @@ export class Chart {
     this.readout.append(bold(value === null ? "NaN" : this.options.format(value)), " ");
   }
 
-  /** The last values, named where there are several; of many runs there would be too many. */
+  /** Show the last values, with labels if there are several lines; nothing for several runs. */
   tellLast() {
     if (this.options.several) return;
     for (const line of this.filled) {
@@ -310,17 +310,17 @@ export class Chart {
     if (lowest !== null) this.readout.append(`lowest at step ${this.lines[0].column.steps[lowest]}`);
   }
 
-  /** The chart in words, for those who do not see it. */
+  /** Describe the chart for screen readers. */
   describe() {
     const words = this.filled.map(({ label, column }) => {
       const [first, last] = [column.steps[0], column.steps[column.length - 1]];
       return `${label}: ${this.options.format(column.values[0])} at step ${first}, ${this.options.format(column.last)} at step ${last}`;
     });
-    this.area.setAttribute("aria-label", `${this.title}. ${words.join("; ")}. Arrow keys read it, plus and minus zoom.`);
+    this.area.setAttribute("aria-label", `${this.title}. ${words.join("; ")}. Use the arrow keys to read values, plus and minus to zoom.`);
   }
 }
 
-/** Of a line: 0, too few points to smooth; 1, few enough to show each; 2, many. */
+/** 0: too few points to smooth; 1: few enough to show each; 2: many. */
 function stageOf({ column: { length } }) {
   return length < FEW ? 0 : length < 40 ? 1 : 2;
 }
@@ -329,7 +329,7 @@ const INCREMENTS = [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((power) => 
 
 function range(low, high, air) {
   if (low === null) return [0, 1];
-  const spread = [high - low, Math.abs(high), 1].find((size) => size > 1e-300); // what is smaller cannot be drawn
+  const spread = [high - low, Math.abs(high), 1].find((size) => size > 1e-300); // smaller ranges cannot be drawn
   const margin = spread * air;
   return [low >= 0 && low - margin < 0 ? 0 : low - margin, high + margin];
 }

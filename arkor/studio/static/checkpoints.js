@@ -1,17 +1,17 @@
-// The checkpoints of a run that can be asked: its events tell of each that is saved, its backend which of them it keeps.
+// The available checkpoints of a run: saved ones from its events, without those that the backend has deleted.
 
 import { headers } from "./session.js";
 
-const SETTLED_MS = 1500; // a checkpoint is saved first; then those that it takes the place of are cleared away
+const SETTLED_MS = 1500; // the backend deletes old checkpoints shortly after a save
 const ENDS = new Set(["training.completed", "training.failed", "training.cancelled"]);
 
 export class Checkpoints {
-  /** `changed()` is called when the backend has said which it keeps. */
+  /** `changed()` is called when the backend has reported which checkpoints it keeps. */
   constructor(run, changed) {
     Object.assign(this, { run, changed, saved: new Map(), kept: null, over: false, wait: 0 });
   }
 
-  /** What an event says of them; `value` is what is to be known of one that it tells of. */
+  /** Process an event; `value` is stored for the checkpoint that it announces. */
   take({ type, step, artifacts }, value = step) {
     if (type === "checkpoint.saved") {
       this.saved.set(step, value);
@@ -19,12 +19,12 @@ export class Checkpoints {
     } else if (ENDS.has(type)) {
       this.over = true;
       const listed = artifacts?.filter(({ kind }) => kind === "checkpoint").map((artifact) => artifact.step);
-      if (listed?.length) this.kept = new Set(listed); // one that lists none says nothing about them
+      if (listed?.length) this.kept = new Set(listed); // an empty list is not reliable
       if (this.saved.size) this.askSoon();
     }
   }
 
-  /** Their steps, the latest first. One that is younger than what the backend has said is there. */
+  /** Their steps, latest first; includes checkpoints newer than the backend's report. */
   get steps() {
     const youngest = this.over ? Infinity : Math.max(...(this.kept ?? []));
     const there = (step) => !this.kept || this.kept.has(step) || step > youngest;
@@ -36,7 +36,7 @@ export class Checkpoints {
       this.timer = null;
       this.ask();
     }, this.wait);
-    this.wait = SETTLED_MS; // but what the history tells of has settled long ago
+    this.wait = SETTLED_MS; // the first request is not delayed: recorded events are old
   }
 
   async ask() {
@@ -46,6 +46,6 @@ export class Checkpoints {
       if (!kept) return;
       this.kept = new Set(kept);
       this.changed();
-    } catch { /* Studio is away: what was known stays */ }
+    } catch { /* Studio cannot be reached: keep the known state */ }
   }
 }

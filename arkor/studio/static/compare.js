@@ -1,4 +1,4 @@
-// Several runs beside each other: their losses in one chart, live for those that go on; the settings in which they differ.
+// The comparison of runs: their losses in one chart, updated live, and their different settings.
 
 import { Chart, Group, loadCharts } from "./chart.js";
 import { Column, numberOf } from "./metrics.js";
@@ -17,8 +17,8 @@ export async function mount(page) {
   const group = new Group();
   const lines = (name) => runs.map(({ label, series, [name]: column }) => ({ label, series, column }));
   const charts = [
-    new Chart(group, "Loss", lines("loss"), { smoothing: 0.6, tall: true, several: true, none: "None of them has taken a step yet." }),
-    new Chart(group, "Eval loss", lines("evalLoss"), { tall: true, several: true, none: "None of them has evaluated." }),
+    new Chart(group, "Loss", lines("loss"), { smoothing: 0.6, tall: true, several: true, none: "No steps yet." }),
+    new Chart(group, "Eval loss", lines("evalLoss"), { tall: true, several: true, none: "No evaluations yet." }),
   ];
   place.append(...charts.map((chart) => chart.figure));
   for (const run of runs) watch(run, later(() => charts.forEach((chart) => chart.draw())));

@@ -1,4 +1,4 @@
-// What the process of a run prints, as it comes; from where it was, should the connection break.
+// The output of a run's process, streamed; after a lost connection it resumes where it was.
 
 import { headers } from "./session.js";
 

@@ -1,6 +1,6 @@
-// Elements and colours, for what is made here and not by the server.
+// Helpers for elements and colours.
 
-/** A colour of tokens.css as a canvas takes it. */
+/** Resolve a colour variable of tokens.css for a canvas. */
 export function colour(element, name) {
   const probe = element.ownerDocument.createElement("i");
   probe.style.color = `var(${name})`;
@@ -30,7 +30,7 @@ export function icon(name) {
 
 export const [LONG, TAIL] = [24, 12]; // characters, as in kit.html
 
-/** A name as nodes: where there is no room, a long one loses its middle. */
+/** Return a name as nodes; a long one is shortened in the middle where space is short. */
 export function named(text) {
   if (text.length <= LONG) return [text];
   const ends = make("span", "ends");

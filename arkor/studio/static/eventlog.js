@@ -1,4 +1,4 @@
-// The log of a run's events. Only the rows in sight are in the page, so that a hundred thousand of them cost nothing.
+// The event log of a run. Only the visible rows are in the page, so that a hundred thousand events are no problem.
 
 import { make } from "./dom.js";
 import { numberOf, short } from "./metrics.js";
@@ -28,7 +28,7 @@ export class EventLog {
     this.draw();
   }
 
-  /** The rows in sight; whoever is at the end stays there. */
+  /** Draw the visible rows; keep scrolling along if the end is visible. */
   draw() {
     const { box } = this;
     const atEnd = this.height === undefined || box.scrollTop + box.clientHeight >= this.height - ROW;
@@ -63,7 +63,7 @@ function row(event, index) {
 
 const LABELS = { log: "step", saved: "checkpoint" };
 
-/** What an event is about; on the wire, a run that was cancelled has failed for that reason. */
+/** The kind of an event; on the wire, a cancelled run is a failed one with this error. */
 export function kindOf(event) {
   return event.error === "Job cancelled" ? "cancelled" : event.type.split(".").pop();
 }

@@ -1,18 +1,17 @@
-// The conversation of the playground, kept for as long as its tab: through a reload, and while other pages are looked at.
-// Not for longer, and not where other tabs can read it: what was asked is nobody else's, and another program may listen at
-// this address tomorrow.
+// The conversation of the playground, stored with its tab: it survives a reload and visits to other pages.
+// It is not stored longer or for other tabs, because it is private and another program may use this address later.
 
 const KEY = "arkor.playground.conversation";
 const [MOST_TURNS, MOST_CHARACTERS] = [100, 300_000]; // of each model; of all that is kept
 
-/** Keep it: `place` is the query of the address, `talks` are `{picked, turns}`, a turn `{question, text, note, state}`. */
+/** Store it: `place` is the query of the URL, `talks` are `{picked, turns}`, a turn `{question, text, note, state}`. */
 export function keep(project, place, talks) {
   try {
     sessionStorage.setItem(KEY, fitting({ project, place, talks }));
-  } catch { /* storage is full or forbidden: for this page alone */ }
+  } catch { /* storage is full or forbidden: for this page only */ }
 }
 
-/** What was kept of a project; null for nothing. */
+/** Return the stored conversation of a project, or null. */
 export function kept(project) {
   try {
     const found = JSON.parse(sessionStorage.getItem(KEY));
@@ -25,10 +24,10 @@ export function kept(project) {
 export function forget() {
   try {
     sessionStorage.removeItem(KEY);
-  } catch { /* there is none */ }
+  } catch { /* storage is forbidden */ }
 }
 
-/** As JSON, without the oldest turns where they are too many. */
+/** Encode as JSON, without the oldest turns if there are too many. */
 function fitting(record) {
   for (let most = MOST_TURNS; ; most = Math.floor(most / 2)) {
     const talks = record.talks.map((talk) => ({ ...talk, turns: most ? talk.turns.slice(-most) : [] }));

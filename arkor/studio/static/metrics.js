@@ -1,4 +1,4 @@
-// The numbers of a run, as columns; smoothing, and fewer points where there are more than pixels.
+// The metrics of a run as columns; smoothing and downsampling.
 
 /** A column of (step, value) pairs that grows; a value may be NaN, which leaves a gap. */
 export class Column {
@@ -21,14 +21,14 @@ export class Column {
   }
 }
 
-/** The number that an event carries; NaN for one that is not finite, undefined for none. */
+/** The number in an event; NaN if it is not finite, undefined if it is missing. */
 export function numberOf(event, key) {
   const value = event[key];
   if (typeof value === "number") return value;
   return event.nonFinite?.[key] ? NaN : undefined;
 }
 
-/** Exponential moving average without the pull of its start; NaN stays, and is not carried on. */
+/** Exponential moving average with bias correction; NaN stays NaN and does not affect later values. */
 export function smoothed(values, weight) {
   if (!weight) return values;
   const result = new Array(values.length);
@@ -56,8 +56,8 @@ export function indexOf(steps, step) {
 }
 
 /**
- * Which points to draw between two steps, at most about `most`: where there are more, the lowest and the highest of each
- * bucket, so that no spike gets lost, and one that is no number, so that a gap stays a gap. One beyond either edge, too.
+ * The indices of the points to draw between two steps, at most about `most`. If there are more: the lowest and the highest
+ * of each bucket, to keep spikes, and one NaN, to keep gaps. Includes one point beyond each edge.
  */
 export function thinned(steps, values, from, to, most) {
   const first = Math.max(0, indexOf(steps, from) - 1);
@@ -79,12 +79,12 @@ export function thinned(steps, values, from, to, most) {
   return picked;
 }
 
-/** So many a second. */
+/** Format a rate. */
 export function rate(value) {
   return value >= 100 ? Math.round(value).toLocaleString("en") : value.toPrecision(3);
 }
 
-/** A loss in as few characters as are worth reading. */
+/** Format a loss. */
 export function short(value) {
   if (value === undefined || value === null) return "–";
   if (!Number.isFinite(value)) return "NaN";

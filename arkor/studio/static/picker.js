@@ -1,6 +1,5 @@
-// Which weights answer: a run or a base model, chosen in a dialog, and of a run one of its checkpoints. A run that goes on
-// shows each new checkpoint, and none that its backend has cleared away; until somebody chooses, its latest is chosen. What
-// is chosen stands in the element's data.
+// The model picker: a run or a base model from a dialog, and a checkpoint of the run. The list of an active run follows its
+// checkpoints, and selects the latest until the user chooses one. The choice is stored in the element's data attributes.
 
 import { Checkpoints } from "./checkpoints.js";
 import { LONG, named } from "./dom.js";
@@ -17,8 +16,8 @@ class Picker {
     this.dialog = document.getElementById("choose");
     root.querySelector("[data-open]").addEventListener("click", () => this.open());
     this.steps.addEventListener("change", () => this.chooseStep(this.steps.value));
-    root.addEventListener("begin", () => this.begin(true)); // somebody has put another choice into the data
-    root.addEventListener("hold", () => this.chooseStep(root.dataset.step)); // from here on it does not change by itself
+    root.addEventListener("begin", () => this.begin(true)); // the data attributes were changed
+    root.addEventListener("hold", () => this.chooseStep(root.dataset.step)); // keep the selected step
     this.begin(Boolean(root.dataset.step));
   }
 
@@ -39,7 +38,7 @@ class Picker {
     htmx.trigger(search, "look");
   }
 
-  /** With another run or model: its checkpoints are found out. `held`: the step is somebody's choice. */
+  /** Start with a run or model, and load its checkpoints. `held`: the user has chosen the step. */
   begin(held) {
     const { run, name, status } = this.root.dataset;
     this.leave?.();
@@ -81,7 +80,7 @@ class Picker {
     this.settle();
   }
 
-  /** What is chosen is one of those that there are: the best of them until somebody chooses. */
+  /** Select the user's step, or by default the final adapter or the latest checkpoint. */
   settle() {
     const { run, step } = this.root.dataset;
     const [latest] = this.checkpoints.steps;

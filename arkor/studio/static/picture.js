@@ -1,8 +1,8 @@
-// Charts as a file to take away.
+// Charts as a PNG file.
 
 import { colour, make } from "./dom.js";
 
-/** All charts of a group as one picture. */
+/** Draw all charts of a group in one image. */
 export async function pictureOf(group, name) {
   const drawn = group.charts.filter((chart) => chart.plot);
   const scale = devicePixelRatio;
@@ -27,7 +27,7 @@ export async function pictureOf(group, name) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-/** Which line is which, beside the heading. */
+/** Draw the legend next to the heading. */
 function legend(pen, chart, left, middle, scale) {
   const ink = pen.fillStyle;
   pen.font = `400 ${12 * scale}px ${getComputedStyle(document.body).fontFamily}`;

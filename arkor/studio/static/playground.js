@@ -1,5 +1,5 @@
-// The playground: conversations with one model, or with two that get the same questions; a stop that ends what a backend
-// computes; the same as code. What is said is shown as it is, never as markup, and stays with the tab.
+// The playground: conversations with one model, or with two that get the same messages. Stop also ends the computation in
+// the backend. Text is shown as text, never as markup, and is stored only in this tab.
 
 import { ask, costs, send, sentence, weightsOf } from "./answer.js";
 import { forget, keep, kept } from "./kept.js";
@@ -56,7 +56,7 @@ class Playground {
     this.prompt.rows = Math.min(10, Math.max(2, this.prompt.value.split("\n").length));
   }
 
-  /** What goes with every question; null, and a sentence in place, where something is wrong with it. */
+  /** The settings of a request; null, with a message next to the form, if one is invalid. */
   checked() {
     try {
       return settingsOf(this.settings);
@@ -75,7 +75,7 @@ class Playground {
     const text = this.prompt.value;
     const settings = this.checked();
     if (!text.trim() || !settings || this.busy) return;
-    if (this.shown.some((talk) => !talk.chosen)) return this.complain("Choose a model first, at the top.");
+    if (this.shown.some((talk) => !talk.chosen)) return this.complain("Choose a model first.");
     this.prompt.value = "";
     this.grow();
     this.each((talk) => talk.ask(text, settings));
@@ -116,7 +116,7 @@ class Playground {
     this.find("clear").disabled = !asked;
   }
 
-  /** What has been said in this tab: in this place, or, where the address names nobody, wherever that was. */
+  /** Restore the conversation of this tab if the URL names the same models, or none. */
   recall() {
     const found = kept(this.page.dataset.project);
     if (!found || (location.search && !isSame(location.search, found.place))) return;
@@ -141,7 +141,7 @@ class Playground {
     else this.find("double").focus();
   }
 
-  /** The address says who is asked, so that it can be kept, and found again. */
+  /** Put the chosen models in the URL, so that it can be bookmarked. */
   keepPlace() {
     const place = new URLSearchParams();
     this.shown.forEach(({ picked: { run, step, model, held } }, index) => {
@@ -163,14 +163,14 @@ class Playground {
     try {
       const draft = this.prompt.value.trim() || (talk.turns.length ? "" : "Hello!");
       const answer = await send("/parts/code", talk.request(draft, settings));
-      content.innerHTML = await answer.text(); // made by Studio, which escapes whatever is somebody's
+      content.innerHTML = await answer.text(); // rendered by Studio, which escapes every value
     } catch (error) {
       content.textContent = error.message;
     }
   }
 }
 
-/** A conversation with one model: turns of a question and its answer. */
+/** A conversation with one model: turns of a message and its answer. */
 class Talk {
   constructor(element, playground) {
     this.element = element;
@@ -195,7 +195,7 @@ class Talk {
     return { picked: { run, name, model, status, step }, turns: this.turns.map((turn) => turn.record) };
   }
 
-  /** Show what was kept; `choose` the weights of then, too. */
+  /** Show a stored conversation; `choose`: select its model too. */
   recall({ picked, turns }, choose) {
     this.element.hidden = false;
     if (choose) Object.assign(this.picked, picked);
@@ -206,7 +206,7 @@ class Talk {
     this.toTheEnd();
   }
 
-  /** The request for an answer to `text`, or, where it is empty, to the last question. What failed was never said. */
+  /** The request for an answer to `text`, or to the last message if it is empty; without failed turns. */
   request(text, settings) {
     const { system, ...rest } = settings;
     const messages = system ? [{ role: "system", content: system }] : [];
@@ -242,7 +242,7 @@ class Talk {
     }
   }
 
-  /** Whoever reads the end goes on to see it; whoever has scrolled back is left where they are. */
+  /** Apply a change; keep the end visible unless the user has scrolled back. */
   following(change) {
     const near = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
     change();
@@ -272,14 +272,14 @@ class Turn {
     this.said = part("p", "said", "");
     this.note = part("p", "note muted small", "");
     this.element.dataset.state = "busy";
-    this.element.setAttribute("aria-busy", "true"); // to be read out once it is whole
+    this.element.setAttribute("aria-busy", "true"); // screen readers wait for the whole answer
     this.element.append(asked, this.said, this.note);
     this.patience = setTimeout(() => {
-      if (!this.text) this.note.textContent = "A model that was not asked before is loaded first.";
+      if (!this.text) this.note.textContent = "Loading the model; this happens at its first use.";
     }, PATIENCE_MS);
   }
 
-  /** One that was kept. */
+  /** Restore a stored turn. */
   static of({ question, text, state, note }) {
     const turn = new Turn(question);
     if (text) turn.add(text);
@@ -287,15 +287,15 @@ class Turn {
     return turn;
   }
 
-  /** What is kept of it; one that is still being answered ends here. */
+  /** The data to store; an unfinished answer counts as stopped. */
   get record() {
     const { question, text, said, note, element } = this;
     const [busy, failed] = ["busy", "failed"].map((state) => element.dataset.state === state);
     return {
       question,
-      text: failed && said.isConnected ? said.textContent : text, // what came of it is shown, though it was never said
+      text: failed && said.isConnected ? said.textContent : text, // a failed answer is shown, but not sent again
       state: busy ? "stopped" : element.dataset.state,
-      note: busy ? "Stopped: the page was left." : note.textContent,
+      note: busy ? "Stopped because the page was closed." : note.textContent,
     };
   }
 
@@ -312,13 +312,13 @@ class Turn {
     this.note.textContent = note;
     this.note.classList.toggle("problem-note", state === "failed");
     if (state === "failed") this.note.setAttribute("role", "alert");
-    if (!this.text && state === "done") this.said.firstChild.appendData("(an empty answer)");
+    if (!this.text && state === "done") this.said.firstChild.appendData("(empty answer)");
     if (!this.text && state !== "done") this.said.remove();
     if (state === "failed") this.text = "";
   }
 }
 
-/** Whether two addresses name the same models. */
+/** True if two queries name the same models. */
 function isSame(one, other) {
   const [mine, theirs] = [one, other].map((query) => new URLSearchParams(query));
   mine.sort();

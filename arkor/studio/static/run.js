@@ -1,4 +1,4 @@
-// The page of a run: its events become numbers, charts, checkpoints and a log.
+// The page of a run: metrics, charts, checkpoints and a log, from its events.
 
 import { Chart, Group, loadCharts } from "./chart.js";
 import { Checkpoints } from "./checkpoints.js";
@@ -9,7 +9,7 @@ import { download, pictureOf } from "./picture.js";
 import { follow } from "./stream.js";
 import { clock } from "./time.js";
 
-const RECENT = 24; // steps that the speed is taken from
+const RECENT = 24; // steps for the average speed
 const ENDED = { completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
 const NUMBERS = ["loss", "evalLoss", "learningRate", "epoch", "samplesPerSecond"];
 
@@ -48,10 +48,10 @@ class RunPage {
     const { loss, evalLoss, learningRate, speed } = this.columns;
     const line = (label, series, column, plain = false) => ({ label, series, column, plain });
     const charts = [
-      new Chart(this.group, "Loss", [line("loss", 1, loss), line("eval loss", 2, evalLoss, true)], { smoothing, none: "The first step has not come yet." }),
-      new Chart(this.group, "Eval loss", [line("eval loss", 2, evalLoss)], { lowest: true, none: evaluates ? `The first evaluation comes at step ${evaluates}.` : "This run does not evaluate; one with eval_steps does." }),
-      new Chart(this.group, "Learning rate", [line("learning rate", 3, learningRate)], { format: (value) => (value ? value.toExponential(2).replace("e+", "e") : "0"), none: "None logged so far." }),
-      new Chart(this.group, "Speed", [line("speed", 5, speed)], { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Known from the second step on.", fromZero: true }),
+      new Chart(this.group, "Loss", [line("loss", 1, loss), line("eval loss", 2, evalLoss, true)], { smoothing, none: "No steps yet." }),
+      new Chart(this.group, "Eval loss", [line("eval loss", 2, evalLoss)], { lowest: true, none: evaluates ? `The first evaluation is at step ${evaluates}.` : "This run has no evaluations; set eval_steps for some." }),
+      new Chart(this.group, "Learning rate", [line("learning rate", 3, learningRate)], { format: (value) => (value ? value.toExponential(2).replace("e+", "e") : "0"), none: "No values yet." }),
+      new Chart(this.group, "Speed", [line("speed", 5, speed)], { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Shown from the second step on.", fromZero: true }),
     ];
     this.lossCharts = charts.slice(0, 2);
     this.smoothCharts = [charts[0], charts[3]];
@@ -82,7 +82,7 @@ class RunPage {
     this.stop = follow(`/streams/runs/${encodeURIComponent(this.page.dataset.run)}`, {
       onEvents: (events) => this.take(events),
       onState: (state, reason) => this.onState(state, reason),
-      evenAway: true, // the title of the tab is read from another one
+      evenAway: true, // the tab's title shows the progress
     });
     this.clock = setInterval(() => (this.page.isConnected ? this.tellTime() : this.leave()), 1000);
   }
@@ -92,7 +92,7 @@ class RunPage {
     clearInterval(this.clock);
   }
 
-  /* What comes */
+  /* Events */
 
   take(events) {
     if (!this.page.isConnected) return;
@@ -111,8 +111,8 @@ class RunPage {
       this.began ??= at;
       this.marks = [[0, at]];
     } else if (event.type === "training.resumed") {
-      this.marks = []; // the outage is no step's
-      this.phase = `Resumed from step ${event.step}: ${event.reason ?? "its worker died"}`;
+      this.marks = []; // the interruption must not count as a step
+      this.phase = `Resumed from step ${event.step}: ${event.reason ?? "its process ended"}`;
     } else if (event.type === "training.preparing") this.phase = event.message;
     else if (["training.completed", "training.failed", "training.cancelled"].includes(event.type)) this.end(event, at);
   }
@@ -150,14 +150,14 @@ class RunPage {
   }
 
   onState(state, reason) {
-    this.broken = state === "waiting" ? `The stream of events broke off; trying again. The run itself goes on. ${reason ?? ""}` : "";
+    this.broken = state === "waiting" ? `The event stream was interrupted; reconnecting. The run itself continues. ${reason ?? ""}` : "";
     this.tellPhase();
     if (state === "over") htmx.trigger(document.getElementById("run-head"), "refresh");
   }
 
-  /* What is shown */
+  /* Display */
 
-  // Drawn a few times a second at most, however fast the events come.
+  // Draw at most a few times per second.
   schedule() {
     if (this.scheduled) return;
     this.scheduled = true;
@@ -178,16 +178,16 @@ class RunPage {
     const diverged = this.find("diverged");
     diverged.hidden = this.divergedAt === undefined;
     if (this.divergedAt !== undefined)
-      this.find("diverged-text").textContent = `Since step ${this.divergedAt} nothing is learnt. A smaller learning rate usually mends it; ${this.ended ? "" : "cancel this run and "}start it again with one.`;
+      this.find("diverged-text").textContent = `Training has diverged at step ${this.divergedAt}. ${this.ended ? "Start" : "Cancel this run and start"} it again with a smaller learning rate.`;
     this.find("charts").parentElement.hidden = Boolean(this.ended) && !this.rows.length; // it ended before its first step
   }
 
-  /** How much of it is done, from 0 to 1. */
+  /** The progress, from 0 to 1. */
   get share() {
     return this.ended?.kind === "completed" ? 1 : this.total ? Math.min(1, this.step / this.total) : 0;
   }
 
-  /** In the tab: how far it is, or how it has ended. */
+  /** Show the progress or the result in the tab's title. */
   tellTitle() {
     const progress = this.total ? `${Math.floor(this.share * 100)} %` : this.step ? `step ${this.step}` : "";
     const standing = this.ended ? ENDED[this.ended.kind] : progress;
@@ -219,7 +219,7 @@ class RunPage {
     const pace = this.pace();
     this.fact("speed").textContent = pace ? (pace >= 1 ? `${pace.toFixed(1)} s/step` : `${rate(1 / pace)} steps/s`) : "–";
     if (this.ended) {
-      this.fact("time-label").textContent = "Took";
+      this.fact("time-label").textContent = "Duration";
       this.fact("time").textContent = this.began ? clock((this.ended.at - this.began) / 1000) : "–";
     } else if (pace && this.total && this.step) {
       const since = (Date.now() - this.marks[this.marks.length - 1][1]) / 1000;
@@ -227,7 +227,7 @@ class RunPage {
     }
   }
 
-  /** Seconds that a step takes, as the latest ones have. */
+  /** Seconds per step, over the latest steps. */
   pace() {
     const [first, last] = [this.marks[0], this.marks[this.marks.length - 1]];
     return first && last[0] > first[0] ? (last[1] - first[1]) / 1000 / (last[0] - first[0]) : null;
@@ -244,7 +244,7 @@ class RunPage {
     });
     const final = this.ended?.artifacts.find((artifact) => artifact.kind === "final");
     if (final) rows.unshift(this.row("final", this.columns.loss.last, final, new Date(this.ended.at).toISOString(), `/playground?run=${encodeURIComponent(this.page.dataset.run)}`));
-    if (!rows.length && this.ended) this.find("checkpoints").firstElementChild.textContent = "It has saved none.";
+    if (!rows.length && this.ended) this.find("checkpoints").firstElementChild.textContent = "No checkpoints were saved.";
     if (!rows.length) return;
     this.find("checkpoints").replaceChildren(this.table(rows));
     this.find("checkpoint-count").textContent = saved.size > steps.length ? `${steps.length} kept of ${saved.size}` : `${steps.length} saved`;
@@ -276,7 +276,7 @@ class RunPage {
     const chat = make("a", "button small");
     chat.href = address;
     const words = make("span", "", "Chat");
-    words.append(make("span", "full-width-only", " with this one"));
+    words.append(make("span", "full-width-only", " with it"));
     chat.append(icon("chat"), words);
     chat.setAttribute("aria-label", `Chat with ${name}`);
     const last = make("td", "number");
@@ -286,7 +286,7 @@ class RunPage {
     return row;
   }
 
-  /* What is taken away */
+  /* Downloads */
 
   csv() {
     const head = ["step", "timestamp", "loss", "eval_loss", "learning_rate", "epoch", "samples_per_second"];

@@ -1,5 +1,5 @@
-// The list of runs: how many there are of each status, and which are picked to stand beside each other. What is picked stays
-// picked whatever page or search is shown meanwhile.
+// The list of runs: the number of each status, and the runs selected for a comparison, which stay selected on other pages
+// and in other searches.
 
 export function mount(page) {
   const picked = new Set();
@@ -15,7 +15,7 @@ export function mount(page) {
   };
   const arrived = () => {
     const { by } = page.querySelector("#list").dataset;
-    if (by) page.querySelector("[name=by]").value = by; // somebody may have pressed the head of a column
+    if (by) page.querySelector("[name=by]").value = by; // the user may have clicked the head of a column
     for (const box of page.querySelectorAll("[data-pick]")) box.checked = picked.has(box.dataset.pick);
     for (const { dataset, attributes } of page.querySelectorAll("[data-counted]"))
       page.querySelector(`[data-count="${dataset.counted}"]`).textContent = attributes.value.value;

@@ -1,13 +1,13 @@
-// The settings of the playground → the fields of a request, or a sentence about the field that is wrong.
+// Convert the playground's settings to the fields of a request, with an error message for an invalid field.
 
 const KEPT = "arkor.playground.settings";
 const [LARGEST_EXACT, MOST_STOPS] = [Number.MAX_SAFE_INTEGER, 4];
 
 const FORMS = {
   json: ["JSON schema", '{\n  "type": "object",\n  "properties": {\n    "topic": { "enum": ["card", "login"] },\n    "urgent": { "type": "boolean" }\n  },\n  "required": ["topic", "urgent"]\n}'],
-  choice: ["Choices, one a line", "yes\nno"],
+  choice: ["Choices, one per line", "yes\nno"],
   regex: ["Pattern of the whole answer", "[A-Z][a-z]+, [0-9]{4}"],
-  grammar: ["Grammar, of Lark or GBNF", 'start: "yes" | "no"'],
+  grammar: ["Grammar (Lark or GBNF)", 'start: "yes" | "no"'],
 };
 
 class Problem extends Error {
@@ -17,11 +17,11 @@ class Problem extends Error {
   }
 }
 
-/** The fields of a request, `system` beside them. Throws a `Problem` with the field and a sentence. */
+/** The fields of a request, and `system`. Throws a `Problem` with the field and a message. */
 export function settingsOf(form) {
   const { temperature, topP, maxTokens, seed, stop, system } = form.elements;
   const stops = stop.value.split("\n").filter(Boolean);
-  if (stops.length > MOST_STOPS) throw new Problem(stop, `Stop at: up to ${MOST_STOPS} texts, not ${stops.length}.`);
+  if (stops.length > MOST_STOPS) throw new Problem(stop, `Stop strings: at most ${MOST_STOPS}, not ${stops.length}.`);
   const found = {
     system: system.value.trim() ? system.value : undefined,
     temperature: number(temperature, "Temperature", 0, 100),
@@ -43,12 +43,12 @@ function number(field, name, least, most, whole = false) {
   return value;
 }
 
-/** What the answer must be; undefined for any text. */
+/** The constraint on the answer; undefined for any text. */
 export function constraintOf(form) {
   const { form: kind, constraint } = form.elements;
   const text = constraint.value;
   if (!kind.value) return undefined;
-  if (!text.trim()) throw new Problem(constraint, `${FORMS[kind.value][0]}: there is nothing in it yet.`);
+  if (!text.trim()) throw new Problem(constraint, `${FORMS[kind.value][0]}: this field is empty.`);
   if (kind.value === "json") return { json: schemaOf(constraint) };
   if (kind.value === "choice") return { choice: text.split("\n").map((line) => line.trim()).filter(Boolean) };
   return { [kind.value]: text };
@@ -59,14 +59,14 @@ function schemaOf(field) {
   try {
     schema = JSON.parse(field.value);
   } catch (error) {
-    throw new Problem(field, `The schema is no JSON: ${error.message}.`);
+    throw new Problem(field, `The schema is not valid JSON: ${error.message}.`);
   }
   if (typeof schema !== "object" || schema === null || Array.isArray(schema))
     throw new Problem(field, 'The schema must be an object, like {"type": "object", …}.');
   return schema;
 }
 
-/** Show the box of the constraint that is chosen, with an example in it, and say at once what is wrong with it. */
+/** Show the field of the chosen constraint, with an example in it, and an error message after a change. */
 export function showConstraint(form) {
   const { form: kind, constraint } = form.elements;
   const box = form.querySelector("[data-constraint]");
@@ -94,7 +94,7 @@ export function showConstraint(form) {
   show();
 }
 
-/** One of them, as this tab keeps it; nothing is "". */
+/** A setting stored in this tab; "" if it is not set. */
 export function keptSetting(name) {
   try {
     return JSON.parse(sessionStorage.getItem(KEPT))?.[name] ?? "";
@@ -103,11 +103,11 @@ export function keptSetting(name) {
   }
 }
 
-/** Settings stay as they are in this tab, until they are reset. */
+/** Store the settings in this tab until they are reset. */
 export function keepSettings(form) {
   try {
     for (const [name, value] of Object.entries(JSON.parse(sessionStorage.getItem(KEPT)) ?? {}))
       if (form.elements[name]) form.elements[name].value = value;
     form.addEventListener("input", () => sessionStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(new FormData(form)))));
-  } catch { /* for this page alone */ }
+  } catch { /* storage is forbidden: for this page only */ }
 }

@@ -1,12 +1,12 @@
-// The token of this launch: comes behind the # of the first address, is kept where only this origin can read it, and
-// goes out in a header. It is in no address that a server sees or a history keeps.
+// The token of this launch: it comes in the fragment of the first URL, is stored where only this origin can read it, and
+// is sent in a header. It is in no URL that a server receives or the history stores.
 
 const KEY = "arkor.studio.token";
 export const HEADER = "X-Arkor-Studio-Token";
 
-let kept = null; // where storage is forbidden, for as long as this page lives
+let kept = null; // if storage is forbidden, while this page is open
 
-/** Take the token out of an address, or out of what somebody has pasted. */
+/** Return the token in a URL or in pasted text, or null. */
 export function tokenIn(text) {
   const found = /#?token=([\w-]+)/.exec(text) ?? /^([\w-]{30,})$/.exec(text.trim());
   return found ? found[1] : null;
@@ -25,14 +25,14 @@ export function keepToken(value) {
   try {
     if (value) localStorage.setItem(KEY, value);
     else localStorage.removeItem(KEY);
-  } catch { /* kept for this page alone */ }
+  } catch { /* storage is forbidden: for this page only */ }
 }
 
 export function headers(more = {}) {
   return { [HEADER]: token() ?? "", ...more };
 }
 
-/** Move the token from the address of this page to where it is kept. */
+/** Move the token from the URL of this page to the storage. */
 export function takeTokenFromAddress() {
   const found = tokenIn(location.hash);
   if (!found) return;

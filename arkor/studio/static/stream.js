@@ -1,18 +1,18 @@
-// A run's events, each once and in order, whatever happens in between: the network goes, the laptop sleeps, Studio or
-// its backend is started anew. A stream is read with fetch, so that its token goes in a header; the id of the last event
-// is the place to go on behind. A page that nobody looks at holds no connection, though it may ask now and then; and more
-// than a few share none either: a browser has six to one host, and needs some of them for everything else.
+// The events of a run, each once and in order, across lost connections, suspended machines and restarts of Studio or the
+// backend. A stream is read with fetch, which can send the token in a header, and resumes after the id of the last event.
+// A hidden page holds no connection, but may poll; and only a few streams hold one at a time, because browsers open at
+// most six connections to a host.
 
 import { headers } from "./session.js";
 
-const SILENCE_MS = 40_000; // the backend pings every 15 s; after so long it is gone, whatever the socket says
+const SILENCE_MS = 40_000; // the backend pings every 15 s
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS, POLL_MS, HIDDEN_MS, AWAY_MS] = [500, 10_000, 2000, 5000, 10_000];
 const SLOTS = 3;
 
 /**
- * Follow the stream at `path`. `onEvents(events)` gets what came, many at once; `onState(state)` hears "live",
- * "waiting" (and will try again) or "over". `evenAway`: asks every ten seconds while nobody looks. Returns a function that
- * leaves.
+ * Follow the stream at `path`. `onEvents(events)` receives events in batches; `onState(state)` receives "live", "waiting"
+ * (before a reconnect) or "over". `evenAway`: poll every ten seconds while the page is hidden. Returns a function that
+ * stops following.
  */
 export function follow(path, { onEvents, onState = () => {}, evenAway = false }) {
   const follower = new Follower(path, onEvents, onState, evenAway);
@@ -70,7 +70,7 @@ class Follower {
     });
   }
 
-  /** One connection. True when it ended because it was to be a short one. */
+  /** Open one connection. True if it was a `short` one and has ended as intended. */
   async connect(short) {
     this.connection = new AbortController();
     const watchdog = new Watchdog(() => this.connection.abort());
@@ -110,7 +110,7 @@ class Follower {
       watchdog.heard();
       this.pause = FIRST_PAUSE_MS;
       rest += value;
-      const end = rest.lastIndexOf("\n\n"); // what is not whole yet waits for its end, or is never heard of
+      const end = rest.lastIndexOf("\n\n"); // an incomplete frame waits for its end
       if (end < 0) continue;
       this.take(rest.slice(0, end));
       rest = rest.slice(end + 2);
@@ -138,7 +138,7 @@ class Follower {
     try {
       return JSON.parse(fields.data);
     } catch {
-      return null; // a newer backend may say what we do not understand
+      return null; // an unknown event of a newer backend
     }
   }
 }
@@ -157,7 +157,7 @@ class Watchdog {
   }
 }
 
-/** Call with true while one of the few connections that streams may hold is ours, else with false. */
+/** Call with true while holding one of the few connection slots of streams, else with false. */
 async function withSlot(call) {
   if (!navigator.locks) return call(true);
   for (let slot = 0; slot < SLOTS; slot += 1) {

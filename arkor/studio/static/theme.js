@@ -1,4 +1,4 @@
-// Before the first paint: the theme that was chosen here, so that nothing flashes. Without one, the system decides.
+// Apply the chosen theme before the first paint, to avoid a flash. The default is the system's.
 (() => {
   try {
     const chosen = localStorage.getItem("arkor.theme");

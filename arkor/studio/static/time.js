@@ -1,4 +1,4 @@
-// Times that go on: how long ago something was, how long something has been taking.
+// Relative times and durations, updated continuously.
 
 const STEPS = [[60, "second"], [60, "minute"], [24, "hour"], [7, "day"]];
 const words = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
@@ -20,7 +20,7 @@ function ago(stamp) {
   return new Date(stamp).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
 }
 
-/** Bring every time below `root` up to date. */
+/** Update every time in `root`. */
 export function tick(root) {
   for (const element of root.querySelectorAll("time[data-ago]")) write(element, ago(element.dateTime));
   for (const element of root.querySelectorAll("time[data-since]"))

@@ -1,17 +1,17 @@
-// The values of a line that has few points, written beside them; the lowest stands out.
+// The values of a line with few points, written at the points; the lowest is emphasised.
 
 import { colour } from "./dom.js";
 
-export const FEW = 12; // points: so many are looked at one by one
+export const FEW = 12; // points: below this, each gets its value
 const [GAP, HEIGHT] = [9, 14]; // px, of css
 
-/** The index of the lowest value of a column; null where there is nothing to choose from. */
+/** The index of the lowest value of a column; null for fewer than two values. */
 export function best({ values }) {
   const finite = values.filter(Number.isFinite);
   return finite.length > 1 ? values.indexOf(Math.min(...finite)) : null;
 }
 
-/** Write them: the lowest and the last one first, the others where there is room. */
+/** Write the values: the lowest and the last first, the others where they fit. */
 export function writeValues(plot, line, format, figure) {
   const { column } = line;
   if (column.length >= FEW) return;
@@ -30,18 +30,18 @@ export function writeValues(plot, line, format, figure) {
   pen.restore();
 }
 
-/** Away from the line: -1 to the left, where it goes up; 1 to the right, where it comes down. */
+/** The side away from the line: -1 (left) where it rises, 1 (right) where it falls. */
 function leaning(values, index) {
   const [before, after] = [values[index - 1] ?? values[index], values[index + 1] ?? values[index]];
   return Math.sign(before - after) || 0;
 }
 
-/** One of them above its point, inside of the chart, unless it would stand on another one. `lean`: to the right. */
+/** Write a value above its point, inside the chart, unless it would overlap another. `lean`: to the right. */
 function write(plot, step, value, text, lean, taken) {
   const [pen, scale] = [plot.ctx, devicePixelRatio];
   const [x, y] = [plot.valToPos(step, "x", true), plot.valToPos(value, "y", true)];
   const { left, top, width } = plot.bbox;
-  if (x < left - 1 || x > left + width + 1) return; // zoomed out of sight
+  if (x < left - 1 || x > left + width + 1) return; // outside the zoomed range
   const half = pen.measureText(text).width / 2;
   const middle = Math.min(Math.max(x + lean * (half + 2 * scale), left + half), left + width - half);
   const foot = Math.max(y - GAP * scale, top + HEIGHT * scale);

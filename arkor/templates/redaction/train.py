@@ -1,4 +1,4 @@
-"""Teach a small model to replace personal data by tags: `arkor start` runs this file."""
+"""Fine-tune a small model to replace personal data by tags: `arkor start` runs this file."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ def on_started(ctx):
 
 
 def on_checkpoint(ctx):
-    """What does the half-trained model make of it?"""
+    """Print the answer of the half-trained model."""
     try:
         answer = ctx.infer(SAMPLE, temperature=0, max_tokens=64).text()
     except Exception as error:
@@ -27,7 +27,7 @@ def on_checkpoint(ctx):
 
 
 def answers(adapter):
-    """What one model answers to the held-out messages, asked eight at a time."""
+    """Return one model's answers to the held-out messages, with eight requests at a time."""
 
     def ask(row):
         return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=64).text().strip()
@@ -37,7 +37,7 @@ def answers(adapter):
 
 
 def on_completed(ctx):
-    """Base and tuned model side by side on held-out messages, and how often each is right."""
+    """Compare the base and the tuned model on held-out messages, and count the right answers."""
     models = {"base": answers("base"), "tuned": answers("final")}
     right = dict.fromkeys(models, 0)
     for number, row in enumerate(COMPARED):

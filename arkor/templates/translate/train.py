@@ -1,4 +1,4 @@
-"""Teach a small model to translate short French sentences into English: `arkor start` runs this file."""
+"""Fine-tune a small model to translate short French sentences: `arkor start` runs this file."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def on_started(ctx):
 
 
 def on_checkpoint(ctx):
-    """What does the half-trained model make of it?"""
+    """Print the answer of the half-trained model."""
     try:
         answer = ctx.infer(SAMPLE, temperature=0, max_tokens=32).text()
     except Exception as error:
@@ -27,14 +27,14 @@ def on_checkpoint(ctx):
     print(f"step {ctx.step}: {answer}")
 
 
-def likeness(answer, expected):
-    """How many of the words are the same, from 0 to 1: twice the shared ones over those of both."""
+def overlap(answer, expected):
+    """Return the word overlap from 0 to 1: twice the shared words over the words of both texts."""
     ours, theirs = (set(re.findall(r"\w+", text.lower())) for text in (answer, expected))
     return 2 * len(ours & theirs) / max(1, len(ours) + len(theirs))
 
 
 def answers(adapter):
-    """What one model answers to the held-out sentences, asked eight at a time."""
+    """Return one model's answers to the held-out sentences, with eight requests at a time."""
 
     def ask(row):
         return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=32).text().strip()
@@ -44,7 +44,7 @@ def answers(adapter):
 
 
 def on_completed(ctx):
-    """Base and tuned model side by side on held-out sentences, and how near each comes to the English one."""
+    """Compare the base and the tuned model on held-out sentences, by word overlap."""
     models = {"base": answers("base"), "tuned": answers("final")}
     scores = dict.fromkeys(models, 0.0)
     for number, row in enumerate(COMPARED):
@@ -52,7 +52,7 @@ def on_completed(ctx):
         print(f"\n{row[-2]['content']}  ({expected})")
         for name in models:
             answer = models[name][number]
-            scores[name] += likeness(answer, expected)
+            scores[name] += overlap(answer, expected)
             print(f"  {name:5}  {' '.join(answer.split())}")
     print()
     for name, score in scores.items():

@@ -1,4 +1,4 @@
-"""Teach a small model to sort support tickets: `arkor start` runs this file."""
+"""Fine-tune a small model to classify support tickets: `arkor start` runs this file."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ def on_started(ctx):
 
 
 def on_checkpoint(ctx):
-    """What does the half-trained model make of it?"""
+    """Print the answer of the half-trained model."""
     try:
         answer = ctx.infer(TICKET, temperature=0, max_tokens=24).text()
     except Exception as error:
@@ -27,7 +27,7 @@ def on_checkpoint(ctx):
 
 
 def answers(adapter):
-    """What one model answers to the held-out tickets, asked eight at a time."""
+    """Return one model's answers to the held-out tickets, with eight requests at a time."""
 
     def ask(row):
         return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=24).text().strip()
@@ -37,7 +37,7 @@ def answers(adapter):
 
 
 def on_completed(ctx):
-    """Base and tuned model side by side on held-out tickets, and how often each is right."""
+    """Compare the base and the tuned model on held-out tickets, and count the right answers."""
     models = {"base": answers("base"), "tuned": answers("final")}
     right = dict.fromkeys(models, 0)
     for number, row in enumerate(COMPARED):

@@ -81,7 +81,7 @@ def test_the_named_format_wins_over_the_fields(tmp_path: Path) -> None:
 
 def test_fields_that_play_no_part_are_told(tmp_path: Path) -> None:
     rows = load(tmp_path, jsonl({"text": "a", "category": "b"}))
-    assert rows.notes == ("Rows are read as text; these fields play no part: category",)
+    assert rows.notes == ("Rows are read as text; these fields are ignored: category",)
 
 
 def test_an_alpaca_input_follows_its_instruction(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_twenty_faults_are_told_and_the_rest_counted(tmp_path: Path) -> None:
 
 def test_json_that_breaks_off_in_a_line(tmp_path: Path) -> None:
     sentence = fault(tmp_path, jsonl(CHAT) + b'\n{"messages": [{"role": "us\n' + jsonl(CHAT))
-    assert "line 2: is no valid JSON (" in sentence
+    assert "line 2: is not valid JSON (" in sentence
     assert "write one whole JSON object per line" in sentence
 
 
@@ -229,7 +229,7 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
 
 
 def test_a_number_of_too_many_digits(tmp_path: Path) -> None:
-    assert "line 1: holds a value that cannot be read" in fault(tmp_path, b'{"text": ' + b"9" * 5000 + b"}")
+    assert "line 1: contains a value that cannot be read" in fault(tmp_path, b'{"text": ' + b"9" * 5000 + b"}")
 
 
 WHOLE_FILES: dict[str, tuple[bytes, str, str]] = {
@@ -246,13 +246,17 @@ WHOLE_FILES: dict[str, tuple[bytes, str, str]] = {
     "utf-16": ('{"text": "a"}'.encode("utf-16"), "a.jsonl", "a.jsonl is in UTF-16; save it as UTF-8"),
     "web page": (b"\n<!DOCTYPE html><html>", "a.jsonl", "a.jsonl is a web page, not data."),
     "zip": (b"PK\x03\x04rest", "a.zip", "a.zip is a ZIP archive"),
-    "cut gzip": (gzip.compress(jsonl(*[CHAT] * 999))[:-20], "a.jsonl.gz", "in the middle of its gzip stream"),
+    "cut gzip": (
+        gzip.compress(jsonl(*[CHAT] * 999))[:-20],
+        "a.jsonl.gz",
+        "The gzip stream of a.jsonl.gz is incomplete",
+    ),
     "array without end": (b'[{"text": "a"}\n', "a.json", "a comma or the closing ] is missing"),
-    "array broken": (b'[{"text": "a"},\n {"text": ]', "a.json", "a.json, line 2: the file is no valid JSON"),
+    "array broken": (b'[{"text": "a"},\n {"text": ]', "a.json", "a.json, line 2: the file is not valid JSON"),
     "not a list": (b'"hello"', "a.json", "a.json must be a list of rows"),
-    "doubled header": (b"text,text\na,b\n", "a.csv", "line 1: the column 'text' is there twice"),
+    "doubled header": (b"text,text\na,b\n", "a.csv", "line 1: the column 'text' occurs twice"),
     "open quote": (b'text\n"never closed\n', "a.csv", "Is a quotation mark not closed?"),
-    "no parquet": (b"{}", "a.parquet", "a.parquet is no Parquet file"),
+    "no parquet": (b"{}", "a.parquet", "a.parquet is not a Parquet file"),
     "cut parquet": (as_parquet(PAIR)[:-30], "a.parquet", "cannot be read as Parquet"),
 }
 
@@ -324,7 +328,11 @@ def test_train_and_eval_by_slices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("split", "words"),
-    [("test", 'has the one split "train"'), ("train[a:]", "cannot be read"), ("train[100:]", "leaves none of the 100")],
+    [
+        ("test", 'the only split of a file is "train"'),
+        ("train[a:]", "is not valid"),
+        ("train[100:]", "selects none of the 100"),
+    ],
 )
 def test_a_split_that_cannot_be(tmp_path: Path, split: str, words: str) -> None:
     assert words in fault(tmp_path, NUMBERED, split=split)
@@ -368,7 +376,7 @@ def test_a_hugging_face_data_set_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secrets", "/etc", "a/b/c", "~x"])
 def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="is no name of a Hugging Face data set"):
+    with pytest.raises(DataError, match="is not a valid name of a Hugging Face data set"):
         load_rows(HuggingFaceDataset(name), home=tmp_path)
 
 

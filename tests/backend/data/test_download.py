@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -187,7 +186,7 @@ def test_a_redirect_that_never_ends(site: Site) -> None:
 
 def test_a_redirect_to_a_file(site: Site) -> None:
     site.pages["/a"] = status(302, Location="file:///etc/passwd")
-    assert "redirects to something that is no web address" in refusal(site.url("/a"))
+    assert "redirects to an address that does not begin with http" in refusal(site.url("/a"))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +250,7 @@ def test_a_web_page_in_place_of_the_file(site: Site, tmp_path: Path) -> None:
 
 
 def test_the_token_is_in_no_representation() -> None:
-    assert "secret" not in repr(BlobDataset("https://x.test/a", "secret")) + json.dumps(str(room._BearerAuth("secret")))
+    assert "secret" not in repr(BlobDataset("https://x.test/a", "secret"))
 
 
 # Whom to trust

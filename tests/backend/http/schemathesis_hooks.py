@@ -1,4 +1,4 @@
-"""What Schemathesis cannot know of a backend: how a zip is sent, and which uploaded file there is."""
+"""Schemathesis hooks for facts that the schema does not contain: how to send a zip, and the URL of an uploaded file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import schemathesis
 
 @schemathesis.serializer("application/zip")
 def send_zip(_context: Any, value: Any) -> bytes:
-    """Whatever it is, as it is."""
+    """Send the generated value without encoding it."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
 
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """A file that is named as if it had been uploaded becomes the one that was."""
+    """Replace URLs of uploaded files by the URL of a file that exists."""
     body = case.body
     config = body.get("config") if isinstance(body, dict) else None
     source = config.get("datasetSource") if isinstance(config, dict) else None

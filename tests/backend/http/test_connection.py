@@ -1,4 +1,4 @@
-"""Clients that are slow, that lie, that speak no HTTP, or that are too many."""
+"""Connections: slow clients, malformed HTTP, oversized heads and bodies, too many connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCOPE = "orgSlug=local&projectSlug=default"
 
 @pytest.fixture(scope="module")
 def short_timeout_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend that waits for a second, not for fifteen or twenty, and has room for 30 connections."""
+    """A backend with timeouts of one second and a limit of 30 connections."""
     home = tmp_path_factory.mktemp("hasty") / "home"
     home.mkdir()
     command = [sys.executable, "-m", "tests.backend.short_timeouts", "--home", str(home), "--engine", "scripted"]
@@ -42,7 +42,7 @@ def short_timeout_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def check_error(answer: Reply, status: int, code: str) -> None:
-    """Every error has the same shape, whoever gives it."""
+    """Check that an error of the connection has the shape of the application's errors."""
     assert (answer.status, answer.json()["code"]) == (status, code)
     assert answer.json()["error"].endswith(".")
     assert answer.headers["content-type"] == "application/json"
@@ -98,7 +98,7 @@ def test_a_body_that_trickles_in_is_a_408(short_timeout_backend: Backend, path: 
 
 def test_a_slow_upload_that_goes_on_is_taken(short_timeout_backend: Backend) -> None:
     def data() -> Iterator[bytes]:
-        for _ in range(30):  # three times as long as a body that stands still may take
+        for _ in range(30):  # three times as long as a stalled body may take
             time.sleep(0.1)
             yield b"x" * 200
 
@@ -132,7 +132,7 @@ def test_a_watcher_is_not_slow(short_timeout_backend: Backend, monkeypatch: pyte
         assert line.recv(20).startswith(b"HTTP/1.1 200")
 
 
-# Lying, and strange
+# Malformed
 
 
 @pytest.mark.parametrize(

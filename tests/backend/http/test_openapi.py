@@ -1,4 +1,4 @@
-"""What `GET /openapi.json` says, and whether the backend keeps to it."""
+"""The OpenAPI document, and whether the backend conforms to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from arkor.backend.http.app import create_app
-from arkor.backend.http.openapi import DescribedRoute
+from arkor.backend.http.openapi import DescribedRoute, describe
 from arkor.backend.store.store import Store
 from tests.backend.caller import Caller
 from tests.conftest import Backend
@@ -30,7 +30,7 @@ def test_every_route_is_described(tmp_path: Path) -> None:
     store = Store(tmp_path / "arkor.db")
     app = create_app(tmp_path, store, "scripted")
     assert [route for route in app.routes if not isinstance(route, DescribedRoute)] == []
-    described = {(path, method) for path, entry in app.state.description["paths"].items() for method in entry}
+    described = {(path, method) for path, entry in describe(app.routes)["paths"].items() for method in entry}
     assert len(described) == len(app.routes)
     store.close()
 
@@ -84,7 +84,7 @@ def test_a_job_is_what_its_schema_says(caller: Caller, document: Any) -> None:
     jsonschema.validate(caller.until(job, "completed"), schema)
 
 
-#: What these take depends on more than a schema says: one field on another, or a file that must be a run's zip.
+#: Operations with rules beyond a schema: fields that depend on each other, or a body that must be a run's zip.
 BEYOND_A_SCHEMA = (
     "POST /v1/endpoints",
     "PATCH /v1/endpoints/{id}",
@@ -95,7 +95,7 @@ BEYOND_A_SCHEMA = (
 
 
 def configuration(caller: Caller, examples: int) -> str:
-    """Where there is something to find: the scope, a run that has ended, a deployment and its key."""
+    """Return the configuration of Schemathesis: the scope, and ids of a finished run and a deployment."""
     job = caller.submit(maxSteps=2)
     caller.until(job, "completed")
     target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": job}}
@@ -115,7 +115,7 @@ def configuration(caller: Caller, examples: int) -> str:
     for name in {*there, *BEYOND_A_SCHEMA}:
         lines += ["[[operations]]", f'include-name = "{name}"', f"parameters = {{ {there.get(name, '')} }}"]
         lines += ["checks.positive_data_acceptance.enabled = false"] if name in BEYOND_A_SCHEMA else []
-        # one that is called for the id above may find it deleted by a call before
+        # an earlier call may have deleted the object of the id above
         lines += ["checks.ensure_resource_availability.enabled = false"] if name in there else []
     return f"""
 hooks = "{HOOKS}"
@@ -136,7 +136,7 @@ bearer = "{caller.token}"
 def test_nothing_is_answered_that_is_not_described(
     backend_env: Backend, caller: Caller, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Schemathesis calls every route with what it takes and what it does not, and follows one call by another.
+    """Schemathesis calls every route with valid and invalid data, and in sequences along the links.
 
     `--calls N` has it play N examples of each; by default it plays a few, always the same.
     """

@@ -1,4 +1,4 @@
-"""Whose socket it is that calls, as the system tells it."""
+"""The owner of the process at the other end of a connection."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.http.peer import is_loopback, is_own_process
+from arkor.backend.http.peer import is_own_process
+from arkor.protocol.validation import is_loopback
 
-linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the system does not tell")
+linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs the socket table of Linux")
 
 
 @linux

@@ -1,4 +1,4 @@
-"""Every route that there is: no token, another's organisation, another project's id, and ids made to do harm."""
+"""Access control of every route: no token, a foreign organisation, an id of another project, hostile ids."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOSTILE = (
 
 @frozen
 class Call:
-    """A method of a path, and which parts of the scope it needs."""
+    """A method of a path, and the scope parameters that it requires."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Call:
 
 
 def calls(home: Path) -> list[Call]:
-    """Every call that the application takes; the path's `{…}` are still in it."""
+    """Return every call that requires a token; paths still have their `{…}`."""
     store = Store(home / "arkor.db")
     routes = [route for route in create_app(home, store, "scripted").routes if isinstance(route, DescribedRoute)]
     store.close()
@@ -74,7 +74,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
 
 
 def send(backend: Backend, call: Call, token: str | None, scope: dict[str, str], part: str = "unknown") -> Reply:
-    """The path goes out as it is, `part` in the place of every `{…}`."""
+    """Send the path unescaped, with `part` for every `{…}`."""
     path = re.sub(r"{\w+}", lambda _: part, call.path)
     fields = {"Authorization": f"Bearer {token}"} if token else {}
     fields |= {"Content-Length": "2"} if call.method in ("POST", "PATCH") else {}
@@ -113,7 +113,7 @@ def test_a_project_that_is_not_there_is_a_404(backend_env: Backend, guarded: lis
 
 @pytest.fixture(scope="module")
 def things(backend_env: Backend) -> Iterator[dict[str, str]]:
-    """What the owner has, by the beginning of its path: a job, and a deployment with a key."""
+    """The ids of a job and a deployment of the owner, by the beginning of their paths."""
     caller = owner(backend_env)
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
@@ -142,7 +142,7 @@ def test_an_id_of_another_project_is_not_there(
 
 
 def tree(home: Path) -> list[Path]:
-    """What lies below the home, what the database comes and goes with aside."""
+    """Return the files below the home, except the database and its temporary files."""
     return sorted(path for path in home.rglob("*") if not path.name.startswith("arkor.db"))
 
 

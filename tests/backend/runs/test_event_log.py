@@ -19,11 +19,11 @@ from arkor.backend.runs.event_log import (
     LogStatus,
     LogWriter,
     is_finished,
-    is_locked,
     read_events,
     read_last,
     read_status,
 )
+from arkor.files import is_locked
 from arkor.protocol.events import (
     TYPE_OF,
     CheckpointSaved,
@@ -61,8 +61,8 @@ def write(path: Path, *events: Event) -> list[int]:
         return [log.append(event) for event in events]
 
 
-def read_all(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tuple[int, str, bytes]]:
-    found: list[tuple[int, str, bytes]] = []
+def read_all(path: Path, after: int = 0, limit_bytes: int = 65536) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
     while more := read_events(path, after, limit_bytes):
         found += more
         after = more[-1][0]
@@ -80,9 +80,9 @@ def test_events_come_back_as_they_were(written: list[Event], limit_bytes: int) -
         path = Path(folder) / "events.jsonl"
         ids = write(path, *written)
         found = read_all(path, limit_bytes=limit_bytes)
-    assert [id_ for id_, _, _ in found] == ids
-    assert [kind for _, kind, _ in found] == [TYPE_OF[type(event)] for event in written]
-    assert [decode_event(json.loads(line)) for _, _, line in found] == written
+    assert [id_ for id_, _ in found] == ids
+    assert [json.loads(line)["type"] for _, line in found] == [TYPE_OF[type(event)] for event in written]
+    assert [decode_event(json.loads(line)) for _, line in found] == written
 
 
 @settings(deadline=None)
@@ -95,11 +95,11 @@ def test_a_log_torn_anywhere_is_a_prefix_and_can_be_written_on(written: list[Eve
         with path.open("r+b") as file:
             file.truncate(cut)
         whole = [id_ for id_ in ids if id_ <= cut]
-        assert [id_ for id_, _, _ in read_all(path)] == whole
+        assert [id_ for id_, _ in read_all(path)] == whole
         with LogWriter(path) as log:
             assert log.tail.id == (whole[-1] if whole else 0)
             last = log.append(log_event(7))
-        assert [id_ for id_, _, _ in read_all(path)] == [*whole, last]
+        assert [id_ for id_, _ in read_all(path)] == [*whole, last]
 
 
 @settings(deadline=None)
@@ -110,15 +110,15 @@ def test_any_cursor_goes_on_with_the_next_line(written: list[Event], data: Any) 
         starts = [0, *write(path, *written)]
         cursor = data.draw(st.integers(0, starts[-1] + 100))
         first = next((start for start in starts if start >= cursor), starts[-1])
-        assert [id_ for id_, _, _ in read_all(path, cursor)] == [id_ for id_ in starts if id_ > first]
+        assert [id_ for id_, _ in read_all(path, cursor)] == [id_ for id_ in starts if id_ > first]
 
 
 def test_a_line_longer_than_the_limit_still_comes_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     write(path, TrainingPreparing("job", TIME, "x" * 100_000), log_event(1))
-    (id_, _, line), *_ = read_events(path, 0, 10)
+    (id_, line), *_ = read_events(path, 0, 10)
     assert id_ == len(line) + 1 > 100_000
-    assert read_events(path, 5, 10)[0][1] == "training.log"
+    assert json.loads(read_events(path, 5, 10)[0][1])["type"] == "training.log"
 
 
 def test_a_cursor_beyond_the_end_waits_for_the_log_to_pass_it(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_cursor_beyond_the_end_waits_for_the_log_to_pass_it(tmp_path: Path) ->
     end = write(path, log_event(1))[-1]
     assert read_events(path, end + 5) == []
     ids = write(path, log_event(2), log_event(3))
-    assert [id_ for id_, _, _ in read_all(path, end + 5)] == ids[1:]
+    assert [id_ for id_, _ in read_all(path, end + 5)] == ids[1:]
 
 
 def test_there_is_one_writer(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_writer_in_another_process_holds_the_log_until_it_dies(tmp_path: Path)
 def test_a_loss_that_is_not_finite_is_strict_json(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     write(path, log_event(1, loss=math.nan, eval_loss=-math.inf))
-    data = json.loads(read_events(path)[0][2], parse_constant=pytest.fail)
+    data = json.loads(read_events(path)[0][1], parse_constant=pytest.fail)
     assert data["nonFinite"] == {"loss": "nan", "evalLoss": "-inf"}
 
 
@@ -178,7 +178,7 @@ with LogWriter(Path(sys.argv[1])) as log:
 """
     path = tmp_path / "events.jsonl"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
-    assert [json.loads(line)["message"] for _, _, line in read_all(path)] == ["fits", ""]
+    assert [json.loads(line)["message"] for _, line in read_all(path)] == ["fits", ""]
 
 
 def test_standing(tmp_path: Path) -> None:

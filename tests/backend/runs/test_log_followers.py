@@ -7,6 +7,8 @@ import os
 import re
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from attrs import field, frozen
 
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.log_notifier import notify
-from arkor.backend.runs.paths import notifier_file, run_folder
+from arkor.backend.runs.paths import address_file, notifier_file, run_folder
 from arkor.protocol.codec import dumps
 from arkor.protocol.events import TrainingCompleted, TrainingLog, TrainingPreparing, encode_event
 from tests.backend.caller import LOCAL, owner
@@ -43,6 +45,30 @@ def busy_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     yield backend
     stop_backend(backend.home)
     backend.process.wait()
+
+
+@pytest.fixture(scope="module")
+def unpolled_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The same, but it never polls: an event that a watcher sees was notified."""
+    home = tmp_path_factory.mktemp("unpolled") / "home"
+    home.mkdir()
+    command = [sys.executable, "-m", "tests.backend.without_polling", "--home", str(home), "--engine", "scripted"]
+    environment = {**os.environ, "ARKOR_SCRIPTED_STEP_SECONDS": "3600"}
+    with (home / "test-backend.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
+    deadline = time.monotonic() + 60
+    while not address_file(home).exists():
+        assert time.monotonic() < deadline, (home / "test-backend.log").read_text()
+        time.sleep(0.01)
+    found = json.loads(address_file(home).read_text())
+    backend = Backend(found["url"], found["token"], home, process)
+    caller = owner(backend)
+    caller.until(caller.submit(), "running")
+    yield backend
+    stop_backend(home)
+    process.wait()
 
 
 @frozen
@@ -75,7 +101,7 @@ class Run:
 
     def watch(self, last_event_id: str | None = None, **query: str) -> Watcher:
         to = urlsplit(self.backend.url)
-        connection = socket.create_connection((to.hostname, to.port), timeout=20)
+        connection = socket.create_connection((to.hostname, to.port), timeout=60)
         lines = [
             f"GET /v1/jobs/{self.id}/events/stream?{urlencode({**LOCAL, **query})} HTTP/1.1",
             f"Host: {to.netloc}",
@@ -91,6 +117,12 @@ class Run:
 def run(busy_backend: Backend) -> Run:
     job = owner(busy_backend).submit()
     return Run(busy_backend, job, run_folder(busy_backend.home, job).events)
+
+
+@pytest.fixture
+def unpolled_run(unpolled_backend: Backend) -> Run:
+    job = owner(unpolled_backend).submit()
+    return Run(unpolled_backend, job, run_folder(unpolled_backend.home, job).events)
 
 
 @frozen
@@ -259,19 +291,15 @@ def test_fifty_watchers_see_everything(run: Run) -> None:
         assert all(body.result() == expected for body in bodies)
 
 
-def test_an_event_reaches_all_at_once(run: Run) -> None:
+def test_an_event_reaches_all_without_a_poll(unpolled_run: Run) -> None:
     with ExitStack() as stack:
-        watchers = [stack.enter_context(closing(run.watch(since="now"))) for _ in range(50)]
+        watchers = [stack.enter_context(closing(unpolled_run.watch(since="now"))) for _ in range(50)]
         for watcher in watchers:
             watcher.read(lambda body: body.startswith(b"id: 0\n\n"))
-        took = []
         for step in range(1, 11):
-            began = time.perf_counter()
-            run.write(step, step)
+            unpolled_run.write(step, step)
             for watcher in watchers:
                 watcher.read(lambda body: steps(body)[-1:] == [step])  # noqa: B023 - read at once
-            took.append(time.perf_counter() - began)
-    assert sorted(took)[5] < 0.8, took  # without the bell it would be a second
 
 
 def test_who_goes_away_leaves_nothing_behind(run: Run) -> None:
@@ -308,7 +336,8 @@ def _rest(server: psutil.Process, seconds: float = 0.5) -> float:
     return (sum(server.cpu_times()[:2]) - before) / seconds
 
 
-def test_readers_that_take_nothing_cost_nobody_else_anything(run: Run) -> None:
+def test_readers_that_stop_reading_do_not_delay_others(unpolled_run: Run) -> None:
+    run = unpolled_run
     run.write(0, 0, "x" * 1000)
     for _ in range(4):
         run.write_raw(run.log.read_bytes() * 15)  # 50 MB, more than the sockets hold
@@ -320,14 +349,10 @@ def test_readers_that_take_nothing_cost_nobody_else_anything(run: Run) -> None:
             watcher.begin()
         with closing(run.watch(since="now")) as live:
             live.read(lambda body: body.startswith(b"id: "))
-            took = []
             for step in range(1, 11):
                 time.sleep(0.05)
-                began = time.perf_counter()
                 run.write(step, step)
                 live.read(lambda body: steps(body)[-1:] == [step])  # noqa: B023 - read at once
-                took.append(time.perf_counter() - began)
-        assert sorted(took)[5] < 0.8, took  # without the bell it would be a second
         assert server.memory_info().rss - before < 60_000_000
 
 
@@ -358,16 +383,14 @@ def test_the_server_leaves_whoever_watches(tmp_path: Path, monkeypatch: pytest.M
         for watcher in silent + stuck:
             watcher.begin()
         backend.process.terminate()
-        assert backend.process.wait(10) == 0
+        assert backend.process.wait(60) == 0
         for watcher in silent:
             assert re.fullmatch(rb"id: \d+\n\n", watcher.read())
     assert (backend.home / "test-backend.log").read_text() == ""
 
 
-def test_a_lost_ring_is_made_up_for(run: Run) -> None:
+def test_polling_replaces_a_lost_notification(run: Run) -> None:
     with closing(run.watch()) as watcher, LogWriter(run.log) as log:
         time.sleep(0.1)
-        log.append(TrainingLog(run.id, TIME, 1, 1.5))  # nobody rings
-        began = time.monotonic()
+        log.append(TrainingLog(run.id, TIME, 1, 1.5))  # without a notification
         watcher.read(lambda body: steps(body) == [1])
-        assert time.monotonic() - began < 10

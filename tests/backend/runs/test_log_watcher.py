@@ -1,4 +1,4 @@
-"""Followers of a log inside the server: what they leave behind, and what they must not tell too early."""
+"""Followers of a log inside the server: what they clean up, and when they end."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_removed_is_told(
 ) -> None:
     (folder(tmp_path) / "2020-01-01.jsonl").mkdir(parents=True)
     conversations.purge([WEEK], NOW)
-    assert "Conversations of bot that are too old cannot be removed" in caplog.text
+    assert "Expired conversations of bot could not be removed" in caplog.text
 
 
 def test_forgotten_is_forgotten(conversations: ConversationStore, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "arkor.db")
     connection.execute("CREATE TABLE songs (title)")
     connection.close()
-    with pytest.raises(StoreError, match="not one of arkor's"):
+    with pytest.raises(StoreError, match="not a database of arkor"):
         Store(tmp_path / "arkor.db")
 
 

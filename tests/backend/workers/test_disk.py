@@ -75,7 +75,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk: Path) -> None
         ballast.unlink()
         assert process.wait(timeout=30) == 0
     warning = events_of_type(folder, "training.warning")[0]["message"]
-    assert f"could not be kept in {folder.checkpoints}: the disk is full. The run goes on without it." in warning
+    assert f"could not be saved in {folder.checkpoints}: the disk is full. The run continues without it." in warning
     assert [event["step"] for event in events_of_type(folder, "training.log")] == list(range(1, 31))
     saved = [event["step"] for event in events_of_type(folder, "checkpoint.saved")]
     assert saved[-1] == 30
@@ -106,7 +106,7 @@ def test_a_log_that_cannot_be_written_ends_the_worker_and_not_the_run(tmp_path: 
     with start(folder, output, largest=1500) as process:
         assert process.wait(timeout=30) == EXIT_LOG_UNWRITABLE
     if not full:
-        assert "cannot be written: a file would be larger than is allowed there" in output.read_text()
+        assert "cannot be written: a file would be larger than the limit" in output.read_text()
     assert lines(folder)
     finalize(folder)
     with start(folder, output) as process:
@@ -121,10 +121,10 @@ def test_a_trainer_says_what_it_could_not_keep(tmp_path: Path, trainers: Process
     folder = make_run(tmp_path, "run", rows, model=str(model), maxSteps=4, saveSteps=2)
     assert trainers.run(folder.path, largest=30_000).code == 0
     assert len(events_of_type(folder, "training.warning")) == 2
-    assert "a file would be larger than is allowed there" in events_of_type(folder, "training.warning")[0]["message"]
+    assert "a file would be larger than the limit" in events_of_type(folder, "training.warning")[0]["message"]
     assert [event["step"] for event in events_of_type(folder, "training.log")] == [1, 2, 3, 4]
     end = lines(folder)[-1]
     assert end["type"] == "training.failed"
-    assert "could not be written: a file would be larger than is allowed there" in end["error"]
+    assert "could not be written: a file would be larger than the limit" in end["error"]
     assert not list(folder.path.glob(".*partial"))
     assert not list(folder.checkpoints.iterdir())

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.runs.event_log import LogWriter, is_locked, read_events, read_status
+from arkor.backend.runs.event_log import LogWriter, read_events, read_status
 from arkor.backend.runs.paths import RunFolder, create_run, prepare
 from arkor.backend.workers.worker import EXIT_LOG_HELD, EXIT_TERMINATED
+from arkor.files import is_locked
 from arkor.protocol.jobs import JobStatus
 
 SOURCE = {"type": "huggingface", "name": "rows"}
@@ -40,7 +41,7 @@ def run_worker_process(folder: RunFolder) -> int:
 
 
 def logged(folder: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(line) for _, _, line in read_events(folder.events, 0, 10**6)]
+    return [json.loads(line) for _, line in read_events(folder.events, 0, 10**6)]
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
@@ -118,7 +119,7 @@ def test_cancelling_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
         assert folder.worker_pid() == process.pid
         folder.cancelled.touch()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
     last = logged(folder)[-1]
     assert (last["type"], last["error"]) == ("training.failed", "Job cancelled")
     assert last["step"] >= 2
@@ -131,7 +132,7 @@ def test_a_machine_that_is_shut_down_cancels_nothing(tmp_path: Path, monkeypatch
     with start(folder) as process:
         wait_for_step(folder, 6)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == EXIT_TERMINATED
+        assert process.wait(timeout=60) == EXIT_TERMINATED
     assert logged(folder)[-1]["type"] == "training.log"
     assert run_worker_process(folder) == 0
     assert [line["step"] for line in logged(folder) if line["type"] == "training.log"] == list(range(1, 21))

@@ -1,4 +1,4 @@
-"""Evaluation at checkpoints: what is asked, how it is scored, and that no answer can hurt the watching."""
+"""Evaluation at checkpoints: questions, scores, and errors that must not end the wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from arkor import BlobDataset, FileDataset, InvalidConfig, Trainer, TrainerAborted
 from arkor.callbacks import Evaluate
-from arkor.callbacks.evaluate.metrics import exact_match, json_valid
+from arkor.callbacks.evaluate.evaluate import exact_match, json_valid
 from arkor.callbacks.evaluate.questions import parse_questions
 from arkor.results.evaluation import Answer, Evaluation
 from tests.conftest import Backend
@@ -31,7 +31,7 @@ def make(**settings: Any) -> Trainer:
     return Trainer(**{"name": "a run", "model": "some-model", "dataset": HUB, "progress": False, **settings})
 
 
-# What is asked
+# Questions
 
 
 def test_questions_in_all_their_shapes(tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
     ("given", "says"),
     [
         ("questions.jsonl", "FileDataset"),
-        ([], "no question in it"),
+        ([], "must contain at least one question"),
         (5, "not int"),
         ([5], r"questions\[0\]: must be a prompt"),
-        ([{"text": "x"}], "is a text, which asks nothing"),
+        ([{"text": "x"}], "is a plain text without a question"),
         ([{"question": "x"}], r"questions\[0\]: the row has question, but a row must have one of"),
         ([{"instruction": "x", "output": 5}], r"questions\[0\]: output: must be a string"),
         ([{"messages": []}], "at least one message"),
@@ -87,8 +87,8 @@ def test_the_system_prompt_stays_where_no_answer_is_expected() -> None:
         ([{"messages": [{"role": "robot", "content": "x"}]}], "must be one of system"),
         ([{"messages": [{"role": "user", "content": 5}]}], "content"),
         (FileDataset("nowhere.jsonl"), "cannot be read"),
-        (HUB, "are read here"),
-        (BlobDataset("https://example.com/rows.jsonl"), "are read here"),
+        (HUB, "are read on this machine"),
+        (BlobDataset("https://example.com/rows.jsonl"), "are read on this machine"),
     ],
 )
 def test_what_is_no_question_is_named(given: Any, says: str) -> None:
@@ -142,7 +142,7 @@ def test_wrong_values_are_named(settings: dict[str, Any], field: str) -> None:
     assert wrong.value.field == f"Evaluate.{field}"
 
 
-# How it is scored
+# Scores
 
 
 def test_metrics() -> None:

@@ -1,4 +1,4 @@
-"""Reports: every number in a file or a tracker, once, and no tracker can hurt the watching."""
+"""Reports: each metric is written once, and a failing tracker does not end the wait."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_file_of_json_lines_is_strict_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_a_run_that_is_told_again_is_there_once(name: str, tmp_path: Path) -> None:
+def test_a_run_reported_twice_is_in_the_file_once(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     completed(replay(Report(file), logs([2.0, 1.0])), [])
     first = file.read_bytes()
@@ -63,7 +63,7 @@ def test_a_run_that_is_told_again_is_there_once(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
-def test_a_row_that_was_cut_off_is_written_again(name: str, tmp_path: Path) -> None:
+def test_a_torn_row_is_rewritten(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     completed(replay(Report(file), logs([2.0, 1.0])), [])
     whole = file.read_bytes()
@@ -75,19 +75,17 @@ def test_a_row_that_was_cut_off_is_written_again(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl"])
 @pytest.mark.parametrize("text", ["name,salary\nme,5\n", "a letter", '[{"a": 1}]\n', '{"a": 1}\n', "\xff\xfe"])
-def test_a_file_of_something_else_is_left_alone(
-    name: str, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_foreign_file_is_not_modified(name: str, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / name
     file.write_bytes(text.encode("latin-1"))
     completed(replay(Report(file), logs([2.0, 1.0])), [])
     assert file.read_bytes() == text.encode("latin-1")
     assert len(caplog.records) == 1
-    assert "holds something else" in caplog.text
+    assert "is not a metrics file" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_disk_that_does_not_take_it_costs_the_report_and_not_the_watching(
+def test_a_full_disk_ends_the_report_but_not_the_wait(
     backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -95,7 +93,7 @@ def test_a_disk_that_does_not_take_it_costs_the_report_and_not_the_watching(
     callbacks = [Report(tmp_path / "file" / "run.csv"), {"on_log": lambda ctx: steps.append(ctx.step)}]
     assert make(max_steps=3, callbacks=callbacks).wait().job.status == "completed"
     assert steps == [1, 2, 3]
-    assert sum("is left out from here on" in record.getMessage() for record in caplog.records) == 1
+    assert sum("failed and is disabled for this run" in record.getMessage() for record in caplog.records) == 1
 
 
 WATCH = """
@@ -120,8 +118,8 @@ def test_a_second_process_reports_a_run_that_goes_on(slow_backend: Backend, tmp_
 
 
 def events_in(file: Path) -> Iterator[Any]:
-    """Records as TensorFlow frames them: the length in 8 bytes, 4 bytes of checksum, the event, 4 of checksum."""
-    from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - it may not be there
+    """Parse TFRecord framing: length (8 bytes), checksum (4), event, checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - optional
 
     data = file.read_bytes()
     while data:
@@ -143,18 +141,18 @@ def test_tensorboard_gets_every_number_once(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb: pip install wandb"):
+def test_a_missing_package_is_named_with_its_install_command() -> None:
+    with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb; install it: pip install wandb"):
         require_module("a_library_that_is_nowhere", package="wandb")
 
 
 @pytest.mark.parametrize("to", ["run.txt", "tensorbord", "", 5, None])
-def test_what_is_no_place_is_refused(to: Any) -> None:
+def test_an_invalid_destination_is_rejected(to: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"'tensorboard', 'wandb', 'mlflow', 'trackio', or a file that ends"):
         Report(to)
 
 
-def test_options_that_do_not_fit_are_refused() -> None:
+def test_invalid_options_are_rejected() -> None:
     pytest.importorskip("tensorboardX")
     with pytest.raises(InvalidConfig, match="project"):
         Report("tensorboard", project="x")

@@ -1,4 +1,4 @@
-"""`arkor doctor` on installations that are well, and on those that are broken in one way each."""
+"""`arkor doctor` on healthy installations, and on installations with one defect each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
 
 def ailments(run: Run) -> dict[str, dict[str, Any]]:
-    """What is not ok, by its subject; the exit code fits."""
+    """Return the warnings and problems by subject, after checking the exit code."""
     done = run("doctor", "--json")
     assert done.stderr == ""
     report = json.loads(done.stdout)
@@ -60,21 +60,27 @@ def test_one_that_is_well_and_new(run_anew: Run) -> None:
     done = run_anew("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     *lines, blank, last = done.stdout.splitlines()
-    assert (blank, last) == ("", "All is well.")
+    assert (blank, last) == ("", "No problems found.")
     assert all(line.startswith("ok       ") for line in lines)
     assert not arkor_home().exists()
 
 
+def modified(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+
+
 def test_one_at_work(run: Run, backend: Backend, finished_run: str) -> None:
-    time.sleep(1)  # the worker is through with its folder then
-    before = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
+    before: dict[Path, int] = {}
+    now = modified(backend.home)
+    while before != now:  # the worker and the supervisor are still writing
+        time.sleep(1)
+        before, now = now, modified(backend.home)
     done = run("doctor")
     assert done.returncode == 0, done.stdout
-    assert f"process {backend.process.pid} answers at {backend.url} (arkor {VERSION}), with no run to do" in done.stdout
-    assert "sound, with 1 run\n" in done.stdout
+    assert f"process {backend.process.pid} responds at {backend.url} (arkor {VERSION}, 0 active runs)" in done.stdout
+    assert "intact, with 1 run\n" in done.stdout
     assert backend.token not in done.stdout
-    after = {path: path.stat().st_mtime_ns for path in backend.home.rglob("*") if path.is_file()}
-    assert after == before
+    assert modified(backend.home) == before
 
 
 def test_packages_that_are_not_there(run_anew: Run, fast_imports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +97,7 @@ def test_a_library_that_is_broken(run: Run, fast_imports: Path) -> None:
     found = ailments(run)["device"]
     assert found["sentence"] == "trl cannot be imported (libfoo.so: cannot open shared object file)"
     (fast_imports / "trl" / "__init__.py").write_text("import os\nos.kill(os.getpid(), 11)")
-    assert ailments(run)["device"]["sentence"] == "it cannot be looked at (signal 11)"
+    assert ailments(run)["device"]["sentence"] == "this check failed (signal 11)"
 
 
 def test_homes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +115,7 @@ def test_a_sign_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     file = arkor_home() / "credentials.json"
     file.touch(0o600)
     file.write_text(f'{{"token": "{TOKEN}"')
-    assert "makes no sense" in ailments(run)["sign-in"]["sentence"]
+    assert "is invalid" in ailments(run)["sign-in"]["sentence"]
     file.unlink()
     file.mkdir()
     assert ailments(run)["sign-in"]["level"] == "problem"
@@ -122,7 +128,7 @@ def test_a_sign_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["backend"]["level"] == "problem"
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://127.0.0.1:7")
     done = run("doctor")
-    assert "ARKOR_CLOUD_API_URL names http://127.0.0.1:7, but the sign-in is for http://127.0.0.1:9" in done.stdout
+    assert "ARKOR_CLOUD_API_URL is http://127.0.0.1:7, but the sign-in is for http://127.0.0.1:9" in done.stdout
 
 
 def test_a_backend_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,16 +142,16 @@ def test_a_backend_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "it does not know the sign-in" in ailments(run)["backend"]["sentence"]
     assert "does not answer" in (found := ailments(run)["backend"])["sentence"] or "reached" in found["sentence"]
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "gpu-box:8230")
-    assert "makes no sense" in ailments(run)["backend"]["sentence"]
+    assert "is invalid" in ailments(run)["backend"]["sentence"]
 
 
 def test_the_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
-    assert ailments(run)["network"]["remedy"] == "unset REQUESTS_CA_BUNDLE, or mend it"
+    assert ailments(run)["network"]["remedy"] == "unset REQUESTS_CA_BUNDLE, or correct it"
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", "http://gpu-box:8230")
     monkeypatch.setenv("HTTP_PROXY", f"http://me:{TOKEN}@127.0.0.1:9")
-    assert ailments(run)["network"]["sentence"] == "calls to gpu-box go through the proxy http://127.0.0.1:9"
+    assert ailments(run)["network"]["sentence"] == "calls to gpu-box use the proxy http://127.0.0.1:9"
 
 
 def test_a_backend_that_is_mute(run: Run, backend: Backend) -> None:
@@ -154,7 +160,7 @@ def test_a_backend_that_is_mute(run: Run, backend: Backend) -> None:
         found = ailments(run)["process"]
     finally:
         os.kill(backend.process.pid, signal.SIGCONT)
-    assert found["sentence"] == f"process {backend.process.pid} serves this home, but does not answer"
+    assert found["sentence"] == f"process {backend.process.pid} serves this home, but does not respond"
     assert f"kill {backend.process.pid}" in found["remedy"]
 
 
@@ -163,18 +169,19 @@ def test_what_a_backend_that_was_killed_leaves(run: Run, backend: Backend) -> No
     backend.process.wait()
     (backend.home / "runs" / ".abc.new").mkdir()
     found = ailments(run)
-    assert (
-        found["process"]["sentence"]
-        == f"backend.json speaks of process {backend.process.pid}, but that process has ended"
-    )
+    assert found["process"]["sentence"] == f"backend.json names process {backend.process.pid}, which has ended"
     assert found["leftovers"]["level"] == "warning"
     (backend.home / "backend.json").write_text("{")
-    assert "makes no sense" in ailments(run)["process"]["sentence"]
+    assert "is invalid" in ailments(run)["process"]["sentence"]
 
 
 @pytest.mark.parametrize(
     ("version", "protocol", "says"),
-    [("0.0.1", 0, "with 2 runs to do; this arkor is"), ("99.0", 99, "they do not match"), ("0.0.1", 1, None)],
+    [
+        ("0.0.1", 0, "2 active runs); it is incompatible with this arkor"),
+        ("99.0", 99, "it is incompatible"),
+        ("0.0.1", 1, None),
+    ],
 )
 def test_a_backend_of_another_version(run: Run, version: str, protocol: int, says: str | None) -> None:
     health = {"status": "ok", "version": version, "protocol": protocol, "activeRuns": 2}
@@ -241,7 +248,7 @@ def terminal(project: Path) -> Iterator[Any]:
 
 def test_in_a_terminal_it_has_colours_and_fits(terminal: Any) -> None:
     colourful = terminal(PYTHONPATH="")
-    assert "training is on" in colourful
+    assert "training uses" in colourful
     assert "\x1b[32mok" in colourful
     plain = terminal(NO_COLOR="1")
     assert "\x1b[" not in plain

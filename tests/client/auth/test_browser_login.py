@@ -1,4 +1,4 @@
-"""Signing in as a person, against a real authorization server, with a browser that follows redirects."""
+"""The browser login against a real authorization server, with a browser that follows redirects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import requests
 from arkor.client.auth.browser_login import SignInConfig, sign_in, sign_in_config
 from arkor.client.auth.callback_server import CallbackServer, parse_authorization_response
 from arkor.client.auth.oauth import OAuthAuth
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
 from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
 from tests.fakes.http_server import Answer, answering
@@ -47,13 +48,13 @@ def config_of(auth: AuthorizationServer, ports: tuple[int, ...] = ()) -> SignInC
 
 
 class Browser:
-    """Goes to the address that is told, on a thread, and keeps the page that it ends up with."""
+    """Opens the announced address on a thread and keeps the last page."""
 
     def __init__(self, visit: Callable[[str], requests.Response] = lambda address: requests.get(address, timeout=10)):
         self.address, self.port = "", 0
         self._visit, self._pool = visit, ThreadPoolExecutor(1)
 
-    def tell(self, address: str, port: int) -> None:
+    def announce(self, address: str, port: int) -> None:
         self.address, self.port = address, port
         self._page = self._pool.submit(self._visit, address)
 
@@ -63,7 +64,7 @@ class Browser:
 
 
 def bring(**query: str) -> Callable[[str], requests.Response]:
-    """A browser that comes back with that query, and with the right state where it says so."""
+    """A browser that redirects with that query, in which STATE is replaced by the valid state."""
 
     def visit(address: str) -> requests.Response:
         payload = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
@@ -74,24 +75,24 @@ def bring(**query: str) -> Callable[[str], requests.Response]:
 
 
 def signing_in(config: SignInConfig, browser: Browser, seconds: float = 10) -> object:
-    return sign_in(URL, config, announce=browser.tell, browser=False, seconds=seconds)
+    return sign_in(URL, config, announce=browser.announce, browser=False, seconds=seconds)
 
 
 def test_a_person_signs_in(auth: AuthorizationServer) -> None:
     browser, config = Browser(), config_of(auth)
-    found = sign_in(URL, config, announce=browser.tell, browser=False)
+    found = sign_in(URL, config, announce=browser.announce, browser=False)
     (token,) = auth.tokens
     assert (found.access_token, found.refresh_token) == (token.access_token, token.refresh_token)
     assert found.expires_at == pytest.approx(time.time() + 3600, abs=30)
     assert (found.auth0_domain, found.audience, found.client_id) == (auth.domain, AUDIENCE, CLIENT_ID)
     assert found.arkor_cloud_api_url == URL
     assert browser.page.status_code == 200
-    assert "You may close this page" in browser.page.text
+    assert "You can close this page" in browser.page.text
 
 
-def test_what_is_asked_for(auth: AuthorizationServer) -> None:
+def test_the_requests_of_a_login(auth: AuthorizationServer) -> None:
     config = config_of(auth)
-    sign_in(URL, config, announce=Browser().tell, browser=False)
+    sign_in(URL, config, announce=Browser().announce, browser=False)
     payload, exchanged = auth.requests
     form = {name: values[0] for name, values in parse_qs(exchanged.body.decode()).items()}
     digest = hashlib.sha256(form["code_verifier"].encode()).digest()
@@ -118,14 +119,14 @@ def test_what_is_asked_for(auth: AuthorizationServer) -> None:
 def test_every_sign_in_has_its_own_secrets(auth: AuthorizationServer) -> None:
     config = config_of(auth)
     for _ in range(2):
-        sign_in(URL, config, announce=Browser().tell, browser=False)
+        sign_in(URL, config, announce=Browser().announce, browser=False)
     first, second = (request.query for request in auth.requests if request.path == "/authorize")
     assert first["state"] != second["state"]
     assert first["code_challenge"] != second["code_challenge"]
 
 
 def test_the_sign_in_renews_itself_later(auth: AuthorizationServer) -> None:
-    found = sign_in(URL, config_of(auth), announce=Browser().tell, browser=False)
+    found = sign_in(URL, config_of(auth), announce=Browser().announce, browser=False)
     auth.expire_all()
     refused = Answer(401, {"error": "expired"})
     with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else refused) as api:
@@ -135,7 +136,7 @@ def test_the_sign_in_renews_itself_later(auth: AuthorizationServer) -> None:
 # Ports
 
 
-def test_the_ports_are_tried_in_turn(auth: AuthorizationServer) -> None:
+def test_the_next_port_is_used_if_one_is_taken(auth: AuthorizationServer) -> None:
     browser = Browser()
     taken, free = free_ports(2)
     with closing(socket.create_server(("127.0.0.1", taken))):
@@ -146,7 +147,7 @@ def test_the_ports_are_tried_in_turn(auth: AuthorizationServer) -> None:
 def test_all_ports_taken(auth: AuthorizationServer) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CredentialsError, match=rf"ports {port} of this machine, and all of them are taken"):
+        with pytest.raises(CredentialsError, match=rf"ports {port} of this machine, but all of them are in use"):
             signing_in(config_of(auth, (port,)), Browser())
     assert auth.requests == []
 
@@ -159,7 +160,7 @@ def test_the_port_is_free_again_afterwards(auth: AuthorizationServer) -> None:
         requests.get(f"http://127.0.0.1:{config.callback_ports[0]}/callback", timeout=30)
 
 
-# What comes back
+# The redirect
 
 
 @pytest.mark.parametrize("given", [{}, {"state": ""}, {"state": "other"}, {"state": "STATEx"}, {"state": "é"}])
@@ -172,30 +173,32 @@ def test_the_state_must_match(auth: AuthorizationServer, given: dict[str, str]) 
     assert auth.requests == []
 
 
-def test_a_state_that_comes_twice_is_none() -> None:
+def test_a_repeated_parameter_is_ignored() -> None:
     assert parse_authorization_response("code=c&state=s", "s").code == "c"
     assert parse_authorization_response("code=c&state=s&state=x", "s").problem
-    assert parse_authorization_response("code=c&code=d&state=s", "s").problem == "the browser came back without a code"
+    assert parse_authorization_response("code=c&code=d&state=s", "s").problem == "the redirect contains no code"
 
 
-def test_a_person_who_says_no(auth: AuthorizationServer) -> None:
+def test_denied_access(auth: AuthorizationServer) -> None:
     auth.consents = False
     browser = Browser()
     with pytest.raises(CredentialsError, match="you are not signed in: access was denied"):
         signing_in(config_of(auth), browser)
-    assert "This did not work: access was denied" in browser.page.text
-    assert "You may close this page" in browser.page.text
+    assert "Login failed: access was denied" in browser.page.text
+    assert "You can close this page" in browser.page.text
 
 
 @pytest.mark.parametrize(
     ("error", "description", "sentence"),
     [
-        ("server_error", "", "the sign-in server says server_error;"),
-        ("access_denied", "Please verify your email.", r"access was denied \(Please verify your email\);"),
-        ("<b>", "\x1b[31m<script>\n", r"the sign-in server says no \(\[31m<script>\);"),
+        ("server_error", "", "the authorization server answered server_error;"),
+        ("access_denied", "Please verify your email.", r"access was denied \(Please verify your email\.\);"),
+        ("<b>", "\x1b[31m<script>\n", r"the authorization server answered an unknown error \(\[31m<script>\);"),
     ],
 )
-def test_an_error_becomes_a_sentence(auth: AuthorizationServer, error: str, description: str, sentence: str) -> None:
+def test_an_error_of_the_authorization_server_is_shown(
+    auth: AuthorizationServer, error: str, description: str, sentence: str
+) -> None:
     browser = Browser(bring(error=error, error_description=description, state="STATE"))
     with pytest.raises(CredentialsError, match=sentence):
         signing_in(config_of(auth), browser)
@@ -203,7 +206,7 @@ def test_an_error_becomes_a_sentence(auth: AuthorizationServer, error: str, desc
     assert "<b>" not in browser.page.text
 
 
-def test_the_page_brings_nothing_with_it(auth: AuthorizationServer) -> None:
+def test_the_page_loads_and_leaks_nothing(auth: AuthorizationServer) -> None:
     browser = Browser()
     signing_in(config_of(auth), browser)
     page = browser.page
@@ -213,13 +216,13 @@ def test_the_page_brings_nothing_with_it(auth: AuthorizationServer) -> None:
     assert not [word for word in ("http:", "https:", "src=", "<script", *auth.secrets) if word in page.text]
 
 
-def test_what_else_a_browser_asks_for_is_no_answer(auth: AuthorizationServer) -> None:
+def test_other_requests_of_the_browser_are_ignored(auth: AuthorizationServer) -> None:
     def visit(address: str) -> requests.Response:
         port = urlsplit(parse_qs(urlsplit(address).query)["redirect_uri"][0]).port
         for path in ("/favicon.ico", "/", "/callback/x"):
             assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=30).status_code == 404
         assert requests.post(f"http://127.0.0.1:{port}/callback", timeout=30).status_code == 501
-        with socket.create_connection(("127.0.0.1", port or 0)):  # one that is opened and never used
+        with socket.create_connection(("127.0.0.1", port or 0)):  # a connection that is never used
             return requests.get(address, timeout=10)
 
     browser = Browser(visit)
@@ -235,9 +238,9 @@ def test_only_the_first_redirect_counts() -> None:
     assert (first.status_code, second.status_code) == (200, 404)
 
 
-def test_nobody_comes_back(auth: AuthorizationServer) -> None:
+def test_a_login_that_is_not_completed_times_out(auth: AuthorizationServer) -> None:
     config = config_of(auth)
-    with pytest.raises(CredentialsError, match=r"nobody came back .* within 0\.005 minutes"):
+    with pytest.raises(CredentialsError, match=r"was not completed within 0\.005 minutes"):
         sign_in(URL, config, announce=lambda *_: None, browser=False, seconds=0.3)
     socket.create_server(("127.0.0.1", config.callback_ports[0])).close()
 
@@ -245,15 +248,15 @@ def test_nobody_comes_back(auth: AuthorizationServer) -> None:
 # The code for a token
 
 
-def test_a_code_that_is_none(auth: AuthorizationServer) -> None:
+def test_an_invalid_code_is_rejected(auth: AuthorizationServer) -> None:
     browser = Browser(bring(code=OF_OTHERS, state="STATE"))
-    with pytest.raises(CredentialsError, match=r"not signed in \(.* says invalid_grant\); sign in again") as caught:
+    with pytest.raises(CredentialsError, match=r"not signed in \(.* answered invalid_grant\); sign in again") as caught:
         signing_in(config_of(auth), browser)
     assert OF_OTHERS not in str(caught.getrepr())
 
 
-def test_a_code_of_somebody_elses_sign_in(auth: AuthorizationServer) -> None:
-    """It is bound to the verifier of the one who asked for it."""
+def test_a_code_of_another_login_is_rejected(auth: AuthorizationServer) -> None:
+    """A code is bound to the verifier of its login."""
     theirs = requests.get(
         f"http://{auth.domain}/authorize",
         params={
@@ -272,16 +275,16 @@ def test_a_code_of_somebody_elses_sign_in(auth: AuthorizationServer) -> None:
     assert auth.tokens == []
 
 
-def test_a_sign_in_server_that_is_away(auth: AuthorizationServer) -> None:
+def test_an_unavailable_authorization_server(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(503)]
-    with pytest.raises(BackendUnavailable, match="which signs you in, answered 503 and no token"):
+    with pytest.raises(BackendUnavailable, match="which signs you in, answered 503 without a token"):
         signing_in(config_of(auth), Browser(bring(code="secret-code", state="STATE")))
 
 
-def test_one_that_gives_no_refresh_token(auth: AuthorizationServer) -> None:
+def test_a_response_without_a_refresh_token(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(body={"access_token": "t", "expires_in": 60})]
     browser = Browser(bring(code="c", state="STATE"))
-    found = sign_in(URL, config_of(auth), announce=browser.tell, browser=False)
+    found = sign_in(URL, config_of(auth), announce=browser.announce, browser=False)
     assert (found.access_token, found.refresh_token) == ("t", "")
 
 
@@ -298,10 +301,10 @@ def test_no_secret_shows(auth: AuthorizationServer, caplog: pytest.LogCaptureFix
     assert verifier not in browser.address
 
 
-# What a backend says about it
+# The configuration of a backend
 
 
-def test_how_people_sign_in() -> None:
+def test_the_oauth_configuration() -> None:
     body = {
         "auth0Domain": "login.example",
         "clientId": "c",
@@ -316,7 +319,7 @@ def test_how_people_sign_in() -> None:
 
 
 @pytest.mark.parametrize("missing", ["auth0Domain", "clientId"])
-def test_a_backend_without_it(missing: str) -> None:
+def test_a_backend_without_oauth(missing: str) -> None:
     body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], missing: None}
     with answering(Answer(body=body)) as server:
         assert sign_in_config(server.url) is None
@@ -327,17 +330,17 @@ def test_a_backend_without_it(missing: str) -> None:
     [{"auth0Domain": "http://x/"}, {"auth0Domain": 7}, {"clientId": []}, {"clientId": {"a": 1}}, {"callbackPorts": []},
      {"callbackPorts": "4000"}, {"callbackPorts": [True, -1]}, {"audience": 7}],
 )  # fmt: skip
-def test_a_backend_that_says_nothing_sensible(wrong: dict[str, object]) -> None:
+def test_an_invalid_oauth_configuration(wrong: dict[str, object]) -> None:
     body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], **wrong}
     with answering(Answer(body=body)) as server:
         if not wrong.get("clientId", "c"):
             assert sign_in_config(server.url) is None
             return
-        with pytest.raises(CredentialsError, match="nothing sensible about signing in"):
+        with pytest.raises(CredentialsError, match=r"the OAuth configuration of .* is invalid"):
             sign_in_config(server.url)
 
 
-def test_an_address_where_nothing_is() -> None:
+def test_a_backend_without_that_route() -> None:
     with answering(Answer(404, {"error": "Not found."})) as server, pytest.raises(CloudApiError):
         sign_in_config(server.url)
     assert Auth(server.url).token is None

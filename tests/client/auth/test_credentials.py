@@ -1,4 +1,4 @@
-"""The sign-in: its file, and how one is come by."""
+"""Credentials: their file, and how they are obtained."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from arkor.client.auth.bootstrap import ensure_credentials, request_anonymous_token
 from arkor.client.auth.credentials import (
     AnonymousCredentials,
     Credentials,
@@ -21,10 +22,8 @@ from arkor.client.auth.credentials import (
     credentials_lock,
     credentials_path,
     default_cloud_api_url,
-    ensure_credentials,
     read_credentials,
     remove_credentials,
-    request_anonymous_token,
     write_credentials,
 )
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, CredentialsError
@@ -59,7 +58,7 @@ def test_what_is_written_is_read_again(credentials: Credentials) -> None:
     assert [file.name for file in credentials_path().parent.iterdir()] == ["credentials.json"]
 
 
-def test_the_file_is_as_the_protocol_has_it() -> None:
+def test_the_file_has_the_documented_format() -> None:
     write_credentials(ANONYMOUS)
     assert json.loads(credentials_path().read_text()) == {
         "mode": "anon",
@@ -79,7 +78,7 @@ def test_no_token_shows(credentials: Credentials) -> None:
     assert "secret" not in repr(credentials)
 
 
-def test_no_file_is_no_sign_in() -> None:
+def test_a_missing_file_means_no_credentials() -> None:
     assert read_credentials() is None
 
 
@@ -101,27 +100,27 @@ def test_no_file_is_no_sign_in() -> None:
         "\ud800",
     ],
 )
-def test_a_file_that_makes_no_sense_is_no_sign_in(text: str) -> None:
+def test_an_invalid_file_means_no_credentials(text: str) -> None:
     credentials_path().parent.mkdir()
     credentials_path().write_bytes(text.encode("utf-8", "surrogatepass"))
     assert read_credentials() is None
 
 
-def test_a_sign_in_that_an_older_typescript_client_wrote_is_a_sign_in() -> None:
+def test_credentials_of_an_older_typescript_client() -> None:
     write_credentials(OAUTH)
     written = json.loads(credentials_path().read_text())
     credentials_path().write_text(json.dumps({**written, "mode": "auth0"}))
     assert read_credentials() == OAUTH
 
 
-def test_fields_of_a_newer_version_are_no_fault() -> None:
+def test_fields_of_a_newer_version_are_accepted() -> None:
     write_credentials(ANONYMOUS)
     data = {**json.loads(credentials_path().read_text()), "since": "2027"}
     credentials_path().write_text(json.dumps(data))
     assert read_credentials() == ANONYMOUS
 
 
-def test_a_file_that_cannot_be_read_is_shown_and_left_alone() -> None:
+def test_an_unreadable_file_is_named_and_kept() -> None:
     credentials_path().mkdir(parents=True)
     with pytest.raises(CredentialsError, match=str(credentials_path())):
         read_credentials()
@@ -132,7 +131,7 @@ def test_a_file_that_cannot_be_read_is_shown_and_left_alone() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_shown() -> None:
+def test_a_file_without_permission_is_named() -> None:
     write_credentials(ANONYMOUS)
     credentials_path().chmod(0)
     with pytest.raises(CredentialsError, match="Permission denied"):
@@ -157,10 +156,10 @@ def test_the_default_url(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cloud_api_url(ANONYMOUS) == "http://self.example"
 
 
-# Coming by one
+# Obtaining them
 
 
-def test_an_anonymous_identity_is_asked_for_and_not_written() -> None:
+def test_requesting_an_anonymous_identity_stores_nothing() -> None:
     with answering(Answer(201, IDENTITY)) as server:
         got = request_anonymous_token(server.url + "/", "web")
         assert got == AnonymousCredentials("t-1", "a-1", server.url, "org-1")
@@ -171,13 +170,13 @@ def test_an_anonymous_identity_is_asked_for_and_not_written() -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"token": "t"}, {**IDENTITY, "personalOrg": None}, {**IDENTITY, "token": None}])
-def test_an_answer_that_is_no_identity(body: object) -> None:
+def test_a_response_without_an_identity(body: object) -> None:
     with answering(Answer(201, body)) as server, pytest.raises(CloudApiError, match="no anonymous identity"):
         ensure_credentials(server.url)
     assert read_credentials() is None
 
 
-def test_ensure_makes_one_and_keeps_it() -> None:
+def test_ensure_obtains_and_stores_an_identity() -> None:
     with answering(Answer(201, IDENTITY)) as server:
         first = ensure_credentials(server.url)
         assert ensure_credentials(server.url + "/") == ensure_credentials() == first == read_credentials()
@@ -190,7 +189,7 @@ def test_ensure_asks_the_backend_of_the_environment(monkeypatch: pytest.MonkeyPa
         assert ensure_credentials().arkor_cloud_api_url == server.url
 
 
-def test_ensure_never_overwrites_a_sign_in() -> None:
+def test_ensure_never_overwrites_credentials() -> None:
     write_credentials(ANONYMOUS)
     before = credentials_path().read_bytes()
     with answering(Answer(201, IDENTITY)) as server, pytest.raises(CredentialsError) as caught:
@@ -202,14 +201,14 @@ def test_ensure_never_overwrites_a_sign_in() -> None:
     assert credentials_path().read_bytes() == before
 
 
-def test_ensure_replaces_a_file_that_makes_no_sense() -> None:
+def test_ensure_replaces_an_invalid_file() -> None:
     credentials_path().parent.mkdir()
     credentials_path().write_text("{")
     with answering(Answer(201, IDENTITY)) as server:
         assert ensure_credentials(server.url) == read_credentials()
 
 
-def test_nothing_is_written_when_nobody_answers() -> None:
+def test_nothing_is_stored_without_a_response() -> None:
     with answering(Answer(503, {"error": "Busy."})) as server, pytest.raises(ArkorError, match=r"Busy\."):
         ensure_credentials(server.url)
     with answering(Answer(None)) as server, pytest.raises(BackendUnavailable):
@@ -218,7 +217,7 @@ def test_nothing_is_written_when_nobody_answers() -> None:
 
 
 class Bureau:
-    """Gives everybody another identity, once `together` of them have asked or a moment has passed."""
+    """Issues a new identity to each client, once `together` have asked or a moment has passed."""
 
     def __init__(self, together: int) -> None:
         self._gate = threading.Barrier(together)
@@ -231,7 +230,7 @@ class Bureau:
         return Answer(201, {**IDENTITY, "token": f"t-{self.given}"})
 
 
-def test_threads_that_come_at_once_get_one_identity() -> None:
+def test_concurrent_threads_get_one_identity() -> None:
     bureau = Bureau(4)
     with answering(bureau) as server, ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda _: ensure_credentials(server.url), range(4)))
@@ -239,7 +238,7 @@ def test_threads_that_come_at_once_get_one_identity() -> None:
     assert bureau.given == 1
 
 
-def test_processes_that_come_at_once_get_one_identity() -> None:
+def test_concurrent_processes_get_one_identity() -> None:
     bureau = Bureau(4)
     code = "import sys; from arkor import ensure_credentials; print(ensure_credentials(sys.argv[1]).token)"
     with answering(bureau) as server:
@@ -250,7 +249,7 @@ def test_processes_that_come_at_once_get_one_identity() -> None:
     assert bureau.given == 1
 
 
-def test_a_sign_in_that_comes_meanwhile_is_kept() -> None:
+def test_credentials_stored_meanwhile_are_used() -> None:
     with answering(Answer(201, IDENTITY)) as server:
         mine = AnonymousCredentials("mine", "a", server.url, "org-1")
         with ThreadPoolExecutor(1) as pool:
@@ -261,10 +260,10 @@ def test_a_sign_in_that_comes_meanwhile_is_kept() -> None:
         assert server.requests == []
 
 
-# Removing it
+# Removing them
 
 
-def test_a_sign_in_is_removed() -> None:
+def test_credentials_are_removed() -> None:
     assert not remove_credentials()
     assert not credentials_path().parent.exists()
     write_credentials(ANONYMOUS)
@@ -273,7 +272,7 @@ def test_a_sign_in_is_removed() -> None:
     assert not remove_credentials()
 
 
-def test_one_that_cannot_be_removed() -> None:
+def test_credentials_that_cannot_be_removed() -> None:
     credentials_path().mkdir(parents=True)
     with pytest.raises(CredentialsError, match=f"{credentials_path()} cannot be removed"):
         remove_credentials()

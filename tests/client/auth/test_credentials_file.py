@@ -1,4 +1,4 @@
-"""The credentials file and the project's note in odd places, and when many processes come at once."""
+"""The files of credentials and project state in unusual places, and with concurrent processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import Backend
 TOKEN = TokenCredentials("a-token-of-somebody", "https://backend.example")
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_kept(tmp_path: Path) -> None:
     elsewhere = tmp_path / "dotfiles" / "credentials.json"
     elsewhere.parent.mkdir()
     credentials_path().parent.mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777, 0o022])
-def test_the_file_is_its_owners_whatever_the_umask(umask: int) -> None:
+def test_the_file_is_private_whatever_the_umask(umask: int) -> None:
     before = os.umask(0o077)
     try:
         credentials_path().parent.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_the_file_is_its_owners_whatever_the_umask(umask: int) -> None:
     assert read_credentials() == TOKEN
 
 
-def test_a_file_that_was_open_to_all_is_not_after_the_next_sign_in() -> None:
+def test_a_public_file_becomes_private_when_it_is_written() -> None:
     write_credentials(TOKEN)
     credentials_path().chmod(0o644)
     write_credentials(evolve(TOKEN, token="another-token"))
@@ -69,7 +69,7 @@ def test_a_file_that_was_open_to_all_is_not_after_the_next_sign_in() -> None:
     ],
     ids=["token", "anon", "oauth"],
 )
-def test_what_a_newer_version_wrote_is_written_again(credentials: TokenCredentials) -> None:
+def test_unknown_fields_are_written_again(credentials: TokenCredentials) -> None:
     write_credentials(credentials)
     data = {**json.loads(credentials_path().read_text()), "ofTomorrow": {"a": [1]}}
     credentials_path().write_text(json.dumps(data))
@@ -80,8 +80,8 @@ def test_what_a_newer_version_wrote_is_written_again(credentials: TokenCredentia
     assert json.loads(credentials_path().read_text()) == data
 
 
-def test_a_reader_never_sees_half_a_file() -> None:
-    """One process writes as fast as it can, another one reads; then the writer is killed in the midst."""
+def test_a_reader_never_sees_a_partial_file() -> None:
+    """One process writes as fast as it can, another one reads; then the writer is killed."""
     write_credentials(TOKEN)
     code = """
 from arkor.client.auth.credentials import TokenCredentials, write_credentials
@@ -116,7 +116,7 @@ except ArkorError as error:
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
     ("call", "mode", "says"),
     [
@@ -126,7 +126,7 @@ except ArkorError as error:
         ("remove", 0o755, "cannot be removed (Permission denied)"),
     ],
 )
-def test_a_file_of_another_user_is_shown_and_left_alone(
+def test_a_file_of_another_user_is_named_and_kept(
     call: str, mode: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_room = Path("/tmp") / f"arkor-of-root-{os.getpid()}-{call}"
@@ -145,13 +145,13 @@ def test_a_file_of_another_user_is_shown_and_left_alone(
         with_room.rmdir()
 
 
-def test_a_home_on_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_below_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ARKOR_HOME", str(tmp_path / "file" / "home"))
     assert read_credentials() is None
 
 
-def test_the_note_of_a_project_may_be_a_link(tmp_path: Path) -> None:
+def test_a_project_state_may_be_a_link(tmp_path: Path) -> None:
     state = ProjectState("o", "p", "id")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".arkor").symlink_to(tmp_path / "elsewhere")
@@ -177,8 +177,8 @@ for number in range(rounds):
             time.sleep(max(at - time.time(), 0))
             try:
                 client = connect(url, project_dir=project)
-                said = [client.credentials.token, client.scope.org_slug, client.scope.project_slug]
-                (folder / f"{number}-{child}.json").write_text(json.dumps(said))
+                pairs = [client.credentials.token, client.scope.org_slug, client.scope.project_slug]
+                (folder / f"{number}-{child}.json").write_text(json.dumps(pairs))
                 os._exit(0)
             except BaseException as error:
                 print(number, repr(error), file=sys.stderr, flush=True)
@@ -186,17 +186,17 @@ for number in range(rounds):
         children.append(pid)
     for pid in children:
         assert os.waitpid(pid, 0)[1] == 0
-    said = {(folder / f"{number}-{child}.json").read_text() for child in range(crowd)}
-    assert len(said) == 1, said
+    pairs = {(folder / f"{number}-{child}.json").read_text() for child in range(crowd)}
+    assert len(pairs) == 1, pairs
     kept = json.loads((home / "credentials.json").read_text())
     state = json.loads((project / ".arkor" / "state.json").read_text())
-    assert json.loads(said.pop()) == [kept["token"], state["orgSlug"], state["projectSlug"]]
+    assert json.loads(pairs.pop()) == [kept["token"], state["orgSlug"], state["projectSlug"]]
 """
 
 
 @pytest.mark.slow
-def test_a_crowd_of_processes_becomes_one_identity_with_one_project(backend: Backend, tmp_path: Path) -> None:
-    """Twenty times, eight processes at once come to a backend that knows none of them."""
+def test_many_processes_get_one_identity_and_one_project(backend: Backend, tmp_path: Path) -> None:
+    """Twenty times, eight new processes connect to a backend at once."""
     command = [sys.executable, "-c", CROWD, backend.url, str(tmp_path), "20", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

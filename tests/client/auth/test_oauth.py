@@ -1,4 +1,4 @@
-"""A person's sign-in, renewed against a real authorization server: when, by whom, how often, and what if not."""
+"""Renewing OAuth credentials against a real authorization server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from arkor.client.auth.credentials import (
 )
 from arkor.client.auth.oauth import OAuthAuth, auth_for, authorization_server, refresh
 from arkor.client.connect import connect
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.project_state import ProjectState, write_state
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, TrainerAborted
 from tests.fakes.authorization_server import AuthorizationServer, authorizing
@@ -45,13 +46,13 @@ def auth() -> Iterator[AuthorizationServer]:
 
 @pytest.fixture
 def api(auth: AuthorizationServer) -> Iterator[HttpServer]:
-    """A backend that says "ok" to the newest token of a sign-in, and 401 to any other."""
+    """A backend that accepts the newest token of a sign-in and answers 401 to any other."""
     with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else REFUSED) as server:
         yield server
 
 
 def expired(auth: AuthorizationServer, url: str) -> OAuthCredentials:
-    """A sign-in whose token is refused although it claims to hold for an hour."""
+    """Credentials whose token is rejected although it expires in an hour."""
     credentials = auth.sign_in(url)
     auth.expire_all()
     return credentials
@@ -64,7 +65,7 @@ def called(access: Auth) -> object:
 # Once
 
 
-def test_a_refused_token_is_renewed_and_the_call_goes_on(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_a_rejected_token_is_renewed_and_the_call_repeated(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
     access = OAuthAuth(api.url, old)
     assert called(access) == called(access) == {"ok": True}
@@ -78,23 +79,21 @@ def test_a_refused_token_is_renewed_and_the_call_goes_on(auth: AuthorizationServ
     assert [auth.accepts(request.headers) for request in api.requests] == [False, True, True]
 
 
-def test_a_token_that_ends_within_a_minute_is_renewed_before_it_is_sent(
-    auth: AuthorizationServer, api: HttpServer
-) -> None:
+def test_a_token_that_expires_within_a_minute_is_renewed_first(auth: AuthorizationServer, api: HttpServer) -> None:
     assert called(OAuthAuth(api.url, auth.sign_in(seconds_left=50))) == {"ok": True}
     assert (len(auth.requests), len(api.requests)) == (1, 1)
     assert called(OAuthAuth(api.url, auth.sign_in(seconds_left=70))) == {"ok": True}
     assert (len(auth.requests), len(api.requests)) == (1, 2)
 
 
-def test_a_token_that_is_refused_twice_is_an_error_of_the_backend(auth: AuthorizationServer) -> None:
+def test_a_renewed_token_that_is_rejected_is_an_error(auth: AuthorizationServer) -> None:
     with answering(REFUSED) as api, pytest.raises(CloudApiError, match="has expired") as caught:
         called(OAuthAuth(api.url, auth.sign_in()))
     assert caught.value.status == 401
     assert (len(auth.requests), len(api.requests)) == (1, 2)
 
 
-def test_a_backend_that_is_away_costs_no_token(auth: AuthorizationServer) -> None:
+def test_an_unreachable_backend_causes_no_renewal(auth: AuthorizationServer) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be reached"):
         called(OAuthAuth("http://127.0.0.1:1", auth.sign_in()))
     assert auth.requests == []
@@ -114,7 +113,7 @@ def test_ten_threads_renew_once(api: HttpServer, auth: AuthorizationServer) -> N
     assert len(auth.requests) == 1
 
 
-def test_clients_of_one_process_share_what_one_of_them_got(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_clients_of_one_process_share_a_renewal(auth: AuthorizationServer, api: HttpServer) -> None:
     credentials = expired(auth, api.url)
     first, second = (OAuthAuth(api.url, credentials) for _ in range(2))
     assert called(first) == called(second) == called(OAuthAuth(api.url, credentials)) == {"ok": True}
@@ -151,7 +150,7 @@ def test_processes_renew_once(auth: AuthorizationServer, api: HttpServer) -> Non
     assert auth.accepts({"authorization": f"Bearer {found.bearer}"})
 
 
-def test_a_fork_in_the_midst_of_a_renewal_renews_by_itself() -> None:
+def test_a_process_forked_during_a_renewal_renews_by_itself() -> None:
     code = """
 import os, threading
 from arkor.client.auth import oauth
@@ -171,10 +170,10 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0\n"
 
 
-# Where it is kept
+# Storing
 
 
-def test_the_file_gets_what_became_of_its_sign_in(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_renewed_credentials_are_stored(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
     called(auth_for(api.url, old, from_file=True))
@@ -188,14 +187,14 @@ def test_the_file_gets_what_became_of_its_sign_in(auth: AuthorizationServer, api
     assert stat.S_IMODE(credentials_path().stat().st_mode) == 0o600
 
 
-def test_a_refresh_token_that_is_not_replaced_stays(auth: AuthorizationServer) -> None:
+def test_a_refresh_token_that_is_not_rotated_is_kept(auth: AuthorizationServer) -> None:
     old = auth.sign_in()
     auth.faults = [Answer(body={"access_token": "new", "token_type": "Bearer", "expires_in": 60})]
     new = refresh(old)
     assert (new.access_token, new.refresh_token) == ("new", old.refresh_token)
 
 
-def test_a_sign_in_that_was_passed_is_written_nowhere(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_credentials_passed_by_the_caller_are_not_stored(auth: AuthorizationServer, api: HttpServer) -> None:
     called(auth_for(api.url, expired(auth, api.url)))
     assert read_credentials() is None
     other = AnonymousCredentials("t", "a", api.url, "org-1")
@@ -204,9 +203,7 @@ def test_a_sign_in_that_was_passed_is_written_nowhere(auth: AuthorizationServer,
     assert read_credentials() == other
 
 
-def test_one_that_was_read_from_the_file_and_passed_is_that_of_the_file(
-    auth: AuthorizationServer, api: HttpServer
-) -> None:
+def test_stored_credentials_passed_by_the_caller_are_stored(auth: AuthorizationServer, api: HttpServer) -> None:
     write_credentials(expired(auth, api.url))
     called(auth_for(api.url, read_credentials()))
     found = read_credentials()
@@ -215,7 +212,9 @@ def test_one_that_was_read_from_the_file_and_passed_is_that_of_the_file(
 
 
 @pytest.mark.parametrize("meanwhile", ["signed out", "signed in to another backend"])
-def test_another_sign_in_is_never_overwritten(auth: AuthorizationServer, api: HttpServer, meanwhile: str) -> None:
+def test_credentials_of_another_login_are_never_overwritten(
+    auth: AuthorizationServer, api: HttpServer, meanwhile: str
+) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
     access = auth_for(api.url, old, from_file=True)
@@ -227,7 +226,7 @@ def test_another_sign_in_is_never_overwritten(auth: AuthorizationServer, api: Ht
     assert read_credentials() == other
 
 
-def test_a_new_sign_in_for_the_same_backend_is_taken_over(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_a_new_login_for_the_same_backend_is_used(auth: AuthorizationServer, api: HttpServer) -> None:
     old = expired(auth, api.url)
     write_credentials(old)
     access = auth_for(api.url, old, from_file=True)
@@ -237,7 +236,7 @@ def test_a_new_sign_in_for_the_same_backend_is_taken_over(auth: AuthorizationSer
     assert auth.requests == []
 
 
-def test_what_another_process_got_long_ago_is_renewed_in_its_turn(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_an_expired_token_of_another_process_is_renewed(auth: AuthorizationServer, api: HttpServer) -> None:
     first = expired(auth, api.url)
     access = auth_for(api.url, first, from_file=True)
     write_credentials(evolve(auth.sign_in(api.url), expires_at=time.time() - 7200))
@@ -246,7 +245,7 @@ def test_what_another_process_got_long_ago_is_renewed_in_its_turn(auth: Authoriz
     assert parse_qs(auth.requests[0].body.decode())["refresh_token"] == [auth.tokens[1].refresh_token]
 
 
-def test_connect_keeps_what_came_from_the_file(
+def test_connect_stores_renewals_of_stored_credentials(
     auth: AuthorizationServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,85 +262,85 @@ def test_connect_keeps_what_came_from_the_file(
         assert read_credentials() == old
 
 
-# When it cannot be renewed
+# Failures
 
 
-def said_of(error: pytest.ExceptionInfo[BaseException], auth: AuthorizationServer) -> str:
-    """The error's sentence, once it is sure that no secret is in it or around it."""
+def message_of(error: pytest.ExceptionInfo[BaseException], auth: AuthorizationServer) -> str:
+    """Return the message of the error, which must contain no secret."""
     text = f"{error.value!s} {error.value!r} {error.getrepr()}"
     assert not [secret for secret in auth.secrets if secret in text]
     return str(error.value)
 
 
-def test_a_sign_in_that_has_ended_says_so_and_asks_once(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_an_expired_sign_in_is_reported_and_requested_once(auth: AuthorizationServer, api: HttpServer) -> None:
     access = OAuthAuth(api.url, expired(auth, api.url))
     auth.ended.add(auth.tokens[0].family)
     for _ in range(3):
         with pytest.raises(CredentialsError) as caught:
             called(access)
-        assert said_of(caught, auth).endswith("says invalid_grant); sign in again: arkor login --oauth")
+        assert message_of(caught, auth).endswith("answered invalid_grant); sign in again: arkor login --oauth")
     assert len(auth.requests) == 1
 
 
 def test_a_sign_in_without_a_refresh_token(auth: AuthorizationServer, api: HttpServer) -> None:
-    with pytest.raises(CredentialsError, match="nothing to be renewed with; sign in again"):
+    with pytest.raises(CredentialsError, match="has no refresh token; sign in again"):
         called(OAuthAuth(api.url, evolve(expired(auth, api.url), refresh_token="")))
     assert auth.requests == []
 
 
 @pytest.mark.parametrize("status", [200, 301, 302, 403, 404, 408, 429, 500, 502, 503])
-def test_an_answer_that_is_none_of_an_authorization_server_may_pass(auth: AuthorizationServer, status: int) -> None:
+def test_other_responses_are_transient(auth: AuthorizationServer, status: int) -> None:
     page = Answer(status, b"<html>Sign in to this network</html>", {"Location": "http://127.0.0.1:1/"})
     auth.faults = [page, Answer(status, b"[" * 50_000)]
     credentials = auth.sign_in()
     for _ in range(2):
-        with pytest.raises(BackendUnavailable, match=rf"renews your sign-in, answered {status} and no token"):
+        with pytest.raises(BackendUnavailable, match=rf"renews your sign-in, answered {status} without a token"):
             refresh(credentials)
     assert refresh(credentials).access_token == auth.tokens[-1].access_token
 
 
 @pytest.mark.parametrize("token", [None, "", 7, "a b", "a\nb"])
-def test_a_token_that_is_none(auth: AuthorizationServer, token: object) -> None:
+def test_a_malformed_token_is_rejected(auth: AuthorizationServer, token: object) -> None:
     auth.faults = [Answer(body={"access_token": token})]
     with pytest.raises((BackendUnavailable, CredentialsError)):
         refresh(auth.sign_in())
 
 
-def test_an_authorization_server_that_is_away(auth: AuthorizationServer) -> None:
+def test_an_authorization_server_that_cannot_be_reached(auth: AuthorizationServer) -> None:
     auth.faults = [Answer(None)]
-    with pytest.raises(BackendUnavailable, match="renews your sign-in, broke off the connection") as caught:
+    with pytest.raises(BackendUnavailable, match="renews your sign-in, closed the connection early") as caught:
         refresh(auth.sign_in())
-    said_of(caught, auth)
+    message_of(caught, auth)
     with pytest.raises(BackendUnavailable, match="renews your sign-in, cannot be reached") as caught:
         refresh(evolve(auth.sign_in(), auth0_domain="127.0.0.1:1"))
-    said_of(caught, auth)
+    message_of(caught, auth)
 
 
-def test_a_refusal_that_quotes_the_token_is_not_quoted(auth: AuthorizationServer) -> None:
+def test_an_error_description_that_quotes_the_token_is_hidden(auth: AuthorizationServer) -> None:
     credentials = auth.sign_in()
     quoting = {"error": f"no_{credentials.refresh_token}", "error_description": credentials.refresh_token}
     auth.faults = [Answer(400, quoting)]
     with pytest.raises(CredentialsError) as caught:
         refresh(credentials)
-    said_of(caught, auth)
+    message_of(caught, auth)
 
 
-def test_while_the_old_token_is_good_a_fault_is_none(auth: AuthorizationServer, api: HttpServer) -> None:
+def test_a_failed_renewal_is_ignored_while_the_token_is_valid(auth: AuthorizationServer, api: HttpServer) -> None:
     auth.faults = [Answer(503)]
     access = OAuthAuth(api.url, auth.sign_in(seconds_left=30))
     assert called(access) == called(access) == {"ok": True}
-    assert len(auth.requests) == 1  # it is not tried again with every call
+    assert len(auth.requests) == 1  # not tried again with every call
 
 
 @pytest.mark.parametrize(
     ("expires_in", "seconds"), [(120, 120), (None, 3600), ("60", 3600), (True, 3600), (-1, 3600), (10**400, 10 * 365 * 86400)]
 )  # fmt: skip
-def test_whatever_lifetime_the_server_names(auth: AuthorizationServer, expires_in: object, seconds: float) -> None:
+def test_any_lifetime_is_accepted(auth: AuthorizationServer, expires_in: object, seconds: float) -> None:
     auth.faults = [Answer(body={"access_token": "new", "expires_in": expires_in})]
     assert refresh(auth.sign_in()).expires_at == pytest.approx(time.time() + seconds, abs=10)
 
 
-def test_tokens_that_hold_for_seconds_are_not_renewed_with_every_call() -> None:
+def test_short_lived_tokens_are_not_renewed_with_every_call() -> None:
     with authorizing(lifetime=20) as auth:
         access = OAuthAuth("http://127.0.0.1:1", auth.sign_in(seconds_left=0))
         for _ in range(20):
@@ -361,15 +360,15 @@ def test_tokens_that_hold_for_seconds_are_not_renewed_with_every_call() -> None:
         ("localhost.example", "https://localhost.example"),
     ],
 )
-def test_only_this_machine_is_spoken_to_in_the_clear(domain: str, url: str) -> None:
+def test_only_loopback_is_used_without_tls(domain: str, url: str) -> None:
     assert authorization_server(domain) == url
 
 
 @pytest.mark.parametrize(
     "domain", ["", "a b", "a\nb", "a/b", "http://a", "a?b", "a#b", "user@a", "a:b", "[", "[::1", "a\\b", "127.0.0.1@b"]
 )
-def test_a_domain_that_is_none(domain: str) -> None:
-    with pytest.raises(CredentialsError, match="is no host name"):
+def test_an_invalid_domain(domain: str) -> None:
+    with pytest.raises(CredentialsError, match="is not a host name"):
         authorization_server(domain)
 
 
@@ -395,7 +394,7 @@ def test_no_secret_shows(auth: AuthorizationServer, api: HttpServer, caplog: pyt
     assert not [secret for secret in auth.secrets if secret in shown]
 
 
-# A run that is watched meanwhile
+# During a run
 
 
 ME = {"user": {"id": "u", "email": "a@example"}, "orgs": [{"id": "o", "slug": "org-1", "name": "Org"}]}
@@ -438,7 +437,7 @@ def watch(tmp_path: Path, auth: AuthorizationServer) -> Watch:
     return trainer
 
 
-def test_a_run_is_watched_beyond_the_end_of_a_token(auth: AuthorizationServer, watch: Watch) -> None:
+def test_a_run_is_watched_beyond_the_expiry_of_a_token(auth: AuthorizationServer, watch: Watch) -> None:
     first = then(send(log_frame(1), log_frame(2)), auth.expire_all)
     last = send(log_frame(2), log_frame(3), COMPLETED, END_FRAME)
     with serving(said(ME), said({"job": JOB}), first, said({"error": "expired"}, 401), last) as server:
@@ -451,7 +450,7 @@ def test_a_run_is_watched_beyond_the_end_of_a_token(auth: AuthorizationServer, w
     assert refused != accepted == f"Bearer {auth.tokens[-1].access_token}"
 
 
-def test_a_sign_in_that_ends_while_a_run_is_watched(auth: AuthorizationServer, watch: Watch) -> None:
+def test_a_sign_in_that_expires_during_a_run(auth: AuthorizationServer, watch: Watch) -> None:
     def end() -> None:
         auth.expire_all()
         auth.ended.add(auth.tokens[0].family)
@@ -460,11 +459,11 @@ def test_a_sign_in_that_ends_while_a_run_is_watched(auth: AuthorizationServer, w
         steps: list[int] = []
         with pytest.raises(CredentialsError, match="sign in again: arkor login --oauth") as caught:
             watch(server.url, steps).wait(timeout=20)
-    said_of(caught, auth)
+    message_of(caught, auth)
     assert steps == [1]
 
 
-def test_an_authorization_server_that_is_away_for_a_while(
+def test_a_temporary_failure_of_the_authorization_server(
     auth: AuthorizationServer, watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
     auth.faults = [Answer(503), Answer(None), Answer(200, b"<html>")]
@@ -482,7 +481,7 @@ def test_an_authorization_server_that_is_away_for_a_while(
     assert not [secret for secret in auth.secrets if secret in caplog.text]
 
 
-def test_a_token_that_is_about_to_end_is_renewed_before_the_next_connection(
+def test_a_token_about_to_expire_is_renewed_before_reconnecting(
     auth: AuthorizationServer, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time
@@ -499,7 +498,7 @@ def test_a_token_that_is_about_to_end_is_renewed_before_the_next_connection(
     assert auth.accepts(server.requests[3])
 
 
-def test_an_abort_in_the_midst_of_a_renewal_is_heard_at_once_and_costs_no_sign_in(
+def test_an_abort_during_a_renewal_is_immediate_and_keeps_the_sign_in(
     auth: AuthorizationServer, tmp_path: Path
 ) -> None:
     write_state(ProjectState("org-1", "bot", "p-1"), tmp_path)
@@ -517,7 +516,7 @@ def test_an_abort_in_the_midst_of_a_renewal_is_heard_at_once_and_costs_no_sign_i
             aborted.set()
             with pytest.raises(TrainerAborted):
                 waiting.result()
-            assert len(auth.tokens) == 1  # the renewal is still under way
+            assert len(auth.tokens) == 1  # the renewal is still in progress
         until(lambda: read_credentials().bearer == auth.tokens[-1].access_token)
     assert len(auth.tokens) == 2
 

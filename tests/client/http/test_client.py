@@ -1,4 +1,4 @@
-"""The manners of the protocol, against real sockets."""
+"""`HttpClient` against real sockets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arkor.client.http.client import Auth, HttpClient
-from arkor.client.http.urls import checked_url, is_loopback
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
+from arkor.client.http.urls import checked_url, is_loopback_url
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
 from tests.fakes.http_server import Answer, HttpServer, Request, answering
@@ -33,7 +34,7 @@ def unused_url() -> str:
 # Every request
 
 
-def test_says_who_we_are() -> None:
+def test_the_client_headers() -> None:
     with answering(Answer(body={"a": 1})) as server:
         assert http(server).call("POST", "/v1/x", query={"orgSlug": "o"}, body={"b": "ü"}) == {"a": 1}
     (request,) = server.requests
@@ -44,7 +45,7 @@ def test_says_who_we_are() -> None:
     assert request.json() == {"b": "ü"}
 
 
-def test_says_so_without_a_token_too() -> None:
+def test_the_client_headers_without_a_token() -> None:
     with answering(Answer()) as server:
         HttpClient(Auth(server.url)).call("GET", "/healthz")
     (request,) = server.requests
@@ -71,7 +72,7 @@ def test_no_cookie_is_kept() -> None:
     assert "cookie" not in server.requests[1].headers
 
 
-def test_proxies_are_for_others_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Answer(body={"from": "proxy"})) as proxy, answering(Answer(body={"from": "backend"})) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
@@ -101,7 +102,7 @@ def test_a_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("token", ["", "with blank", "with\nline", "with\x00nul"])
-def test_a_token_that_is_none_is_refused_unseen(token: str) -> None:
+def test_a_malformed_token_is_rejected_and_not_shown(token: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         Auth("http://127.0.0.1", token)
     assert not token or token not in str(caught.value)
@@ -110,16 +111,18 @@ def test_a_token_that_is_none_is_refused_unseen(token: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "localhost:4000", "ftp://x", "http://", "http://x:port", "http://u:p@x", "http://x?q", 7]
 )
-def test_a_base_url_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_base_url_is_rejected(url: str) -> None:
     with pytest.raises(InvalidConfig, match="base_url"):
         checked_url(url)
 
 
 def test_loopback() -> None:
     assert all(
-        is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "127.8.8.8", "localhost", "[::1]", "a.localhost")
+        is_loopback_url(f"http://{host}:1") for host in ("127.0.0.1", "127.8.8.8", "localhost", "[::1]", "a.localhost")
     )
-    assert not any(is_loopback(f"http://{host}:1") for host in ("10.0.0.1", "localhost.example", "127.0.0.1.example"))
+    assert not any(
+        is_loopback_url(f"http://{host}:1") for host in ("10.0.0.1", "localhost.example", "127.0.0.1.example")
+    )
 
 
 # Redirects
@@ -132,7 +135,7 @@ def test_a_redirect_within_the_backend_is_followed() -> None:
     assert server.requests[1].json() == {"b": 2}
 
 
-def test_a_redirect_elsewhere_is_an_error_and_the_token_stays_here() -> None:
+def test_a_redirect_to_another_origin_is_an_error() -> None:
     with answering(Answer()) as elsewhere:
         away = Answer(302, headers={"Location": f"{elsewhere.url}/v1/x?secret=1"})
         with answering(away) as server, pytest.raises(CloudApiError, match="redirects this call") as caught:
@@ -150,7 +153,7 @@ def test_a_redirect_that_would_turn_a_post_into_a_get_is_an_error() -> None:
     assert len(server.requests) == 1
 
 
-# An answer that is an error
+# Error responses
 
 PAGE = b"<!doctype html><html><head><title>502 Bad\n Gateway</title></head><body>%s</body></html>" % (b"x" * 300_000)
 
@@ -177,7 +180,7 @@ PAGE = b"<!doctype html><html><head><title>502 Bad\n Gateway</title></head><body
         (400, {"error": f"the token {TOKEN} is bad"}, "the token [token] is bad", None),
     ],
 )
-def test_an_error_status_is_one_sentence(status: int, body: object, sentence: str, code: str | None) -> None:
+def test_an_error_status_is_one_line(status: int, body: object, sentence: str, code: str | None) -> None:
     with answering(Answer(status, body, {"X-Request-Id": "r-1"})) as server, pytest.raises(CloudApiError) as caught:
         http(server, retry_budget=0).call("GET", "/v1/jobs/x", query={"orgSlug": "o"})
     error = caught.value
@@ -213,7 +216,7 @@ def test_retry_after_in_both_forms(value: str, low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "-3", "soon", "nan", "9" * 400, "Wed, 99 Foo 2015 99:99:99 GMT"])
-def test_a_retry_after_that_says_nothing(value: str) -> None:
+def test_an_invalid_retry_after(value: str) -> None:
     with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError) as caught:
         http(server, retry_budget=0).call("GET", "/v1/x")
     assert caught.value.retry_after is None
@@ -222,17 +225,20 @@ def test_a_retry_after_that_says_nothing(value: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"<html>Log in to the hotel's network</html>", b"[]", b"{", b"[" * 100_000, b"1" * 9_000]
 )
-def test_a_success_that_is_no_json_object(body: bytes) -> None:
-    with answering(Answer(200, body)) as server, pytest.raises(CloudApiError, match="really the address") as caught:
+def test_a_success_that_is_not_a_json_object(body: bytes) -> None:
+    with (
+        answering(Answer(200, body)) as server,
+        pytest.raises(CloudApiError, match="check that this is the address") as caught,
+    ):
         http(server).call("GET", "/v1/x")
     assert caught.value.code == "bad_answer"
     assert len(server.requests) == 1
 
 
-# No answer
+# No response
 
 
-def test_nobody_there_names_the_url() -> None:
+def test_an_unreachable_backend_is_named() -> None:
     url = unused_url()
     with pytest.raises(BackendUnavailable) as caught:
         HttpClient(Auth(url, TOKEN), retry_budget=0).call("GET", "/v1/x", query={"q": "private"})
@@ -242,39 +248,39 @@ def test_nobody_there_names_the_url() -> None:
     assert TOKEN not in str(caught.value)
 
 
-def test_a_silent_backend_runs_into_the_time_out() -> None:
+def test_a_silent_backend_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         access = Auth(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(BackendUnavailable, match="did not answer in time"):
             HttpClient(access, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 0.1))
 
 
-def test_an_answer_that_breaks_off() -> None:
+def test_an_incomplete_response() -> None:
     cut = Answer(200, b'{"a": ', {"Content-Length": "100", "Connection": "close"})
-    with answering(cut) as server, pytest.raises(BackendUnavailable, match="broke off"):
+    with answering(cut) as server, pytest.raises(BackendUnavailable, match="closed the connection"):
         http(server, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 1.0))
 
 
-# Trying again
+# Retries
 
 
 @pytest.mark.parametrize(
     "fault", [Answer(408), Answer(429, headers={"Retry-After": "0"}), Answer(500), Answer(503), Answer(None)]
 )
-def test_what_may_pass_is_tried_again(fault: Answer) -> None:
+def test_transient_failures_are_retried(fault: Answer) -> None:
     with answering(fault, Answer(body={"a": 1})) as server:
         assert http(server).call("GET", "/v1/x") == {"a": 1}
     assert len(server.requests) == 2
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again() -> None:
+def test_an_incomplete_response_is_requested_again() -> None:
     cut = Answer(200, b'{"a": ', {"Content-Length": "100", "Connection": "close"})
     with answering(cut, Answer(body={"a": 1})) as server:
         assert http(server).call("GET", "/v1/x") == {"a": 1}
 
 
 @pytest.mark.parametrize("fault", [Answer(400), Answer(404), Answer(409), Answer(426)])
-def test_what_will_not_pass_is_not(fault: Answer) -> None:
+def test_other_failures_are_not_retried(fault: Answer) -> None:
     with answering(fault, Answer()) as server, pytest.raises(CloudApiError):
         http(server).call("GET", "/v1/x")
     assert len(server.requests) == 1
@@ -287,7 +293,7 @@ def test_a_post_is_sent_once(fault: Answer) -> None:
     assert len(server.requests) == 1
 
 
-def test_a_repeatable_post_is_repeated_as_it_was() -> None:
+def test_a_repeatable_post_is_repeated_unchanged() -> None:
     with answering(Answer(None), Answer(503), Answer(body={"a": 1})) as server:
         headers = {"Idempotency-Key": "k"}
         assert http(server).call("POST", "/v1/x", body={"b": 1}, headers=headers, repeatable=True) == {"a": 1}
@@ -295,7 +301,7 @@ def test_a_repeatable_post_is_repeated_as_it_was() -> None:
     assert {r.body for r in server.requests} == {b'{"b":1}'}
 
 
-def test_an_upload_is_opened_anew_for_each_attempt() -> None:
+def test_an_upload_is_opened_for_each_attempt() -> None:
     with answering(Answer(503), Answer()) as server:
         http(server).call("POST", "/v1/x", upload=lambda: io.BytesIO(b"rows"), repeatable=True)
     assert [r.body for r in server.requests] == [b"rows", b"rows"]
@@ -308,7 +314,7 @@ def test_retry_after_is_honoured() -> None:
     assert 1.0 <= time.monotonic() - began < 10
 
 
-def test_a_wait_beyond_the_budget_is_not_begun() -> None:
+def test_no_wait_exceeds_the_budget() -> None:
     with answering(Answer(429, headers={"Retry-After": "3600"})) as server:
         began = time.monotonic()
         with pytest.raises(CloudApiError) as caught:
@@ -317,9 +323,9 @@ def test_a_wait_beyond_the_budget_is_not_begun() -> None:
     assert caught.value.retry_after == 3600
 
 
-def test_a_backend_that_comes_back_is_found_even_by_a_post() -> None:
+def test_a_backend_at_a_new_address_is_found_even_by_a_post() -> None:
     class Moved(Auth):
-        """Stands for the backend of this machine, which comes back at another address."""
+        """The `Auth` of a backend that restarts at another address."""
 
         def refresh(self) -> bool:
             self.base_url = server.url
@@ -329,7 +335,7 @@ def test_a_backend_that_comes_back_is_found_even_by_a_post() -> None:
         assert HttpClient(Moved(unused_url(), TOKEN)).call("POST", "/v1/x", body={}) == {"a": 1}
 
 
-def test_a_refused_token_is_renewed_once() -> None:
+def test_a_rejected_token_is_renewed_once() -> None:
     class Renewed(Auth):
         def refresh(self) -> bool:
             self.token = "another"
@@ -343,10 +349,10 @@ def test_a_refused_token_is_renewed_once() -> None:
     assert len(server.requests) == 2
 
 
-# The open answer of a stream
+# Streams
 
 
-def test_a_stream_is_opened_once_and_not_read() -> None:
+def test_open_sends_once_and_reads_nothing() -> None:
     stream = Answer(200, b"data: x\n\n", {"Content-Type": "text/event-stream"})
     with answering(stream) as server:
         response = http(server).open("GET", "/v1/x", headers={"Accept": "text/event-stream"})
@@ -355,7 +361,7 @@ def test_a_stream_is_opened_once_and_not_read() -> None:
     assert server.requests[0].headers["accept"] == "text/event-stream"
 
 
-def test_a_stream_that_is_refused_is_not_tried_again() -> None:
+def test_a_rejected_stream_is_not_retried() -> None:
     with answering(Answer(503, {"error": "Busy."})) as server, pytest.raises(CloudApiError, match=r"Busy\."):
         http(server).open("GET", "/v1/x")
     assert len(server.requests) == 1

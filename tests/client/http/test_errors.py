@@ -1,4 +1,4 @@
-"""What a backend says when it says no: in one line, without the token, and with what to do."""
+"""Error responses of a backend: one line, without the token, with a remedy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
-from arkor.client.http import client as http_room
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http import decoding
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.errors import retry_after
 from arkor.client.http.versions import upgrade_command
 from arkor.errors import BackendUnavailable, CloudApiError
@@ -37,7 +38,7 @@ def everything_of(error: CloudApiError) -> str:
     return f"{error} {error!r} {error.__dict__} {error.args}"
 
 
-# Never a token
+# Tokens are redacted
 
 ECHOES = [
     Answer(400, {"error": f"bad token {TOKEN}", "code": TOKEN}),
@@ -55,14 +56,14 @@ ECHOES = [
 
 
 @pytest.mark.parametrize("answer", ECHOES)
-def test_a_token_that_is_echoed_is_cut_out(answer: Answer) -> None:
+def test_an_echoed_token_is_redacted(answer: Answer) -> None:
     text = everything_of(refused(answer))
     assert TOKEN not in text
     assert quote(TOKEN, safe="") not in text
     assert TOKEN[:12] not in text
 
 
-def test_a_token_in_mid_answer_is_cut_out() -> None:
+def test_a_token_in_a_stream_is_redacted() -> None:
     frame = f"data: {json.dumps({'error': {'message': f'lost {TOKEN}', 'code': 'x'}})}\n\n".encode()
     with answering(Answer(200, frame, {"Content-Type": "text/event-stream"})) as server:
         client = CloudApiClient(server.url, TokenCredentials(TOKEN, server.url), scope=Scope("o", "p"))
@@ -71,7 +72,7 @@ def test_a_token_in_mid_answer_is_cut_out() -> None:
     assert TOKEN not in everything_of(caught.value)
 
 
-def test_what_else_is_known_is_told() -> None:
+def test_the_attributes_of_an_error() -> None:
     error = refused(Answer(409, {"error": "Taken.", "code": "slug_taken"}, {"X-Request-Id": "r-1"}))
     assert (error.status, error.code, error.method, error.path, error.request_id) == (
         409,
@@ -122,7 +123,7 @@ def test_a_page_is_one_line(page: str, says: str) -> None:
         ({"pyvenv.cfg": "home = /usr/bin\n", "pipx_metadata.json": "{}"}, "pipx upgrade arkor"),
     ],
 )
-def test_how_to_upgrade_is_as_the_environment_has_it(files: dict[str, str], command: str, tmp_path: Path) -> None:
+def test_the_upgrade_command_fits_the_environment(files: dict[str, str], command: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -132,11 +133,11 @@ def test_how_to_upgrade_is_as_the_environment_has_it(files: dict[str, str], comm
 @pytest.mark.parametrize(
     "body", [b"", b"<html>old</html>", {"error": "Too old."}, {"error": "pip is outdated"}, b"\xff"]
 )
-def test_426_says_how_to_upgrade_whatever_the_body(body: object) -> None:
+def test_426_shows_the_upgrade_command_whatever_the_body(body: object) -> None:
     assert f"upgrade it: {upgrade_command()}" in str(refused(Answer(426, body)))
 
 
-def test_426_names_the_versions_where_the_backend_does() -> None:
+def test_426_names_the_supported_versions() -> None:
     body = {
         "error": "sdk_version_unsupported",
         "currentVersion": "0.0.1",
@@ -145,26 +146,26 @@ def test_426_names_the_versions_where_the_backend_does() -> None:
     }
     error = refused(Answer(426, body))
     assert error.code == "sdk_version_unsupported"
-    assert str(error).startswith(f"the backend takes clients of version ^1.4.0, and this is {VERSION}. This arkor")
+    assert str(error).startswith(f"the backend supports clients of version ^1.4.0, and this is {VERSION} (this arkor")
     assert "npm" not in str(error)
 
 
 @pytest.mark.parametrize("code", ["anonymous_token_single_device", "anonymous_account_not_found"])
-def test_an_anonymous_identity_that_is_gone_has_a_way_out(code: str) -> None:
+def test_a_deleted_anonymous_identity_has_a_remedy(code: str) -> None:
     error = refused(Answer(409, {"error": "Anonymous token is no longer current.", "code": code}))
     assert "arkor login" in str(error)
     assert ".arkor/state.json" in str(error)
 
 
-def test_426_does_not_say_it_twice() -> None:
+def test_426_shows_the_upgrade_command_once() -> None:
     output = str(refused(Answer(426, {"error": f"Too old: {upgrade_command()}"})))
     assert output.count(upgrade_command()) == 1
 
 
-# When to come back
+# Retry-After
 
 
-def test_a_date_to_come_back_is_reckoned_on_the_clock_of_the_backend() -> None:
+def test_a_retry_after_date_uses_the_clock_of_the_backend() -> None:
     an_hour_ahead = time.time() + 3600
     headers = {
         "Retry-After": formatdate(an_hour_ahead + 7, usegmt=True),
@@ -175,7 +176,7 @@ def test_a_date_to_come_back_is_reckoned_on_the_clock_of_the_backend() -> None:
     assert retry_after({"Retry-After": formatdate(an_hour_ahead - 7200, usegmt=True)}) == 0
 
 
-def test_however_long_a_backend_wants_us_to_wait_the_budget_holds() -> None:
+def test_a_long_retry_after_does_not_exceed_the_budget() -> None:
     for value in ("31", "999999999", formatdate(time.time() + 86_400 * 365, usegmt=True)):
         began = time.monotonic()
         with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError):
@@ -184,25 +185,25 @@ def test_however_long_a_backend_wants_us_to_wait_the_budget_holds() -> None:
         assert len(server.requests) == 1
 
 
-# An answer that was lost
+# Lost responses
 
 
 @pytest.mark.parametrize("lost", [Answer(None), Answer(502), Answer(504), Answer(408)])
-def test_a_deletion_whose_answer_was_lost_is_done(lost: Answer) -> None:
-    with answering(lost, Answer(404, {"error": "There is no such endpoint."})) as server:
+def test_a_deletion_whose_response_was_lost_succeeds(lost: Answer) -> None:
+    with answering(lost, Answer(404, {"error": "Not found."})) as server:
         HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
 
 
 @pytest.mark.parametrize("first", [Answer(404), Answer(429, headers={"Retry-After": "0"})])
-def test_what_was_never_there_is_not_deleted(first: Answer) -> None:
-    with answering(first, Answer(404, {"error": "There is no such endpoint."})) as server:
+def test_deleting_a_missing_resource_is_an_error(first: Answer) -> None:
+    with answering(first, Answer(404, {"error": "Not found."})) as server:
         with pytest.raises(CloudApiError) as caught:
             HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert caught.value.status == 404
 
 
-def test_something_else_that_is_gone_stays_an_error() -> None:
+def test_a_missing_resource_after_a_retry_is_an_error() -> None:
     with answering(Answer(502), Answer(404)) as server, pytest.raises(CloudApiError):
         HttpClient(Auth(server.url, TOKEN)).call("GET", "/v1/jobs/j")
 
@@ -216,11 +217,11 @@ def test_a_post_without_a_key_is_never_sent_twice(lost: Answer) -> None:
     assert len(server.requests) == 1
 
 
-def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
 
     class Trickle(HttpServer):
-        """Sends a byte every tenth of a second, for ever."""
+        """Sends a byte every tenth of a second."""
 
         def answer(self, handler: object) -> None:
             handler.send_response(200)  # type: ignore[attr-defined]
@@ -229,7 +230,7 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
             while not done.wait(0.1):
                 handler.wfile.write(b" ")  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(http_room, "RESPONSE_SECONDS", 0.5)
+    monkeypatch.setattr(decoding, "RESPONSE_SECONDS", 0.5)
     server, began = Trickle(), time.monotonic()
     try:
         with pytest.raises(BackendUnavailable, match="did not answer in time"):
@@ -240,7 +241,7 @@ def test_an_answer_that_trickles_comes_to_an_end(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - began < 20
 
 
-def test_the_next_call_begins_without_doubts() -> None:
+def test_failed_attempts_of_an_earlier_call_do_not_count() -> None:
     with answering(Answer(502), Answer(204, b""), Answer(404)) as server:
         caller = HttpClient(Auth(server.url, TOKEN))
         caller.call("DELETE", "/v1/endpoints/d")

@@ -1,4 +1,4 @@
-"""The client in a company's network: through a proxy that opens tunnels, and behind an authority of its own."""
+"""The client in a company's network, with a CONNECT proxy and a certificate authority."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import TokenCredentials
 from arkor.client.auth.oauth import request_token
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.event_stream import EventStream
@@ -31,7 +32,7 @@ TOKEN = "the-token-of-the-caller"
 
 @pytest.fixture
 def corporate_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CorporateProxy]:
-    """A company whose proxy and authority are in the environment, as the usual variables have it."""
+    """A company whose proxy and authority are set in the environment."""
     with closing(CorporateProxy(tmp_path)) as found:
         for other in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             monkeypatch.delenv(other, raising=False)
@@ -59,7 +60,7 @@ def test_an_upload_goes_through_a_tunnel(corporate_proxy: CorporateProxy, tmp_pa
 
 
 @pytest.mark.parametrize("tunnelled", [True, False])
-def test_an_abort_wakes_a_stream_behind_tls_at_once(
+def test_an_abort_interrupts_a_tls_stream_at_once(
     corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, tunnelled: bool
 ) -> None:
     released, abort, set_at = threading.Event(), threading.Event(), []
@@ -73,19 +74,19 @@ def test_an_abort_wakes_a_stream_behind_tls_at_once(
             timer.start()
             with pytest.raises(TrainerAborted):
                 next(events)
-        assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
+        assert time.monotonic() - set_at[0] < 5  # 0.1 s on an idle machine
         released.set()
     assert bool(corporate_proxy.tunnels) == tunnelled
 
 
-def test_a_token_is_asked_for_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
+def test_a_token_is_requested_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
     with answering(Answer(body={"access_token": "another-token"})) as server:
         corporate_proxy.serve("login.example", server.url)
         assert request_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
     assert corporate_proxy.tunnels == ["CONNECT login.example:443"]
 
 
-def test_loopback_needs_no_proxy_but_the_authority(corporate_proxy: CorporateProxy) -> None:
+def test_loopback_uses_no_proxy_but_the_authority(corporate_proxy: CorporateProxy) -> None:
     with answering(Answer(308, headers={"Location": "/v1/y"}), Answer(body={"a": 1})) as server:
         port = corporate_proxy.serve("localhost", server.url)
         assert HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x") == {"a": 1}
@@ -93,7 +94,7 @@ def test_loopback_needs_no_proxy_but_the_authority(corporate_proxy: CorporatePro
 
 
 @pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
-def test_what_is_excepted_goes_straight(
+def test_no_proxy_bypasses_the_proxy(
     corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, ".example")
@@ -103,7 +104,7 @@ def test_what_is_excepted_goes_straight(
 
 
 @pytest.mark.parametrize("variable", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_any_variable_may_name_the_authority(
+def test_each_certificate_variable_is_used(
     corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, str(corporate_proxy.bundle))
@@ -115,7 +116,7 @@ def test_any_variable_may_name_the_authority(
         assert request_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
 
 
-def test_what_requests_knows_goes_first(
+def test_requests_variables_take_precedence(
     corporate_proxy: CorporateProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
@@ -124,7 +125,7 @@ def test_what_requests_knows_goes_first(
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))
-    assert output.endswith(f"{tmp_path / 'nowhere.pem'}; look at SSL_CERT_FILE")
+    assert output.endswith(f"{tmp_path / 'nowhere.pem'}; check SSL_CERT_FILE")
 
 
 def sentence_of(call: object) -> str:
@@ -135,7 +136,7 @@ def sentence_of(call: object) -> str:
     return str(caught.value)
 
 
-def test_an_authority_that_is_not_trusted(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_authority(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with answering(Answer()) as server:
         corporate_proxy.serve(HOST, server.url)
@@ -146,12 +147,12 @@ def test_an_authority_that_is_not_trusted(corporate_proxy: CorporateProxy, monke
     for sentence in (output, login):
         assert "does not trust (unable to get local issuer certificate)" in sentence
         assert "own authority, point SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its certificates" in sentence
-    assert time.monotonic() - began < 10  # not tried again
+    assert time.monotonic() - began < 10  # not retried
     assert server.requests == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"this is no certificate"])
-def test_a_bundle_that_is_none(
+def test_an_invalid_certificate_bundle(
     corporate_proxy: CorporateProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     bundle = tmp_path / "bundle.pem"
@@ -172,18 +173,16 @@ def test_a_certificate_of_another_host(corporate_proxy: CorporateProxy, monkeypa
     with answering(Answer()) as server:
         port = corporate_proxy.serve("other.example", server.url)
         output = sentence_of(lambda: HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
-    assert "is not valid for 'localhost'); look at the address" in output
+    assert "is not valid for 'localhost'); check the address" in output
     assert "authority" not in output
     assert server.requests == []
 
 
-def test_a_proxy_that_blocks_says_so(corporate_proxy: CorporateProxy) -> None:
+def test_a_proxy_that_blocks_is_named(corporate_proxy: CorporateProxy) -> None:
     output = sentence_of(
         lambda: HttpClient(Auth("https://forbidden.example", TOKEN), retry_budget=0).call("GET", "/v1/x")
     )
-    assert (
-        "cannot be reached through the proxy (403 Blocked by the company); look at HTTPS_PROXY and NO_PROXY" in output
-    )
+    assert "cannot be reached through the proxy (403 Blocked by the company); check HTTPS_PROXY and NO_PROXY" in output
 
 
 def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +197,7 @@ def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "password" not in output.replace("Proxy Authentication", "")
 
 
-def test_a_proxy_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:a-password-of-mine@127.0.0.1:1")
     began = time.monotonic()
     output = sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("POST", "/v1/x", body={}))
@@ -207,7 +206,7 @@ def test_a_proxy_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_proxy_whose_address_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_address(monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("http://", "ftp://x", "http://[::1", "not a proxy", "socks5://127.0.0.1:1"):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         assert sentence_of(lambda: HttpClient(Auth(URL, TOKEN), retry_budget=0).call("GET", "/v1/x"))

@@ -1,4 +1,4 @@
-"""A check as a client sees it: backends that know none, that break off, that report a fault."""
+"""The event stream of a check: reports, errors, and incomplete streams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def frames(*data: str) -> Answer:
     return Answer(200, body.encode(), STREAM)
 
 
-def test_what_is_found_is_put_together_and_progress_is_told() -> None:
+def test_reports_are_merged_and_progress_is_reported() -> None:
     answer = frames(
         'check.progress {"message": "Reading the data"}',
         'check.found {"found": {"trainRows": 3, "notes": ["a"]}}',
@@ -61,16 +61,16 @@ def test_what_is_found_is_put_together_and_progress_is_told() -> None:
         Answer(404, b"<html>", {"Content-Type": "text/html"}),
     ],
 )
-def test_a_backend_that_knows_no_checks_is_told_from_others(answer: Answer) -> None:
+def test_a_backend_without_checks(answer: Answer) -> None:
     with (
         answering(answer) as server,
-        pytest.raises(CloudApiError, match=r"cannot look at a run before.*--dry-run") as error,
+        pytest.raises(CloudApiError, match=r"cannot check a run before.*--dry-run") as error,
     ):
         check(server)
     assert error.value.code == "no_check"
 
 
-def test_a_project_that_is_not_there_is_something_else() -> None:
+def test_a_missing_project() -> None:
     answer = Answer(404, {"error": "no project 'x'", "code": "project_not_found"})
     with answering(answer) as server, pytest.raises(CloudApiError, match="no project 'x'"):
         check(server)
@@ -84,29 +84,29 @@ def test_a_failure_in_the_stream_is_an_error_without_the_token() -> None:
 
 
 @pytest.mark.parametrize("kept", ['check.found {"found": {"trainRows": 3}}', "ping {}"])
-def test_a_stream_that_breaks_off_is_no_check(kept: str) -> None:
-    with answering(frames(kept)) as server, pytest.raises(BackendUnavailable, match="broke off the check"):
+def test_an_incomplete_stream(kept: str) -> None:
+    with answering(frames(kept)) as server, pytest.raises(BackendUnavailable, match="before the end of the check"):
         check(server)
 
 
-def test_nonsense_is_an_error_of_ours() -> None:
+def test_an_invalid_report() -> None:
     answer = frames('check.found {"found": {"lengths": {"rows": 1}}}', "end {}")
-    with answering(answer) as server, pytest.raises(CloudApiError, match="cannot be understood"):
+    with answering(answer) as server, pytest.raises(CloudApiError, match="cannot be read"):
         check(server)
 
 
-def test_the_abort_signal_ends_it_at_once() -> None:
+def test_the_abort_signal_ends_a_check_at_once() -> None:
     signal = threading.Event()
     threading.Timer(0.3, signal.set).start()
     over = threading.Event()
     with serving(send_and_hold(b"event: ping\ndata: {}\n\n", until=over)) as server:
         began = time.monotonic()
-        with pytest.raises(TrainerAborted, match="the check was not waited for"):
+        with pytest.raises(TrainerAborted, match="the check was abandoned"):
             client_of(server.url).check(CONFIG, abort_signal=signal)
         assert time.monotonic() - began < 10
         over.set()
 
 
-def test_a_file_goes_to_the_backend_first() -> None:
+def test_a_file_must_be_uploaded_first() -> None:
     with pytest.raises(InvalidConfig, match="upload_dataset"):
         client_of("http://127.0.0.1:9").check(JobConfig("m", FileDataset("rows.jsonl")))

@@ -1,4 +1,6 @@
-"""The event pump against a scripted server on a real socket: order, exactly once, faults, aborts."""
+"""The event stream against a scripted server on a real socket: order, exactly once, failures,
+aborts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arkor.client.http.client import Auth, HttpClient
+from arkor.client.http.auth import Auth
+from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
@@ -58,20 +61,20 @@ def steps_until_end(stream: EventStream, deadline: Deadline | None = None) -> li
     raise AssertionError("no end")
 
 
-def test_events_come_in_order_and_the_cursor_follows() -> None:
+def test_events_are_in_order_and_move_the_cursor() -> None:
     with serving(send(*(log_frame(n) for n in (1, 2, 3)), END_FRAME)) as server:
         stream = open_stream(server)
         assert steps_until_end(stream) == [1, 2, 3]
         assert stream.cursor == "3"
 
 
-def test_a_clean_end_resumes_behind_the_last_event() -> None:
+def test_a_clean_end_resumes_after_the_last_event() -> None:
     with serving(send(log_frame(1), log_frame(2)), send(log_frame(3), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [1, 2, 3]
         assert [request.get("last-event-id") for request in server.requests] == [None, "2"]
 
 
-def test_a_frame_cut_off_in_the_middle_is_asked_for_again() -> None:
+def test_an_incomplete_frame_is_requested_again() -> None:
     with serving(send(log_frame(1), log_frame(2)[:-1]), send(log_frame(2), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [1, 2]
         assert server.requests[1]["last-event-id"] == "1"
@@ -83,7 +86,7 @@ def test_a_server_that_replays_too_much_is_tolerated() -> None:
         assert steps_until_end(open_stream(server)) == [1, 2, 3, 4, 5]
 
 
-def test_ids_that_are_no_numbers_are_not_dispatched_twice() -> None:
+def test_non_numeric_ids_are_not_dispatched_twice() -> None:
     def named(n: int) -> bytes:
         return log_frame(n).replace(f"id: {n}".encode(), f"id: é {n}-x".encode())
 
@@ -106,7 +109,7 @@ def test_ids_that_are_no_numbers_are_not_dispatched_twice() -> None:
         pytest.param(send(b"data: {nonsense\n\ndata: null\n\ndata: 42\n\n"), id="garbage"),
     ],
 )
-def test_faults_count_and_are_survived(fault: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_are_counted_and_survived(fault: object, caplog: pytest.LogCaptureFixture) -> None:
     with serving(fault, fault, send(log_frame(1), END_FRAME)) as server:  # type: ignore[arg-type]
         with caplog.at_level(logging.INFO, "arkor"):
             assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
@@ -121,7 +124,7 @@ def test_faults_count_and_are_survived(fault: object, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("status", [401, 403, 410, 426])
-def test_final_answers_end_it_at_once(status: int) -> None:
+def test_final_statuses_end_the_stream_at_once(status: int) -> None:
     with serving(answer(status)) as server:
         with pytest.raises(CloudApiError):
             steps_until_end(open_stream(server))
@@ -134,7 +137,7 @@ def test_progress_resets_the_count_of_failures() -> None:
         assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
 
 
-def test_odd_frames_are_skipped_and_still_move_the_cursor() -> None:
+def test_malformed_frames_are_skipped_and_move_the_cursor() -> None:
     odd = [
         frame(1, "training.log", "null"),
         frame(2, "training.log", "[]"),
@@ -155,12 +158,12 @@ TREES = st.recursive(LEAVES, lambda trees: st.lists(trees) | st.dictionaries(st.
 
 
 @given(TREES, st.booleans())
-def test_json_is_read_as_the_standard_library_reads_it(tree: object, escaped: bool) -> None:
+def test_json_is_parsed_like_the_standard_library(tree: object, escaped: bool) -> None:
     text = json.dumps(tree, ensure_ascii=escaped)
     assert repr(_json(text)) == repr(json.loads(text))
 
 
-def test_numbers_that_are_not_finite_stay_visible() -> None:
+def test_non_finite_numbers_are_kept() -> None:
     data = '{"type":"training.log","jobId":"j","timestamp":"t","step":1,"loss":NaN,"evalLoss":1e999,"epoch":null,"learningRate":null,"nonFinite":{"learningRate":"-inf"}}'
     with serving(send(frame(1, "training.log", data), END_FRAME)) as server:
         with closing(open_stream(server).events(Deadline())) as events:
@@ -171,12 +174,13 @@ def test_numbers_that_are_not_finite_stay_visible() -> None:
     assert (event.eval_loss, event.learning_rate, event.epoch) == (float("inf"), float("-inf"), None)
 
 
-def test_a_fault_thrown_in_reconnects_behind_the_event_that_was_last() -> None:
+def test_reconnect_resumes_after_the_last_event() -> None:
     with serving(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
         with closing(stream.events(Deadline())) as events:
             assert next(events).step == 1  # type: ignore[union-attr]
-            assert events.throw(StreamFault("the callback raised")).step == 2  # type: ignore[union-attr]
+            stream.reconnect(StreamFault("the callback raised"))
+            assert next(events).step == 2  # type: ignore[union-attr]
         assert server.requests[1]["last-event-id"] == "1"
 
 
@@ -185,7 +189,7 @@ def waits_for_headers(until: threading.Event) -> object:
 
 
 @pytest.mark.parametrize("state", ["reading", "mid-frame", "waiting for headers", "backing off"])
-def test_an_abort_ends_the_wait_within_a_tenth_of_a_second(state: str) -> None:
+def test_an_abort_ends_the_wait_within_0_1_s(state: str) -> None:
     released = threading.Event()
     step = {
         "reading": send_and_hold(log_frame(1), until=released),
@@ -201,11 +205,11 @@ def test_an_abort_ends_the_wait_within_a_tenth_of_a_second(state: str) -> None:
         timer.start()
         with pytest.raises(TrainerAborted):
             steps_until_end(open_stream(server, policy), Deadline.after(abort, None))
-        assert time.monotonic() - set_at[0] < 5  # 0.1 s is promised; a machine may be busy
+        assert time.monotonic() - set_at[0] < 5  # 0.1 s on an idle machine
         released.set()
 
 
-def test_a_timeout_is_a_timeout_error_and_the_next_wait_goes_on() -> None:
+def test_a_timeout_is_a_timeout_error_and_the_next_wait_resumes() -> None:
     released = threading.Event()
     with serving(send_and_hold(log_frame(1), until=released), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
@@ -215,7 +219,7 @@ def test_a_timeout_is_a_timeout_error_and_the_next_wait_goes_on() -> None:
         assert steps_until_end(stream) == [2]
 
 
-def test_no_reader_stays_behind() -> None:
+def test_no_reader_thread_is_left() -> None:
     released = threading.Event()
     with serving(send_and_hold(log_frame(1), until=released)) as server:
         for _ in range(20):
@@ -233,10 +237,10 @@ def test_no_reader_stays_behind() -> None:
     data=st.data(),
 )
 @settings(max_examples=40, deadline=None)
-def test_whatever_the_server_does_each_event_is_handed_on_once(
+def test_each_event_is_delivered_once_whatever_the_server_does(
     log: int, script: list[str], data: st.DataObject
 ) -> None:
-    """A server with a log and a schedule of faults; in the end it behaves."""
+    """A server with a log and a schedule of failures, which ends."""
     schedule = [(kind, data.draw(st.integers(0, log))) for kind in script]
 
     def step(connection: object, headers: dict[str, str]) -> None:
@@ -269,7 +273,7 @@ def test_delays_double_up_to_the_cap(failures: int) -> None:
     assert max(delays) <= min(60.0, 1.25 * exponential)
 
 
-def delays_told(caplog: pytest.LogCaptureFixture) -> list[float]:
+def logged_delays(caplog: pytest.LogCaptureFixture) -> list[float]:
     found = [re.search(r"reconnecting in ([0-9.]+) s", record.getMessage()) for record in caplog.records]
     return [float(match[1]) for match in found if match]
 
@@ -279,30 +283,30 @@ def test_a_retry_after_is_honoured_up_to_the_cap(payload: str, output: float, ca
     policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.3)
     with serving(answer(429, b"", payload), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
         assert steps_until_end(open_stream(server, policy)) == [1]
-    assert delays_told(caplog) == [output]
+    assert logged_delays(caplog) == [output]
 
 
 @pytest.mark.parametrize(
     ("wish", "least", "most"),
     [("200", 0.1, 0.3), ("0", 0.0, 0.2), ("99999999999999999999999999", 0.3, 0.4), ("000000000000200", 0.1, 0.3)],
 )
-def test_a_wish_of_the_server_is_the_base_delay(
+def test_the_retry_field_sets_the_base_delay(
     wish: str, least: float, most: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From nought it would become a hot loop, so there is a shortest one."""
+    """A delay of 0 would become a hot loop, so there is a minimum."""
     policy = ReconnectPolicy(initial_delay=10.0, max_delay=0.4)
     steps = [send(f"retry: {wish}\n\n".encode(), log_frame(1)), send(log_frame(2), END_FRAME)]
     with serving(*steps) as server, caplog.at_level("INFO", "arkor"):
         began = time.monotonic()
         assert steps_until_end(open_stream(server, policy)) == [1, 2]
         assert time.monotonic() - began > 0.07
-    (output,) = delays_told(caplog)
+    (output,) = logged_delays(caplog)
     assert least <= output <= most
 
 
-def test_a_server_that_nobody_is_at_is_a_fault_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_server_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as gone:
         pass
     with pytest.raises(StreamLost, match="failed 2 times in a row"):
         steps_until_end(open_stream(gone, ReconnectPolicy(0.01, 0.01, max_attempts=1)))
-    assert len(delays_told(caplog)) == 1
+    assert len(logged_delays(caplog)) == 1

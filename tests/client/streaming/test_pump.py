@@ -1,7 +1,7 @@
-"""The whole pump against a server that misbehaves by a random schedule: each event once, in order, whatever happens.
+"""The whole event stream against a server with random failures: each event once, in order.
 
-A schedule is made from its seed: a log of events, what goes wrong on each connection, and what the caller does
-meanwhile. `pytest tests/client/streaming/test_pump.py --schedules 5000` plays more of them than a test run does.
+A seed determines a schedule: a log of events, the failures of each connection, and the actions of
+the caller. `pytest tests/client/streaming/test_pump.py --schedules 5000` runs more schedules.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FINAL = (401, 403, 410, 426)
 
 
 class Log:
-    """The events of a run as frames. Ids are opaque: offsets, words, numbers that fall."""
+    """The events of a run as frames, with opaque ids: offsets, words, descending numbers."""
 
     def __init__(self, rng: random.Random) -> None:
         self.length = rng.randint(1, 40)
@@ -46,7 +46,7 @@ class Log:
         offset = [str(200 * n) for n in range(1, self.length + 2)]
         self.ids = {"offset": offset, "word": [f"é {n}" for n in numbers], "shuffled": [str(n) for n in numbers]}[style]
 
-    def frames_behind(self, cursor: str | None) -> list[bytes]:
+    def frames_after(self, cursor: str | None) -> list[bytes]:
         start = self.ids.index(cursor) + 1 if cursor in self.ids else 0
         return [self._frame(n) for n in range(start, self.length + 1)]
 
@@ -59,12 +59,12 @@ class Log:
 
 
 def reset(connection: socket.socket, headers: dict[str, str]) -> None:
-    """An RST instead of a proper end."""
+    """End with an RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def send_in_pieces(data: bytes, rng: random.Random, end: Step | None = None) -> Step:
-    """The bytes of a stream split anywhere, then its end."""
+    """Send the bytes of a stream in random chunks, then end it."""
     cuts = sorted(rng.sample(range(len(data) + 1), min(len(data) + 1, 4)))
     pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
@@ -84,14 +84,14 @@ def stall(connection: socket.socket, headers: dict[str, str]) -> None:
 
 
 def misbehave(log: Log, rng: random.Random, go_away: Callable[[float], None]) -> Step:
-    """One connection on which something goes wrong after `count` events."""
+    """A connection that fails after `count` events."""
     kinds = "cut mid-frame mid-chunk stall reset gone away status portal garbage over gzip".split()
     kind, count, where = rng.choice(kinds), rng.randint(0, log.length), rng.random()
     gap = [rng.choice(GARBAGE) for _ in range(log.length + 1)]
 
     def play(connection: socket.socket, headers: dict[str, str]) -> None:
-        everything = log.frames_behind(None)
-        behind = log.frames_behind(headers.get("last-event-id"))
+        everything = log.frames_after(None)
+        behind = log.frames_after(headers.get("last-event-id"))
         some = b"".join(behind[:count])
         cut_off = some + b"".join(behind[count : count + 1])[: int(200 * where)].rstrip(b"\n")
         known = len(everything) - len(behind)
@@ -116,11 +116,11 @@ def misbehave(log: Log, rng: random.Random, go_away: Callable[[float], None]) ->
 
 
 def behave(log: Log, rng: random.Random) -> Step:
-    """The last connection: from the cursor to the end."""
+    """The last connection, from the cursor to the end."""
     chunked = rng.random() < 0.5
 
     def play(connection: socket.socket, headers: dict[str, str]) -> None:
-        behind = log.frames_behind(headers.get("last-event-id"))
+        behind = log.frames_after(headers.get("last-event-id"))
         step = send_chunked([*behind, END_FRAME]) if chunked else send_in_pieces(b"".join([*behind, END_FRAME]), rng)
         step(connection, headers)
 
@@ -128,7 +128,7 @@ def behave(log: Log, rng: random.Random) -> Step:
 
 
 class Caller:
-    """What the script does: its callbacks raise now and then, its waits are cut short."""
+    """A script whose callbacks sometimes raise and whose waits are interrupted."""
 
     def __init__(self, rng: random.Random) -> None:
         self.dice = rng
@@ -166,7 +166,7 @@ def play(seed: int, folder: Path) -> None:
 
 
 def watched_to_the_end(trainer: Trainer, caller: Caller) -> bool:
-    """One wait; False when it was cut short by what a schedule may do, so that there is to be another."""
+    """Wait once; return False if the schedule interrupted it."""
     try:
         return trainer.wait(timeout=20).job.status == "completed"
     except (TrainerAborted, RuntimeError):
@@ -181,7 +181,7 @@ def seeds(schedules: int | None) -> Iterator[int]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_whatever_the_schedule_each_event_is_handed_on_once_and_in_order(
+def test_each_event_is_delivered_once_and_in_order_whatever_the_schedule(
     pytestconfig: pytest.Config, tmp_path: Path
 ) -> None:
     for seed in seeds(pytestconfig.getoption("--schedules")):

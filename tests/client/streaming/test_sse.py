@@ -1,4 +1,4 @@
-"""Bytes → frames against the rules of the WHATWG standard ("Server-sent events"), for any split of the bytes."""
+"""Parsing by the WHATWG standard ("Server-sent events"), for any split of the bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse(*chunks: bytes) -> Parsed:
 
 
 def reference(stream: bytes) -> Parsed:
-    """The standard's algorithm, word by word, over the whole stream: what is dispatched, and a bare id or delay."""
+    """The standard's algorithm over the whole stream, including frames of only an id or a delay."""
     *lines, _unfinished = re.split("\r\n|\n|\r", stream.decode("utf-8", "replace").removeprefix("\ufeff"))
     found: Parsed = []
     data = kind = ""
@@ -67,17 +67,17 @@ CASES: list[tuple[str, bytes, Parsed]] = [
     ("a plain frame", b"event: a\ndata: b\nid: 1\n\n", message("b", "a", "1")),
     ("the default type", b"data: x\n\n", message("x")),
     ("no frame is like the one before", b"event: a\nid: 1\nretry: 2\ndata: x\n\ndata: y\n\n", [*message("x", "a", "1", "2"), *message("y")]),
-    ("blank lines before, between and behind", b"\n\n\ndata: x\n\n\n\n\ndata: y\n\n\n", [*message("x"), *message("y")]),
+    ("blank lines before, between and after", b"\n\n\ndata: x\n\n\n\n\ndata: y\n\n\n", [*message("x"), *message("y")]),
     # data
     ("lines are joined", b"data: YHOO\ndata: +2\ndata: 10\n\n", message("YHOO\n+2\n10")),
     ("data of one empty line", b"data:\n\n", message("")),
     ("data of two empty lines", b"data\ndata\n\n", message("\n")),
     ("data that ends with an empty line", b"data: a\ndata:\n\n", message("a\n")),
     ("without data nothing is dispatched", b"event: a\n\ndata: b\n\n", message("b")),
-    ("an end without data is none", b"event: end\nid: 4\n\n", message("", event_id="4")),
+    ("an end event without data is dropped", b"event: end\nid: 4\n\n", message("", event_id="4")),
     ("NUL in data", b"data: a\0b\n\n", message("a\0b")),
     ("data of colons", b"data::a: b:\n\n", message(":a: b:")),
-    # the space behind the colon
+    # the space after the colon
     ("one space is stripped", b"data:  two\n\ndata:none\n\n", [*message(" two"), *message("none")]),
     ("a space alone is stripped", b"data: \n\n", message("")),
     ("a tab is not", b"data:\ta\ndata: \tb\n\n", message("\ta\n\tb")),
@@ -175,11 +175,11 @@ CUTS = st.lists(st.integers(0, 2**16), max_size=8)
 @settings(max_examples=1500, deadline=None)
 @given(SOUP.map(b"".join), CUTS)
 @example(b"\xef\xbb\xbfdata: \xe2\x82\xac\r\n\r\n", [1, 2, 10, 11, 13, 14])
-def test_any_bytes_in_any_split_are_read_as_the_standard_reads_them(stream: bytes, cuts: list[int]) -> None:
+def test_any_bytes_in_any_split_are_parsed_by_the_standard(stream: bytes, cuts: list[int]) -> None:
     assert parse(*pieces(stream, cuts)) == reference(stream)
 
 
-# What our own backend sends
+# The stream of our backend
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -207,7 +207,9 @@ EVENTS = st.lists(
 
 
 def sent(events: list[ev.Event], mark_every: int = 0) -> list[bytes]:
-    """The bytes that the backend sends for each of the events, ids counted from 1; with a bare id before some."""
+    """Return the bytes that the backend sends for events with ids from 1, some after a frame of
+    only an id.
+    """
     found = []
     for number, event in enumerate(events, start=1):
         framed = sse.frame(number, dumps(ev.encode_event(event)).encode())
@@ -217,7 +219,9 @@ def sent(events: list[ev.Event], mark_every: int = 0) -> list[bytes]:
 
 
 def received(*chunks: bytes) -> list[tuple[str, str]]:
-    """Id and event (as text, for NaN is not itself) of every frame; its type is that of its data."""
+    """Return id and event of every frame, as text because NaN is not equal to itself; check its
+    type.
+    """
     found = []
     for kind, data, event_id, _ in parse(*chunks):
         if data:
@@ -235,7 +239,7 @@ def test_what_the_backend_sends_arrives(events: list[ev.Event], cuts: list[int],
 
 @settings(max_examples=300, deadline=None)
 @given(EVENTS, CUTS, st.integers(0, 2**16))
-def test_truncated_anywhere_it_is_a_prefix(events: list[ev.Event], cuts: list[int], end: int) -> None:
+def test_a_truncated_stream_is_a_prefix(events: list[ev.Event], cuts: list[int], end: int) -> None:
     parts = sent(events)
     whole = b"".join(parts)
     got = received(*pieces(whole[: end % (len(whole) + 1)], cuts))
@@ -247,10 +251,10 @@ def test_truncated_anywhere_it_is_a_prefix(events: list[ev.Event], cuts: list[in
 
 
 def peak_of(chunks: Iterator[bytes]) -> int:
-    """Bytes of memory at the most while these are read; they must be too large."""
+    """Return the peak memory in bytes while reading these, which must be too large."""
     tracemalloc.start()
     try:
-        with pytest.raises(FrameTooLarge, match="one frame of"):
+        with pytest.raises(FrameTooLarge, match="a frame of"):
             list(frames(chunks))
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -260,21 +264,21 @@ def peak_of(chunks: Iterator[bytes]) -> int:
 @pytest.mark.parametrize(
     "chunk", [b"x" * 65536, b"data: 1\n" * 4096, b"id: 1\nretry: 2\n" * 2048], ids=["a line", "lines", "no data"]
 )
-def test_a_frame_without_end_is_refused_with_bounded_memory(chunk: bytes) -> None:
+def test_an_endless_frame_is_rejected_with_bounded_memory(chunk: bytes) -> None:
     assert peak_of(repeat(chunk)) < 3 * MAX_FRAME_BYTES
 
 
-def test_a_frame_that_comes_in_one_piece_is_refused_too() -> None:
+def test_a_large_frame_in_one_chunk_is_rejected() -> None:
     with pytest.raises(FrameTooLarge, match=r"16,777,222 bytes in 1 line\(s\)"):
         parse(b"data: " + b"x" * MAX_FRAME_BYTES + b"\n\n")
 
 
-def test_the_largest_frame_arrives() -> None:
-    text = b"x" * (MAX_FRAME_BYTES - 7)  # with the end of its line
+def test_the_largest_frame_is_accepted() -> None:
+    text = b"x" * (MAX_FRAME_BYTES - 7)  # with its newline
     assert parse(b"data: " + text, b"\n", b"\ndata: y\n\n") == [*message(text.decode()), *message("y")]
 
 
-def test_a_frame_of_very_many_lines_is_refused_quickly() -> None:
+def test_a_frame_of_too_many_lines_is_rejected_quickly() -> None:
     began = time.monotonic()
     with pytest.raises(FrameTooLarge, match="in 500,000 line"):
         parse(b"data: 0123456789\n" * 500_000 + b"\n")
@@ -311,7 +315,7 @@ def test_time_is_linear(stream: bytes, size: int) -> None:
     assert time.process_time() - began < 5
 
 
-def test_a_run_that_was_stopped_is_told_as_other_clients_know_it() -> None:
+def test_a_cancelled_run_is_sent_as_other_clients_expect_it() -> None:
     wire = {
         "type": "training.failed",
         "jobId": "j",

@@ -1,4 +1,4 @@
-"""Endpoints in Studio: made, changed, opened by keys that are shown once, deleted; code that works when it is pasted."""
+"""Endpoints in Studio: created, changed, deleted; their keys and their code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def endpoint(studio_env: Studio, client: CloudApiClient) -> Iterator[Deployment]:
-    """One that asks for a key."""
+    """An endpoint that requires a key."""
     made = client.create_deployment("an-endpoint", BASE, "fixed_api_key")
     yield made
     if made.id in {one.id for one in client.list_deployments()}:
@@ -34,7 +34,7 @@ def endpoint(studio_env: Studio, client: CloudApiClient) -> Iterator[Deployment]
 
 
 def new_key(studio: Studio, endpoint: Deployment, label: str = "laptop") -> tuple[str, str]:
-    """A key, and the page that shows it."""
+    """Create a key; return it and the page that shows it."""
     answer = studio.post(f"/actions/endpoints/{endpoint.id}/keys", data={"label": label})
     assert answer.status_code == 200, answer.text
     found = re.search(r"ark_live_[\w-]{20,}", answer.text)
@@ -42,7 +42,7 @@ def new_key(studio: Studio, endpoint: Deployment, label: str = "laptop") -> tupl
     return found[0], answer.text
 
 
-# Making one
+# Creating
 
 
 def test_a_new_one_of_a_checkpoint(studio_env: Studio, client: CloudApiClient) -> None:
@@ -72,9 +72,9 @@ def test_a_new_one_of_a_checkpoint(studio_env: Studio, client: CloudApiClient) -
         ({"slug": "www"}, "reserved"),
         ({"slug": NAME}, "Name: must be 2 to 50"),
         ({"slug": "an-endpoint"}, "The slug &#39;an-endpoint&#39; is taken; choose another."),
-        ({"model": ""}, "Answers with: choose a run or a model first"),
+        ({"model": ""}, "Model: choose a run or a model"),
         ({"run": "nothing"}, "has no job &#39;nothing&#39;"),
-        ({"auth_mode": "magic"}, "Who may ask: must be"),
+        ({"auth_mode": "magic"}, "Access: must be"),
         ({"days": "1e3"}, "Days: must be a whole number of days"),
         ({"days": "99999999"}, "Days: must be at most 36500"),
     ],
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_in_the_form(
 
 @pytest.mark.parametrize(
     ("slug", "verdict"),
-    [("a", "must be 2 to 50"), ("An", "must be"), ("an-endpoint", "is taken"), ("free", "/e/free/v1"), (NAME, "must be"), ("", "2 to 50")],
+    [("a", "Must be 2 to 50"), ("An", "Must be"), ("an-endpoint", "is used by another"), ("free", "/e/free/v1"), (NAME, "Must be"), ("", "2 to 50")],
 )  # fmt: skip
 def test_a_slug_is_judged_while_it_is_typed(studio_env: Studio, endpoint: Deployment, slug: str, verdict: str) -> None:
     text = studio_env.get("/parts/slug", params={"slug": slug}).text
@@ -103,7 +103,7 @@ def test_a_slug_is_judged_while_it_is_typed(studio_env: Studio, endpoint: Deploy
     assert ('data-verdict="yes"' in text) is (slug == "free")
 
 
-# What there is, and changing it
+# Listing and changing
 
 
 def test_the_list(studio_env: Studio, client: CloudApiClient) -> None:
@@ -209,7 +209,7 @@ def test_the_quick_start_works_when_pasted(
         assert run("node start.mjs", folder, shell=True) == "scripted: Hello!\n"
 
 
-# Who may
+# Access
 
 
 def test_nothing_changes_by_get_or_without_the_token(
@@ -232,11 +232,11 @@ def test_one_of_another_project_is_not_there(studio_env: Studio) -> None:
     assert studio_env.post("/actions/endpoints/nothing", data={"enabled": "0"}).status_code == 404
 
 
-# A backend that lacks them
+# A backend without endpoints
 
 
 class Sparse(BaseHTTPRequestHandler):
-    """A backend that knows of projects and runs, and of nothing else."""
+    """A backend with projects and runs only."""
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
@@ -254,7 +254,7 @@ class Sparse(BaseHTTPRequestHandler):
         return self._say(404, {"error": "Not Found"})
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def _say(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -267,7 +267,7 @@ class Sparse(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def minimal_studio(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
-    """Studio of a backend elsewhere that has neither endpoints nor a chat."""
+    """Studio with a remote backend that supports neither endpoints nor chat."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sparse)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", f"http://127.0.0.1:{server.server_port}")
@@ -281,12 +281,12 @@ def minimal_studio(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
 
 def test_a_backend_that_lacks_them_says_so(minimal_studio: Studio) -> None:
-    assert "This backend has no endpoints" in minimal_studio.get("/parts/endpoints").text
+    assert "This backend does not support endpoints" in minimal_studio.get("/parts/endpoints").text
     form = {"slug": "fine", "model": "org/m", "auth_mode": "none"}
     assert "no endpoints" in minimal_studio.post("/actions/endpoints", data=form).text
     body = {"messages": [{"role": "user", "content": "Hi"}], "baseModel": "org/m"}
     answer = minimal_studio.post("/streams/answers", json=body)
-    assert answer.text == "This backend has no such model, or cannot be talked to (Not Found)."
+    assert answer.text == "This backend does not know the model, or does not support chat (Not Found)."
     page = minimal_studio.get("/playground").text
     assert "Choose a model" in page
     code = shown(minimal_studio.post("/parts/code", json=body).text)

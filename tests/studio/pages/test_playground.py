@@ -1,4 +1,4 @@
-"""The playground: answers as they come and no longer than they are wanted, sentences for what is wrong, code that works."""
+"""The playground: streamed answers, stopping them, error messages, code."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def text_of(answer: requests.Response) -> str:
 
 
 def ask_endpoint(client: CloudApiClient, slug: str, key: str | None) -> requests.Response:
-    """The answer of an endpoint."""
+    """Send a request to an endpoint."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     body = {"model": slug, "messages": [{"role": "user", "content": "Hi"}]}
     return requests.post(f"{client.base_url}/e/{slug}/v1/chat/completions", json=body, headers=headers, timeout=20)
 
 
-# Asking
+# Answers
 
 
 def test_an_answer_comes_as_the_backend_gives_it(studio_env: Studio, client: CloudApiClient) -> None:
@@ -110,7 +110,7 @@ def test_only_by_post_and_with_the_token(studio_env: Studio) -> None:
 def slow_studio_factory(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[float], Any]]:
-    """Studio and a backend whose tokens take so many seconds, and whose idle serving process leaves at once."""
+    """Start Studio and a backend with a delay per token, whose idle inference process ends at once."""
     monkeypatch.setenv("ARKOR_SERVING_IDLE_SECONDS", "0.2")
     started: list[Any] = []
 
@@ -118,7 +118,7 @@ def slow_studio_factory(
         monkeypatch.setenv("ARKOR_SCRIPTED_TOKEN_SECONDS", str(seconds))
         backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
         started.extend([start_studio(project), backend])
-        started[0].get("/parts/runs")  # it has found its backend
+        started[0].get("/parts/runs")  # it is connected to its backend
         return started[0], backend
 
     yield make
@@ -152,22 +152,20 @@ def test_a_stop_ends_what_the_backend_computes(slow_studio_factory: Callable[[fl
         assert serving(backend)
         time.sleep(1)
         assert serving(backend)  # it stays while it answers
-    eventually(lambda: not serving(backend))  # and leaves once it owes nobody anything
+    eventually(lambda: not serving(backend))  # and ends when it has no requests
 
 
 def test_a_stop_before_the_first_word_is_not_waited_for(slow_studio_factory: Callable[[float], Any]) -> None:
-    studio, backend = slow_studio_factory(20)
+    studio, backend = slow_studio_factory(600)
     before = connections(backend)
     headers = {TOKEN_HEADER: studio.token}
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{studio.url}/streams/answers", json=asked("a b c"), headers=headers, timeout=(5, 1))
-    began = time.monotonic()
     eventually(lambda: connections(backend) <= before)
-    assert time.monotonic() - began < 15  # the first word would have come later
     assert studio.get("/parts/ready").status_code == 204
 
 
-# What there is to choose from
+# Choices
 
 
 def test_choices_are_searched_newest_first_and_escaped(studio_env: Studio, client: CloudApiClient) -> None:
@@ -180,7 +178,7 @@ def test_choices_are_searched_newest_first_and_escaped(studio_env: Studio, clien
     assert first in found
     assert second not in found
     strange = studio_env.get("/parts/choices", params={"q": NAME + "?"}).text
-    assert "No run is like" in strange
+    assert "No run matches" in strange
     assert NAME not in strange
     assert 'data-model="smollm2-135m-instruct"' in text
 
@@ -201,7 +199,7 @@ def test_an_address_that_makes_no_sense(studio_env: Studio, client: CloudApiClie
     assert studio_env.get("/playground?model=org/other").status_code == 200
 
 
-# As code
+# Code
 
 
 def run(code: str, folder: Path, *, shell: bool = False) -> str:
@@ -212,7 +210,7 @@ def run(code: str, folder: Path, *, shell: bool = False) -> str:
 
 
 def shown(text: str) -> dict[str, str]:
-    """The snippets of a page, by their headings, the first of a heading first."""
+    """Return the first snippet of each language on a page."""
     found: dict[str, str] = {}
     for label, code in re.findall(r'data-language="(\w+)">.*?<code>(.*?)</code>', text, re.DOTALL):
         found.setdefault(label, html.unescape(code))
@@ -260,7 +258,7 @@ def test_literals_are_the_values_again() -> None:
         )
         code = snippets._arkor(request)
         names: dict[str, Any] = {}
-        head = code.split("for text in")[0].replace("from arkor.client.connect import connect\n", "")
-        exec(head, names)
+        exec(code.split("for text in")[0], names)
         assert names["request"] == request
+        assert code.startswith("from arkor import Adapter, InferenceRequest, connect\n")
         assert all(character.isprintable() or character == "\n" for character in code)

@@ -1,4 +1,4 @@
-"""Uploaded files: received in a stream, kept once by their content."""
+"""Uploaded files, stored by the hash of their content."""
 
 from __future__ import annotations
 
@@ -12,34 +12,56 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arkor.backend.http.openapi import PROJECT, TEXT, Parameter, ResponseSpec, object_schema, route
-from arkor.backend.http.requests import ApiError, invalid_field, require_scope, save_body
+from arkor.backend.http.authentication import require_scope
+from arkor.backend.http.body import save_body
+from arkor.backend.http.errors import ApiError
+from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable
+from arkor.backend.http.schema import STRING, TEXT, object_schema
+from arkor.backend.http.state import app_state
 from arkor.backend.runs.paths import PARTIAL_SUFFIX, datasets_folder
 
 UPLOAD_LIMIT = 8 * 1024**3
 
+FILENAME = Parameter(
+    "filename",
+    {
+        "type": "string",
+        "maxLength": 255,
+        "pattern": r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$",
+        "description": "the name of the file without its folder, at most 255 characters",
+    },
+    "The name of the file, without its folder.",
+    required=True,
+)
+_UPLOADED = object_schema(id=STRING, filename=STRING, bytes={"type": "integer"}, url=STRING)
 
+routes = RouteTable()
+
+
+@routes.add(
+    "POST /v1/datasets",
+    PROJECT,
+    body=TEXT,
+    body_type="application/octet-stream",
+    parameters=[FILENAME],
+    responses={
+        201: ResponseSpec("The file; its `url` goes into a job's `datasetSource`.", object_schema(dataset=_UPLOADED))
+    },
+)
 async def upload(request: Request) -> Response:
-    """`POST /v1/datasets?filename&orgSlug&projectSlug`: the raw body is the file."""
-    scope = await require_scope(request)
-    filename = _filename(request)
-    digest, size = await _receive(request, datasets_folder(request.app.state.home))
+    """Upload a data file; the same content is stored once."""
+    scope, state = await require_scope(request), app_state(request)
+    filename = FILENAME.read(request).strip()
+    digest, size = await _receive(request, datasets_folder(state.home))
     if not size:
-        raise ApiError(400, f"The file {filename!r} is empty; its bytes are the body of the request.", "empty")
-    await run_in_threadpool(request.app.state.store.add_dataset, scope.project, digest, filename, size)
+        raise ApiError(400, f"The file {filename!r} is empty.", "empty", remedy="Send its bytes as the request's body.")
+    await run_in_threadpool(state.store.add_dataset, scope.project, digest, filename, size)
     url = f"/v1/datasets/{digest}/{quote(filename)}"
     return JSONResponse({"dataset": {"id": digest, "filename": filename, "bytes": size, "url": url}}, 201)
 
 
-def _filename(request: Request) -> str:
-    name = request.query_params.get("filename", "").strip()
-    if not name or len(name) > 255 or name in (".", "..") or any(forbidden in name for forbidden in "/\\\0"):
-        raise invalid_field("filename", "must name the file, in the query, without its folder")
-    return name
-
-
 async def _receive(request: Request, folder: Path) -> tuple[str, int]:
-    """The body → `folder/<SHA-256>`, which is there whole or not at all; returns the digest and the size in bytes."""
+    """Write the body atomically to `folder/<SHA-256>`; return the digest and the size in bytes."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=PARTIAL_SUFFIX)
     os.close(handle)
     temporary = Path(name)
@@ -50,22 +72,3 @@ async def _receive(request: Request, folder: Path) -> tuple[str, int]:
     finally:
         temporary.unlink(missing_ok=True)
     return digest.hexdigest(), size
-
-
-_TEXT = {"type": "string"}
-_UPLOADED = object_schema(id=_TEXT, filename=_TEXT, bytes={"type": "integer"}, url=_TEXT)
-_FILENAME = {"type": "string", "maxLength": 255, "pattern": r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$"}
-
-routes = [
-    route(
-        "POST",
-        "/v1/datasets",
-        upload,
-        PROJECT,
-        "Upload a file of data; the same content is kept once.",
-        body=TEXT,
-        body_type="application/octet-stream",
-        parameters=[Parameter("filename", _FILENAME, "What it is called, without its folder.", required=True)],
-        responses={201: ResponseSpec("Its `url` is what a job names as its data.", object_schema(dataset=_UPLOADED))},
-    )
-]

@@ -1,84 +1,108 @@
-"""Jobs: submit, list, look at, cancel, and watch as a stream of events."""
+"""Jobs: check, submit, list, show, cancel, and the event stream."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 from attrs import field, frozen
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import State
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from arkor.backend.compute.models import submission_problem
 from arkor.backend.engine.hyperparameters import check_names
-from arkor.backend.http.openapi import (
-    EVENTS,
-    PROJECT,
-    TEXT,
-    Parameter,
-    ResponseSpec,
-    array_schema,
-    field_names,
-    object_schema,
-    route,
-)
-from arkor.backend.http.requests import (
-    NAME,
-    ApiError,
-    CallScope,
-    check_fields,
-    invalid_field,
-    read_json_object,
-    require_job,
-    require_scope,
-    require_text,
-)
+from arkor.backend.http.authentication import CallScope, require_job, require_scope
+from arkor.backend.http.body import read_object
+from arkor.backend.http.errors import ApiError, config_error, invalid_field
+from arkor.backend.http.event_stream import EventStreamResponse, open_stream
+from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable, id_links
+from arkor.backend.http.schema import EVENTS, STRING, TEXT, array_schema, name_schema, object_schema
+from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.service import checkpoint_steps
+from arkor.backend.preflight.service import CheckRequest
 from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
 from arkor.backend.runs.sse import cursor_frame, parse_cursor
-from arkor.backend.store.rebuild import manifest
-from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, UserRecord, new_id
+from arkor.backend.store.run_registry import manifest
+from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, new_id
 from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import camel_case, from_wire, to_wire
 from arkor.protocol.datasets import BlobDataset, parse_dataset
 from arkor.protocol.events import now
 from arkor.protocol.jobs import JobConfig, JobStatus, TrainingJob
-from arkor.settings import max_queued_runs, max_streams
+from arkor.settings import max_queued_runs
 
-#: How many jobs are listed at once, where the caller does not say, and at most.
+#: How many jobs a page of the list has by default, and at most.
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 
-NEW_JOB = object_schema(name=NAME, config=JobConfig)
+CHECK_REQUEST = object_schema(config=JobConfig)
+NEW_JOB = object_schema(name=name_schema(200), config=JobConfig)
 
-# Submitting
+_KEY, _PAGE_SIZE = {"type": "string", "maxLength": 255}, {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}
+IDEMPOTENCY_KEY = Parameter("Idempotency-Key", _KEY, "Requests with the same key create one job.", where="header")
+LIMIT = Parameter("limit", _PAGE_SIZE, f"The maximum number of jobs; by default {DEFAULT_PAGE_SIZE}.")
+BEFORE = Parameter("before", STRING, "Return the jobs that are older than the job of this id.")
+ID_PREFIX = Parameter("idPrefix", STRING, "Return the jobs whose id begins like this.")
+LAST_EVENT_ID = Parameter("Last-Event-ID", STRING, "Begin after this event.", where="header")
+SINCE = Parameter("since", STRING, "`now` leaves out the events so far.")
+
+JOB = object_schema(job=TrainingJob)
+_LINKS = id_links("job", job="getV1JobsId", cancel="postV1JobsIdCancel")
+_INVALID_CONFIG = {400: "The configuration is not valid, or the run cannot start with it."}
+_TOO_MANY_STREAMS = {429: "The user has too many streams open; repeat the request after `Retry-After` seconds."}
+_CHECK_EVENTS = "Server-sent events: `check.progress`, `check.found` and `check.failed`; the last one is `end`."
+
+routes = RouteTable()
 
 
+# Checking and submitting
+
+
+@routes.add(
+    "POST /v1/jobs/check",
+    PROJECT,
+    body=CHECK_REQUEST,
+    responses={200: ResponseSpec(_CHECK_EVENTS, EVENTS, "text/event-stream")},
+    errors={**_INVALID_CONFIG, **_TOO_MANY_STREAMS},
+)
+async def check(request: Request) -> Response:
+    """Check a run without submitting it: its rows, their lengths, how long it will take."""
+    scope, state = await require_scope(request), app_state(request)
+    config, token = _split_token(_parse_config((await read_object(request, CHECK_REQUEST))["config"]))
+    await run_in_threadpool(_reject_unrunnable, state, scope.project, config)
+    frames = state.check_service.frames(CheckRequest(to_wire(config), token))
+    return EventStreamResponse(frames, open_stream(state.open_streams, scope.user))
+
+
+@routes.add(
+    "POST /v1/jobs",
+    PROJECT,
+    body=NEW_JOB,
+    parameters=[IDEMPOTENCY_KEY],
+    responses={
+        201: ResponseSpec("The job, which is queued.", JOB, links=_LINKS),
+        200: ResponseSpec("The job that was created with the same key before.", JOB, links=_LINKS),
+    },
+    errors={**_INVALID_CONFIG, 409: "The organisation has too many unfinished runs."},
+)
 async def submit(request: Request) -> Response:
-    """`POST /v1/jobs`; with an `Idempotency-Key` that the project knows, the job of that key, once more."""
+    """Submit a run."""
     scope = await require_scope(request)
-    body = await read_json_object(request)
-    check_fields(body, *field_names(NEW_JOB))
-    key = request.headers.get("idempotency-key") or None
-    if key and len(key) > 255:
-        raise invalid_field("Idempotency-Key", "must have at most 255 characters")
-    config, token = split_token(checked_config(body["config"]))
-    submission = Submission(scope, require_text(body, "name"), config, token, key)
-    job, new = await run_in_threadpool(_submit, request.app.state, submission)
+    body = await read_object(request, NEW_JOB)
+    config, token = _split_token(_parse_config(body["config"]))
+    submission = Submission(scope, body["name"].strip(), config, token, IDEMPOTENCY_KEY.read(request))
+    job, new = await run_in_threadpool(_submit, app_state(request), submission)
     return JSONResponse({"job": job_json(job)}, 201 if new else 200)
 
 
 @frozen
 class Submission:
-    """What a `POST /v1/jobs` asks for, checked."""
+    """A valid `POST /v1/jobs`: `token` is the data set's, `key` the idempotency key."""
 
     scope: CallScope
     name: str
@@ -87,120 +111,114 @@ class Submission:
     key: str | None
 
 
-def _submit(state: State, submission: Submission) -> tuple[JobRecord, bool]:
-    """The job, and whether it is a new one."""
+def _submit(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
+    """Return the job and whether it is new."""
     if existing := _existing_job(state, submission):
         return existing, False
-    reject_unrunnable(state, submission.scope.project, submission.config)
-    with state.submitting:  # or of those that come at once, each would find room
-        _reject_too_many(state, submission.scope.org)
+    _reject_unrunnable(state, submission.scope.project, submission.config)
+    with state.submission_lock:  # simultaneous submissions would each find the queue below its limit
+        _reject_full_queue(state, submission.scope.org)
         return _queue(state, submission)
 
 
-def _reject_too_many(state: State, org: OrgRecord) -> None:
-    """A 409, for room comes when a run ends and not with time: waiting for a moment and trying again does not help."""
+def _reject_full_queue(state: AppState, org: OrgRecord) -> None:
+    """Raise a 409, not a 503: until a run ends, repeating the request does not help."""
     allowed = max_queued_runs()
     unfinished = (job for job in state.store.unfinished() if job.org_id == org.id)
     if sum(not state.supervisor.current(job).status.terminal for job in unfinished) >= allowed:
-        sentence = f"The organisation {org.slug!r} has {allowed} runs that wait or train, the most there may be; "
-        raise ApiError(409, f"{sentence}wait for one to end, or cancel one.", "queue_full")
+        problem = f"The organisation {org.slug!r} has {allowed} runs waiting or training, the most that are allowed."
+        raise ApiError(409, problem, "queue_full", remedy="Wait until one ends, or cancel one.")
 
 
-def _queue(state: State, submission: Submission) -> tuple[JobRecord, bool]:
-    """The job's folder is there before the row that lets a slot take it."""
-    project = submission.scope.project
-    job = JobRecord(
-        new_id(), project.org_id, project.id, submission.name, JobStatus.QUEUED, to_wire(submission.config), now()
-    )
+def _queue(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
+    """Create the job: its folder first, as a worker may take the job once its row exists."""
+    project, config = submission.scope.project, to_wire(submission.config)
+    job = JobRecord(new_id(), project.org_id, project.id, submission.name, JobStatus.QUEUED, config, now())
     folder = create_run(state.home, manifest(job, submission.scope.org, project, submission.key), submission.token)
     try:
         state.store.add_job(job, submission.key)
-    except AlreadyExists:
+    except Exception as error:
         folder.remove()
-        if existing := _existing_job(state, submission):
-            return existing, False
-        raise
-    except Exception:
-        folder.remove()
-        raise
+        existing = _existing_job(state, submission) if isinstance(error, AlreadyExists) else None
+        if existing is None:
+            raise
+        return existing, False
     state.supervisor.wake()
     return job, True
 
 
-def _existing_job(state: State, submission: Submission) -> JobRecord | None:
+def _existing_job(state: AppState, submission: Submission) -> JobRecord | None:
     job = state.store.job_of_key(submission.scope.project, submission.key) if submission.key else None
     return state.supervisor.current(job) if job else None
 
 
-def checked_config(value: Any) -> JobConfig:
-    """The `config` of a request, else a 400 that names the field as it is on the wire."""
-    if not isinstance(value, Mapping):
-        raise invalid_field("config", "must be an object")
-    for name in ("model", "datasetSource"):
-        if value.get(name) is None:
-            raise invalid_field(f"config.{name}", "is missing")
+def _parse_config(value: Any) -> JobConfig:
+    """Decode the `config` of a request, whose field names are checked already. Raises a 400."""
     source = value["datasetSource"]
-    if isinstance(source, Mapping) and source.get("type") == "file":
-        problem = 'a file must be uploaded first (POST /v1/datasets) and named as {"type": "blob", "url": …}'
-        raise invalid_field("config.datasetSource", problem)
+    if isinstance(source, dict) and source.get("type") == "file":
+        remedy = 'Upload it with POST /v1/datasets and send {"type": "blob", "url": …}.'
+        raise invalid_field("config.datasetSource", "is a file on the client's machine.", remedy)
     config = from_wire(JobConfig, value)
-    with wire_field_errors():
+    with _config_errors():
         config.check()
     return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source, tolerant=True))
 
 
 @contextmanager
-def wire_field_errors() -> Iterator[None]:
-    """An `InvalidConfig` in here becomes a 400 that names the field as it is on the wire."""
+def _config_errors() -> Iterator[None]:
+    """Turn an `InvalidConfig` into a 400: `dataset.url` → `config.datasetSource.url`."""
     try:
         yield
     except InvalidConfig as error:
-        raise invalid_field(_wire_name(error.field), error.problem) from None
+        outer, dot, inner = error.field.partition(".")
+        outer = "datasetSource" if outer == "dataset" else camel_case(outer)
+        raise config_error(error, f"config.{outer}{dot}{inner}") from None
 
 
-def _wire_name(field: str) -> str:
-    """`"dataset.url"` → `"config.datasetSource.url"`, `"lora_r"` → `"config.loraR"`."""
-    head, *rest = field.split(".")
-    return ".".join(["config", "datasetSource" if head == "dataset" else camel_case(head), *map(camel_case, rest)])
-
-
-def split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
-    """The configuration without the token of its data set, and that token."""
+def _split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
+    """Return the configuration without the token of its data set, and the token."""
     source = config.dataset_source
     if not isinstance(source, BlobDataset):
         return config, None
     return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
-def reject_unrunnable(state: State, project: ProjectRecord, config: JobConfig) -> None:
-    """A 400 for a run that cannot work, as far as that can be known at once."""
+def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfig) -> None:
+    """Raise a 400 for a run that cannot start, as far as that is known without its worker."""
     source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
         digest = source.url.removeprefix("/v1/datasets/").split("/")[0]
         if not state.store.has_dataset(project, digest):
-            raise invalid_field("config.datasetSource.url", "no file of this project was uploaded under it")
+            raise invalid_field("config.datasetSource.url", "names no file of this project")
     if state.engine != "trl":
         return
     if problem := submission_problem(config.model, state.home):
-        raise invalid_field("config.model", str(attrs.evolve(problem, field=None)))
-    with wire_field_errors():
+        raise invalid_field("config.model", problem.problem, problem.remedy)
+    with _config_errors():
         check_names(config)
 
 
-# Looking and cancelling
+# Reading and cancelling
 
 
+@routes.add(
+    "GET /v1/jobs",
+    PROJECT,
+    parameters=[LIMIT, BEFORE, ID_PREFIX],
+    responses={
+        200: ResponseSpec(
+            "A page of jobs; if there are more, `nextBefore` is the `before` of the next page.",
+            object_schema({"nextBefore": TEXT}, jobs=array_schema(TrainingJob)),
+        )
+    },
+    errors={404: "The project has no job `before`."},
+)
 async def list_jobs(request: Request) -> Response:
-    """`GET /v1/jobs`, newest first: `limit` of them, older than the job `before`, whose id begins with `idPrefix`.
-
-    `nextBefore` is the `before` of the next page, where there is one.
-    """
-    scope = await require_scope(request)
-    limit = _limit(request)
-    cursor = request.query_params.get("before")
-    before = await require_job(request, scope, cursor) if cursor else None
-    prefix = request.query_params.get("idPrefix", "")
-    state = request.app.state
+    """List the jobs of the project, newest first."""
+    scope, state = await require_scope(request), app_state(request)
+    limit = LIMIT.read(request) or DEFAULT_PAGE_SIZE
+    cursor, prefix = BEFORE.read(request), ID_PREFIX.read(request) or ""
+    before = await require_job(request, scope.project, cursor) if cursor else None
 
     def read() -> dict[str, Any]:
         found = state.store.jobs(scope.project, limit + 1, before=before, prefix=prefix)
@@ -210,34 +228,39 @@ async def list_jobs(request: Request) -> Response:
     return JSONResponse(await run_in_threadpool(read))
 
 
-def _limit(request: Request) -> int:
-    given = request.query_params.get("limit", str(DEFAULT_PAGE_SIZE))
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:10]) <= MAX_PAGE_SIZE):
-        raise invalid_field("limit", f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
-    return int(given)
-
-
+@routes.add(
+    "GET /v1/jobs/{id}",
+    PROJECT,
+    responses={
+        200: ResponseSpec(
+            "The job. `checkpoints` are the steps of its stored checkpoints; `stalledSince` is present if its worker "
+            "is alive but makes no progress.",
+            JOB,
+        )
+    },
+)
 async def get_job(request: Request) -> Response:
-    """`GET /v1/jobs/:id`; its events are in the stream alone. `checkpoints` are the steps of those that it keeps,
-    `stalledSince` is there when its worker lives but stands still.
-    """
-    job = await require_job(request, await require_scope(request), request.path_params["id"])
-    state = request.app.state
+    """Return a job as it is now."""
+    job, state = await _job_of_path(request), app_state(request)
 
     def read() -> dict[str, Any]:
-        kept = checkpoint_steps(run_folder(state.home, job.id))
-        return {**_current_json(state, job), "checkpoints": kept}
+        return {**_current_json(state, job), "checkpoints": checkpoint_steps(run_folder(state.home, job.id))}
 
-    answer = await run_in_threadpool(read)
-    if answer["status"] == JobStatus.RUNNING and (since := state.supervisor.stalled_since(job.id)):
-        answer["stalledSince"] = since
-    return JSONResponse({"job": answer})
+    found = await run_in_threadpool(read)
+    if found["status"] == JobStatus.RUNNING and (since := state.supervisor.stalled_since(job.id)):
+        found["stalledSince"] = since
+    return JSONResponse({"job": found})
 
 
+@routes.add(
+    "POST /v1/jobs/{id}/cancel",
+    PROJECT,
+    responses={202: ResponseSpec("The job, which is being stopped.", JOB)},
+    errors={409: "The run has ended already."},
+)
 async def cancel_job(request: Request) -> Response:
-    """`POST /v1/jobs/:id/cancel`: 409 when it is over already."""
-    job = await require_job(request, await require_scope(request), request.path_params["id"])
-    supervisor = request.app.state.supervisor
+    """Cancel a run; its log and checkpoints remain."""
+    job, supervisor = await _job_of_path(request), app_state(request).supervisor
     try:
         await run_in_threadpool(supervisor.cancel, job)
     except JobFinished as error:
@@ -245,151 +268,44 @@ async def cancel_job(request: Request) -> Response:
     return JSONResponse({"job": job_json(await run_in_threadpool(supervisor.current, job))}, 202)
 
 
-def _current_json(state: State, job: JobRecord) -> dict[str, Any]:
-    """A job as its log has it now, with where it stands."""
+async def _job_of_path(request: Request) -> JobRecord:
+    return await require_job(request, (await require_scope(request)).project, request.path_params["id"])
+
+
+def _current_json(state: AppState, job: JobRecord) -> dict[str, Any]:
+    """Return a job with the status and the progress in its log."""
     return {**job_json(state.supervisor.current(job)), **summary(run_folder(state.home, job.id).events)}
 
 
 def job_json(job: JobRecord) -> dict[str, Any]:
-    """A job as on the wire."""
-    answer: dict[str, Any] = to_wire(job)
-    answer.pop("cancelRequestedAt", None)
-    return answer
+    wire: dict[str, Any] = to_wire(job)
+    wire.pop("cancelRequestedAt", None)
+    return wire
 
 
-# Watching
+# Events
 
 
+@routes.add(
+    "GET /v1/jobs/{id}/events/stream",
+    PROJECT,
+    parameters=[LAST_EVENT_ID, SINCE],
+    responses={200: ResponseSpec("Server-sent events; the last one is `end`.", EVENTS, "text/event-stream")},
+    errors=_TOO_MANY_STREAMS,
+)
 async def stream_events(request: Request) -> Response:
-    """`GET /v1/jobs/:id/events/stream`: what was logged behind `Last-Event-ID`, then what is, until the run ends.
+    """Stream the events of a run until it ends: those logged so far, then each as it is logged.
 
-    `since=now` leaves the history out, and tells the reader at once where it begins.
+    With `since=now` the first frame is the position in the log at which the stream begins.
     """
-    scope = await require_scope(request)
-    job = await require_job(request, scope, request.path_params["id"])
+    scope, state = await require_scope(request), app_state(request)
+    job = await require_job(request, scope.project, request.path_params["id"])
     if request.method == "HEAD":
         return Response(media_type=EventStreamResponse.media_type)
-    events = run_folder(request.app.state.home, job.id).events
+    events = run_folder(state.home, job.id).events
     last_event_id = request.headers.get("last-event-id")
-    from_now = last_event_id is None and request.query_params.get("since") == "now"
+    from_now = last_event_id is None and SINCE.read(request) == "now"
     after = last_id(events) if from_now else parse_cursor(last_event_id)
     first_frame = cursor_frame(after) if from_now else b""
-    source = request.app.state.log_watcher.follow(events, after, over=job.status.terminal, greeting=first_frame)
-    return EventStreamResponse(source, open_stream(request.app.state.streams, scope.user))
-
-
-def open_stream(streams: Counter[str], user: UserRecord) -> Callable[[], None]:
-    """Count one more open stream of the user; returns what ends it. Else a 429."""
-    if streams[user.id] >= max_streams():
-        sentence = f"You have {streams[user.id]} event streams open, which is the most there may be; close one."
-        raise ApiError(429, sentence, "too_many_streams", {"Retry-After": "5"})
-    streams[user.id] += 1
-
-    def close_stream() -> None:
-        streams[user.id] -= 1
-        if not streams[user.id]:
-            del streams[user.id]
-
-    return close_stream
-
-
-class EventStreamResponse(StreamingResponse):
-    """Frames, as they come from a generator that is closed at once when the reader goes away; `leave` is told."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, source: AsyncGenerator[bytes, None], on_close: Callable[[], None]) -> None:
-        super().__init__(source, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._source = source
-        self._on_close = on_close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_close()
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._source):
-            await super().stream_response(send)
-
-
-_KEY = {"type": "string", "maxLength": 255}
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}
-_JOB_ID_LINK = {"parameters": {"id": "$response.body#/job/id"}}
-_LINKS = {
-    name: {"operationId": operation, **_JOB_ID_LINK}
-    for name, operation in (("job", "getV1JobsId"), ("cancel", "postV1JobsIdCancel"))
-}
-
-routes = [
-    route(
-        "POST",
-        "/v1/jobs",
-        submit,
-        PROJECT,
-        "Submit a run.",
-        body=NEW_JOB,
-        parameters=[Parameter("Idempotency-Key", _KEY, "Makes one job, however often it is sent.", where="header")],
-        responses={
-            201: ResponseSpec("The job, which waits for its turn.", object_schema(job=TrainingJob), links=_LINKS),
-            200: ResponseSpec("The job of that key, once more.", object_schema(job=TrainingJob), links=_LINKS),
-        },
-        errors={400: "The run cannot work.", 409: "Too many runs wait already."},
-    ),
-    route(
-        "GET",
-        "/v1/jobs",
-        list_jobs,
-        PROJECT,
-        "The jobs of the project, newest first.",
-        parameters=[
-            Parameter("limit", _LIMIT, f"How many at most; {DEFAULT_PAGE_SIZE} where it is not given."),
-            Parameter("before", {"type": "string"}, "Those that are older than the job of this id."),
-            Parameter("idPrefix", {"type": "string"}, "Those whose id begins like this."),
-        ],
-        responses={
-            200: ResponseSpec(
-                "`nextBefore` is the `before` of the next page, where there is one.",
-                object_schema({"nextBefore": TEXT}, jobs=array_schema(TrainingJob)),
-            )
-        },
-        errors={404: "There is no job `before` in this project."},
-    ),
-    route(
-        "GET",
-        "/v1/jobs/{id}",
-        get_job,
-        PROJECT,
-        "A job as it stands now.",
-        responses={
-            200: ResponseSpec(
-                "`checkpoints`: the steps of those that it keeps; `stalledSince` when its worker stands still.",
-                object_schema(job=TrainingJob),
-            )
-        },
-    ),
-    route(
-        "POST",
-        "/v1/jobs/{id}/cancel",
-        cancel_job,
-        PROJECT,
-        "Stop a run; what it has by then stays.",
-        responses={202: ResponseSpec("It stops.", object_schema(job=TrainingJob))},
-        errors={409: "It is over already."},
-    ),
-    route(
-        "GET",
-        "/v1/jobs/{id}/events/stream",
-        stream_events,
-        PROJECT,
-        "The events of a run from its beginning, then as they come, until it ends.",
-        parameters=[
-            Parameter("Last-Event-ID", {"type": "string"}, "Only what came after this event.", where="header"),
-            Parameter("since", {"type": "string"}, "`now` leaves out what was before."),
-        ],
-        responses={200: ResponseSpec("Server-sent events; after the last comes `end`.", EVENTS, "text/event-stream")},
-        errors={429: "Too many streams are open; `Retry-After` says when to come back."},
-    ),
-]
+    frames = state.log_watcher.follow(events, after, over=job.status.terminal, greeting=first_frame)
+    return EventStreamResponse(frames, open_stream(state.open_streams, scope.user))

@@ -1,4 +1,4 @@
-"""Who gets in, and what every answer has in common."""
+"""Authentication, host and origin checks, and what all responses have in common."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ print(line.recv(12).decode()[9:])
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/net/tcp").exists(), reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/net/tcp").exists(), reason="only root can change its user")
 def test_another_user_of_this_machine_gets_no_identity(backend_env: Backend) -> None:
     port = backend_env.url.rsplit(":", 1)[1]
     owners = {"Authorization": f"Bearer {backend_env.token}"}

@@ -1,4 +1,4 @@
-"""Uploads: streamed, kept by content, whole or not at all."""
+"""Uploads: streamed, stored by content, atomic."""
 
 from __future__ import annotations
 

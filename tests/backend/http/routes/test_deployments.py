@@ -1,4 +1,4 @@
-"""Deployments and keys over HTTP: what may be asked, in whose name, and what is never shown."""
+"""Deployments and keys over HTTP: validation, access control, secrecy of keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def a_slug() -> str:
 
 
 def body(**change: Any) -> dict[str, Any]:
-    """A new deployment; a field that is None is left out."""
+    """Return a valid body with the change; None removes a field."""
     given = {"slug": a_slug(), "target": BASE, "authMode": "fixed_api_key", **change}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -47,7 +47,7 @@ def refused(answer: requests.Response, status: int) -> str:
 
 @pytest.fixture(scope="module")
 def finished(backend_env: Backend) -> str:
-    """A run that is over, with a final adapter and checkpoints of steps 2, 4, … 10."""
+    """A finished run with a final adapter and checkpoints of steps 2, 4, … 10."""
     caller = owner(backend_env)
     job_id = caller.submit()
     caller.until(job_id, "completed")
@@ -92,7 +92,7 @@ def test_what_was_made_is_listed_found_and_gone(caller: Caller) -> None:
     for method in ("GET", "DELETE"):
         assert made["id"] in refused(caller.call(method, path), 404)
     refused(patch(caller, made, enabled=False), 404)
-    create(caller, slug=made["slug"])  # free again
+    create(caller, slug=made["slug"])  # the slug is free again
 
 
 def test_an_adapter_may_be_a_target(caller: Caller, finished: str) -> None:
@@ -127,7 +127,7 @@ def adapter(**change: Any) -> dict[str, Any]:
     return {"target": {"kind": "adapter", "adapter": {"kind": "final", "jobId": "0" * 32, **change}}}
 
 
-#: Field that the sentence names, change, status.
+#: The field that the error names, the change, the status.
 WRONG: list[tuple[str, dict[str, Any], int]] = [
     ("slug", {"slug": None}, 400),
     ("target", {"target": None}, 400),
@@ -255,7 +255,7 @@ def test_a_change_that_cannot_be(
     assert caller.call("GET", f"/v1/endpoints/{deployment['id']}").json()["deployment"] == deployment
 
 
-# Who
+# Access
 
 
 def test_others_see_and_change_nothing(backend_env: Backend, caller: Caller, deployment: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The list of the runs: in pages, and fast however many there are."""
+"""The list of jobs: its pages, and its speed with many runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import evolve
 
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare
-from arkor.backend.store.rebuild import manifest
+from arkor.backend.store.run_registry import manifest
 from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
 from arkor.protocol.events import TrainingCompleted, TrainingStarted
 from arkor.protocol.jobs import JobStatus
@@ -33,7 +33,7 @@ def test_pages(backend: Backend) -> None:
     assert names(caller) == (["4", "3", "2", "1", "0"], None)
     first, cursor = names(caller, limit="2")
     assert (first, cursor) == (["4", "3"], jobs[3])
-    caller.submit(name="later", maxSteps=1)  # it does not shift what comes
+    caller.submit(name="later", maxSteps=1)  # does not shift the next page
     second, cursor = names(caller, limit="2", before=cursor or "")
     assert (second, cursor) == (["2", "1"], jobs[1])
     assert names(caller, limit="2", before=cursor or "") == (["0"], None)
@@ -75,7 +75,7 @@ def test_ten_thousand_runs(tmp_path: Path) -> None:
 
 
 def fill(home: Path, count: int) -> None:
-    """A home with so many finished runs: their rows and their folders."""
+    """Create a home with `count` finished runs: their rows and their folders."""
     prepare(home)
     store = Store(database_file(home))
     store.ensure_owner("token")
@@ -96,7 +96,7 @@ def fill(home: Path, count: int) -> None:
 
 @pytest.mark.slow
 def test_the_list_tells_of_running_runs_what_their_logs_say(tmp_path: Path) -> None:
-    """A page of runs none of which is finished in the store."""
+    """A page of runs that are unfinished in the database and finished in their logs."""
     home = tmp_path / "home"
     prepare(home)
     store = Store(database_file(home))

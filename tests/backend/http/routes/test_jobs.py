@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what is accepted, what is refused and how, and the stream of events."""
+"""Jobs over HTTP: validation, limits, and the event stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import psutil
 import pytest
 
 from arkor.backend.runs.event_log import LogWriter
-from arkor.backend.runs.paths import run_folder
-from arkor.protocol.events import TrainingCompleted, TrainingLog
+from arkor.backend.runs.log_notifier import notify
+from arkor.backend.runs.paths import notifier_file, run_folder
+from arkor.protocol.events import TrainingCompleted, TrainingLog, now
 from tests.backend.caller import CONFIG, Caller, owner, stranger
 from tests.conftest import Backend, start_backend
 
@@ -50,7 +50,7 @@ def test_a_job(caller: Caller) -> None:
 def test_a_job_lists_the_checkpoints_that_it_keeps(caller: Caller) -> None:
     job = caller.submit(maxSteps=10, saveSteps=2)
     assert caller.until(job, "completed")["checkpoints"] == [8, 10]
-    assert "checkpoints" not in caller.call("GET", "/v1/jobs").json()["jobs"][0]  # a list of many reads no folders
+    assert "checkpoints" not in caller.call("GET", "/v1/jobs").json()["jobs"][0]  # the list does not read the folders
 
 
 def test_a_failed_job_says_why(caller: Caller) -> None:
@@ -150,7 +150,7 @@ def test_jobs_are_listed_newest_first(backend_env: Backend) -> None:
 
 
 def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: int) -> Backend:
-    """A backend with these in its environment, whose runs take long."""
+    """Start a backend with these environment variables, whose runs take long."""
     for name, value in {"ARKOR_SCRIPTED_STEP_SECONDS": 1, **limits}.items():
         monkeypatch.setenv(name, str(value))
     return start_backend(tmp_path / "arkor-home", "--engine", "scripted")
@@ -182,8 +182,8 @@ def test_what_a_config_has_beyond_our_fields_is_kept_and_doubted(caller: Caller,
     assert (kept["learningRat"], kept["whatIsThis"]) == (0.1, {"deep": [1, None]})
     incompatibilities = [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"]
     assert incompatibilities == [
-        "config.learningRat is no field that this backend knows. Did you mean learningRate?",
-        "config.whatIsThis is no field that this backend knows. It changes nothing here.",
+        "config.learningRat is not a field that this backend knows. Did you mean learningRate?",
+        "config.whatIsThis is not a field that this backend knows. It is ignored.",
     ]
 
 
@@ -192,8 +192,8 @@ def test_a_field_of_the_data_source_that_nobody_knows_is_kept_and_warned_of(call
     job = caller.submit(datasetSource=source)
     assert caller.call("GET", f"/v1/jobs/{job}").json()["job"]["config"]["datasetSource"] == source
     assert [frame.data["message"] for frame in caller.events(job) if frame.event == "training.warning"] == [
-        "config.datasetSource.revision is no field that this backend knows. It changes nothing here.",
-        "config.datasetSource.slit is no field that this backend knows. Did you mean split?",
+        "config.datasetSource.revision is not a field that this backend knows. It is ignored.",
+        "config.datasetSource.slit is not a field that this backend knows. Did you mean split?",
     ]
 
 
@@ -296,22 +296,7 @@ def test_many_watchers_see_the_same(caller: Caller) -> None:
     assert all(frames == seen[0] for frames in seen)
 
 
-def test_events_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.02")
-    backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
-    caller = owner(backend)
-    job = caller.submit(maxSteps=60)
-    caller.until(job, "running")
-    logs = [frame for frame in caller.events(job) if frame.event == "training.log" and frame.data["step"] > 10]
-    late = [
-        frame.at - datetime.fromisoformat(frame.data["timestamp"].rstrip("Z") + "+00:00").timestamp() for frame in logs
-    ]
-    assert sorted(late)[len(late) // 2] < 0.01  # time stamps are cut to the millisecond
-    backend.process.kill()
-    backend.process.wait()
-
-
-def test_a_long_history_comes_fast(caller: Caller, backend_env: Backend) -> None:
+def test_a_long_history_comes_in_large_chunks(caller: Caller, backend_env: Backend) -> None:
     job = caller.submit(maxSteps=1)
     caller.until(job, "completed")
     log = run_folder(backend_env.home, job).events
@@ -321,30 +306,40 @@ def test_a_long_history_comes_fast(caller: Caller, backend_env: Backend) -> None
             writer.append(TrainingLog(job, "2026-01-01T00:00:00.000Z", step, 1.5, None, 1e-3, 0.5))
         writer.append(TrainingCompleted(job, "2026-01-01T00:00:01.000Z"))
     with caller.call("GET", f"/v1/jobs/{job}/events/stream", stream=True) as answer:
-        began, chunks = time.perf_counter(), []
-        while chunk := answer.raw.read1():
-            chunks.append(chunk)
-    rate = 50_000 / (time.perf_counter() - began)
+        chunks = list(iter(answer.raw.read1, b""))
     assert b"".join(chunks).count(b"event: training.log\n") == 50_000
-    assert rate > 10_000, f"{rate:.0f} events a second"  # 300,000 on a quiet machine
+    assert len(chunks) < 5_000  # about 130 if the reader keeps up
 
 
 @pytest.fixture
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Backend, str]]:
-    """A backend, and a job that waits for another one for as long as the test may take."""
+    """A backend, and a job that stays queued for longer than the test takes."""
     monkeypatch.setenv("ARKOR_SCRIPTED_STEP_SECONDS", "0.2")
     backend = start_backend(tmp_path / "arkor-home", "--engine", "scripted")
     caller = owner(backend)
-    caller.until(caller.submit(maxSteps=1000), "running")  # so that there is a worker.pid to stop it by
+    caller.until(caller.submit(maxSteps=1000), "running")  # so that its worker.pid exists, for `stop_backend`
     yield backend, caller.submit()
     backend.process.kill()
     backend.process.wait()
 
 
+def test_each_event_arrives_before_the_next_is_written(waiting: tuple[Backend, str]) -> None:
+    """The notification wakes the stream: the server's own poll, once a second, would take `count` seconds."""
+    backend, job = waiting
+    count, began = 120, time.monotonic()
+    frames = (frame for frame in owner(backend).events(job) if frame.event == "training.log")
+    with LogWriter(run_folder(backend.home, job).events) as log:
+        for step in range(count):
+            log.append(TrainingLog(job, now(), step, 1.5, None, 1e-3, 0.5))
+            notify(notifier_file(backend.home))
+            assert next(frames).data["step"] == step
+    assert time.monotonic() - began < count / 2
+
+
 def test_a_watcher_that_goes_away_is_let_go(waiting: tuple[Backend, str]) -> None:
     backend, job = waiting
     process = psutil.Process(backend.process.pid)
-    until_open(process, 1)  # the one that it listens on
+    until_open(process, 1)  # its listening socket
     streams = [owner(backend).call("GET", f"/v1/jobs/{job}/events/stream", stream=True) for _ in range(20)]
     until_open(process, 21)
     for stream in streams:
@@ -353,7 +348,7 @@ def test_a_watcher_that_goes_away_is_let_go(waiting: tuple[Backend, str]) -> Non
 
 
 def until_open(process: psutil.Process, count: int) -> None:
-    """Return when the process has so many sockets."""
+    """Return once the process has `count` sockets."""
     deadline = time.monotonic() + 30
     while len(process.net_connections()) != count:
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Projects, and bodies that are not what they should be."""
+"""Projects, and malformed bodies."""
 
 from __future__ import annotations
 
@@ -75,4 +75,4 @@ def test_a_body_may_not_be_huge(caller: Caller) -> None:
 
 def test_a_field_that_does_not_exist_is_named_with_the_nearest(caller: Caller) -> None:
     answer = caller.call("POST", "/v1/projects", json={"name": "n", "slugg": "s"})
-    assert answer.json()["error"] == "slugg: is no field of this request; did you mean slug?"
+    assert answer.json()["error"] == "slugg: is not a field of this request; did you mean slug?"

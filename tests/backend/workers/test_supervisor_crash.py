@@ -1,4 +1,4 @@
-"""What is said of a worker that died without a word."""
+"""The error of a run whose worker died without reporting one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from arkor.backend.workers.exit_report import crash_message, describe_exit, oom_remedy, stderr_tail, wait_for_exit
+from arkor.backend.compute.child_process import describe_exit
+from arkor.backend.workers.supervisor import crash_message, oom_remedy, stderr_tail, wait_for_exit
 
 
-def test_what_a_worker_has_started_ends_with_it() -> None:
+def test_the_children_of_a_worker_end_with_it() -> None:
     command = ["bash", "-c", "sleep 60 & echo $!; exit 3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as worker:
         assert worker.stdout is not None
@@ -59,7 +60,7 @@ def test_the_smallest_change_that_needs_less_memory(config: dict[str, Any], sett
         ("by the signal SIGSEGV", "Fatal Python error: Segmentation fault", False),
     ],
 )
-def test_memory_is_spoken_of_where_it_may_be_the_cause(tmp_path: Path, how: str, log: str, memory: bool) -> None:
+def test_memory_is_named_where_it_may_be_the_cause(tmp_path: Path, how: str, log: str, memory: bool) -> None:
     file = tmp_path / "worker.log"
     file.write_text(log)
     sentence = crash_message(how, 3, file, {})
@@ -69,7 +70,7 @@ def test_memory_is_spoken_of_where_it_may_be_the_cause(tmp_path: Path, how: str,
     assert ("batch_size" in sentence) == memory
 
 
-def test_the_last_words_are_few(tmp_path: Path) -> None:
+def test_the_tail_of_the_log_is_short(tmp_path: Path) -> None:
     file = tmp_path / "worker.log"
     assert stderr_tail(file) == "It left no log."
     file.write_bytes(b"\xff line\n" * 100_000 + b"1\n2\n3\n4\n5\n\n")

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from arkor.backend.store import import_run
-from arkor.backend.store.import_run import unpack
-from arkor.backend.store.rebuild import InvalidRunFolder
+from arkor.backend.store import run_registry
+from arkor.backend.store.run_registry import InvalidRunFolder, unpack
 from arkor.errors import InvalidConfig
 from arkor.protocol.run_archive import archived_files, as_zip, pack
 from tests.backend.caller import Caller, owner, stranger
@@ -178,7 +177,7 @@ def test_the_same_name_twice(tmp_path: Path) -> None:
 
 def test_what_becomes_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb: small on the way, and large then. What it says of its own size is not believed either."""
-    monkeypatch.setattr(import_run, "UNPACKED_LIMIT", 1_000_000)
+    monkeypatch.setattr(run_registry, "UNPACKED_LIMIT", 1_000_000)
     data = make_zip({**RUN, "final/zeros": b"\0" * 50_000_000})
     assert len(data) < 100_000
     (tmp_path / "run.zip").write_bytes(data)
@@ -229,4 +228,4 @@ def test_a_run_whose_folder_is_gone(backend: Backend) -> None:
     (backend.home / "runs" / ID).rename(backend.home / "gone")
     refused = send(caller, make_zip(RUN))
     assert refused.status_code == 400
-    assert "its folder is gone; put it back by hand" in refused.json()["error"]
+    assert "its folder is missing; restore " in refused.json()["error"]

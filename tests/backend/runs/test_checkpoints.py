@@ -14,8 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
-from arkor.backend.runs.checkpoints import prune, remove_expired
+from arkor.backend.runs.checkpoints import CheckpointPins, prune, remove_expired
 from arkor.backend.runs.paths import RunFolder, prepare, run_folder
 from arkor.protocol.best_checkpoint import BestCheckpointTracker
 from arkor.protocol.deployments import Deployment
@@ -200,5 +199,5 @@ def test_a_checkpoint_that_is_gone_all_the_same(slow_backend: Backend) -> None:
     shutil.rmtree(run_folder(slow_backend.home, job).checkpoint(3))
     status, text = ask(caller, made)
     assert status == 404
-    assert "not there any more; its owner can give it another one" in text
+    assert "no longer exists. Its owner can choose another one." in text
     assert "no checkpoint of step 3" in (slow_backend.home / "test-backend.log").read_text()

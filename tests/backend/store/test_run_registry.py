@@ -26,7 +26,7 @@ from arkor.backend.runs.paths import (
     run_folder,
     runs_folder,
 )
-from arkor.backend.store.rebuild import InvalidRunFolder, import_run, manifest, quarantine, register_orphans
+from arkor.backend.store.run_registry import InvalidRunFolder, import_run, manifest, quarantine, register_orphans
 from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
 from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.protocol.jobs import Artifact, JobStatus

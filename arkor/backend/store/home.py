@@ -1,0 +1,87 @@
+"""Open the home of a backend: its lock, its database, the owner's token; rebuild the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from arkor.backend.runs.paths import database_file, lock_file, owner_token_file, prepare
+from arkor.backend.store.run_registry import quarantine, register_orphans
+from arkor.backend.store.schema import StoreError
+from arkor.backend.store.store import Store, new_token
+from arkor.errors import StructuredError
+from arkor.files import Lock, write_atomically
+
+
+class StartupError(StructuredError):
+    """The backend cannot start; its process ends with `exit_code`."""
+
+    def __init__(self, problem: str, *, remedy: str | None = None, exit_code: int = 2) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def locked_home(home: Path) -> Iterator[None]:
+    """Create the folders of a home and hold its lock during the block.
+
+    Raise `StartupError` if another server holds it, and for errors of the disk and the database in
+    the block.
+    """
+    lock = Lock(lock_file(home))
+    with _as_startup_errors(home):
+        prepare(home)
+        acquired = lock.acquire(0)
+    if not acquired:
+        raise StartupError(f"Another backend serves {home} already.", exit_code=3)
+    with lock, _as_startup_errors(home):
+        yield
+
+
+@contextmanager
+def open_store(home: Path) -> Iterator[tuple[Store, str]]:
+    """Open the database of a locked home; yield it and the owner's token."""
+    try:
+        opened = Store(database_file(home))
+    except StoreError as error:
+        raise StartupError(error.problem, remedy=error.remedy) from error
+    with closing(opened) as store:
+        token = owner_token(home)
+        store.ensure_owner(token)
+        yield store, token
+
+
+def owner_token(home: Path) -> str:
+    """Return the owner's token, creating it on the first start. Raise OSError."""
+    file = owner_token_file(home)
+    with suppress(FileNotFoundError):
+        if token := file.read_text(encoding="utf-8").strip():
+            return token
+    token = new_token()
+    write_atomically(file, token)
+    return token
+
+
+def rebuild(home: Path) -> str:
+    """Replace the database by one made from the run folders; return a report."""
+    with locked_home(home):
+        quarantined = quarantine(home)
+        with open_store(home) as (store, _):
+            registered = register_orphans(home, store)
+    renamed = f" The previous database is now {quarantined}." if quarantined else ""
+    return f"Rebuilt {database_file(home)} with {len(registered)} runs from their folders.{renamed}"
+
+
+@contextmanager
+def _as_startup_errors(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path, reason = error.filename or home, error.strerror or error
+        remedy = "Fix it, or set ARKOR_HOME to another folder."
+        raise StartupError(f"The backend cannot use {path}: {reason}.", remedy=remedy) from error
+    except DBAPIError as error:
+        raise StartupError(f"The backend cannot use {database_file(home)}: {error.orig}.") from error
