@@ -15,7 +15,7 @@ PACKAGE = Path(arkor.__file__).parent
 
 #: From the lowest layer to the highest; each imports only from lower layers and from itself.
 LAYERS = (
-    "errors < settings formatting files transport retry < protocol < charts < results < client"
+    "errors < settings formatting files < protocol < charts < results < client"
     " < callbacks < display < trainer < __init__ < studio < cli < __main__"
 ).split(" < ")
 BACKEND_LAYERS = (

@@ -145,7 +145,7 @@ def _matches(schema: Mapping[str, Any], value: Any) -> bool:
         in_bounds = schema.get("minLength", 0) <= length <= schema.get("maxLength", length)
         return in_bounds and re.fullmatch(schema.get("pattern", r"(?s:.*)"), value) is not None
     if type(value) is int and "integer" in kinds:
-        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
     return isinstance(value, bool) and "boolean" in kinds
 
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from arkor.backend.inference.service import InferenceService
 from arkor.backend.preflight.service import CheckService
-from arkor.backend.runs.checkpoint_pins import CheckpointPins
+from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.store.conversations import ConversationStore

@@ -204,6 +204,7 @@ def _require_key(headers: Headers) -> str:
 def _model_and_adapter(state: AppState, deployment: Deployment) -> tuple[str, str | None]:
     """Return the base model and the adapter's folder; details of an error go to the log only."""
     project = state.store.project_of_id(deployment.project_id)
+    assert project is not None  # the deployment's row refers to it
     try:
         return resolve_target(state, project, ModelTarget.parse(deployment.target))
     except (ApiError, InvalidConfig, GenerationError) as error:
