@@ -290,7 +290,6 @@ def test_a_response_without_a_refresh_token(auth: AuthorizationServer) -> None:
 
 def test_no_secret_shows(auth: AuthorizationServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("authlib").setLevel(logging.WARNING)
     browser, config = Browser(), config_of(auth)
     found = signing_in(config, browser)
     ours = [record.getMessage() for record in caplog.records if record.threadName == threading.main_thread().name]

@@ -382,7 +382,6 @@ def test_the_refresh_token_follows_no_redirect(auth: AuthorizationServer) -> Non
 
 def test_no_secret_shows(auth: AuthorizationServer, api: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("authlib").setLevel(logging.WARNING)
     credentials = expired(auth, api.url)
     access = OAuthAuth(api.url, credentials)
     called(access)

@@ -203,16 +203,15 @@ def _require_key(headers: Headers) -> str:
 
 def _model_and_adapter(state: AppState, deployment: Deployment) -> tuple[str, str | None]:
     """Return the base model and the adapter's folder; details of an error go to the log only."""
-    project = state.store.project_of_id(deployment.project_id)
-    remedy = "Its owner can choose another one."
-    gone = ApiError(404, "The model of this deployment no longer exists.", "model_not_found", remedy=remedy)
-    if project is None:
-        raise gone
-    try:
-        return resolve_target(state, project, ModelTarget.parse(deployment.target))
-    except (ApiError, InvalidConfig, GenerationError) as error:
-        logger.warning("The deployment %s cannot answer: %s", deployment.slug, error)
-        raise gone from None
+    project, error = state.store.project_of_id(deployment.project_id), None
+    if project is not None:
+        try:
+            return resolve_target(state, project, ModelTarget.parse(deployment.target))
+        except (ApiError, InvalidConfig, GenerationError) as caught:
+            error = caught
+    logger.warning("The deployment %s cannot answer: %s", deployment.slug, error or "its project is gone")
+    problem, remedy = "The model of this deployment no longer exists.", "Its owner can choose another one."
+    raise ApiError(404, problem, "model_not_found", remedy=remedy)
 
 
 # Conversations
