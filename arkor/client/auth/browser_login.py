@@ -90,17 +90,7 @@ def sign_in(
     pkce = _PkceSecrets()
     with CallbackServer(config.callback_ports, pkce.state) as callback_server:
         redirect_uri = callback_server.redirect_uri
-        query = {
-            "response_type": "code",
-            "client_id": config.client_id,
-            "redirect_uri": redirect_uri,
-            "scope": SCOPE,
-            **({"audience": config.audience} if config.audience else {}),
-            "state": pkce.state,
-            "code_challenge": pkce.challenge,
-            "code_challenge_method": "S256",
-        }
-        url = f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
+        url = _authorization_url(config, pkce, redirect_uri)
         announce(url, callback_server.port)
         if browser:  # on a thread, because a browser in the terminal blocks until it is closed
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
@@ -124,3 +114,17 @@ def sign_in(
         client_id=config.client_id,
         arkor_cloud_api_url=checked_url(base_url),
     )
+
+
+def _authorization_url(config: SignInConfig, pkce: _PkceSecrets, redirect_uri: str) -> str:
+    query = {
+        "response_type": "code",
+        "client_id": config.client_id,
+        "redirect_uri": redirect_uri,
+        "scope": SCOPE,
+        **({"audience": config.audience} if config.audience else {}),
+        "state": pkce.state,
+        "code_challenge": pkce.challenge,
+        "code_challenge_method": "S256",
+    }
+    return f"{authorization_server(config.auth0_domain)}/authorize?{urlencode(query, quote_via=quote)}"
