@@ -51,14 +51,15 @@ def find_job(client: CloudApiClient, given: str) -> TrainingJob:
 def jobs(limit: int, everything: bool, as_json: bool) -> None:
     """List the runs, newest first."""
     found = connect().list_jobs(limit=None if everything else limit + 1)
-    shown = found if everything else found[:limit]
+    listed = found if everything else found[:limit]
     rows = [
         (job.id, job.name, str(job.status), format_time(job.created_at), format_elapsed(job), _model(job))
-        for job in shown
+        for job in listed
     ]
     text = table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows)
-    say_result(shown, as_json, text if shown else "No runs yet. `arkor init` writes a project, `arkor start` runs it.")
-    if len(found) > len(shown):
+    none = "No runs yet. `arkor init` writes a project, `arkor start` runs it."
+    say_result(listed, as_json, text if listed else none)
+    if len(found) > len(listed):
         say(f"Showing the newest {limit}; `arkor jobs --all` lists every run.", err=True)
 
 

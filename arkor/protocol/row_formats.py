@@ -118,8 +118,8 @@ def _chatml(record: Mapping[str, Any]) -> Row:
 def _sharegpt(record: Mapping[str, Any]) -> Row:
     turns = _field(record, "conversations")
     listed = _list("conversations", turns)
-    spelled = isinstance(listed[0], Mapping) and "role" in listed[0] and "from" not in listed[0]
-    keys = ("role", "content") if spelled else ("from", "value")
+    uses_role = isinstance(listed[0], Mapping) and "role" in listed[0] and "from" not in listed[0]
+    keys = ("role", "content") if uses_role else ("from", "value")
     messages = _chat("conversations", listed, *keys)
     system = record.get("system")
     if system and messages[0]["role"] != "system":

@@ -79,7 +79,7 @@ SORTS: Mapping[str, Callable[[TrainingJob], Any]] = {
 }
 
 #: The sort keys that are sorted in descending order by default.
-LARGEST_FIRST = ("created", "step", "duration")
+DESCENDING_ORDERS = ("created", "step", "duration")
 
 #: The orders (`Query.by`) and their labels, for windows too narrow for the table's header.
 ORDERS = (

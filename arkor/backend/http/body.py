@@ -69,10 +69,10 @@ async def _body_chunks(request: Request, limit: int, too_large: str) -> AsyncIte
     rejection = ApiError(413, too_large, "too_large")
     if int(request.headers.get("content-length") or 0) > limit:
         raise rejection
-    stream, clock = request.stream(), asyncio.get_running_loop().time
+    stream, now = request.stream(), asyncio.get_running_loop().time
     size, received, timeout = 0, 0, BODY_SECONDS
     while True:
-        began = clock()
+        began = now()
         try:
             chunk = await asyncio.wait_for(anext(stream), timeout)
         except StopAsyncIteration:
@@ -80,7 +80,7 @@ async def _body_chunks(request: Request, limit: int, too_large: str) -> AsyncIte
         except asyncio.TimeoutError:
             problem = "The body arrived too slowly; send it again."
             raise ApiError(408, problem, "too_slow", headers={"Connection": "close"}) from None
-        size, received, timeout = size + len(chunk), received + len(chunk), timeout - (clock() - began)
+        size, received, timeout = size + len(chunk), received + len(chunk), timeout - (now() - began)
         if size > limit:
             raise rejection
         if received >= MIN_BODY_RATE * BODY_SECONDS:

@@ -74,8 +74,8 @@ class Parameter:
         return value
 
     def describe(self) -> dict[str, Any]:
-        described = {"name": self.name, "in": self.where, "description": self.description}
-        return {**described, "required": self.required, "schema": self.schema}
+        entry = {"name": self.name, "in": self.where, "description": self.description}
+        return {**entry, "required": self.required, "schema": self.schema}
 
 
 ORG_SLUG = Parameter("orgSlug", TEXT, "The organisation.", required=True)
@@ -93,11 +93,11 @@ class ResponseSpec:
     alternatives: Mapping[str, Schema] = field(factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        described: dict[str, Any] = {"description": self.description}
+        entry: dict[str, Any] = {"description": self.description}
         if self.schema is not None:
             kinds = {self.media_type: self.schema, **self.alternatives}
-            described["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
-        return {**described, **({"links": self.links} if self.links else {})}
+            entry["content"] = {kind: {"schema": schema} for kind, schema in kinds.items()}
+        return {**entry, **({"links": self.links} if self.links else {})}
 
 
 def id_links(kind: str, **operations: str) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _describe_operation(route: DescribedRoute, method: str) -> dict[str, Any]:
     in_path = [Parameter(name, TEXT, f"The {name}.", required=True, where="path") for name in findall(r"{(\w+)}", path)]
     in_query = [parameter for parameter in (ORG_SLUG, PROJECT_SLUG) if parameter.name in operation.requirements.query]
     words = findall(r"[a-z0-9]+", path.replace("{", "").lower())
-    described: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "operationId": method.lower() + "".join(word.capitalize() for word in words),
         "summary": summary,
         **({"description": description} if description else {}),
@@ -213,8 +213,8 @@ def _describe_operation(route: DescribedRoute, method: str) -> dict[str, Any]:
         "responses": {str(status): response for status, response in sorted(_responses(operation, path).items())},
     }
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
-    return described
+        entry["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": operation.body}}}
+    return entry
 
 
 def _responses(operation: Operation, path: str) -> dict[int, Any]:

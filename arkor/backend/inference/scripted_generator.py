@@ -60,8 +60,8 @@ def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
     function = tool_choice.callable[0] if tool_choice is not None and tool_choice.forced else None
     stop = StopStrings(completion.stop)
     steps: list[list[Reply]] = []
-    shown = words[: completion.max_tokens]
-    for number, word in enumerate(shown, 1):
+    visible = words[: completion.max_tokens]
+    for number, word in enumerate(visible, 1):
         if completion.model == "scripted/break" and number == 3:
             return [*steps, failure]
         if function is not None:
@@ -69,12 +69,12 @@ def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
             steps.append([CallDelta(id_, 0, word, **first)])
             continue
         text = stop.push(word)
-        if number == len(shown) and not stop.hit:
+        if number == len(visible) and not stop.hit:
             text += stop.flush()
         steps.append([Delta(id_, text)] if text else [])
         if stop.hit:
             break
-    complete = stop.hit or len(shown) == len(words)
+    complete = stop.hit or len(visible) == len(words)
     reason = "length" if not complete else "tool_calls" if function else "stop"
     prompt_tokens = sum(len(message_text(message).split()) for message in completion.messages)
     steps[-1].append(Done(id_, reason, prompt_tokens, len(steps)))

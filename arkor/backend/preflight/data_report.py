@@ -92,9 +92,9 @@ def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, 
     rows = []
     columns = zip(examples.input_ids, examples.labels, strict=True)
     for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):
-        shown = [int(token) for token in ids[:PREVIEW_TOKENS]]
+        visible = [int(token) for token in ids[:PREVIEW_TOKENS]]
         counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels[:PREVIEW_TOKENS])]
-        rows.append(PreviewRow(number, _token_texts(shown, tokenizer), counted, len(ids) - len(shown)))
+        rows.append(PreviewRow(number, _token_texts(visible, tokenizer), counted, len(ids) - len(visible)))
     return tuple(rows)
 
 

@@ -30,8 +30,8 @@ _CHUNK_BYTES = 64 * 1024
 def overview(request: Request) -> Response:
     """`GET /`: the page; its slower parts are loaded separately."""
     folder, home = request.app.state.folder, Path.home()
-    shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
-    return page("overview.html", name=folder.name or str(folder), folder=shown, launch=_processes(request).latest())
+    path = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and folder != home else str(folder)
+    return page("overview.html", name=folder.name or str(folder), folder=path, launch=_processes(request).latest())
 
 
 def trainer(request: Request) -> Response:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from arkor.protocol.codec import to_wire
 from arkor.protocol.jobs import TrainingJob
 from arkor.studio.rendering import page
-from arkor.studio.run_index import LARGEST_FIRST, ORDERS, STATUSES, Query, paginate
+from arkor.studio.run_index import DESCENDING_ORDERS, ORDERS, STATUSES, Query, paginate
 
 MAX_COMPARED = 6
 
@@ -36,7 +36,7 @@ def found(request: Request) -> Response:
         everything=len(every),
         counts={status: sum(job.status == status for job in every) for status in STATUSES},
         link=_query_url,
-        largest_first=LARGEST_FIRST,
+        descending_orders=DESCENDING_ORDERS,
     )
     response.headers["HX-Replace-Url"] = _query_url(query, "/runs")
     return response
