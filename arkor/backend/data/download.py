@@ -1,14 +1,15 @@
 """Download a file over HTTP(S), from public addresses only.
 
-Every connection is checked after it is made and before anything is sent, also after each redirect:
-unless the operator allows it, an address of this machine or of a private network is rejected. The
-token is sent to the origin of the data set's URL only.
+The address of every connection is checked before it is made, also after each redirect: unless the
+operator allows it, an address of this machine or of a private network is rejected. The token is
+sent to the origin of the data set's URL only.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import random
 import re
 import socket
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-import tenacity
-from requests.adapters import HTTPAdapter
+from tenacity import stop_after_attempt
 
 from arkor.backend.data.file_readers import DataError
 from arkor.errors import is_transient
 from arkor.formatting import one_line
+from arkor.protocol.retry import retrying
+from arkor.protocol.transport import GuardedAdapter, HeaderAuth
 from arkor.settings import VERSION, ca_bundle_from_env
 
 #: The largest file that is downloaded: 20 GiB.
@@ -48,11 +50,10 @@ def download(
 
     Raise `DataError`, and OSError if `target` cannot be written.
     """
-    retry = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_TransientError),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        reraise=True,
+    retry = retrying(
+        lambda error: isinstance(error, _TransientError),
+        lambda _, attempt: random.uniform(0.0, min(10.0, 0.5 * 2 ** (attempt - 1))),  # noqa: S311 - not a secret
+        stop_after_attempt(ATTEMPTS),
     )
     retry(_attempt, url, target, name=name, token=token, allow_private=allow_private, limit=limit)
 
@@ -68,7 +69,7 @@ def _attempt(url: str, target: IO[bytes], *, name: str, token: str | None, allow
         session.verify = (ca_bundle_from_env() or ("", True))[1]
         if not allow_private:
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _PublicAdapter())
+                session.mount(scheme, GuardedAdapter(_reject_private, guard_proxies=False))
         with _follow(session, url, name, token) as response:
             _check_status(response, name, token)
             _copy(response, target, name, limit)
@@ -115,41 +116,15 @@ class PrivateAddress(Exception):
     """A connection leads to this machine or into a private network; `str()` is the address."""
 
 
-def _reject_private_peer(connected: socket.socket) -> socket.socket:
-    peer = connected.getpeername()[0]
-    address = ipaddress.ip_address(peer.partition("%")[0])
+def _reject_private(_: socket.socket, peer: Any) -> None:
+    """Raise `PrivateAddress` before a socket connects; proxies of the environment enforce their own rules."""
+    address = ipaddress.ip_address(peer[0].partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     if not address.is_global or address.is_multicast:
-        connected.close()
         raise PrivateAddress(str(address))
-    return connected
-
-
-class _PublicAdapter(HTTPAdapter):
-    """Connects to public addresses only. Proxies of the environment enforce their own rules."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = {scheme: _public_pool(pool) for scheme, pool in pools.items()}
-
-
-def _public_pool(pool: Any) -> Any:
-    """Return a subclass of a urllib3 pool that checks each new socket before its use."""
-
-    def new_socket(connection: Any) -> socket.socket:
-        return _reject_private_peer(pool.ConnectionCls._new_conn(connection))
-
-    connection_class = type("PublicConnection", (pool.ConnectionCls,), {"_new_conn": new_socket})
-    return type("PublicPool", (pool,), {"ConnectionCls": connection_class})
 
 
 # Requests and responses
-
-
-def _without_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An `auth` that changes nothing; without one, requests sends the credentials of a `.netrc`."""
-    return request
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -161,11 +136,10 @@ def _follow(session: requests.Session, url: str, name: str, token: str | None) -
     """Return the first response that is not a redirect."""
     location = url
     for _ in range(MAX_REDIRECTS + 1):
+        auth = HeaderAuth(token if _origin(location) == _origin(url) else None)
         headers = {"User-Agent": f"arkor/{VERSION}"}
-        if token and _origin(location) == _origin(url):
-            headers["Authorization"] = f"Bearer {token}"
         response = session.get(
-            location, auth=_without_netrc, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
+            location, auth=auth, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
         )
         if not response.is_redirect:
             return response
