@@ -23,6 +23,9 @@ RETENTION_MODES = ("unlimited", "disabled", "days")
 SLUG_LENGTH = (2, 50)
 LABEL_LENGTH = (1, 80)
 
+#: The longest retention period of conversations: a century.
+MAX_RETENTION_DAYS = 36_500
+
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*[a-z0-9]")
 
 

@@ -123,12 +123,13 @@ def losses(scenario: Scenario) -> tuple[int, int]:
     """Count lost and repeated events in the logs and at the clients."""
     lost = doubled = 0
     for watcher, folder in zip(scenario.watchers, scenario.folders(), strict=True):
-        log = [json.loads(line) for _, line in read_events(folder.events, limit_bytes=1 << 30)]
+        lines = read_events(folder.events, limit_bytes=1 << 30)
+        log = [json.loads(line) for _, line in lines]
         steps = range(1, STEPS + 1)
         pairs: list[tuple[Iterable[int], list[int]]] = [
             (steps, [event["step"] for event in log if event["type"] == "training.log"]),
             (steps, scenario.callbacks[folder.id]),
-            ([event_id for event_id, _, _ in log], [int(frame.id or 0) for frame in watcher.frames]),
+            ([event_id for event_id, _ in lines], [int(frame.id or 0) for frame in watcher.frames]),
         ]
         for expected, found in pairs:
             counts = Counter(found)

@@ -72,7 +72,7 @@ def rebuild(home: Path) -> str:
         with open_store(home) as (store, _):
             registered = register_orphans(home, store)
     renamed = f" The previous database is now {quarantined}." if quarantined else ""
-    return f"Rebuilt {database_file(home)} with {len(registered)} runs from their folders.{renamed}"
+    return f"Rebuilt {database_file(home)}; runs that were found in their folders: {len(registered)}.{renamed}"
 
 
 @contextmanager

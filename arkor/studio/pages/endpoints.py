@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from arkor.client.api import CloudApiClient
 from arkor.errors import CloudApiError, InvalidConfig, Problem
-from arkor.protocol.deployments import Deployment, DeploymentKey, check_slug
+from arkor.protocol.deployments import MAX_RETENTION_DAYS, Deployment, DeploymentKey, check_slug
 from arkor.protocol.model_target import ModelTarget
 from arkor.studio import snippets
 from arkor.studio.model_selection import (
@@ -214,6 +214,8 @@ def _settings(form: Form) -> dict[str, Any]:
     if keep == "days" and days:
         if not (days.isascii() and days.isdigit() and len(days) < 10):
             raise InvalidConfig("days", f"must be a whole number of days, not {days[:20]!r}")
+        if int(days) > MAX_RETENTION_DAYS:
+            raise InvalidConfig("days", f"must be at most {MAX_RETENTION_DAYS}")
         found["run_retention_days"] = int(days)
     return found
 

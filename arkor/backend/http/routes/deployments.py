@@ -27,7 +27,15 @@ from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooMany
 from arkor.backend.store.store import ProjectRecord, new_id
 from arkor.formatting import quote
 from arkor.protocol.codec import camel_case, to_wire
-from arkor.protocol.deployments import AUTH_MODES, LABEL_LENGTH, RETENTION_MODES, SLUG_LENGTH, Deployment, DeploymentKey
+from arkor.protocol.deployments import (
+    AUTH_MODES,
+    LABEL_LENGTH,
+    MAX_RETENTION_DAYS,
+    RETENTION_MODES,
+    SLUG_LENGTH,
+    Deployment,
+    DeploymentKey,
+)
 from arkor.protocol.events import now
 from arkor.protocol.model_target import ModelTarget
 
@@ -39,8 +47,8 @@ RESERVED = (  # noqa: SIM905
     "console studio arkor v1 e endpoints jobs projects orgs me"
 ).split()
 
-#: How long conversations are stored by default, and at most (a century).
-DEFAULT_RETENTION_MODE, DEFAULT_RETENTION_DAYS, MAX_RETENTION_DAYS = "days", 7, 36_500
+#: How long conversations are stored by default.
+DEFAULT_RETENTION_MODE, DEFAULT_RETENTION_DAYS = "days", 7
 
 _TARGET = any_of(
     object_schema(kind={"const": "base_model"}, baseModel=TEXT),
