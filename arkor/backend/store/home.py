@@ -72,7 +72,8 @@ def rebuild(home: Path) -> str:
         with open_store(home) as (store, _):
             registered = register_orphans(home, store)
     renamed = f" The previous database is now {quarantined}." if quarantined else ""
-    return f"Rebuilt {database_file(home)}; runs that were found in their folders: {len(registered)}.{renamed}"
+    runs = "1 run from its folder" if len(registered) == 1 else f"{len(registered)} runs from their folders"
+    return f"Rebuilt {database_file(home)} with {runs}.{renamed}"
 
 
 @contextmanager

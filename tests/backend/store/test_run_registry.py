@@ -302,7 +302,7 @@ def test_a_lost_database_comes_back_by_itself_and_a_garbled_one_when_asked_for(b
             assert refused.returncode == 2
             assert "--rebuild" in refused.stderr
             done = subprocess.run([*command, "--rebuild"], check=True, capture_output=True, text=True, timeout=30)
-            assert "4 runs" in done.stdout
+            assert "4 runs from their folders" in done.stdout
             assert database_file(backend.home).with_name("arkor.db.aside-1").read_bytes() == b"?" * 9999
         backend = start_backend(backend.home, "--engine", "scripted")
         caller = owner(backend)

@@ -216,7 +216,7 @@ def test_rebuilding(run: Run, backend: Backend, finished_run: str) -> None:
     assert ailments(run)["database"]["remedy"].endswith("arkor doctor --rebuild")
     done = run("doctor", "--rebuild")
     assert done.returncode == 0, done.stderr
-    assert "runs that were found in their folders: 1." in done.stdout
+    assert "with 1 run from its folder." in done.stdout
     assert (backend.home / "arkor.db.aside-1").read_bytes().startswith(b"garbage")
     again = start_backend(backend.home, "--engine", "scripted")
     assert finished_run in run("jobs").stdout
