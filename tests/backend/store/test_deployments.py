@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,14 +14,6 @@ from arkor.backend.store.deployments import MAX_KEYS, DeploymentStore, SlugAlrea
 from arkor.backend.store.store import Store, new_id
 from arkor.protocol.deployments import Deployment
 from arkor.protocol.events import now
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "arkor.db")
-    store.ensure_owner("the owner's token")
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ from arkor.protocol.jobs import JobStatus
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "arkor.db")
-    store.ensure_owner("the owner's token")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def project(store: Store) -> ProjectRecord:
     user = store.user("the owner's token")
     assert user
