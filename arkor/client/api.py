@@ -55,7 +55,7 @@ class CloudApiClient:
     """The calls to one backend with one set of credentials.
 
     `scope` is the project that calls refer to unless they name another one. Every method raises
-    `CloudApiError` for an error status and `BackendUnavailable` if there is no response.
+    `CloudApiError` for an error status and `BackendUnavailable` without a response.
     """
 
     def __init__(
