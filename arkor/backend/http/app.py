@@ -20,9 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from arkor.backend.http.authentication import NOTHING
 from arkor.backend.http.errors import RETRY_SOON, ApiError, config_error, generation_error, wire_field
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable, describe
-from arkor.backend.http.routes import auth, chat, datasets, deployments, jobs, openai_chat, projects, run_archives
+from arkor.backend.http.openapi import ResponseSpec, RouteTable, describe
+from arkor.backend.http.routes import accounts, chat, datasets, deployments, jobs, openai_chat, run_archives
 from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
@@ -47,9 +48,9 @@ routes = RouteTable()
 
 
 @routes.add("GET /healthz", NOTHING, responses={200: ResponseSpec("The server is healthy.", _HEALTH)})
-def health(request: Request) -> Response:
+def health(state: AppState) -> Response:
     """Health check."""
-    active = app_state(request).store.count_unfinished()
+    active = state.store.count_unfinished()
     return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
 
 
@@ -92,7 +93,7 @@ def create_app(
         await state.inference.close()
         supervisor.stop()
 
-    modules = (auth, projects, jobs, run_archives, datasets, chat, deployments, openai_chat)
+    modules = (accounts, jobs, run_archives, datasets, chat, deployments, openai_chat)
     app = Starlette(
         routes=[*routes, *(route for module in modules for route in module.routes)],
         lifespan=lifespan,

@@ -22,6 +22,8 @@ from functools import cache
 from typing import Any
 
 import attrs
+from attrs import frozen
+from starlette.requests import Request
 
 from arkor.backend.http.errors import invalid_field
 from arkor.protocol.codec import camel_case
@@ -101,6 +103,33 @@ def type_schema(hint: Any) -> Schema:
 
 
 # Checking a request
+
+
+@frozen
+class Parameter:
+    """A value in the query, in a header (`where="header"`) or in the path."""
+
+    name: str
+    schema: Schema
+    description: str
+    required: bool = False
+    where: str = "query"
+
+    def read(self, request: Request) -> Any:
+        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
+        value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
+        if value is None:
+            if self.required:
+                raise invalid_field(self.name, f"is missing in the {self.where}")
+            return None
+        if self.schema["type"] == "integer" and value.isascii() and value.isdigit() and len(value) <= 10:
+            value = int(value)
+        check(self.schema, value, self.name)
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        entry = {"name": self.name, "in": self.where, "description": self.description}
+        return {**entry, "required": self.required, "schema": self.schema}
 
 
 def check(schema: Schema, value: Any, field: str = "") -> None:

@@ -27,8 +27,9 @@ from attrs import asdict, evolve, frozen
 from arkor.backend.runs.event_log import LogCorrupted, LogWriter, read_events, read_status
 from arkor.backend.runs.log_queries import read_log_progress
 from arkor.backend.runs.paths import RunFolder, build_atomically, database_file, datasets_folder, run_folder, run_ids
-from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, Store
+from arkor.backend.store.store import AlreadyExists, JobRecord, Store
 from arkor.files import is_locked, write_atomically
+from arkor.protocol.accounts import Org, Project
 from arkor.protocol.codec import to_wire
 from arkor.protocol.events import TrainingFailedEvent, now
 from arkor.protocol.jobs import JobStatus
@@ -89,7 +90,7 @@ class RunManifest:
     idempotency_key: str | None = None
 
 
-def manifest(job: JobRecord, org: OrgRecord, project: ProjectRecord, idempotency_key: str | None) -> dict[str, Any]:
+def manifest(job: JobRecord, org: Org, project: Project, idempotency_key: str | None) -> dict[str, Any]:
     """Return the content of a `job.json`, from which the job's row can be restored."""
     data: dict[str, Any] = to_wire(job)
     data["org"] = {"slug": org.slug, "name": org.name}
@@ -170,7 +171,7 @@ def _register(home: Path, store: Store, orphan: RunManifest) -> JobRecord:
     return job
 
 
-def _register_upload(home: Path, store: Store, project: ProjectRecord, job: JobRecord) -> None:
+def _register_upload(home: Path, store: Store, project: Project, job: JobRecord) -> None:
     """Add a row for the uploaded file that the run was trained on, if the file exists."""
     source = job.config.get("datasetSource")
     url = source.get("url") if isinstance(source, Mapping) else None
@@ -198,7 +199,7 @@ def quarantine(home: Path) -> Path | None:
 # Import of a folder
 
 
-def import_run(home: Path, store: Store, source: Path, project: ProjectRecord, org: OrgRecord) -> JobRecord:
+def import_run(home: Path, store: Store, source: Path, project: Project, org: Org) -> JobRecord:
     """Copy a run's folder into this home and add a row for it in `project`.
 
     A run that had not ended when it was copied is marked as failed. Raise `InvalidRunFolder` and
@@ -267,7 +268,7 @@ def _append_end(copy: RunFolder, job_id: str) -> None:
 
 
 def import_archive(
-    home: Path, store: Store, archive: Path, *, scratch: Path, project: ProjectRecord, org: OrgRecord
+    home: Path, store: Store, archive: Path, *, scratch: Path, project: Project, org: Org
 ) -> tuple[JobRecord, bool]:
     """Import the run in a zip, unpacked in `scratch`; return its job and whether it is new.
 
@@ -288,7 +289,7 @@ def import_archive(
         raise InvalidRunFolder(error.predicate, subject, error.cause) from None
 
 
-def _existing_job(home: Path, store: Store, unpacked: Path, project: ProjectRecord) -> JobRecord | None:
+def _existing_job(home: Path, store: Store, unpacked: Path, project: Project) -> JobRecord | None:
     job_id = read_manifest(RunFolder(unpacked)).job.id
     folder = run_folder(home, job_id).path
     job = store.job(project, job_id)

@@ -34,33 +34,13 @@ from arkor.backend.store.schema import (
     tokens,
     users,
 )
+from arkor.protocol.accounts import Org, Project, User
 from arkor.protocol.events import now
 from arkor.protocol.jobs import JobStatus
 
 
 class AlreadyExists(Exception):
     """A row with the same key exists."""
-
-
-@frozen
-class UserRecord:
-    id: str
-    email: str | None
-
-
-@frozen
-class OrgRecord:
-    id: str
-    slug: str
-    name: str
-
-
-@frozen
-class ProjectRecord:
-    id: str
-    slug: str
-    name: str
-    org_id: str
 
 
 @frozen
@@ -131,43 +111,43 @@ class Store:
             values = {"hash": hash_key(token), "user_id": OWNER_ID, "created_at": now()}
             connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
 
-    def create_identity(self) -> tuple[str, UserRecord, OrgRecord]:
+    def create_identity(self) -> tuple[str, User, Org]:
         """Add a user with their own org; return the token, which is stored as a hash."""
         token, user_id = new_token(), new_id()
         with self._engine.begin() as connection:
             org = _add_identity(connection, user_id, f"anon-{user_id[:12]}", "Personal")
             connection.execute(tokens.insert().values(hash=hash_key(token), user_id=user_id, created_at=now()))
-        return token, UserRecord(user_id, None), org
+        return token, User(user_id), org
 
-    def user(self, token: str) -> UserRecord | None:
+    def user(self, token: str) -> User | None:
         """Return the user with this token."""
         digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
         valid = [row for row in self._rows(query) if hmac.compare_digest(row.hash, digest)]
-        return UserRecord(valid[0].id, valid[0].email) if valid else None
+        return User(valid[0].id, valid[0].email) if valid else None
 
-    def orgs(self, user: UserRecord) -> list[OrgRecord]:
+    def orgs(self, user: User) -> list[Org]:
         rows = self._rows(select(orgs).where(orgs.c.owner_id == user.id))
-        return [OrgRecord(row.id, row.slug, row.name) for row in rows]
+        return [Org(row.id, row.slug, row.name) for row in rows]
 
     # Projects
 
-    def projects(self, org: OrgRecord) -> list[ProjectRecord]:
+    def projects(self, org: Org) -> list[Project]:
         return self._projects(projects.c.org_id == org.id)
 
-    def project(self, org: OrgRecord, slug: str) -> ProjectRecord | None:
+    def project(self, org: Org, slug: str) -> Project | None:
         return next(iter(self._projects(projects.c.org_id == org.id, projects.c.slug == slug)), None)
 
-    def project_of_id(self, project_id: str) -> ProjectRecord | None:
+    def project_of_id(self, project_id: str) -> Project | None:
         return next(iter(self._projects(projects.c.id == project_id)), None)
 
-    def _projects(self, *conditions: Any) -> list[ProjectRecord]:
+    def _projects(self, *conditions: Any) -> list[Project]:
         rows = self._rows(select(projects).where(*conditions).order_by(projects.c.slug))
-        return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
+        return [Project(row.id, row.slug, row.name, row.org_id) for row in rows]
 
-    def create_project(self, org: OrgRecord, name: str, slug: str) -> ProjectRecord:
+    def create_project(self, org: Org, name: str, slug: str) -> Project:
         """Add a project. Raise `AlreadyExists` if the org has a project with this slug."""
-        project = ProjectRecord(new_id(), slug, name, org.id)
+        project = Project(new_id(), slug, name, org.id)
         try:
             with self._engine.begin() as connection:
                 values = {"id": project.id, "org_id": org.id, "slug": slug, "name": name}
@@ -176,11 +156,11 @@ class Store:
             raise AlreadyExists(slug) from error
         return project
 
-    def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> ProjectRecord:
+    def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> Project:
         """Return the project with these slugs; a new one belongs to the owner."""
         with self._engine.begin() as connection:
             row = connection.execute(select(orgs).where(orgs.c.slug == org_slug)).first()
-            org = OrgRecord(row.id, row.slug, row.name) if row else OrgRecord(new_id(), org_slug, org_name)
+            org = Org(row.id, row.slug, row.name) if row else Org(new_id(), org_slug, org_name)
             if row is None:
                 connection.execute(orgs.insert().values(id=org.id, slug=org.slug, name=org.name, owner_id=OWNER_ID))
         try:
@@ -206,16 +186,16 @@ class Store:
         except IntegrityError as error:
             raise AlreadyExists(idempotency_key) from error
 
-    def job(self, project: ProjectRecord, job_id: str) -> JobRecord | None:
+    def job(self, project: Project, job_id: str) -> JobRecord | None:
         return next(iter(self._jobs(jobs.c.project_id == project.id, jobs.c.id == job_id)), None)
 
-    def job_of_key(self, project: ProjectRecord, idempotency_key: str) -> JobRecord | None:
+    def job_of_key(self, project: Project, idempotency_key: str) -> JobRecord | None:
         """Return the job that was submitted with this key."""
         conditions = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
         return next(iter(self._jobs(*conditions)), None)
 
     def jobs(
-        self, project: ProjectRecord, limit: int, *, before: JobRecord | None = None, prefix: str = ""
+        self, project: Project, limit: int, *, before: JobRecord | None = None, prefix: str = ""
     ) -> list[JobRecord]:
         """Return at most `limit` jobs, newest first: before `before`, ids with `prefix`."""
         conditions = [jobs.c.project_id == project.id]
@@ -253,13 +233,13 @@ class Store:
 
     # Uploaded files
 
-    def add_dataset(self, project: ProjectRecord, digest: str, filename: str, size: int) -> None:
+    def add_dataset(self, project: Project, digest: str, filename: str, size: int) -> None:
         """Add an uploaded file of `size` bytes; adding it again has no effect."""
         row = {"project_id": project.id, "id": digest, "filename": filename, "bytes": size, "created_at": now()}
         with self._engine.begin() as connection:
             connection.execute(insert_or(datasets).values(row).on_conflict_do_nothing())
 
-    def has_dataset(self, project: ProjectRecord, digest: str) -> bool:
+    def has_dataset(self, project: Project, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
         return bool(self._rows(query))
 
@@ -293,8 +273,8 @@ def _mentions(error: DBAPIError, *markers: str) -> bool:
     return any(marker in name.lower() for marker in markers)
 
 
-def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> OrgRecord:
-    org = OrgRecord(new_id(), slug, name)
+def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:
+    org = Org(new_id(), slug, name)
     connection.execute(users.insert().values(id=user_id, created_at=now()))
     connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
     return org

@@ -16,12 +16,13 @@ import pytest
 from attrs import evolve
 
 from arkor.backend.store.schema import MIGRATIONS, StoreError
-from arkor.backend.store.store import AlreadyExists, JobRecord, ProjectRecord, Store, new_id
+from arkor.backend.store.store import AlreadyExists, JobRecord, Store, new_id
+from arkor.protocol.accounts import Project
 from arkor.protocol.jobs import JobStatus
 
 
 @pytest.fixture
-def project(store: Store) -> ProjectRecord:
+def project(store: Store) -> Project:
     user = store.user("the owner's token")
     assert user
     (org,) = store.orgs(user)
@@ -30,7 +31,7 @@ def project(store: Store) -> ProjectRecord:
     return found
 
 
-def make_job(project: ProjectRecord, name: str = "a run") -> JobRecord:
+def make_job(project: Project, name: str = "a run") -> JobRecord:
     return JobRecord(
         new_id(), project.org_id, project.id, name, JobStatus.QUEUED, {"model": "m"}, "2026-01-01T00:00:00Z"
     )
@@ -64,14 +65,14 @@ def test_no_token_is_in_the_file(store: Store, tmp_path: Path) -> None:
     assert b"the owner's token" not in content
 
 
-def test_a_slug_is_taken_once_per_org(store: Store, project: ProjectRecord) -> None:
+def test_a_slug_is_taken_once_per_org(store: Store, project: Project) -> None:
     _, _, org = store.create_identity()
     store.create_project(org, "Default", "default")
     with pytest.raises(AlreadyExists):
         store.create_project(org, "Again", "default")
 
 
-def test_a_job_comes_back_as_it_went(store: Store, project: ProjectRecord) -> None:
+def test_a_job_comes_back_as_it_went(store: Store, project: Project) -> None:
     job = make_job(project)
     store.add_job(job, None)
     assert store.job(project, job.id) == job
@@ -79,7 +80,7 @@ def test_a_job_comes_back_as_it_went(store: Store, project: ProjectRecord) -> No
     assert store.job(project, job.id) == evolve(job, status=JobStatus.FAILED, error="why", completed_at="later")
 
 
-def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: ProjectRecord) -> None:
+def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: Project) -> None:
     jobs = [make_job(project, str(number)) for number in range(4)]
     for job in jobs:
         store.add_job(job, None)
@@ -89,7 +90,7 @@ def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project
     assert store.count_unfinished() == 3
 
 
-def test_a_key_makes_one_job(store: Store, project: ProjectRecord) -> None:
+def test_a_key_makes_one_job(store: Store, project: Project) -> None:
     job = make_job(project)
     store.add_job(job, "key")
     with pytest.raises(AlreadyExists):
@@ -98,7 +99,7 @@ def test_a_key_makes_one_job(store: Store, project: ProjectRecord) -> None:
     assert store.job_of_key(project, "other") is None
 
 
-def test_another_project_sees_nothing(store: Store, project: ProjectRecord) -> None:
+def test_another_project_sees_nothing(store: Store, project: Project) -> None:
     _, _, org = store.create_identity()
     other = store.create_project(org, "Other", "other")
     job = make_job(project)
@@ -111,7 +112,7 @@ def test_another_project_sees_nothing(store: Store, project: ProjectRecord) -> N
     assert store.has_dataset(project, "0" * 64)
 
 
-def test_many_threads_may_write(store: Store, project: ProjectRecord) -> None:
+def test_many_threads_may_write(store: Store, project: Project) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: store.add_job(make_job(project), None), range(40)))
     assert store.count_unfinished() == 40
@@ -211,7 +212,7 @@ def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path
     before = schema_of(path)
     store = Store(path)
     assert [job.id for job in store.unfinished()] == ["j2"]
-    job = store.job_of_key(ProjectRecord("p", "default", "Default", "o"), "k")
+    job = store.job_of_key(Project("p", "default", "Default", "o"), "k")
     assert job is not None
     assert (job.status, job.completed_at) == (JobStatus.COMPLETED, "3")
     store.close()
@@ -314,7 +315,7 @@ def test_a_migration_without_room_for_the_copy_leaves_the_database_alone(tmp_pat
     assert schema_of(path)[0] == 1
 
 
-def test_jobs_come_in_pages(store: Store, project: ProjectRecord) -> None:
+def test_jobs_come_in_pages(store: Store, project: Project) -> None:
     jobs = [make_job(project, str(number)) for number in range(5)]
     for job in jobs:
         store.add_job(job, None)

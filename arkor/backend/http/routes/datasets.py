@@ -12,13 +12,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arkor.backend.http.authentication import require_scope
+from arkor.backend.http.authentication import PROJECT
 from arkor.backend.http.body import save_body
 from arkor.backend.http.errors import ApiError
-from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable
-from arkor.backend.http.schema import STRING, TEXT, object_schema
-from arkor.backend.http.state import app_state
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
+from arkor.backend.http.schema import STRING, TEXT, Parameter, object_schema
+from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import PARTIAL_SUFFIX, datasets_folder
+from arkor.protocol.accounts import Project
 
 UPLOAD_LIMIT = 8 * 1024**3
 
@@ -48,14 +49,13 @@ routes = RouteTable()
         201: ResponseSpec("The file; its `url` goes into a job's `datasetSource`.", object_schema(dataset=_UPLOADED))
     },
 )
-async def upload(request: Request) -> Response:
+async def upload(request: Request, state: AppState, project: Project) -> Response:
     """Upload a data file; the same content is stored once."""
-    scope, state = await require_scope(request), app_state(request)
     filename = FILENAME.read(request).strip()
     digest, size = await _receive(request, datasets_folder(state.home))
     if not size:
         raise ApiError(400, f"The file {filename!r} is empty.", "empty", remedy="Send its bytes as the request's body.")
-    await run_in_threadpool(state.store.add_dataset, scope.project, digest, filename, size)
+    await run_in_threadpool(state.store.add_dataset, project, digest, filename, size)
     url = f"/v1/datasets/{digest}/{quote(filename)}"
     return JSONResponse({"dataset": {"id": digest, "filename": filename, "bytes": size, "url": url}}, 201)
 

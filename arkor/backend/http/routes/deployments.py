@@ -10,22 +10,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arkor.backend.compute.models import submission_problem
-from arkor.backend.http.authentication import job_not_found, require_scope
-from arkor.backend.http.body import read_object
+from arkor.backend.http.authentication import PROJECT, deployment_not_found, require_job
 from arkor.backend.http.errors import ApiError, invalid_field
-from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable, id_links
+from arkor.backend.http.openapi import ResponseSpec, RouteTable, id_links
 from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema
-from arkor.backend.http.state import AppState, app_state
+from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
 from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooManyKeys
-from arkor.backend.store.store import ProjectRecord, new_id
+from arkor.backend.store.store import new_id
 from arkor.formatting import quote
+from arkor.protocol.accounts import Project
 from arkor.protocol.codec import camel_case, to_wire
 from arkor.protocol.deployments import (
     AUTH_MODES,
@@ -116,10 +115,9 @@ routes = RouteTable()
     PROJECT,
     responses={200: ResponseSpec("By slug.", object_schema(deployments=array_schema(Deployment)))},
 )
-async def list_deployments(request: Request) -> Response:
+def list_deployments(state: AppState, project: Project) -> Response:
     """List the deployments of the project."""
-    scope = await require_scope(request)
-    found = await run_in_threadpool(app_state(request).store.deployments.of_project, scope.project.id)
+    found = state.store.deployments.of_project(project.id)
     return JSONResponse({"deployments": [_json(deployment) for deployment in found]})
 
 
@@ -130,32 +128,25 @@ async def list_deployments(request: Request) -> Response:
     responses={201: ResponseSpec("The deployment.", _DEPLOYMENT, links=_LINKS)},
     errors={**_MODEL_ERRORS, 409: "The slug is taken; slugs are unique on the backend, not in a project."},
 )
-async def create_deployment(request: Request) -> Response:
+def create_deployment(state: AppState, project: Project, body: dict[str, Any]) -> Response:
     """Deploy a model at an address of its own."""
-    scope, state = await require_scope(request), app_state(request)
-    body = await read_object(request, NEW_DEPLOYMENT)
     slug, time = body["slug"], now()
     if slug in RESERVED or slug.startswith("xn--"):
         raise invalid_field("slug", f"{slug!r} is reserved", "choose another one")
-    ids = {"id": new_id(), "org_id": scope.org.id, "project_id": scope.project.id}
+    ids = {"id": new_id(), "org_id": project.org_id, "project_id": project.id}
     fields: dict[str, Any] = {**ids, "created_at": time, "updated_at": time, **_parse_change(body, None)}
     deployment = Deployment(slug=slug, **fields)
-
-    def write() -> None:
-        with _pinned_target(state, scope.project, deployment.id, deployment.target):
-            state.store.deployments.add(deployment)
-
     try:
-        await run_in_threadpool(write)
+        with _pinned_target(state, project, deployment.id, deployment.target):
+            state.store.deployments.add(deployment)
     except SlugAlreadyExists:
         raise ApiError(409, f"The slug {slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": _json(deployment)}, 201)
 
 
 @routes.add("GET /v1/endpoints/{id}", PROJECT, responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)})
-async def get_deployment(request: Request) -> Response:
+def get_deployment(deployment: Deployment) -> Response:
     """Return a deployment."""
-    _, deployment = await _require_deployment(request)
     return JSONResponse({"deployment": _json(deployment)})
 
 
@@ -166,55 +157,28 @@ async def get_deployment(request: Request) -> Response:
     responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)},
     errors=_MODEL_ERRORS,
 )
-async def update_deployment(request: Request) -> Response:
+def update_deployment(state: AppState, project: Project, deployment: Deployment, body: dict[str, Any]) -> Response:
     """Change the given fields.
 
     Conversations that are older than a new retention period are deleted at once.
     """
-    project, deployment = await _require_deployment(request)
-    change = _parse_change(await read_object(request, DEPLOYMENT_CHANGE), deployment)
-    state = app_state(request)
-
-    def write() -> Deployment:
-        with _pinned_target(state, project, deployment.id, change.get("target")):
-            changed = state.store.deployments.replace(deployment.id, change)
-            if changed is None:
-                raise _deployment_not_found(project, deployment.id)
-        state.conversations.apply_retention(changed)
-        return changed
-
-    return JSONResponse({"deployment": _json(await run_in_threadpool(write))})
+    change = _parse_change(body, deployment)
+    with _pinned_target(state, project, deployment.id, change.get("target")):
+        changed = state.store.deployments.replace(deployment.id, change)
+        if changed is None:
+            raise deployment_not_found(project, deployment.id)
+    state.conversations.apply_retention(changed)
+    return JSONResponse({"deployment": _json(changed)})
 
 
 @routes.add("DELETE /v1/endpoints/{id}", PROJECT, responses={204: ResponseSpec("The deployment is deleted.")})
-async def delete_deployment(request: Request) -> Response:
+def delete_deployment(state: AppState, deployment: Deployment) -> Response:
     """Delete a deployment with its keys and its conversations."""
-    _, deployment = await _require_deployment(request)
-    state = app_state(request)
-
-    def remove() -> None:
-        state.conversations.delete(deployment.id)
-        with state.checkpoint_pins.pin_moved(deployment.id, lambda: state.store.deployments.get(deployment.id), None):
-            state.store.deployments.remove(deployment.id)
-        state.conversations.delete(deployment.id)  # those stored in the meantime
-
-    await run_in_threadpool(remove)
+    state.conversations.delete(deployment.id)
+    with state.checkpoint_pins.pin_moved(deployment.id, lambda: state.store.deployments.get(deployment.id), None):
+        state.store.deployments.remove(deployment.id)
+    state.conversations.delete(deployment.id)  # those stored in the meantime
     return Response(status_code=204)
-
-
-async def _require_deployment(request: Request) -> tuple[ProjectRecord, Deployment]:
-    """Return the project of the call and its deployment of the path's id. Raises a 404."""
-    project = (await require_scope(request)).project
-    deployment_id = request.path_params["id"]
-    found = await run_in_threadpool(app_state(request).store.deployments.get, deployment_id)
-    if found is None or found.project_id != project.id:
-        raise _deployment_not_found(project, deployment_id)
-    return project, found
-
-
-def _deployment_not_found(project: ProjectRecord, deployment_id: str) -> ApiError:
-    problem = f"The project {project.slug!r} has no deployment {quote(deployment_id)}."
-    return ApiError(404, problem, "deployment_not_found")
 
 
 def _json(deployment: Deployment) -> dict[str, Any]:
@@ -255,10 +219,9 @@ def _parse_retention(body: Mapping[str, Any], current: Deployment | None) -> tup
     PROJECT,
     responses={200: ResponseSpec("The keys, revoked ones included.", object_schema(keys=array_schema(_LISTED_KEY)))},
 )
-async def list_keys(request: Request) -> Response:
+def list_keys(state: AppState, deployment: Deployment) -> Response:
     """List the keys of a deployment."""
-    _, deployment = await _require_deployment(request)
-    found = await run_in_threadpool(app_state(request).store.deployments.keys_of, deployment.id)
+    found = state.store.deployments.keys_of(deployment.id)
     return JSONResponse({"keys": [_key_json(key, _LISTED_KEY) for key in found]})
 
 
@@ -269,19 +232,18 @@ async def list_keys(request: Request) -> Response:
     responses={201: ResponseSpec("The key; its plaintext is shown only here.", object_schema(key=_CREATED_KEY))},
     errors={409: f"The deployment has {MAX_KEYS} keys already."},
 )
-async def create_key(request: Request) -> Response:
+def create_key(state: AppState, project: Project, deployment: Deployment, body: dict[str, Any]) -> Response:
     """Create a key."""
-    project, deployment = await _require_deployment(request)
-    label = (await read_object(request, NEW_KEY))["label"].strip()
+    label = body["label"].strip()
     if not label.isprintable():
         raise invalid_field("label", f"must be {_LABEL['description']}")
     try:
-        key = await run_in_threadpool(app_state(request).store.deployments.add_key, deployment.id, label)
+        key = state.store.deployments.add_key(deployment.id, label)
     except TooManyKeys:
         problem = f"The deployment {deployment.slug!r} has {MAX_KEYS} keys."
         raise ApiError(409, problem, "too_many_keys", remedy="Revoke one first.") from None
     except LookupError:
-        raise _deployment_not_found(project, deployment.id) from None
+        raise deployment_not_found(project, deployment.id) from None
     return JSONResponse({"key": _key_json(key, _CREATED_KEY)}, 201)
 
 
@@ -290,11 +252,10 @@ async def create_key(request: Request) -> Response:
     PROJECT,
     responses={204: ResponseSpec("The key is revoked; it remains listed.")},
 )
-async def revoke_key(request: Request) -> Response:
+def revoke_key(request: Request, state: AppState, deployment: Deployment) -> Response:
     """Revoke a key."""
-    _, deployment = await _require_deployment(request)
     key_id = request.path_params["keyId"]
-    if not await run_in_threadpool(app_state(request).store.deployments.revoke_key, deployment.id, key_id):
+    if not state.store.deployments.revoke_key(deployment.id, key_id):
         raise ApiError(404, f"The deployment {deployment.slug!r} has no key {quote(key_id)}.", "key_not_found")
     return Response(status_code=204)
 
@@ -309,7 +270,7 @@ def _key_json(key: DeploymentKey, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_target(
-    state: AppState, project: ProjectRecord, target: ModelTarget, field: str = "baseModel"
+    state: AppState, project: Project, target: ModelTarget, field: str = "baseModel"
 ) -> tuple[str, str | None]:
     """Return the base model and the adapter's folder; `field` names the base model in errors.
 
@@ -320,15 +281,13 @@ def resolve_target(
         if state.engine == "trl" and (problem := submission_problem(model, state.home)):
             raise invalid_field(field, problem.problem, problem.remedy)
         return model, None
-    job = state.store.job(project, target.adapter.job_id)
-    if job is None:
-        raise job_not_found(project, target.adapter.job_id)
+    job = require_job(state, project, target.adapter.job_id)
     return str(job.config["model"]), str(adapter_folder(run_folder(state.home, job.id), target.adapter))
 
 
 @contextmanager
 def _pinned_target(
-    state: AppState, project: ProjectRecord, deployment_id: str, target: Mapping[str, Any] | None
+    state: AppState, project: Project, deployment_id: str, target: Mapping[str, Any] | None
 ) -> Iterator[None]:
     """Pin the checkpoint of a new target while the deployment is changed; None keeps the target.
 

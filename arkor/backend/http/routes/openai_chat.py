@@ -20,10 +20,11 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from arkor.backend.http.authentication import NOTHING
 from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import ApiError, unauthorized
 from arkor.backend.http.event_stream import EventStreamResponse
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.chat import (
     BODY_LIMIT,
     STREAM_END,

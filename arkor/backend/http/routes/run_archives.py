@@ -10,16 +10,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from arkor.backend.http.authentication import require_job, require_scope
+from arkor.backend.http.authentication import PROJECT
 from arkor.backend.http.body import save_body
 from arkor.backend.http.errors import ApiError
-from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.jobs import JOB, job_json
 from arkor.backend.http.schema import FILE
-from arkor.backend.http.state import app_state
+from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import NEW_SUFFIX, run_folder, runs_folder
 from arkor.backend.store.run_registry import InvalidRunFolder, JobIdConflict, import_archive
+from arkor.backend.store.store import JobRecord
 from arkor.errors import InvalidConfig
+from arkor.protocol.accounts import Org, Project
 from arkor.protocol.run_archive import archived_files, pack
 
 #: The maximum size of a zip, in bytes.
@@ -36,16 +38,15 @@ routes = RouteTable()
     responses={201: ResponseSpec("The job.", JOB), 200: ResponseSpec("The job, which this project had already.", JOB)},
     errors={400: "The zip does not contain a run.", 409: "Another project has that run."},
 )
-async def import_job(request: Request) -> Response:
+async def import_job(request: Request, state: AppState, org: Org, project: Project) -> Response:
     """Import a run that was exported."""
-    scope, state = await require_scope(request), app_state(request)
     scratch = Path(tempfile.mkdtemp(dir=runs_folder(state.home), prefix=".", suffix=NEW_SUFFIX))
     archive, unpacked = scratch / "run.zip", scratch / "run"
     try:
         unpacked.mkdir()
         await save_body(request, archive, IMPORT_LIMIT)
         job, new = await run_in_threadpool(
-            import_archive, state.home, state.store, archive, scratch=unpacked, project=scope.project, org=scope.org
+            import_archive, state.home, state.store, archive, scratch=unpacked, project=project, org=org
         )
     except InvalidRunFolder as error:
         raise ApiError(400, str(error), "no_run") from None
@@ -63,17 +64,15 @@ async def import_job(request: Request) -> Response:
     responses={200: ResponseSpec("The zip.", FILE, "application/zip")},
     errors={409: "The run has not ended, or its folder is incomplete."},
 )
-async def export_job(request: Request) -> Response:
+def export_job(request: Request, state: AppState, job: JobRecord) -> Response:
     """Export the folder of a run as a zip."""
-    scope, state = await require_scope(request), app_state(request)
-    found = await require_job(request, scope.project, request.path_params["id"])
-    job = await run_in_threadpool(state.supervisor.current, found)
+    job = state.supervisor.current(job)
     if not job.status.terminal:
         problem = f"The job {job.id!r} is still {job.status}"
         raise ApiError(409, problem, "not_over", remedy="wait for its end, or cancel it.")
     folder = run_folder(state.home, job.id).path
     try:
-        files = await run_in_threadpool(archived_files, folder)
+        files = archived_files(folder)
     except InvalidConfig as error:
         raise ApiError(409, f"The job {job.id!r} cannot be exported: {error.problem}.", "incomplete") from None
     if request.method == "HEAD":
