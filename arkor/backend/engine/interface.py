@@ -48,17 +48,8 @@ class Recorder(Protocol):
     def started(self, total_steps: int) -> None:
         """Report that the first step is about to run."""
 
-    def log(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        eval_loss: float | None = None,
-        learning_rate: float | None = None,
-        epoch: float | None = None,
-        samples_per_second: float | None = None,
-    ) -> None:
-        """Record the metrics of one step; each may be NaN or infinite.
+    def log(self, step: int, **metrics: float | None) -> None:
+        """Record the `METRIC_FIELDS` of one step; each may be None, NaN or infinite.
 
         Steps that a previous worker recorded before it crashed are ignored.
         """

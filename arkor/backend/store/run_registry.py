@@ -25,7 +25,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from attrs import asdict, evolve, frozen
 
 from arkor.backend.runs.event_log import LogCorrupted, LogWriter, read_events, read_status
-from arkor.backend.runs.log_queries import read_log_progress
+from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, build_atomically, database_file, datasets_folder, run_folder, run_ids
 from arkor.backend.store.store import AlreadyExists, JobRecord, Store
 from arkor.files import is_locked, write_atomically
@@ -261,7 +261,8 @@ def _append_end(copy: RunFolder, job_id: str) -> None:
         if not log.tail.terminal:
             progress = read_log_progress(copy)
             problem = "This is a copy of a run that had not ended when it was copied; its checkpoints are included."
-            log.append(TrainingFailedEvent(job_id, now(), problem, progress.step, progress.artifacts(copy)), sync=True)
+            artifacts = present_artifacts(copy, progress.saved)
+            log.append(TrainingFailedEvent(job_id, now(), problem, progress.step, artifacts), sync=True)
 
 
 # Import of a zip

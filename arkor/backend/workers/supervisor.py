@@ -26,10 +26,10 @@ from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.compute.child_process import describe_exit
 from arkor.backend.engine.hyperparameters import DEFAULTS
-from arkor.backend.runs.checkpoints import RETIREMENT_SECONDS, remove_expired
+from arkor.backend.runs.checkpoints import RETIREMENT_SECONDS, remove_expired, resume_step
 from arkor.backend.runs.event_log import LogCorrupted, LogStatus, LogWriter, read_last, read_status
 from arkor.backend.runs.log_notifier import notify
-from arkor.backend.runs.log_queries import read_log_progress
+from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, notifier_file, run_folder, run_ids
 from arkor.backend.store.store import JobRecord, Store, is_disk_error
 from arkor.backend.workers.signals import HEARTBEAT_SECONDS, HeartbeatMonitor
@@ -307,16 +307,17 @@ class Supervisor:
     def _outcome(self, job: JobRecord, folder: RunFolder, cause: str, last: str | None) -> Event | None:
         """Return the event to append after a worker has died; None if the job still waits."""
         progress = read_log_progress(folder)
+        artifacts = present_artifacts(folder, progress.saved)
         if self._is_cancelled(job):
-            return TrainingCancelled(job.id, now(), progress.step, progress.artifacts(folder))
+            return TrainingCancelled(job.id, now(), progress.step, artifacts)
         if cause == UNOBSERVED and last in WAITING_TYPES:
             return None
         if progress.stalled_resumptions < MAX_RESUMPTIONS:
-            step = progress.resume_step(folder)
+            step = resume_step(folder, progress.saved) or 0
             logger.warning("The worker of run %s ended %s; the run resumes from step %d", job.id, cause, step)
             return TrainingResumed(job.id, now(), step, f"the worker ended {cause}")
         problem = crash_message(cause, MAX_RESUMPTIONS + 1, folder.worker_log, job.config)
-        return TrainingFailedEvent(job.id, now(), problem, progress.step, progress.artifacts(folder))
+        return TrainingFailedEvent(job.id, now(), problem, progress.step, artifacts)
 
     # Stopping a worker
 
