@@ -1,4 +1,4 @@
-"""The estimated time and memory of a run, from `backend/preflight/dry_run.py`, and its outcome."""
+"""The estimated time and memory of a run, from `backend/preflight/process.py`, and its outcome."""
 
 from __future__ import annotations
 

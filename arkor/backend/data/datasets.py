@@ -6,20 +6,21 @@ fetches URLs. Rows are not tokenized here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
-from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
@@ -30,6 +31,37 @@ MAX_FAULTS_REPORTED = 20
 
 #: The seed of the evaluation split, so that the same data is always split in the same way.
 SPLIT_SEED = 0
+
+
+class PackedRows(Sequence[Row]):
+    """Rows stored as JSON bytes, about a fifth of the size of Python objects."""
+
+    def __init__(self, packed: Iterable[bytes] = ()) -> None:
+        self._packed = list(packed)
+
+    def append(self, row: Row) -> None:
+        self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
+
+    def take(self, indices: Iterable[int]) -> PackedRows:
+        """Return the rows at `indices`, in that order."""
+        return PackedRows(self._packed[index] for index in indices)
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield a hash of 16 bytes for each row."""
+        return (hashlib.blake2b(packed, digest_size=16).digest() for packed in self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> PackedRows: ...
+    def __getitem__(self, index: int | slice) -> Row | PackedRows:
+        if isinstance(index, slice):
+            return PackedRows(self._packed[index])
+        row: Row = json.loads(self._packed[index])
+        return row
 
 
 @frozen
@@ -148,33 +180,26 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
     faults: list[str] = []
     count = 0
     for record in records:
-        format_name, row, fault = _parse_record(record, format_name)
-        if row is not None and not rows:
-            notes = _notes(record.value, format_name or "")
-        if row is not None:
-            rows.append(row)
+        try:
+            if record.fault is not None:
+                raise InvalidRow(None, record.fault)
+            known_format = format_name or detect_format(record.value)
+            row = read_row(record.value, known_format)
+        except (InvalidRow, RecursionError) as error:
+            count += 1
+            if len(faults) < max_faults:
+                fault = "is nested too deeply" if isinstance(error, RecursionError) else error
+                faults.append(f"{record.place}: {fault}")
             continue
-        count += 1
-        if len(faults) < max_faults:
-            faults.append(f"{record.place}: {fault}")
+        if not rows:
+            notes = _notes(record.value, known_format)
+        rows.append(row)
+        format_name = known_format
     if faults:
         raise DataError(_fault_report(name, faults, count), faults, count)
     if not rows:
         raise DataError(f"{name} is empty. A data set needs at least one row.")
     return Rows(rows, format=format_name or "", notes=notes)
-
-
-def _parse_record(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
-    """Return the format, detected from the first record, and the row or its fault."""
-    if record.fault is not None:
-        return format_name, None, record.fault
-    try:
-        known_format = format_name or detect_format(record.value)
-        return known_format, read_row(record.value, known_format), None
-    except InvalidRow as fault:
-        return format_name, None, str(fault)
-    except RecursionError:
-        return format_name, None, "is nested too deeply"
 
 
 def _fault_report(name: str, faults: list[str], count: int) -> str:
