@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+#: Errors of writing that the operator can fix: a full disk, a quota, a limit, a read-only disk.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
 
 def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync: bool = True) -> None:
     """Write a whole file: readers see either the old contents or the new ones. Raises OSError.
@@ -27,17 +30,17 @@ def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync:
 def atomic_writer(path: Path, *, mode: int = 0o600, fsync: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary file next to `path` that replaces it unless the block raises."""
     path = Path(os.path.realpath(path))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, mode)
+        with file:
+            os.fchmod(file.fileno(), mode)
             yield file
             if fsync:
                 file.flush()
-                os.fsync(handle)
-        Path(name).replace(path)
+                os.fsync(file.fileno())
+        Path(file.name).replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        Path(file.name).unlink(missing_ok=True)
         raise
     if fsync:
         fsync_path(path.parent)

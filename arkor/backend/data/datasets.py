@@ -180,15 +180,18 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
     faults: list[str] = []
     count = 0
     for record in records:
-        try:
-            if record.fault is not None:
-                raise InvalidRow(None, record.fault)
-            known_format = format_name or detect_format(record.value)
-            row = read_row(record.value, known_format)
-        except (InvalidRow, RecursionError) as error:
+        fault = record.fault
+        if fault is None:
+            try:
+                known_format = format_name or detect_format(record.value)
+                row = read_row(record.value, known_format)
+            except InvalidRow as error:
+                fault = str(error)
+            except RecursionError:
+                fault = "is nested too deeply"
+        if fault is not None:
             count += 1
             if len(faults) < max_faults:
-                fault = "is nested too deeply" if isinstance(error, RecursionError) else error
                 faults.append(f"{record.place}: {fault}")
             continue
         if not rows:

@@ -38,6 +38,7 @@ from arkor.backend.store.schema import recovery_advice
 from arkor.backend.store.store import Store, is_busy, is_corrupted, is_disk_error
 from arkor.backend.workers.supervisor import Supervisor
 from arkor.errors import InvalidConfig
+from arkor.files import DISK_ERRORS
 from arkor.formatting import quote
 from arkor.settings import PROTOCOL, VERSION
 
@@ -135,7 +136,7 @@ def _internal_error(_request: Request, _exception: Exception) -> Response:
 
 def _disk_error(request: Request, error: Any) -> Response:
     """Answer errors of the disk that the operator can fix; others are unforeseen."""
-    if error.errno not in _DISK_ERRORS:
+    if error.errno not in DISK_ERRORS:
         raise error
     path = error.filename or app_state(request).home
     remedy = "Make it writable" if error.errno == errno.EROFS else "Free some space"
@@ -159,8 +160,6 @@ def _database_error(request: Request, error: Any) -> Response:
 def _no_space(problem: str, remedy: str) -> Response:
     return ApiError(507, problem, "no_space", remedy=remedy).response()
 
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
     ApiError: lambda _request, error: error.response(),

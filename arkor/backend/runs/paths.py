@@ -54,15 +54,6 @@ def address_file(home: Path) -> Path:
     return home / "backend.json"
 
 
-def lock_file(home: Path) -> Path:
-    return home / "backend.lock"
-
-
-def owner_token_file(home: Path) -> Path:
-    """The token of the home's owner; restarts do not change it."""
-    return home / "owner.token"
-
-
 def notifier_file(home: Path) -> Path:
     return home / "bell"
 

@@ -20,8 +20,8 @@ from typing import Any
 from sqlalchemy import Engine, Row, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from arkor.backend.store.schema import AlreadyExists, deployments
 from arkor.backend.store.schema import deployment_keys as keys
-from arkor.backend.store.schema import deployments
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.events import now
 
@@ -36,10 +36,6 @@ MAX_KEYS = 100
 _MINUTE = len("2026-01-01T00:00")
 
 logger = logging.getLogger("arkor.backend")
-
-
-class SlugAlreadyExists(Exception):
-    """Another deployment of this backend has that slug."""
 
 
 class TooManyKeys(Exception):
@@ -63,12 +59,12 @@ class DeploymentStore:
     # Deployments
 
     def add(self, deployment: Deployment) -> None:
-        """Add a deployment. Raise `SlugAlreadyExists`."""
+        """Add a deployment. Raise `AlreadyExists` if another of this backend has its slug."""
         try:
             with self._engine.begin() as connection:
                 connection.execute(deployments.insert().values(_row_values(deployment)))
         except IntegrityError as error:
-            raise SlugAlreadyExists(deployment.slug) from error
+            raise AlreadyExists(deployment.slug) from error
 
     def of_project(self, project_id: str) -> list[Deployment]:
         """Return the deployments of a project, sorted by slug."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from arkor.backend.runs.paths import database_file, lock_file, owner_token_file, prepare
+from arkor.backend.runs.paths import database_file, prepare
 from arkor.backend.store.run_registry import quarantine, register_orphans
 from arkor.backend.store.schema import StoreError
 from arkor.backend.store.store import Store, new_token
@@ -31,7 +31,7 @@ def locked_home(home: Path) -> Iterator[None]:
     Raise `StartupError` if another server holds it, and for errors of the disk and the database in
     the block.
     """
-    lock = Lock(lock_file(home))
+    lock = Lock(home / "backend.lock")
     with _as_startup_errors(home):
         prepare(home)
         acquired = lock.acquire(0)
@@ -55,8 +55,8 @@ def open_store(home: Path) -> Iterator[tuple[Store, str]]:
 
 
 def owner_token(home: Path) -> str:
-    """Return the owner's token, creating it on the first start. Raise OSError."""
-    file = owner_token_file(home)
+    """Return the owner's token, creating it on the first start; restarts keep it. Raise OSError."""
+    file = home / "owner.token"
     with suppress(FileNotFoundError):
         if token := file.read_text(encoding="utf-8").strip():
             return token

@@ -7,7 +7,6 @@ become the home owner's. Nothing in an imported folder or zip is trusted.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
@@ -15,7 +14,6 @@ import shutil
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,8 +25,9 @@ from attrs import asdict, evolve, frozen
 from arkor.backend.runs.event_log import LogCorrupted, LogWriter, read_events, read_status
 from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, build_atomically, database_file, datasets_folder, run_folder, run_ids
-from arkor.backend.store.store import AlreadyExists, JobRecord, Store
-from arkor.files import is_locked, write_atomically
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import JobRecord, Store
+from arkor.files import DISK_ERRORS, is_locked, write_atomically
 from arkor.protocol.accounts import Org, Project
 from arkor.protocol.codec import to_wire
 from arkor.protocol.events import TrainingFailedEvent, now
@@ -43,11 +42,12 @@ MAX_DEPTH = 6
 JSON_LIMIT = 1024 * 1024
 
 _CHUNK_BYTES = 1024 * 1024
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _UPLOAD = re.compile(r"/v1/datasets/([0-9a-f]{64})/([^/?#]+)")
+
+_NOT_ENDED = "This is a copy of a run that had not ended when it was copied; its checkpoints are included."
 
 #: Imports run one at a time: two of the same run would write to the same temporary folder.
 _import_lock = Lock()
@@ -220,7 +220,11 @@ def import_run(home: Path, store: Store, source: Path, project: Project, org: Or
             if (source / name).exists():
                 shutil.copytree(source / name, copy.path / name, copy_function=shutil.copyfile)
         write_atomically(copy.job, json.dumps(manifest(job, org, project, None), ensure_ascii=False, indent=1))
-        _append_end(copy, job.id)
+        with LogWriter(copy.events) as log:
+            if not log.tail.terminal:
+                progress = read_log_progress(copy)
+                artifacts = present_artifacts(copy, progress.saved)
+                log.append(TrainingFailedEvent(job.id, now(), _NOT_ENDED, progress.step, artifacts), sync=True)
 
     build_atomically(home, job.id, fill)
     return _register(home, store, RunManifest(job, (org.slug, org.name), (project.slug, project.name)))
@@ -254,15 +258,6 @@ def _is_event_of(job_id: str, line: bytes) -> bool:
     except (ValueError, RecursionError, KeyError, TypeError):
         return False
     return valid and line.startswith(b'{"type":"')
-
-
-def _append_end(copy: RunFolder, job_id: str) -> None:
-    with LogWriter(copy.events) as log:
-        if not log.tail.terminal:
-            progress = read_log_progress(copy)
-            problem = "This is a copy of a run that had not ended when it was copied; its checkpoints are included."
-            artifacts = present_artifacts(copy, progress.saved)
-            log.append(TrainingFailedEvent(job_id, now(), problem, progress.step, artifacts), sync=True)
 
 
 # Import of a zip
@@ -303,24 +298,19 @@ def _existing_job(home: Path, store: Store, unpacked: Path, project: Project) ->
 
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a run. Raise `InvalidRunFolder`, and OSError if the disk is full."""
-    with _zip_errors_as_invalid(), ZipFile(archive) as zipped:
-        entries = zipped.infolist()
-        _check_entries(entries)
-        remaining = UNPACKED_LIMIT
-        for entry, member_path in _run_entries(entries):
-            remaining -= _extract(zipped, entry, target.joinpath(*member_path), remaining)
-
-
-@contextmanager
-def _zip_errors_as_invalid() -> Iterator[None]:
     try:
-        yield
+        with ZipFile(archive) as zipped:
+            entries = zipped.infolist()
+            _check_entries(entries)
+            remaining = UNPACKED_LIMIT
+            for entry, member_path in _run_entries(entries):
+                remaining -= _extract(zipped, entry, target.joinpath(*member_path), remaining)
     except BadZipFile as error:
         raise InvalidRunFolder(f"This is not a complete zip ({error}); make it with `arkor export-run JOB`") from None
     except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise InvalidRunFolder(f"The zip cannot be unpacked: {error}") from None
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
+        if error.errno in DISK_ERRORS:
             raise
         raise InvalidRunFolder(f"The zip cannot be unpacked: {error.strerror or error}") from None
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 from arkor.errors import StructuredError
+from arkor.files import atomic_writer
 from arkor.settings import arkor_home
 
 SCHEMA_VERSION = 3
@@ -151,6 +152,10 @@ class StoreError(StructuredError):
     """The database cannot be used."""
 
 
+class AlreadyExists(Exception):
+    """A row with the same key exists."""
+
+
 def recovery_advice(path: Path) -> str:
     """Return what to do about a database that cannot be read, as a `remedy`."""
     home_setting = "" if path.parent == arkor_home() else f"ARKOR_HOME={shlex.quote(str(path.parent))} "
@@ -196,14 +201,14 @@ def _migrate(engine: sa.Engine, path: Path, version: int) -> None:
 
 def backup_database(path: Path, target_file: Path) -> None:
     """Make a consistent copy of a database with SQLite's backup. Raise `StoreError`."""
-    partial = target_file.with_name(f".{target_file.name}.partial")
     try:
-        partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
+        with (
+            atomic_writer(target_file) as file,
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(file.name)) as target,
+        ):
             source.backup(target)
-        partial.replace(target_file)
     except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
         raise StoreError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
 
 

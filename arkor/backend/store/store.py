@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from arkor.backend.store.deployments import DeploymentStore, hash_key
 from arkor.backend.store.schema import (
     UNFINISHED,
+    AlreadyExists,
     StoreError,
     datasets,
     enable_explicit_transactions,
@@ -37,10 +38,6 @@ from arkor.backend.store.schema import (
 from arkor.protocol.accounts import Org, Project, User
 from arkor.protocol.events import now
 from arkor.protocol.jobs import JobStatus
-
-
-class AlreadyExists(Exception):
-    """A row with the same key exists."""
 
 
 @frozen

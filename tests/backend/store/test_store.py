@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from arkor.backend.store.schema import MIGRATIONS, StoreError
-from arkor.backend.store.store import AlreadyExists, JobRecord, Store, new_id
+from arkor.backend.store.schema import MIGRATIONS, AlreadyExists, StoreError
+from arkor.backend.store.store import JobRecord, Store, new_id
 from arkor.protocol.accounts import Project
 from arkor.protocol.jobs import JobStatus
 

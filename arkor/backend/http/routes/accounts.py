@@ -22,7 +22,8 @@ from arkor.backend.http.errors import ApiError, unauthorized
 from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.schema import STRING, array_schema, name_schema, object_schema
 from arkor.backend.http.state import AppState, app_state
-from arkor.backend.store.store import OWNER_ID, AlreadyExists
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import OWNER_ID
 from arkor.protocol.accounts import Me, Org, Project, User
 from arkor.protocol.codec import to_wire
 from arkor.protocol.validation import is_loopback

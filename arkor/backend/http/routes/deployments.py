@@ -21,7 +21,8 @@ from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, objec
 from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
-from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooManyKeys
+from arkor.backend.store.deployments import MAX_KEYS, TooManyKeys
+from arkor.backend.store.schema import AlreadyExists
 from arkor.backend.store.store import new_id
 from arkor.formatting import quote
 from arkor.protocol.accounts import Project
@@ -139,7 +140,7 @@ def create_deployment(state: AppState, project: Project, body: dict[str, Any]) -
     try:
         with _pinned_target(state, project, deployment.id, deployment.target):
             state.store.deployments.add(deployment)
-    except SlugAlreadyExists:
+    except AlreadyExists:
         raise ApiError(409, f"The slug {slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": _json(deployment)}, 201)
 

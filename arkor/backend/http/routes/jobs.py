@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from attrs import field, frozen
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,13 +20,13 @@ from arkor.backend.http.openapi import ResponseSpec, RouteTable, id_links
 from arkor.backend.http.schema import EVENTS, STRING, TEXT, Parameter, array_schema, name_schema, object_schema
 from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import checkpoint_steps
-from arkor.backend.preflight.service import CheckRequest
 from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
 from arkor.backend.runs.sse import cursor_frame, parse_cursor
 from arkor.backend.store.run_registry import manifest
-from arkor.backend.store.store import AlreadyExists, JobRecord, new_id
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import JobRecord, new_id
 from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig
 from arkor.protocol.accounts import Org, Project, User
@@ -74,7 +73,7 @@ async def check(state: AppState, user: User, project: Project, body: dict[str, A
     """Check a run without submitting it: its rows, their lengths, how long it will take."""
     config, token = _split_token(_parse_config(body["config"]))
     await run_in_threadpool(_reject_unrunnable, state, project, config)
-    frames = state.check_service.frames(CheckRequest(to_wire(config), token))
+    frames = state.check_service.frames(to_wire(config), token)
     return EventStreamResponse(frames, open_stream(state.open_streams, user))
 
 
@@ -92,31 +91,30 @@ async def check(state: AppState, user: User, project: Project, body: dict[str, A
 def submit(request: Request, state: AppState, org: Org, project: Project, body: dict[str, Any]) -> Response:
     """Submit a run."""
     config, token = _split_token(_parse_config(body["config"]))
-    submission = Submission(org, project, body["name"].strip(), config, token, IDEMPOTENCY_KEY.read(request))
-    job, new = _submit(state, submission)
-    return JSONResponse({"job": job_json(job)}, 201 if new else 200)
-
-
-@frozen
-class Submission:
-    """A valid `POST /v1/jobs`: `token` is the data set's, `key` the idempotency key."""
-
-    org: Org
-    project: Project
-    name: str
-    config: JobConfig
-    token: str | None = field(repr=False)
-    key: str | None
-
-
-def _submit(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
-    """Return the job and whether it is new."""
-    if existing := _existing_job(state, submission):
-        return existing, False
-    _reject_unrunnable(state, submission.project, submission.config)
+    key = IDEMPOTENCY_KEY.read(request)
+    if existing := _existing_job(state, project, key):
+        return existing
+    _reject_unrunnable(state, project, config)
     with state.submission_lock:  # simultaneous submissions would each find the queue below its limit
-        _reject_full_queue(state, submission.org)
-        return _queue(state, submission)
+        _reject_full_queue(state, org)
+        name, wire = body["name"].strip(), to_wire(config)
+        job = JobRecord(new_id(), org.id, project.id, name, JobStatus.QUEUED, wire, now())
+        folder = create_run(state.home, manifest(job, org, project, key), token)
+        try:
+            state.store.add_job(job, key)  # after its folder, as a worker may take the job from here on
+        except Exception as error:
+            folder.remove()
+            if isinstance(error, AlreadyExists) and (existing := _existing_job(state, project, key)):
+                return existing
+            raise
+    state.supervisor.wake()
+    return JSONResponse({"job": job_json(job)}, 201)
+
+
+def _existing_job(state: AppState, project: Project, key: str | None) -> Response | None:
+    """Return the response with the job that was submitted with this key before."""
+    job = state.store.job_of_key(project, key) if key else None
+    return JSONResponse({"job": job_json(state.supervisor.current(job))}) if job else None
 
 
 def _reject_full_queue(state: AppState, org: Org) -> None:
@@ -126,28 +124,6 @@ def _reject_full_queue(state: AppState, org: Org) -> None:
     if sum(not state.supervisor.current(job).status.terminal for job in unfinished) >= allowed:
         problem = f"The organisation {org.slug!r} has {allowed} runs waiting or training, the most that are allowed."
         raise ApiError(409, problem, "queue_full", remedy="Wait until one ends, or cancel one.")
-
-
-def _queue(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
-    """Create the job: its folder first, as a worker may take the job once its row exists."""
-    project, config = submission.project, to_wire(submission.config)
-    job = JobRecord(new_id(), project.org_id, project.id, submission.name, JobStatus.QUEUED, config, now())
-    folder = create_run(state.home, manifest(job, submission.org, project, submission.key), submission.token)
-    try:
-        state.store.add_job(job, submission.key)
-    except Exception as error:
-        folder.remove()
-        existing = _existing_job(state, submission) if isinstance(error, AlreadyExists) else None
-        if existing is None:
-            raise
-        return existing, False
-    state.supervisor.wake()
-    return job, True
-
-
-def _existing_job(state: AppState, submission: Submission) -> JobRecord | None:
-    job = state.store.job_of_key(submission.project, submission.key) if submission.key else None
-    return state.supervisor.current(job) if job else None
 
 
 def _parse_config(value: Any) -> JobConfig:
