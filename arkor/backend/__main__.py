@@ -19,7 +19,8 @@ from typing import NoReturn
 try:
     from arkor.backend.http.connection import raise_open_file_limit
     from arkor.backend.http.server import NEW_TOKEN_COMMAND, serve
-    from arkor.backend.store.home import StartupError, rebuild
+    from arkor.backend.store.home import rebuild
+    from arkor.backend.store.schema import StartupError
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
         raise

@@ -23,7 +23,7 @@ from starlette.routing import Match
 from arkor.backend.http.authentication import NOTHING
 from arkor.backend.http.errors import RETRY_SOON, ApiError, config_error, generation_error, wire_field
 from arkor.backend.http.openapi import ResponseSpec, RouteTable, describe
-from arkor.backend.http.routes import accounts, chat, datasets, deployments, jobs, openai_chat, run_archives
+from arkor.backend.http.routes import accounts, chat, deployments, files, jobs, openai_chat
 from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
@@ -94,7 +94,7 @@ def create_app(
         await state.inference.close()
         supervisor.stop()
 
-    modules = (accounts, jobs, run_archives, datasets, chat, deployments, openai_chat)
+    modules = (accounts, jobs, files, chat, deployments, openai_chat)
     app = Starlette(
         routes=[*routes, *(route for module in modules for route in module.routes)],
         lifespan=lifespan,

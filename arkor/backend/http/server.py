@@ -25,8 +25,9 @@ from arkor.backend.http.connection import HEAD_LIMIT, HttpConnection
 from arkor.backend.http.middleware import ConcurrencyMiddleware
 from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import address_file, remove_leftovers, rotate_log
-from arkor.backend.store.home import StartupError, locked_home, open_store
+from arkor.backend.store.home import locked_home, open_store
 from arkor.backend.store.run_registry import register_orphans
+from arkor.backend.store.schema import StartupError
 from arkor.files import write_atomically
 from arkor.protocol.validation import is_loopback
 from arkor.settings import PROTOCOL, VERSION

@@ -30,15 +30,7 @@ from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.preflight.data_report import data_problems, length_stats, preview_rows, row_counts
-from arkor.backend.training.trl_engine import (
-    build_trainer,
-    check_device,
-    encode_rows,
-    load_run_model,
-    load_run_rows,
-    max_length_of,
-    silence_libraries,
-)
+from arkor.backend.training import trl_engine
 from arkor.backend.workers.scripted_engine import ScriptedEngine
 from arkor.errors import InvalidConfig
 from arkor.protocol.codec import from_wire, to_wire
@@ -98,15 +90,15 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
     began, recorder = time.perf_counter(), _PreparationRecorder(emit)
     check_names(run.config)
     prepare_to_compute()
-    with silence_libraries():
+    with trl_engine.silence_libraries():
         device = choose_device()
         emit({"device": device.kind})
-        check_device(run.config, device)
-        rows = load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
+        trl_engine.check_device(run.config, device)
+        rows = trl_engine.load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
         emit({"found": row_counts(rows)})
-        loaded = load_run_model(run, device, recorder)
-        train, evaluation = encode_rows(run.config, rows, loaded, recorder)
-        length = max_length_of(run.config, loaded.model)
+        loaded = trl_engine.load_run_model(run, device, recorder)
+        train, evaluation = trl_engine.encode_rows(run.config, rows, loaded, recorder)
+        length = trl_engine.max_length_of(run.config, loaded.model)
         found: dict[str, Any] = {
             "preview": preview_rows(train, loaded.tokenizer),
             "lengths": length_stats(train, length),
@@ -125,7 +117,7 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
         recorder.preparing("Timing a few steps")
         hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
         steps_only = evolve(hyperparameters, eval_steps=None, save_steps=hyperparameters.total_steps + 1)
-        trainer = build_trainer(run.folder, loaded, device, (train, evaluation), steps_only, recorder)
+        trainer = trl_engine.build_trainer(run.folder, loaded, device, (train, evaluation), steps_only, recorder)
         preparing = round(time.perf_counter() - began, 1)
         estimate = estimate_run(trainer, hyperparameters, device, run.folder)
         estimate = evolve(estimate, preparing_seconds=preparing, busy=busy or estimate.busy)
@@ -139,7 +131,7 @@ def _check_scripted(run: Run, emit: Emit, *, busy: bool) -> None:
         raise RunError("This model fails by design; name another one.")
     emit({"device": "cpu"})
     if isinstance(config.dataset_source, BlobDataset):
-        emit({"found": row_counts(load_run_rows(run, _PreparationRecorder(emit)))})
+        emit({"found": row_counts(trl_engine.load_run_rows(run, _PreparationRecorder(emit)))})
     steps, seconds = config.max_steps or 10, ScriptedEngine().step_seconds
     estimate = Estimate(steps, round(steps * seconds, 3), seconds, device="paper", busy=busy)
     emit({"found": {"estimate": to_wire(estimate)}})

@@ -42,8 +42,6 @@ _MANIFEST = "files.json"
 
 logger = logging.getLogger("arkor.backend")
 
-Target = Mapping[str, Any]
-
 
 # Writing
 
@@ -103,13 +101,6 @@ def locate(folder: Path) -> Path:
     return retired if not folder.exists() and retired.exists() else folder
 
 
-def best_steps(steps: Iterable[int], tracker: BestCheckpointTracker) -> list[int]:
-    """Return the step with the lowest eval loss, or without evaluations the lowest loss."""
-    steps = list(steps)
-    found = tracker.best("eval_loss", steps) or tracker.best("loss", steps)
-    return [found[1]] if found else []
-
-
 # Removing
 
 
@@ -138,7 +129,8 @@ def remove_leftovers(run: RunFolder, listed: Iterable[int]) -> None:
 def prune(run: RunFolder, steps: Iterable[int], tracker: BestCheckpointTracker, keep: int) -> None:
     """Retire all checkpoints but the newest `keep` (0: keep all), the best and the pinned ones."""
     present = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    kept = {*present[-keep:], *best_steps(present, tracker), *run.pinned_steps()}
+    best = tracker.best("eval_loss", present) or tracker.best("loss", present)  # the latter without evaluations
+    kept = {*present[-keep:], *run.pinned_steps(), *([best[1]] if best else [])}
     dropped = [step for step in present if step not in kept]
     with contextlib.suppress(OSError):  # an extra checkpoint does no harm
         drop_training_states(run, [step for step in present[:-KEPT_STATES] if step in kept] + dropped)
@@ -200,7 +192,7 @@ class CheckpointPins:
 
     @contextlib.contextmanager
     def pin_moved(
-        self, deployment_id: str, read: Callable[[], Deployment | None], target: Target | None
+        self, deployment_id: str, read: Callable[[], Deployment | None], target: Mapping[str, Any] | None
     ) -> Iterator[None]:
         """Move the pin around a block that sets a deployment's target (None: removes it).
 
@@ -231,7 +223,7 @@ class CheckpointPins:
                 except OSError as error:
                     logger.warning("The checkpoint of deployment %s could not be pinned: %s", deployment.slug, error)
 
-    def _pin(self, deployment_id: str, target: Target) -> Path | None:
+    def _pin(self, deployment_id: str, target: Mapping[str, Any]) -> Path | None:
         parsed = ModelTarget.parse_or_none(target)
         if parsed is None or parsed.adapter is None or parsed.adapter.step is None:
             return None

@@ -10,18 +10,9 @@ from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.runs.paths import database_file, prepare
 from arkor.backend.store.run_registry import quarantine, register_orphans
-from arkor.backend.store.schema import StoreError
+from arkor.backend.store.schema import StartupError
 from arkor.backend.store.store import Store, new_token
-from arkor.errors import StructuredError
 from arkor.files import Lock, write_atomically
-
-
-class StartupError(StructuredError):
-    """The backend cannot start; its process ends with `exit_code`."""
-
-    def __init__(self, problem: str, *, remedy: str | None = None, exit_code: int = 2) -> None:
-        super().__init__(problem, remedy=remedy)
-        self.exit_code = exit_code
 
 
 @contextmanager
@@ -44,11 +35,7 @@ def locked_home(home: Path) -> Iterator[None]:
 @contextmanager
 def open_store(home: Path) -> Iterator[tuple[Store, str]]:
     """Open the database of a locked home; yield it and the owner's token."""
-    try:
-        opened = Store(database_file(home))
-    except StoreError as error:
-        raise StartupError(error.problem, remedy=error.remedy) from error
-    with closing(opened) as store:
+    with closing(Store(database_file(home))) as store:
         token = owner_token(home)
         store.ensure_owner(token)
         yield store, token

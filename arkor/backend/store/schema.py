@@ -148,8 +148,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 
 
-class StoreError(StructuredError):
-    """The database cannot be used."""
+class StartupError(StructuredError):
+    """The backend cannot start; its process ends with `exit_code`."""
+
+    def __init__(self, problem: str, *, remedy: str | None = None, exit_code: int = 2) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.exit_code = exit_code
 
 
 class AlreadyExists(Exception):
@@ -165,22 +169,22 @@ def recovery_advice(path: Path) -> str:
 def prepare_database(engine: sa.Engine, path: Path) -> None:
     """Create the tables of an empty database, or migrate a database of an older version.
 
-    Raise `StoreError` for a damaged, foreign or newer database, and SQLAlchemy's errors.
+    Raise `StartupError` for a damaged, foreign or newer database, and SQLAlchemy's errors.
     """
     with engine.begin() as connection:
         if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
             problem = f"{path} is damaged ({str(fault).splitlines()[-1]})"
-            raise StoreError(problem, remedy=recovery_advice(path))
+            raise StartupError(problem, remedy=recovery_advice(path))
         if not sa.inspect(connection).get_table_names():
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
             return
         version = _version(connection)
     if version is None:
-        raise StoreError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
+        raise StartupError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
     if version > SCHEMA_VERSION:
         problem = f"{path} was written by a newer arkor (schema {version}, this one supports {SCHEMA_VERSION})"
-        raise StoreError(problem, remedy="pip install --upgrade arkor")
+        raise StartupError(problem, remedy="pip install --upgrade arkor")
     if version < SCHEMA_VERSION:
         _migrate(engine, path, version)
 
@@ -200,7 +204,7 @@ def _migrate(engine: sa.Engine, path: Path, version: int) -> None:
 
 
 def backup_database(path: Path, target_file: Path) -> None:
-    """Make a consistent copy of a database with SQLite's backup. Raise `StoreError`."""
+    """Make a consistent copy of a database with SQLite's backup. Raise `StartupError`."""
     try:
         with (
             atomic_writer(target_file) as file,
@@ -209,7 +213,7 @@ def backup_database(path: Path, target_file: Path) -> None:
         ):
             source.backup(target)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
+        raise StartupError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
 
 
 def enable_explicit_transactions(engine: sa.Engine) -> None:

@@ -24,7 +24,7 @@ from arkor.backend.store.deployments import DeploymentStore, hash_key
 from arkor.backend.store.schema import (
     UNFINISHED,
     AlreadyExists,
-    StoreError,
+    StartupError,
     datasets,
     enable_explicit_transactions,
     jobs,
@@ -73,7 +73,7 @@ def new_token() -> str:
 
 
 class Store:
-    """The database of the server. Methods are thread-safe; opening it raises `StoreError`."""
+    """The database of the server. Methods are thread-safe; opening it raises `StartupError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,7 +84,7 @@ class Store:
             prepare_database(self._engine, path)
         except DBAPIError as error:
             self.close()
-            raise StoreError(f"{path} cannot be used ({error.orig})", remedy=_opening_advice(path, error)) from error
+            raise StartupError(f"{path} cannot be used ({error.orig})", remedy=_opening_advice(path, error)) from error
         except BaseException:
             self.close()
             raise

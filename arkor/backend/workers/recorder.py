@@ -21,19 +21,9 @@ from arkor.backend.runs.log_notifier import notify
 from arkor.backend.runs.log_queries import ResumePoint, log_position, present_artifacts
 from arkor.backend.runs.paths import RunFolder
 from arkor.backend.workers.signals import StopSignal
+from arkor.protocol import events
 from arkor.protocol.estimates import Estimate
-from arkor.protocol.events import (
-    CheckpointSaved,
-    Event,
-    TrainingCancelled,
-    TrainingCompleted,
-    TrainingFailedEvent,
-    TrainingLog,
-    TrainingPreparing,
-    TrainingStarted,
-    TrainingWarning,
-    now,
-)
+from arkor.protocol.events import now
 from arkor.protocol.jobs import Artifact
 from arkor.settings import max_kept_checkpoints
 
@@ -75,15 +65,15 @@ class LogRecorder:
         return self._stop_signal.requested
 
     def preparing(self, message: str) -> None:
-        self.write(TrainingPreparing(self._folder.id, now(), message))
+        self.write(events.TrainingPreparing(self._folder.id, now(), message))
 
     def started(self, total_steps: int) -> None:
         self._stop_signal.poll()
         if not self._resume_point.started:
-            self.write(TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
+            self.write(events.TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
 
     def log(self, step: int, **metrics: float | None) -> None:
-        event = TrainingLog(self._folder.id, now(), step, **metrics)
+        event = events.TrainingLog(self._folder.id, now(), step, **metrics)
         if log_position(event) <= self._resume_point.last:
             return
         self._step = step
@@ -115,9 +105,9 @@ class LogRecorder:
         self._final = self._folder.artifact("final", self._folder.final, self._step)
 
     def warn(self, message: str) -> None:
-        self.write(TrainingWarning(self._folder.id, now(), message))
+        self.write(events.TrainingWarning(self._folder.id, now(), message))
 
-    def write(self, event: Event, *, sync: bool = False) -> None:
+    def write(self, event: events.Event, *, sync: bool = False) -> None:
         """Append an event to the log and notify its followers."""
         with self._stop_signal.deferred():
             self._log.append(event, sync=sync)
@@ -130,14 +120,14 @@ class LogRecorder:
     def drop_training_states(self) -> None:
         checkpoints.drop_training_states(self._folder, self._resume_point.saved)
 
-    def completed(self, metrics: dict[str, Any]) -> Event:
-        return TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
+    def completed(self, metrics: dict[str, Any]) -> events.Event:
+        return events.TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
 
-    def cancelled(self) -> Event:
-        return TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
+    def cancelled(self) -> events.Event:
+        return events.TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
 
-    def failed(self, problem: str) -> Event:
-        return TrainingFailedEvent(self._folder.id, now(), problem, self._step, self._artifacts())
+    def failed(self, problem: str) -> events.Event:
+        return events.TrainingFailedEvent(self._folder.id, now(), problem, self._step, self._artifacts())
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         present = present_artifacts(self._folder, self._resume_point.saved)
@@ -157,7 +147,7 @@ class LogRecorder:
         if step in self._resume_point.saved:  # it was damaged and has been rewritten
             return
         artifact = self._folder.artifact("checkpoint", folder, step)
-        self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
+        self.write(events.CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
         self._resume_point.saved[step] = (artifact,)
         self._resume_point.tracker.checkpoint(step)
 

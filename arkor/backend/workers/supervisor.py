@@ -1,4 +1,4 @@
-"""Start a worker for every job as slots allow, and record how each run ends.
+"""Start a worker for each job in turn, and record how each run ends.
 
 The log of a run is locked by its worker while it is alive. The supervisor waits for a worker by
 waiting for the lock, both for its own child processes and for workers that an earlier server
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,12 @@ class ActiveRun:
 
 
 class Supervisor:
-    """The job queue and its slots. Methods may be called from any thread."""
+    """The job queue; one run trains at a time. Methods may be called from any thread."""
 
-    def __init__(self, home: Path, store: Store, engine: str, slots: int = 1) -> None:
+    def __init__(self, home: Path, store: Store, engine: str) -> None:
         self._home = home
         self._store = store
         self._engine = engine
-        self._slots = slots
         self._changed = threading.Condition()
         self._active: dict[str, ActiveRun] = {}
         self._cancelled: set[str] = set()
@@ -99,7 +98,6 @@ class Supervisor:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Look for new jobs."""
         with self._changed:
             self._changed.notify_all()
 
@@ -119,7 +117,6 @@ class Supervisor:
         return active.heartbeat.stalled_since if active else None
 
     def is_training(self) -> bool:
-        """Return whether any run is active."""
         return bool(self._active)
 
     def cancel(self, job: JobRecord) -> None:
@@ -181,16 +178,14 @@ class Supervisor:
         threading.Thread(target=self._supervise, args=(job,), name=f"run {job.id}", daemon=True).start()
 
     def _abandoned(self) -> list[JobRecord]:
-        """Return the unfinished runs that do not wait for a worker; they need no free slot."""
+        """Return the unfinished runs that do not wait for a worker; they are adopted at once."""
         return [job for job in self._store.unfinished() if self._waiting_since(job) is None]
 
     def _next_jobs(self) -> list[JobRecord]:
-        """Return the jobs to start now, one per free slot, longest waiting first."""
-        free = self._slots - len(self._active)
-        if free <= 0 or self._stopping:
+        """Return the job to start now, the one that waits the longest, unless a run is active."""
+        if self._active or self._stopping:
             return []
-        idle = [job for job in self._store.unfinished() if job.id not in self._active]
-        return sorted(idle, key=lambda job: self._waiting_since(job) or "")[:free]
+        return sorted(self._store.unfinished(), key=lambda job: self._waiting_since(job) or "")[:1]
 
     def _waiting_since(self, job: JobRecord) -> str | None:
         """Return the time since which the job waits for a worker, or None if it does not wait."""
@@ -293,16 +288,9 @@ class Supervisor:
 
     def _release_later(self, *ids: str) -> None:
         """Remove the retired checkpoints of runs without a worker once no client can need them."""
-        waiting = [folder for job_id in ids if (folder := run_folder(self._home, job_id)).retired.is_dir()]
-
-        def release_all() -> None:
-            for folder in waiting:
-                remove_expired(folder)
-
-        if waiting:
-            timer = threading.Timer(RETIREMENT_SECONDS + 1, release_all)
-            timer.daemon = True
-            timer.start()
+        for job_id in ids:
+            if (folder := run_folder(self._home, job_id)).retired.is_dir():
+                _call_later(RETIREMENT_SECONDS + 1, remove_expired, folder)
 
     def _outcome(self, job: JobRecord, folder: RunFolder, cause: str, last: str | None) -> Event | None:
         """Return the event to append after a worker has died; None if the job still waits."""
@@ -323,9 +311,7 @@ class Supervisor:
 
     def _stop(self, folder: RunFolder) -> None:
         self._signal(folder, signal.SIGTERM)
-        backstop = threading.Timer(GRACE_SECONDS, self._signal, (folder, signal.SIGKILL))
-        backstop.daemon = True
-        backstop.start()
+        _call_later(GRACE_SECONDS, self._signal, folder, signal.SIGKILL)
 
     def _signal(self, folder: RunFolder, number: signal.Signals) -> None:
         """Signal the worker if it is alive; SIGKILL also goes to the processes that it started."""
@@ -337,6 +323,12 @@ class Supervisor:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+
+
+def _call_later(seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 # How a worker ended

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from arkor.backend.store.schema import MIGRATIONS, AlreadyExists, StoreError
+from arkor.backend.store.schema import MIGRATIONS, AlreadyExists, StartupError
 from arkor.backend.store.store import JobRecord, Store, new_id
 from arkor.protocol.accounts import Project
 from arkor.protocol.jobs import JobStatus
@@ -131,7 +131,7 @@ def test_garbage_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "arkor.db"
     path.write_bytes(b"this is no database at all, " * 100)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"arkor\.db cannot be used"):
+    with pytest.raises(StartupError, match=r"arkor\.db cannot be used"):
         Store(path)
     assert path.read_bytes() == before
 
@@ -144,7 +144,7 @@ def test_a_torn_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     torn = bytearray(path.read_bytes())
     torn[3 * 4096 : 5 * 4096] = b"\x07" * (2 * 4096)
     path.write_bytes(torn)
-    with pytest.raises(StoreError, match=r"arkor\.db (is damaged|cannot be used).*--rebuild"):
+    with pytest.raises(StartupError, match=r"arkor\.db (is damaged|cannot be used).*--rebuild"):
         Store(path)
     assert path.read_bytes() == torn
 
@@ -153,7 +153,7 @@ def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "arkor.db")
     connection.execute("CREATE TABLE songs (title)")
     connection.close()
-    with pytest.raises(StoreError, match="not a database of arkor"):
+    with pytest.raises(StartupError, match="not a database of arkor"):
         Store(tmp_path / "arkor.db")
 
 
@@ -310,7 +310,7 @@ def test_a_migration_without_room_for_the_copy_leaves_the_database_alone(tmp_pat
     path = tmp_path / "arkor.db"
     old_database(path)
     (tmp_path / "arkor.db.v1.bak" / "in the way").mkdir(parents=True)
-    with pytest.raises(StoreError, match="cannot be copied"):
+    with pytest.raises(StartupError, match="cannot be copied"):
         Store(path)
     assert schema_of(path)[0] == 1
 
@@ -332,10 +332,10 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.execute("UPDATE meta SET schema_version = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="newer arkor"):
+    with pytest.raises(StartupError, match="newer arkor"):
         Store(tmp_path / "arkor.db")
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="unable to open"):
+    with pytest.raises(StartupError, match="unable to open"):
         Store(tmp_path / "nowhere" / "arkor.db")
