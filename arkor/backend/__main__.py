@@ -35,11 +35,8 @@ MIN_TOKEN_LENGTH = 16
 
 
 def read_operator_token(file: Path | None) -> str | None:
-    """Return the operator's token from the file or the environment. Raise `StartupError`.
-
-    The variable is removed, so that child processes do not inherit it.
-    """
-    token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"
+    """Return and unset the operator's token. Raise `StartupError`."""
+    token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"  # children must not get it
     if file is not None:
         source = str(file)
         try:

@@ -144,7 +144,6 @@ def _size(paths: list[Path]) -> str:
 
 
 def check_starter(home: Path) -> Iterator[Diagnostic]:
-    """Check the starter model, which needs no download."""
     if (paths.models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
         yield ok("model cache", f"{STARTER_MODEL} is converted, in {paths.models_folder(home)}")
     elif submission_problem(STARTER_MODEL, home):
@@ -178,7 +177,6 @@ def check_device() -> Iterator[Diagnostic]:
 
 
 def main() -> None:
-    """Print the results of one part as JSON."""
     parser = argparse.ArgumentParser(prog="python -m arkor.backend.diagnostics")
     parser.add_argument("part", choices=["home", "device"])
     parser.add_argument("--home", type=Path, default=None)

@@ -43,7 +43,6 @@ class PackedRows(Sequence[Row]):
         self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
 
     def take(self, indices: Iterable[int]) -> PackedRows:
-        """Return the rows at `indices`, in that order."""
         return PackedRows(self._packed[index] for index in indices)
 
     def digests(self) -> Iterator[bytes]:
@@ -88,7 +87,6 @@ class Rows:
         return evolve(self, train=self.train.take(sorted(order[count:])), eval=self.train.take(sorted(order[:count])))
 
     def head(self, train: int, evaluation: int) -> Rows:
-        """Return the first rows of each split."""
         return evolve(self, train=self.train[:train], eval=self.eval[:evaluation] if self.eval else None)
 
 
@@ -102,10 +100,7 @@ def load_rows(
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
 ) -> Rows:
-    """Load and check all rows of `source`; `split` is a `JobConfig.dataset_split`.
-
-    Raise `DataError` with up to `max_faults` errors and their total number.
-    """
+    """Load and check all rows of `source`. Raise `DataError` with up to `max_faults` errors."""
     plan = _SplitPlan.of(split)
     if isinstance(source, HuggingFaceDataset):
         rows = _from_hub(source, plan, format, max_faults)

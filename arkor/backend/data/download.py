@@ -46,10 +46,7 @@ def private_urls_allowed() -> bool:
 def download(
     url: str, target: IO[bytes], *, name: str, token: str | None, allow_private: bool, limit: int = MAX_DOWNLOAD_BYTES
 ) -> None:
-    """Stream `url` into `target`, and retry transient errors; `name` is used in messages.
-
-    Raise `DataError`, and OSError if `target` cannot be written.
-    """
+    """Stream `url`, called `name` in messages, into `target`. Raise `DataError` and OSError."""
     retry = retrying(
         lambda error: isinstance(error, _TransientError),
         lambda _, attempt: random.uniform(0.0, min(10.0, 0.5 * 2 ** (attempt - 1))),  # noqa: S311 - not a secret

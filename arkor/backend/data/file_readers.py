@@ -257,14 +257,10 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
 
     source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
     try:
-        row = 0
-        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1000):
-            for value in batch.to_pylist():
-                row += 1
-                yield Record(f"row {row}", value)
+        batches = parquet.ParquetFile(source).iter_batches(batch_size=1000)
+        for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield Record(f"row {number}", value)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(
             f"{name} cannot be read as Parquet ({one_line(str(error), 160)}); is the file complete?"
         ) from None
-    if row == 0:
-        raise DataError(f"{name} is empty. A data set needs at least one row.")

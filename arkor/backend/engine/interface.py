@@ -69,7 +69,4 @@ class Engine(Protocol):
     """Trains one run."""
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
-        """Train to the last step or until `recorder.stopping`; return the final metrics.
-
-        Raise `RunError` for a problem that the owner of the run can fix.
-        """
+        """Train to the last step or until `recorder.stopping`; return metrics. Raise `RunError`."""

@@ -55,7 +55,6 @@ class ConcurrencyMiddleware:
 
 
 def _head_size(scope: Scope) -> int:
-    """Return the size of the request's head in bytes."""
     line = len(scope["raw_path"]) + len(scope["query_string"])
     return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
@@ -69,6 +68,5 @@ def _host_name(host: str) -> str:
 
 
 def _is_same_origin(origin: str, host: str) -> bool:
-    """Return whether a page's origin is the host and port that it calls."""
     scheme, _, netloc = origin.partition("://")
     return scheme in ("http", "https") and netloc.lower() == host.lower()

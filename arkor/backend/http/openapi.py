@@ -137,7 +137,6 @@ class RouteTable(list[DescribedRoute]):
 
 
 def _handler(endpoint: Callable[..., Any], operation: Operation) -> Callable[[Request], Any]:
-    """Return the endpoint as Starlette calls it."""
     names = inspect.signature(endpoint).parameters
     is_coroutine = inspect.iscoroutinefunction(endpoint)
 
@@ -157,7 +156,6 @@ def _handler(endpoint: Callable[..., Any], operation: Operation) -> Callable[[Re
 
 
 def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Return the OpenAPI document of the routes."""
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for route in routes:

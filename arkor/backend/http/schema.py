@@ -89,7 +89,6 @@ _TYPE_NAMES: Mapping[Any, str] = {str: "string", bool: "boolean", int: "integer"
 
 
 def type_schema(hint: Any) -> Schema:
-    """The schema of a type annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _TYPE_NAMES:
         return {"type": _TYPE_NAMES[hint]}

@@ -48,10 +48,7 @@ def serve(
     operator_token: str | None = None,
     greet: bool = False,
 ) -> None:
-    """Serve a home until a signal, or `idle` seconds without requests and runs (0: never).
-
-    Raise `StartupError`.
-    """
+    """Serve until a signal, or `idle` seconds without use (0: never). Raise `StartupError`."""
     with locked_home(home), open_store(home) as (store, owner_token):
         remove_leftovers(home)
         register_orphans(home, store)
@@ -77,7 +74,23 @@ class Server(uvicorn.Server):
     """Stops on a signal or when idle, and ends event streams before connections."""
 
     def __init__(self, state: AppState, middleware: ConcurrencyMiddleware, idle: float) -> None:
-        super().__init__(_config(middleware))
+        config = uvicorn.Config(
+            middleware,
+            http=HttpConnection,
+            h11_max_incomplete_event_size=HEAD_LIMIT,
+            headers=[("X-Arkor-Version", VERSION)],
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # the peer of the connection counts as the client, whatever a header claims
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=2,
+        )
+        super().__init__(config)
         self._state = state
         self._middleware = middleware
         self._idle = idle
@@ -116,25 +129,6 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, HttpConnection) and connection.flow.write_paused:
                 connection.transport.abort()
-
-
-def _config(app: ConcurrencyMiddleware) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=HttpConnection,
-        h11_max_incomplete_event_size=HEAD_LIMIT,
-        headers=[("X-Arkor-Version", VERSION)],
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # the peer of the connection counts as the client, whatever a header claims
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=2,
-    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -85,7 +85,6 @@ def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
-    """Return the first training rows, token by token."""
     rows = []
     columns = zip(examples.input_ids, examples.labels, strict=True)
     for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):

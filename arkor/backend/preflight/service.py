@@ -70,10 +70,7 @@ class CheckService:
         self._reapers: set[asyncio.Task[None]] = set()
 
     async def frames(self, config: Mapping[str, Any], token: str | None) -> AsyncGenerator[bytes, None]:
-        """Check a run; yield server-sent events. Closing the generator ends the process.
-
-        `config` is the configuration as on the wire, `token` that of its data set.
-        """
+        """Check a `config` in wire format; yield events. Closing the generator ends the process."""
         async for keep_alive in self._wait_turn():
             yield keep_alive
         try:

@@ -47,10 +47,7 @@ logger = logging.getLogger("arkor.backend")
 
 
 def write_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into an empty folder, which replaces `folder` once it is on the disk.
-
-    Raise OSError and what `fill` raises; nothing remains of the temporary folder then.
-    """
+    """Let `fill` write into an empty folder, which then replaces `folder`. Raise OSError."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _make_durable_folder(partial)
@@ -150,10 +147,7 @@ def drop_training_states(run: RunFolder, steps: Iterable[int]) -> None:
 
 
 def remove_expired(run: RunFolder, seconds: float = RETIREMENT_SECONDS) -> None:
-    """Delete checkpoints retired more than `seconds` ago, and all but `MAX_RETIRED`.
-
-    Pinned checkpoints are kept.
-    """
+    """Delete checkpoints retired `seconds` ago, and all but `MAX_RETIRED`, unless pinned."""
     with contextlib.suppress(OSError):  # no such folder, or another process removes it too
         latest = sorted(run.retired.glob("[0-9]*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for rank, folder in enumerate(latest):

@@ -84,10 +84,7 @@ class LogWriter:
         os.close(self._file)
 
     def append(self, event: Event, *, sync: bool = False) -> int:
-        """Append the event and return its id; `sync` flushes it to the disk first.
-
-        Raise OSError; the log is unchanged then.
-        """
+        """Append the event and return its id. Raise OSError; the log is unchanged then."""
         data = encode_event(event)
         line = (dumps(data) + "\n").encode("utf-8", "replace")
         remaining = line
@@ -156,10 +153,7 @@ def _read_last_line(path: Path) -> tuple[int, bytes] | None:
 
 
 def read_status(path: Path) -> LogStatus:
-    """Return the state: queued without an event, ended with a terminal one, else running.
-
-    Raise `LogCorrupted`.
-    """
+    """Return whether the run is queued, running or has ended. Raise `LogCorrupted`."""
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())

@@ -211,10 +211,7 @@ _CACHE_SIZE = 8192
 
 
 def summary(log: Path) -> dict[str, Any]:
-    """Return `step`, `totalSteps` and `lastLoss` in wire format, if the log has them.
-
-    A loss that is not finite is `null` with an entry in `nonFinite`, as in events.
-    """
+    """Return `step`, `totalSteps` and `lastLoss` in wire format, if the log has them."""
     try:
         size = log.stat().st_size
     except OSError:

@@ -125,7 +125,6 @@ class LogWatcher:
 
     @property
     def watched(self) -> int:
-        """The number of logs with followers."""
         return len(self._logs)
 
     async def follow(self, path: Path, after: int, *, over: bool, greeting: bytes = b"") -> AsyncGenerator[bytes, None]:

@@ -72,7 +72,6 @@ def runs_folder(home: Path) -> Path:
 
 
 def models_folder(home: Path) -> Path:
-    """The cache of converted models."""
     return home / "models"
 
 
@@ -168,7 +167,6 @@ def run_folder(home: Path, job_id: str) -> RunFolder:
 
 
 def run_ids(home: Path) -> list[str]:
-    """The names of the run folders, sorted."""
     with os.scandir(runs_folder(home)) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 

@@ -67,11 +67,9 @@ class DeploymentStore:
             raise AlreadyExists(deployment.slug) from error
 
     def of_project(self, project_id: str) -> list[Deployment]:
-        """Return the deployments of a project, sorted by slug."""
         return self._select(deployments.c.project_id == project_id)
 
     def all(self) -> list[Deployment]:
-        """Return the deployments of all projects, sorted by slug."""
         return self._select()
 
     def get(self, deployment_id: str) -> Deployment | None:
@@ -104,10 +102,7 @@ class DeploymentStore:
     # Keys
 
     def add_key(self, deployment_id: str, label: str) -> DeploymentKey:
-        """Create a key and return it with its plaintext.
-
-        Raise `TooManyKeys`, and `LookupError` if the deployment was removed.
-        """
+        """Create a key with its plaintext. Raise `TooManyKeys`; without deployment `LookupError`."""
         plaintext = KEY_PREFIX + secrets.token_urlsafe(32)
         prefix = plaintext[:SHOWN_PREFIX_LENGTH]
         key = DeploymentKey(uuid.uuid4().hex, label, prefix, created_at=now(), plaintext=plaintext)

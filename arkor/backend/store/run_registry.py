@@ -266,10 +266,7 @@ def _is_event_of(job_id: str, line: bytes) -> bool:
 def import_archive(
     home: Path, store: Store, archive: Path, *, scratch: Path, project: Project, org: Org
 ) -> tuple[JobRecord, bool]:
-    """Import the run in a zip, unpacked in `scratch`; return its job and whether it is new.
-
-    Raise `InvalidRunFolder` and `JobIdConflict`, and OSError if the disk is full.
-    """
+    """Unpack a zip in `scratch` and import its run; return its job and whether it is new."""
     try:
         unpack(archive, scratch)
         check_adapters(scratch)

@@ -64,7 +64,6 @@ _JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_k
 
 
 def new_id() -> str:
-    """Return a random id."""
     return uuid.uuid4().hex
 
 
@@ -117,7 +116,6 @@ class Store:
         return token, User(user_id), org
 
     def user(self, token: str) -> User | None:
-        """Return the user with this token."""
         digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
         valid = [row for row in self._rows(query) if hmac.compare_digest(row.hash, digest)]
@@ -187,7 +185,6 @@ class Store:
         return next(iter(self._jobs(jobs.c.project_id == project.id, jobs.c.id == job_id)), None)
 
     def job_of_key(self, project: Project, idempotency_key: str) -> JobRecord | None:
-        """Return the job that was submitted with this key."""
         conditions = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
         return next(iter(self._jobs(*conditions)), None)
 
@@ -212,7 +209,6 @@ class Store:
         return [_job_from_row(row) for row in self._rows(query.limit(newest))]
 
     def job_ids(self) -> set[str]:
-        """Return the ids of all jobs."""
         return {row.id for row in self._rows(select(jobs.c.id))}
 
     def count_unfinished(self) -> int:

@@ -42,11 +42,7 @@ _DISK_ERRORS = {
 
 @define
 class LogRecorder:
-    """The `Recorder` of a worker.
-
-    `resume_point` is the content of the log so far, `estimate` the result of a check of the same
-    configuration.
-    """
+    """The `Recorder` of a worker; `estimate` is from a check of the same configuration."""
 
     _log: LogWriter
     _folder: RunFolder

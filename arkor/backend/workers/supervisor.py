@@ -335,10 +335,7 @@ def _call_later(seconds: float, function: Callable[..., None], *arguments: Any) 
 
 
 def wait_for_exit(worker: Process) -> int:
-    """Wait for a worker, kill the processes of its session, and return its exit code.
-
-    A forked process would keep the lock of the log.
-    """
+    """Wait for a worker, kill its session, which may hold the log's lock; return the exit code."""
     with contextlib.suppress(AttributeError, ChildProcessError, ProcessLookupError, PermissionError):
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the id stays reserved while it is a zombie
         os.killpg(worker.pid, signal.SIGKILL)

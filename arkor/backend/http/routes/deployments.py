@@ -273,10 +273,7 @@ def _key_json(key: DeploymentKey, schema: dict[str, Any]) -> dict[str, Any]:
 def resolve_target(
     state: AppState, project: Project, target: ModelTarget, field: str = "baseModel"
 ) -> tuple[str, str | None]:
-    """Return the base model and the adapter's folder; `field` names the base model in errors.
-
-    Raises a 400 or 404, or `GenerationError`, if they cannot be used.
-    """
+    """Return the base model and the adapter's folder. Raises a 400, 404 or `GenerationError`."""
     if target.adapter is None:
         model = target.base_model or ""
         if state.engine == "trl" and (problem := submission_problem(model, state.home)):
@@ -290,10 +287,7 @@ def resolve_target(
 def _pinned_target(
     state: AppState, project: Project, deployment_id: str, target: Mapping[str, Any] | None
 ) -> Iterator[None]:
-    """Pin the checkpoint of a new target while the deployment is changed; None keeps the target.
-
-    Raises a 400 or 404 if the target cannot be used.
-    """
+    """Pin a new target's checkpoint during a change; None keeps it. Raises a 400 or 404."""
     if target is None:
         yield
         return
