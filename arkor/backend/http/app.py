@@ -28,7 +28,7 @@ from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import InferenceService
-from arkor.backend.preflight.service import CheckService, remove_stale_checks
+from arkor.backend.preflight.service import CheckService
 from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
@@ -86,7 +86,6 @@ def create_app(
         notifier.open()
         state.checkpoint_pins.restore(store.deployments.all())
         supervisor.start()
-        remove_stale_checks(home)
         retention_task = asyncio.create_task(state.conversations.purge_periodically(store.deployments.all))
         yield
         retention_task.cancel()

@@ -88,17 +88,17 @@ _BAD_BODY = {
 }
 
 
-@frozen
+@frozen(kw_only=True)
 class Operation:
     """What a route declares: one method of one path."""
 
     requirements: Requirements
-    body: Schema
-    body_type: str
-    parameters: Sequence[Parameter]
+    body: Schema = None
+    body_type: str = "application/json"
+    parameters: Sequence[Parameter] = ()
     responses: Mapping[int, ResponseSpec]
-    errors: Mapping[int, str]
-    error_schema: Schema
+    errors: Mapping[int, str] = field(factory=dict)
+    error_schema: Schema = ErrorBody
 
 
 class DescribedRoute(Route):
@@ -110,24 +110,12 @@ class DescribedRoute(Route):
 class RouteTable(list[DescribedRoute]):
     """The routes of a module."""
 
-    def add(
-        self,
-        method_and_path: str,
-        requirements: Requirements,
-        *,
-        body: Schema = None,
-        body_type: str = "application/json",
-        parameters: Sequence[Parameter] = (),
-        responses: Mapping[int, ResponseSpec],
-        errors: Mapping[int, str] | None = None,
-        error_schema: Schema = ErrorBody,
-    ) -> Callable[[E], E]:
-        """Register the decorated endpoint; see the head of this file."""
-
+    def add(self, method_and_path: str, requirements: Requirements, **declaration: Any) -> Callable[[E], E]:
+        """Register the decorated endpoint with the other fields of its `Operation`."""
         method, _, path = method_and_path.partition(" ")
+        operation = Operation(requirements=requirements, **declaration)
 
         def register(endpoint: E) -> E:
-            operation = Operation(requirements, body, body_type, parameters, responses, errors or {}, error_schema)
             route = DescribedRoute(path, _handler(endpoint, operation), methods=[method])
             route.operation = operation
             self.append(route)

@@ -37,14 +37,14 @@ EVENTS: Schema = {"description": "Server-sent events."}
 FILE: Schema = {"type": "string", "format": "binary"}
 
 
+def string_schema(description: str, **rules: Any) -> Schema:
+    return {"type": "string", "description": description, **rules}
+
+
 def name_schema(max_length: int) -> Schema:
     """A string that is more than white space; the route strips the white space around it."""
-    return {
-        "type": "string",
-        "maxLength": max_length,
-        "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
-        "description": f"a non-empty string of at most {max_length} characters",
-    }
+    description = f"a non-empty string of at most {max_length} characters"
+    return string_schema(description, maxLength=max_length, pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$")
 
 
 def object_schema(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:

@@ -24,7 +24,7 @@ from attrs import define
 from arkor.backend.compute.child_process import describe_exit, encode_line, start_child
 from arkor.backend.compute.process_tuning import NICENESS
 from arkor.backend.runs.estimate_cache import store_estimate
-from arkor.backend.runs.paths import checks_folder
+from arkor.backend.runs.paths import CHECK_PREFIX, checks_folder
 from arkor.backend.runs.sse import END, PING
 from arkor.backend.workers.supervisor import oom_remedy
 from arkor.protocol.codec import dumps
@@ -109,7 +109,7 @@ class CheckService:
         self._busy, folder = True, None
         try:
             checks_folder(self._home).mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=checks_folder(self._home), prefix=".at-work-"))
+            folder = Path(tempfile.mkdtemp(dir=checks_folder(self._home), prefix=CHECK_PREFIX))
             with (self._home / "checks.log").open("wb") as log:
                 process = await start_child("arkor.backend.preflight.process", self._home, self._engine, log)
         except BaseException:
@@ -205,9 +205,3 @@ def _frame(kind: str, **fields: Any) -> bytes:
 
 def _note_frame(note: str) -> bytes:
     return _frame("check.found", found={"notes": [note]})
-
-
-def remove_stale_checks(home: Path) -> None:
-    """Remove the folders that checks of a killed server have left."""
-    for leftover in checks_folder(home).glob(".at-work-*"):
-        shutil.rmtree(leftover, ignore_errors=True)

@@ -20,6 +20,9 @@ PARTIAL_SUFFIX = ".part"
 #: The suffix of a run's folder that is not complete.
 NEW_SUFFIX = ".new"
 
+#: The prefix of the working folder of a check.
+CHECK_PREFIX = ".at-work-"
+
 #: The size in bytes at which `backend.log` is rotated; the file before it is kept.
 MAX_LOG_BYTES = 5_000_000
 
@@ -34,10 +37,10 @@ def prepare(home: Path) -> None:
 
 
 def remove_leftovers(home: Path) -> None:
-    """Remove the incomplete uploads and run folders of a server that was killed. Raise OSError."""
+    """Remove what a killed server left: uploads, new runs, checks. Raise OSError."""
     for upload in datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"):
         upload.unlink(missing_ok=True)
-    for folder in runs_folder(home).glob(f".*{NEW_SUFFIX}"):
+    for folder in (*runs_folder(home).glob(f".*{NEW_SUFFIX}"), *checks_folder(home).glob(f"{CHECK_PREFIX}*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ from arkor.backend.http.authentication import NOTHING, ORG, TOKEN, bearer_token,
 from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import ApiError, unauthorized
 from arkor.backend.http.openapi import ResponseSpec, RouteTable
-from arkor.backend.http.schema import STRING, array_schema, name_schema, object_schema
+from arkor.backend.http.schema import STRING, array_schema, name_schema, object_schema, string_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.store.schema import AlreadyExists
 from arkor.backend.store.store import OWNER_ID
@@ -36,11 +36,10 @@ _NULL = {"type": "null"}
 _NO_PORTS = {"type": "array", "items": {"type": "integer"}, "maxItems": 0}
 _NO_OAUTH = object_schema(auth0Domain=_NULL, clientId=_NULL, audience=_NULL, callbackPorts=_NO_PORTS)
 
-SLUG = {
-    "type": "string",
-    "pattern": "^[a-z0-9][a-z0-9-]{0,39}$",  # may end with a hyphen, as clients cut folder names to 40 characters
-    "description": "1 to 40 of a-z, 0-9 and -, with no - at the beginning",
-}
+SLUG = string_schema(
+    "1 to 40 of a-z, 0-9 and -, with no - at the beginning",
+    pattern="^[a-z0-9][a-z0-9-]{0,39}$",  # may end with a hyphen, as clients cut folder names to 40 characters
+)
 NEW_PROJECT = object_schema(name=name_schema(255), slug=SLUG)  # 255: a project is named after its folder
 
 routes = RouteTable()

@@ -17,7 +17,7 @@ from arkor.backend.compute.models import submission_problem
 from arkor.backend.http.authentication import PROJECT, deployment_not_found, require_job
 from arkor.backend.http.errors import ApiError, invalid_field
 from arkor.backend.http.openapi import ResponseSpec, RouteTable, id_links
-from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema
+from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema, string_schema
 from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
@@ -60,17 +60,21 @@ _TARGET = any_of(
         ),
     ),
 )
-_SLUG = {
-    "type": "string",
-    "minLength": SLUG_LENGTH[0],
-    "maxLength": SLUG_LENGTH[1],
-    "pattern": "^[a-z0-9][a-z0-9-]*[a-z0-9]$",
-    "description": f"{SLUG_LENGTH[0]} to {SLUG_LENGTH[1]} of a-z, 0-9 and hyphens, with no hyphen first or last",
-}
+_SLUG = string_schema(
+    f"{SLUG_LENGTH[0]} to {SLUG_LENGTH[1]} of a-z, 0-9 and hyphens, with no hyphen first or last",
+    minLength=SLUG_LENGTH[0],
+    maxLength=SLUG_LENGTH[1],
+    pattern="^[a-z0-9][a-z0-9-]*[a-z0-9]$",
+)
 _AUTH_MODE = {"enum": [*AUTH_MODES]}
 _RETENTION_DAYS = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_RETENTION_DAYS}
+_RETENTION = {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS}
+_NEW_RETENTION = {**_RETENTION, "runRetentionMode": {"enum": [*RETENTION_MODES]}}
 
-NEW_DEPLOYMENT = object_schema(
+NEW_DEPLOYMENT = object_schema(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
+DEPLOYMENT_CHANGE = object_schema({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": BOOLEAN, **_NEW_RETENTION})
+
+_DEPLOYMENT = object_schema(
     {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS},
     slug=_SLUG,
     target=_TARGET,
@@ -96,12 +100,8 @@ _LINKS = id_links(
 )
 _MODEL_ERRORS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
-_LABEL = {
-    "type": "string",
-    "minLength": LABEL_LENGTH[0],
-    "maxLength": LABEL_LENGTH[1],
-    "description": f"one line of {LABEL_LENGTH[0]} to {LABEL_LENGTH[1]} visible characters",
-}
+_LABEL_RULE = f"one line of {LABEL_LENGTH[0]} to {LABEL_LENGTH[1]} visible characters"
+_LABEL = string_schema(_LABEL_RULE, minLength=LABEL_LENGTH[0], maxLength=LABEL_LENGTH[1])
 NEW_KEY = object_schema(label=_LABEL)
 _LISTED_KEY = object_schema(
     id=TEXT, label=TEXT, prefix=TEXT, enabled=BOOLEAN, createdAt=TEXT, lastUsedAt={"type": ["string", "null"]}
@@ -191,8 +191,7 @@ def _json(deployment: Deployment) -> dict[str, Any]:
 
 def _parse_change(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
     """Return the fields that the body sets, by their Python names; a new one has no `current`."""
-    names = {"authMode": "auth_mode", "enabled": "enabled"}
-    change = {name: body[wire_name] for wire_name, name in names.items() if wire_name in body}
+    change = {name: body[camel_case(name)] for name in ("auth_mode", "enabled") if camel_case(name) in body}
     if "target" in body:
         change["target"] = ModelTarget.parse(body["target"], reject_unknown=True).to_wire()
     if current is None or {"runRetentionMode", "runRetentionDays"} & body.keys():
@@ -237,7 +236,7 @@ def create_key(state: AppState, project: Project, deployment: Deployment, body: 
     """Create a key."""
     label = body["label"].strip()
     if not label.isprintable():
-        raise invalid_field("label", f"must be {_LABEL['description']}")
+        raise invalid_field("label", f"must be {_LABEL_RULE}")
     try:
         key = state.store.deployments.add_key(deployment.id, label)
     except TooManyKeys:

@@ -18,7 +18,7 @@ from arkor.backend.http.body import save_body
 from arkor.backend.http.errors import ApiError
 from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.jobs import JOB, job_json
-from arkor.backend.http.schema import FILE, STRING, TEXT, Parameter, object_schema
+from arkor.backend.http.schema import FILE, STRING, TEXT, Parameter, object_schema, string_schema
 from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import NEW_SUFFIX, PARTIAL_SUFFIX, datasets_folder, run_folder, runs_folder
 from arkor.backend.store.run_registry import InvalidRunFolder, JobIdConflict, import_archive
@@ -32,12 +32,11 @@ UPLOAD_LIMIT, IMPORT_LIMIT = 8 * 1024**3, 16 * 1024**3
 
 FILENAME = Parameter(
     "filename",
-    {
-        "type": "string",
-        "maxLength": 255,
-        "pattern": r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$",
-        "description": "the name of the file without its folder, at most 255 characters",
-    },
+    string_schema(
+        "the name of the file without its folder, at most 255 characters",
+        maxLength=255,
+        pattern=r"^[^/\\\u0000]*[^\s./\\\u0000][^/\\\u0000]*$",
+    ),
     "The name of the file, without its folder.",
     required=True,
 )
