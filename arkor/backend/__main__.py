@@ -90,10 +90,7 @@ def main() -> int:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process without the interpreter's shutdown, which takes longer than everything else.
-
-    Non-daemon threads are joined, and the standard streams flushed.
-    """
+    """End the process without the interpreter's slow shutdown: join threads, flush streams."""
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
             thread.join()

@@ -16,9 +16,16 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from arkor.backend.compute.models import INSTALL_STARTER, submission_problem
-from arkor.backend.runs import paths
 from arkor.backend.runs.event_log import LogCorrupted, read_status
-from arkor.backend.runs.paths import RunFolder, database_file, run_folder, run_ids, runs_folder
+from arkor.backend.runs.paths import (
+    RunFolder,
+    database_file,
+    leftovers,
+    models_folder,
+    run_folder,
+    run_ids,
+    runs_folder,
+)
 from arkor.backend.store.run_registry import InvalidRunFolder, read_manifest
 from arkor.backend.store.schema import SCHEMA_VERSION, recovery_advice
 from arkor.files import is_locked
@@ -115,16 +122,13 @@ def _invalid_reason(folder: RunFolder) -> str | None:
 
 def check_leftovers(home: Path) -> Iterator[Diagnostic]:
     """Report files that a killed backend or worker has left, and kept copies of older databases."""
-    leftovers = [
-        *paths.datasets_folder(home).glob(f"*{paths.PARTIAL_SUFFIX}"),
-        *runs_folder(home).glob(f".*{paths.NEW_SUFFIX}"),
-    ]
+    found = leftovers(home)
     for name in run_ids(home):
         folder = run_folder(home, name)
         if (folder.pid.exists() or folder.secret.exists()) and not is_locked(folder.events):
-            leftovers += [folder.pid, *folder.path.glob(".*"), *folder.checkpoints.glob(".*")]
-    if leftovers:
-        sentence = f"{_count(leftovers, 'file')} of killed processes ({_size(leftovers)}), such as {leftovers[0]}"
+            found += [folder.pid, *folder.path.glob(".*"), *folder.checkpoints.glob(".*")]
+    if found:
+        sentence = f"{_count(found, 'file')} of killed processes ({_size(found)}), such as {found[0]}"
         yield warning("leftovers", sentence, "the next backend removes them; `arkor jobs` starts one")
     kept = [*home.glob(f"{database_file(home).name}.aside-*"), *home.glob(f"{database_file(home).name}.v*.bak")]
     if kept:
@@ -144,8 +148,8 @@ def _size(paths: list[Path]) -> str:
 
 
 def check_starter(home: Path) -> Iterator[Diagnostic]:
-    if (paths.models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
-        yield ok("model cache", f"{STARTER_MODEL} is converted, in {paths.models_folder(home)}")
+    if (models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
+        yield ok("model cache", f"{STARTER_MODEL} is converted, in {models_folder(home)}")
     elif submission_problem(STARTER_MODEL, home):
         remedy = f"{INSTALL_STARTER} (not needed for other models)"
         yield warning("model cache", f"the weights of {STARTER_MODEL} are not installed", remedy)

@@ -19,14 +19,20 @@ from arkor.protocol.model_target import ModelTarget
 AUTH_MODES = ("none", "fixed_api_key")
 RETENTION_MODES = ("unlimited", "disabled", "days")
 
-#: The shortest and the longest slug, and label of a key, in characters.
-SLUG_LENGTH = (2, 50)
+#: The rule of a slug as JSON Schema; the `description` completes "must be …".
+SLUG: Mapping[str, Any] = {
+    "type": "string",
+    "minLength": 2,
+    "maxLength": 50,
+    "pattern": "^[a-z0-9][a-z0-9-]*[a-z0-9]$",
+    "description": "2 to 50 of a-z, 0-9 and hyphens, with no hyphen first or last",
+}
+
+#: The shortest and the longest label of a key, in characters.
 LABEL_LENGTH = (1, 80)
 
 #: The longest retention period of conversations: a century.
 MAX_RETENTION_DAYS = 36_500
-
-_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*[a-z0-9]")
 
 
 def _str_or_none(value: Any) -> str | None:
@@ -78,10 +84,8 @@ class DeploymentKey:
 
 def check_slug(slug: Any) -> None:
     """Require lower-case letters, digits, and hyphens between them."""
-    shortest, longest = SLUG_LENGTH
-    if not isinstance(slug, str) or not shortest <= len(slug) <= longest or not _SLUG.fullmatch(slug):
-        problem = f"must be {shortest} to {longest} of a-z, 0-9 and hyphens, with no hyphen first or last"
-        raise InvalidConfig("slug", f"{problem}; not {quote(slug)}")
+    if not isinstance(slug, str) or len(slug) > SLUG["maxLength"] or not re.fullmatch(SLUG["pattern"], slug):
+        raise InvalidConfig("slug", f"must be {SLUG['description']}; not {quote(slug)}")
 
 
 def check_auth_mode(mode: Any) -> None:

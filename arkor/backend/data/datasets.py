@@ -189,8 +189,8 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
             if len(faults) < max_faults:
                 faults.append(f"{record.place}: {fault}")
             continue
-        if not rows:
-            notes = _notes(record.value, known_format)
+        if not rows and (ignored := ignored_fields(record.value, known_format)):
+            notes = (f"Rows are read as {known_format}; these fields are ignored: {', '.join(ignored[:8])}",)
         rows.append(row)
         format_name = known_format
     if faults:
@@ -204,14 +204,6 @@ def _fault_report(name: str, faults: list[str], count: int) -> str:
     omitted = count - len(faults)
     heading = f"{name} has {count} bad {'row' if count == 1 else 'rows'}; nothing was trained:"
     return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {omitted} more"] if omitted else [])])
-
-
-def _notes(record: Any, format_name: str) -> tuple[str, ...]:
-    ignored = ignored_fields(record, format_name) if isinstance(record, Mapping) else []
-    if not ignored:
-        return ()
-    listed = ", ".join(ignored[:8])
-    return (f"Rows are read as {format_name}; these fields are ignored: {listed}",)
 
 
 # Sources

@@ -111,22 +111,19 @@ def _detect_kind(head: bytes, name: str) -> str:
         raise DataError(f"{name} is not a Parquet file, although its name ends like one.")
     if ending in _KINDS:
         return _KINDS[ending]
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first == b"{" and not _looks_like_wrapped_array(head) and _is_json(head.lstrip().split(b"\n")[0]):
+    content = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_wrapped_array = re.match(rb'\{\s*"data"\s*:\s*\[', content) is not None
+    if content.startswith(b"{") and not is_wrapped_array and _is_json(content.split(b"\n")[0]):
         return "jsonl"
-    return "json" if first in (b"[", b"{") or ending == "json" else "csv"
+    return "json" if content.startswith((b"[", b"{")) or ending == "json" else "csv"
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        json.loads(line)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _looks_like_wrapped_array(head: bytes) -> bool:
-    return re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"data"\s*:\s*\[', head) is not None
 
 
 def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:

@@ -28,7 +28,7 @@ from arkor.backend.compute.device import choose_device
 from arkor.backend.compute.process_tuning import NICENESS, prefer_oom_kill, prepare_to_compute
 from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
-from arkor.backend.engine.interface import Run, RunError
+from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.preflight.data_report import data_problems, length_stats, preview_rows, row_counts
 from arkor.backend.training import trl_engine
 from arkor.backend.workers.scripted_engine import ScriptedEngine
@@ -63,7 +63,7 @@ def run_check(request: dict[str, Any], home: Path, engine: str, emit: Emit) -> N
 
 
 @frozen
-class _PreparationRecorder:
+class _PreparationRecorder(Recorder):
     """A recorder that passes on `preparing` messages and drops everything else."""
 
     emit: Emit
@@ -71,18 +71,6 @@ class _PreparationRecorder:
 
     def preparing(self, message: str) -> None:
         self.emit({"progress": message})
-
-    def started(self, total_steps: int) -> None:
-        """Do nothing."""
-
-    def log(self, step: int, **metrics: float | None) -> None:
-        """Do nothing."""
-
-    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Do nothing."""
-
-    def final(self, write: Callable[[Path], None]) -> None:
-        """Do nothing."""
 
 
 def _check(run: Run, emit: Emit, *, busy: bool) -> None:

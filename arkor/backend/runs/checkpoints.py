@@ -205,7 +205,9 @@ class CheckpointPins:
                 to_remove = old
             finally:
                 if to_remove is not None and old != new:
-                    _remove(to_remove)
+                    with contextlib.suppress(OSError):  # a pin that remains costs only the space of a checkpoint
+                        to_remove.unlink()
+                    remove_expired(RunFolder(to_remove.parent.parent))
 
     def restore(self, deployments: Iterable[Deployment]) -> None:
         """Create the pins that an older version of arkor did not make, or a user deleted."""
@@ -227,9 +229,3 @@ class CheckpointPins:
 def _create(pin: Path) -> None:
     pin.parent.mkdir(mode=0o700, exist_ok=True)
     pin.touch(mode=0o600)
-
-
-def _remove(pin: Path) -> None:
-    with contextlib.suppress(OSError):  # a pin that cannot be removed costs only the space of a checkpoint
-        pin.unlink()
-    remove_expired(RunFolder(pin.parent.parent))

@@ -60,10 +60,7 @@ class WatchedLog:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def chunk(self, after: int) -> Chunk | None:
-        """Return the chunk after an id, or None if there was nothing at the last check.
-
-        The latest chunks are cached: most followers are at the end, or started together.
-        """
+        """Return the chunk after an id, if any; the latest are cached for other followers."""
         if after >= self._snapshot[0]:
             return None
         chunk = self._chunks.pop(after, None) or self._read(after)

@@ -36,12 +36,16 @@ def prepare(home: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def leftovers(home: Path) -> list[Path]:
+    """Return the incomplete uploads, the new run folders and the checks of a killed server."""
+    folders = (*runs_folder(home).glob(f".*{NEW_SUFFIX}"), *checks_folder(home).glob(f"{CHECK_PREFIX}*"))
+    return [*datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"), *folders]
+
+
 def remove_leftovers(home: Path) -> None:
-    """Remove what a killed server left: uploads, new runs, checks. Raise OSError."""
-    for upload in datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"):
-        upload.unlink(missing_ok=True)
-    for folder in (*runs_folder(home).glob(f".*{NEW_SUFFIX}"), *checks_folder(home).glob(f"{CHECK_PREFIX}*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what a killed server has left. Raise OSError."""
+    for path in leftovers(home):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def rotate_log(home: Path) -> None:

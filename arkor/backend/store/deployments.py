@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Engine, Row, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from arkor.backend.store.schema import AlreadyExists, deployments
+from arkor.backend.store.schema import AlreadyExists, Tables, deployments
 from arkor.backend.store.schema import deployment_keys as keys
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.events import now
@@ -47,11 +47,11 @@ def hash_key(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode("utf-8", "replace")).hexdigest()
 
 
-class DeploymentStore:
+class DeploymentStore(Tables):
     """The deployments of a backend. Methods are thread-safe and raise SQLAlchemy's errors."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._last_used: dict[str, str] = {}
         self._last_written: dict[str, str] = {}
         self._usage_lock = threading.Lock()
@@ -61,8 +61,7 @@ class DeploymentStore:
     def add(self, deployment: Deployment) -> None:
         """Add a deployment. Raise `AlreadyExists` if another of this backend has its slug."""
         try:
-            with self._engine.begin() as connection:
-                connection.execute(deployments.insert().values(_row_values(deployment)))
+            self._write(deployments.insert().values(_row_values(deployment)))
         except IntegrityError as error:
             raise AlreadyExists(deployment.slug) from error
 
@@ -80,17 +79,15 @@ class DeploymentStore:
         return next(iter(self._select(deployments.c.slug == slug)), None)
 
     def _select(self, *conditions: Any) -> list[Deployment]:
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(deployments).where(*conditions).order_by(deployments.c.slug)).all()
-        return [_deployment_from_row(row) for row in rows]
+        query = select(deployments).where(*conditions).order_by(deployments.c.slug)
+        return [_deployment_from_row(row) for row in self._rows(query)]
 
     def replace(self, deployment_id: str, change: Mapping[str, Any]) -> Deployment | None:
         """Set fields by their Python names; return the deployment, or None if it is gone."""
         values = {**change, **({"target": json.dumps(change["target"])} if "target" in change else {})}
         if values:
-            with self._engine.begin() as connection:
-                query = deployments.update().where(deployments.c.id == deployment_id)
-                connection.execute(query.values(**values, updated_at=now()))
+            query = deployments.update().where(deployments.c.id == deployment_id)
+            self._write(query.values(**values, updated_at=now()))
         return self.get(deployment_id)
 
     def remove(self, deployment_id: str) -> None:
@@ -121,22 +118,18 @@ class DeploymentStore:
     def keys_of(self, deployment_id: str) -> list[DeploymentKey]:
         """Return all keys in order of creation, including revoked ones, without their plaintext."""
         query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [self._key_from_row(row) for row in rows]
+        return [self._key_from_row(row) for row in self._rows(query)]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
         """Disable a key, even again; return False if the deployment has no such key."""
         condition = (keys.c.deployment_id == deployment_id, keys.c.id == key_id)
-        with self._engine.begin() as connection:
-            return bool(connection.execute(keys.update().where(*condition).values(enabled=False)).rowcount)
+        return bool(self._write(keys.update().where(*condition).values(enabled=False)))
 
     def verify_key(self, deployment_id: str, plaintext: str) -> str | None:
         """Return the id of an active key and record its use, or None if it is not valid."""
         digest = hash_key(plaintext)
         query = select(keys.c.id, keys.c.hash).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows = self._rows(query)
         matching = [row.id for row in rows if hmac.compare_digest(row.hash, digest)]  # all of them, in constant time
         if not matching:
             return None
@@ -165,8 +158,7 @@ class DeploymentStore:
 
     def _write_use(self, key_id: str, at: str) -> None:
         try:
-            with self._engine.begin() as connection:
-                connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
+            self._write(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
         except DBAPIError as error:  # the request itself can still be served
             logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
 

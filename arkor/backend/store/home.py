@@ -17,11 +17,7 @@ from arkor.files import Lock, write_atomically
 
 @contextmanager
 def locked_home(home: Path) -> Iterator[None]:
-    """Create the folders of a home and hold its lock during the block.
-
-    Raise `StartupError` if another server holds it, and for errors of the disk and the database in
-    the block.
-    """
+    """Create a home's folders and hold its lock in the block. Raise `StartupError`."""
     lock = Lock(home / "backend.lock")
     with _as_startup_errors(home):
         prepare(home)

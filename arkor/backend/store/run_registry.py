@@ -130,11 +130,7 @@ def _slug_and_name(value: Any, slug: str, name: str) -> tuple[str, str]:
 
 
 def register_orphans(home: Path, store: Store) -> list[str]:
-    """Add a row for every run folder without one; return their ids.
-
-    A server that was killed between creating a folder and its row leaves an orphan; in a new
-    database every run is one.
-    """
+    """Add rows for the runs without one, as after a kill or a rebuild; return their ids."""
     known = store.job_ids()
     orphans = []
     for job_id in run_ids(home):
@@ -200,11 +196,7 @@ def quarantine(home: Path) -> Path | None:
 
 
 def import_run(home: Path, store: Store, source: Path, project: Project, org: Org) -> JobRecord:
-    """Copy a run's folder into this home and add a row for it in `project`.
-
-    A run that had not ended when it was copied is marked as failed. Raise `InvalidRunFolder` and
-    OSError.
-    """
+    """Copy a run's folder here, as failed if it had not ended. Raise `InvalidRunFolder`."""
     folder = RunFolder(source)
     run_manifest = read_manifest(folder)
     _check_importable(folder, run_manifest.job.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,22 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 
 
+class Tables:
+    """Runs queries, each in a transaction of its own. Methods raise SQLAlchemy's errors."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def _rows(self, query: Any) -> Sequence[sa.Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def _write(self, statement: Any) -> int:
+        """Return the number of rows that were changed."""
+        with self._engine.begin() as connection:
+            return connection.execute(statement).rowcount
+
+
 class StartupError(StructuredError):
     """The backend cannot start; its process ends with `exit_code`."""
 
@@ -167,10 +184,7 @@ def recovery_advice(path: Path) -> str:
 
 
 def prepare_database(engine: sa.Engine, path: Path) -> None:
-    """Create the tables of an empty database, or migrate a database of an older version.
-
-    Raise `StartupError` for a damaged, foreign or newer database, and SQLAlchemy's errors.
-    """
+    """Create the tables, or migrate those of an older version. Raise `StartupError`."""
     with engine.begin() as connection:
         if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
             problem = f"{path} is damaged ({str(fault).splitlines()[-1]})"

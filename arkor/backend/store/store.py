@@ -11,7 +11,7 @@ import json
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from arkor.backend.store.schema import (
     UNFINISHED,
     AlreadyExists,
     StartupError,
+    Tables,
     datasets,
     enable_explicit_transactions,
     jobs,
@@ -71,12 +72,12 @@ def new_token() -> str:
     return f"arkor_{secrets.token_urlsafe(32)}"
 
 
-class Store:
+class Store(Tables):
     """The database of the server. Methods are thread-safe; opening it raises `StartupError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engine = create_engine(URL.create("sqlite", database=str(path)))
+        super().__init__(create_engine(URL.create("sqlite", database=str(path))))
         self.deployments = DeploymentStore(self._engine)
         enable_explicit_transactions(self._engine)
         try:
@@ -91,10 +92,6 @@ class Store:
     def close(self) -> None:
         self.deployments.flush()
         self._engine.dispose()
-
-    def _rows(self, query: Any) -> Sequence[Row[Any]]:
-        with self._engine.connect() as connection:
-            return connection.execute(query).all()
 
     # Users
 
@@ -144,9 +141,7 @@ class Store:
         """Add a project. Raise `AlreadyExists` if the org has a project with this slug."""
         project = Project(new_id(), slug, name, org.id)
         try:
-            with self._engine.begin() as connection:
-                values = {"id": project.id, "org_id": org.id, "slug": slug, "name": name}
-                connection.execute(projects.insert().values(values))
+            self._write(projects.insert().values(id=project.id, org_id=org.id, slug=slug, name=name))
         except IntegrityError as error:
             raise AlreadyExists(slug) from error
         return project
@@ -176,8 +171,7 @@ class Store:
             "idempotency_key": idempotency_key,
         }
         try:
-            with self._engine.begin() as connection:
-                connection.execute(jobs.insert().values(values))
+            self._write(jobs.insert().values(values))
         except IntegrityError as error:
             raise AlreadyExists(idempotency_key) from error
 
@@ -212,25 +206,22 @@ class Store:
         return {row.id for row in self._rows(select(jobs.c.id))}
 
     def count_unfinished(self) -> int:
-        with self._engine.connect() as connection:
-            return connection.scalar(select(func.count()).select_from(jobs).where(UNFINISHED)) or 0
+        return int(self._rows(select(func.count()).select_from(jobs).where(UNFINISHED))[0][0])
 
     def update_job(self, job_id: str, **values: str | None) -> None:
         """Set `status`, `error`, `started_at`, `completed_at` or `cancel_requested_at`."""
-        with self._engine.begin() as connection:
-            connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+        self._write(jobs.update().where(jobs.c.id == job_id).values(**values))
 
     def cancel_requested(self, job_id: str) -> bool:
-        with self._engine.connect() as connection:
-            return connection.scalar(select(jobs.c.cancel_requested_at).where(jobs.c.id == job_id)) is not None
+        query = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.cancel_requested_at.is_not(None))
+        return bool(self._rows(query))
 
     # Uploaded files
 
     def add_dataset(self, project: Project, digest: str, filename: str, size: int) -> None:
         """Add an uploaded file of `size` bytes; adding it again has no effect."""
         row = {"project_id": project.id, "id": digest, "filename": filename, "bytes": size, "created_at": now()}
-        with self._engine.begin() as connection:
-            connection.execute(insert_or(datasets).values(row).on_conflict_do_nothing())
+        self._write(insert_or(datasets).values(row).on_conflict_do_nothing())
 
     def has_dataset(self, project: Project, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)

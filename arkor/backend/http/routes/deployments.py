@@ -32,7 +32,7 @@ from arkor.protocol.deployments import (
     LABEL_LENGTH,
     MAX_RETENTION_DAYS,
     RETENTION_MODES,
-    SLUG_LENGTH,
+    SLUG,
     Deployment,
     DeploymentKey,
 )
@@ -60,35 +60,13 @@ _TARGET = any_of(
         ),
     ),
 )
-_SLUG = string_schema(
-    f"{SLUG_LENGTH[0]} to {SLUG_LENGTH[1]} of a-z, 0-9 and hyphens, with no hyphen first or last",
-    minLength=SLUG_LENGTH[0],
-    maxLength=SLUG_LENGTH[1],
-    pattern="^[a-z0-9][a-z0-9-]*[a-z0-9]$",
-)
 _AUTH_MODE = {"enum": [*AUTH_MODES]}
 _RETENTION_DAYS = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_RETENTION_DAYS}
 _RETENTION = {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS}
 _NEW_RETENTION = {**_RETENTION, "runRetentionMode": {"enum": [*RETENTION_MODES]}}
 
-NEW_DEPLOYMENT = object_schema(_RETENTION, slug=_SLUG, target=_TARGET, authMode=_AUTH_MODE)
+NEW_DEPLOYMENT = object_schema(_RETENTION, slug=SLUG, target=_TARGET, authMode=_AUTH_MODE)
 DEPLOYMENT_CHANGE = object_schema({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": BOOLEAN, **_NEW_RETENTION})
-
-_DEPLOYMENT = object_schema(
-    {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS},
-    slug=_SLUG,
-    target=_TARGET,
-    authMode=_AUTH_MODE,
-)
-DEPLOYMENT_CHANGE = object_schema(
-    {
-        "target": _TARGET,
-        "authMode": _AUTH_MODE,
-        "enabled": BOOLEAN,
-        "runRetentionMode": {"enum": [*RETENTION_MODES]},
-        "runRetentionDays": _RETENTION_DAYS,
-    }
-)
 
 _DEPLOYMENT = object_schema(deployment=Deployment)
 _LINKS = id_links(
