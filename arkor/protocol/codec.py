@@ -100,3 +100,8 @@ def nested_list(cls: Any) -> Any:
 def dumps(value: Any) -> str:
     """Encode as strict JSON on one line. Raises ValueError for NaN and infinity."""
     return _ENCODER.encode(value)
+
+
+def reject_constant(name: str) -> Any:
+    """Refuse NaN and infinity, as the `parse_constant` of a strict JSON decoder."""
+    raise ValueError(f"{name} is not a JSON number")

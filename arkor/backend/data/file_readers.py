@@ -175,10 +175,7 @@ def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     text = _decode(raw, name)
     del raw
     start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
-    if start is None:
-        yield from _json_single(text, name)
-        return
-    yield from _array(text, start.end(), name)
+    yield from _array(text, start.end(), name) if start else _json_single(text, name)
 
 
 def _json_single(text: str, name: str) -> Iterator[Record]:

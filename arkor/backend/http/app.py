@@ -35,7 +35,7 @@ from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.paths import database_file, notifier_file
 from arkor.backend.store.conversations import ConversationStore
 from arkor.backend.store.schema import recovery_advice
-from arkor.backend.store.store import Store, is_busy, is_corrupted, is_disk_error
+from arkor.backend.store.store import Store, database_problem
 from arkor.backend.workers.supervisor import Supervisor
 from arkor.errors import InvalidConfig
 from arkor.files import DISK_ERRORS
@@ -145,12 +145,13 @@ def _disk_error(request: Request, error: Any) -> Response:
 def _database_error(request: Request, error: Any) -> Response:
     """Answer errors of the database that the operator can fix: full disk, lock, damaged file."""
     path = database_file(app_state(request).home)
-    if is_disk_error(error):
+    kind = database_problem(error)
+    if kind == "disk":
         return _no_space(f"{path} cannot be written: {error.orig}.", "Free some space and try again.")
-    if is_busy(error):
+    if kind == "busy":
         problem, remedy = f"{path} is in use by another program.", "Close that and try again."
         return ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON).response()
-    if is_corrupted(error):
+    if kind == "damaged":
         remedy = f"Stop the backend, then {recovery_advice(path)}"
         return ApiError(500, f"{path} is damaged: {error.orig}.", "damaged", remedy=remedy).response()
     raise error

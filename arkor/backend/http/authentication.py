@@ -62,8 +62,10 @@ def authorize(request: Request, requirements: Requirements, names: Container[str
 
 def require_user(request: Request) -> User:
     """Return the user of the bearer token. Raises a 401."""
-    token = bearer_token(request)
-    user = _authenticate(app_state(request), token) if token else None
+    state, token = app_state(request), bearer_token(request) or ""
+    if state.operator_token and hmac.compare_digest(state.operator_token.encode(), token.encode("utf-8", "replace")):
+        return User(OWNER_ID)  # as long as this server runs; the token is not stored
+    user = state.store.user(token) if token else None
     if user is None:
         raise unauthorized("A valid token is required.", "unauthorized", "Send it as Authorization: Bearer <token>.")
     return user
@@ -74,13 +76,6 @@ def bearer_token(request: Request) -> str | None:
     given = request.headers.getlist("authorization")
     kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     return token.strip() or None if kind.lower() == "bearer" else None
-
-
-def _authenticate(state: AppState, token: str) -> User | None:
-    """The operator's token is the owner's while this server runs; it is not stored."""
-    if state.operator_token and hmac.compare_digest(state.operator_token.encode(), token.encode("utf-8", "replace")):
-        return User(OWNER_ID)
-    return state.store.user(token)
 
 
 def require_job(state: AppState, project: Project, job_id: str) -> JobRecord:

@@ -230,31 +230,25 @@ class Store(Tables):
 
 def _opening_advice(path: Path, error: DBAPIError) -> str:
     """Return what to do about a database that cannot be opened, as a `remedy`."""
-    if is_disk_error(error):
+    if database_problem(error) == "disk":
         return "free some space or fix its permissions, and try again."
     if isinstance(error.orig, sqlite3.DatabaseError) and path.exists():
         return recovery_advice(path)
     return "fix the cause and try again."
 
 
-def is_disk_error(error: DBAPIError) -> bool:
-    """Return whether the database cannot be written because of missing space or permissions."""
-    return _mentions(error, "full", "ioerr", "readonly", "cantopen", "i/o")
+#: Problem → parts of the names of SQLite's errors.
+_DATABASE_PROBLEMS = {
+    "disk": ("full", "ioerr", "readonly", "cantopen", "i/o"),
+    "busy": ("busy", "locked"),
+    "damaged": ("corrupt", "notadb"),
+}
 
 
-def is_busy(error: DBAPIError) -> bool:
-    """Return whether another program locked the database for longer than the timeout."""
-    return _mentions(error, "busy", "locked")
-
-
-def is_corrupted(error: DBAPIError) -> bool:
-    """Return whether the file is damaged or not a database."""
-    return _mentions(error, "corrupt", "notadb")
-
-
-def _mentions(error: DBAPIError, *markers: str) -> bool:
-    name = getattr(error.orig, "sqlite_errorname", "") or str(error.orig)
-    return any(marker in name.lower() for marker in markers)
+def database_problem(error: DBAPIError) -> str | None:
+    """Return "disk" for space or permissions, "busy" for a lock, "damaged", or None."""
+    name = (getattr(error.orig, "sqlite_errorname", "") or str(error.orig)).lower()
+    return next((key for key, parts in _DATABASE_PROBLEMS.items() if any(part in name for part in parts)), None)
 
 
 def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:

@@ -31,7 +31,7 @@ from arkor.backend.runs.event_log import LogCorrupted, LogStatus, LogWriter, rea
 from arkor.backend.runs.log_notifier import notify
 from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, notifier_file, run_folder, run_ids
-from arkor.backend.store.store import JobRecord, Store, is_disk_error
+from arkor.backend.store.store import JobRecord, Store, database_problem
 from arkor.backend.workers.signals import HEARTBEAT_SECONDS, HeartbeatMonitor
 from arkor.backend.workers.worker import EXIT_LOG_HELD
 from arkor.files import is_locked
@@ -143,7 +143,7 @@ class Supervisor:
         try:
             self._store.update_job(job.id, cancel_requested_at=now())
         except DBAPIError as error:
-            if not is_disk_error(error):
+            if database_problem(error) != "disk":
                 raise
             logger.warning("The cancellation of run %s could not be recorded: %s", job.id, error.orig)
 
@@ -155,7 +155,9 @@ class Supervisor:
             with self._retrying("The queue could not be read"):
                 with self._changed:
                     for job in select_jobs():
-                        self._adopt(job)
+                        self._active[job.id] = ActiveRun()
+                        name = f"run {job.id}"
+                        threading.Thread(target=self._supervise, args=(job,), name=name, daemon=True).start()
                     if select_jobs == self._next_jobs:
                         self._changed.wait(HEARTBEAT_SECONDS if self._active else None)
                     select_jobs = self._next_jobs
@@ -172,10 +174,6 @@ class Supervisor:
         except Exception:
             logger.exception("%s; trying again", problem)
             time.sleep(RETRY_SECONDS)
-
-    def _adopt(self, job: JobRecord) -> None:
-        self._active[job.id] = ActiveRun()
-        threading.Thread(target=self._supervise, args=(job,), name=f"run {job.id}", daemon=True).start()
 
     def _abandoned(self) -> list[JobRecord]:
         """Return the unfinished runs that do not wait for a worker; they are adopted at once."""
