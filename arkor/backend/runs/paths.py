@@ -14,14 +14,8 @@ from attrs import frozen
 from arkor.files import fsync_path, write_atomically
 from arkor.protocol.jobs import Artifact
 
-#: The suffix of an upload that is not complete.
-PARTIAL_SUFFIX = ".part"
-
-#: The suffix of a run's folder that is not complete.
-NEW_SUFFIX = ".new"
-
-#: The prefix of the working folder of a check.
-CHECK_PREFIX = ".at-work-"
+#: Parts of names: of an incomplete upload, an incomplete run folder, the working folder of a check.
+PARTIAL_SUFFIX, NEW_SUFFIX, CHECK_PREFIX = ".part", ".new", ".at-work-"
 
 #: The size in bytes at which `backend.log` is rotated; the file before it is kept.
 MAX_LOG_BYTES = 5_000_000

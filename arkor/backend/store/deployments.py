@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, select
+from attrs import evolve
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from arkor.backend.store.schema import AlreadyExists, Tables, deployments
@@ -61,7 +62,8 @@ class DeploymentStore(Tables):
     def add(self, deployment: Deployment) -> None:
         """Add a deployment. Raise `AlreadyExists` if another of this backend has its slug."""
         try:
-            self._write(deployments.insert().values(_row_values(deployment)))
+            fields = {column.name: getattr(deployment, column.name) for column in deployments.c}
+            self._write(deployments.insert().values({**fields, "target": json.dumps(deployment.target)}))
         except IntegrityError as error:
             raise AlreadyExists(deployment.slug) from error
 
@@ -80,7 +82,7 @@ class DeploymentStore(Tables):
 
     def _select(self, *conditions: Any) -> list[Deployment]:
         query = select(deployments).where(*conditions).order_by(deployments.c.slug)
-        return [_deployment_from_row(row) for row in self._rows(query)]
+        return [Deployment(**{**row._mapping, "target": json.loads(row.target)}) for row in self._rows(query)]
 
     def replace(self, deployment_id: str, change: Mapping[str, Any]) -> Deployment | None:
         """Set fields by their Python names; return the deployment, or None if it is gone."""
@@ -117,8 +119,10 @@ class DeploymentStore(Tables):
 
     def keys_of(self, deployment_id: str) -> list[DeploymentKey]:
         """Return all keys in order of creation, including revoked ones, without their plaintext."""
-        query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
-        return [self._key_from_row(row) for row in self._rows(query)]
+        columns = (keys.c.id, keys.c.label, keys.c.prefix, keys.c.enabled, keys.c.created_at, keys.c.last_used_at)
+        query = select(*columns).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
+        found = [DeploymentKey(*row) for row in self._rows(query)]
+        return [evolve(key, last_used_at=self._last_used.get(key.id, key.last_used_at)) for key in found]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
         """Disable a key, even again; return False if the deployment has no such key."""
@@ -161,17 +165,3 @@ class DeploymentStore(Tables):
             self._write(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
         except DBAPIError as error:  # the request itself can still be served
             logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
-
-    def _key_from_row(self, row: Row[Any]) -> DeploymentKey:
-        last_used = self._last_used.get(row.id, row.last_used_at)
-        return DeploymentKey(row.id, row.label, row.prefix, row.enabled, row.created_at, last_used)
-
-
-def _row_values(deployment: Deployment) -> dict[str, Any]:
-    fields = {column.name: getattr(deployment, column.name) for column in deployments.c}
-    return {**fields, "target": json.dumps(deployment.target)}
-
-
-def _deployment_from_row(row: Row[Any]) -> Deployment:
-    values = dict(row._mapping)
-    return Deployment(**{**values, "target": json.loads(values["target"])})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import asdict, frozen
-from sqlalchemy import URL, Connection, Row, create_engine, func, select
+from sqlalchemy import URL, Connection, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -200,7 +200,10 @@ class Store(Tables):
     def _jobs(self, *conditions: Any, newest: int | None = None) -> list[JobRecord]:
         """Return jobs in order of submission, or the `newest` ones in reverse order."""
         query = select(*_JOB).where(*conditions).order_by(jobs.c.seq if newest is None else jobs.c.seq.desc())
-        return [_job_from_row(row) for row in self._rows(query.limit(newest))]
+        return [
+            JobRecord(**{**row._mapping, "status": JobStatus(row.status), "config": json.loads(row.config)})
+            for row in self._rows(query.limit(newest))
+        ]
 
     def job_ids(self) -> set[str]:
         return {row.id for row in self._rows(select(jobs.c.id))}
@@ -256,8 +259,3 @@ def _add_identity(connection: Connection, user_id: str, slug: str, name: str) ->
     connection.execute(users.insert().values(id=user_id, created_at=now()))
     connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
     return org
-
-
-def _job_from_row(row: Row[Any]) -> JobRecord:
-    values = dict(row._mapping)
-    return JobRecord(**{**values, "status": JobStatus(values["status"]), "config": json.loads(values["config"])})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ from arkor.backend.http.schema import FILE, STRING, TEXT, Parameter, object_sche
 from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import NEW_SUFFIX, PARTIAL_SUFFIX, datasets_folder, run_folder, runs_folder
 from arkor.backend.store.run_registry import InvalidRunFolder, JobIdConflict, import_archive
-from arkor.backend.store.store import JobRecord
+from arkor.backend.store.store import JobRecord, new_id
 from arkor.errors import InvalidConfig
 from arkor.protocol.accounts import Org, Project
 from arkor.protocol.run_archive import archived_files, pack
@@ -71,10 +70,7 @@ async def upload(request: Request, state: AppState, project: Project) -> Respons
 
 async def _receive(request: Request, folder: Path) -> tuple[str, int]:
     """Write the body atomically to `folder/<SHA-256>`; return the digest and the size in bytes."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=PARTIAL_SUFFIX)
-    os.close(handle)
-    temporary = Path(name)
-    digest = hashlib.sha256()
+    temporary, digest = folder / f".{new_id()}{PARTIAL_SUFFIX}", hashlib.sha256()
     try:
         size = await save_body(request, temporary, UPLOAD_LIMIT, digest.update)
         temporary.replace(folder / digest.hexdigest())
