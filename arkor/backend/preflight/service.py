@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -26,6 +25,7 @@ from arkor.backend.compute.process_tuning import NICENESS
 from arkor.backend.runs.estimate_cache import store_estimate
 from arkor.backend.runs.paths import CHECK_PREFIX, checks_folder
 from arkor.backend.runs.sse import END, PING
+from arkor.backend.store.store import new_id
 from arkor.backend.workers.supervisor import oom_remedy
 from arkor.protocol.codec import dumps
 from arkor.protocol.estimates import parse_estimate
@@ -106,15 +106,14 @@ class CheckService:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _spawn(self, config: Mapping[str, Any], token: str | None) -> _CheckProcess:
-        self._busy, folder = True, None
+        self._busy = True
+        folder = checks_folder(self._home) / f"{CHECK_PREFIX}{new_id()}"
         try:
-            checks_folder(self._home).mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=checks_folder(self._home), prefix=CHECK_PREFIX))
+            folder.mkdir(mode=0o700, parents=True)
             with (self._home / "checks.log").open("wb") as log:
                 process = await start_child("arkor.backend.preflight.process", self._home, self._engine, log)
         except BaseException:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             self._busy = False
             raise
         self._current = process
