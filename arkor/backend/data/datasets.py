@@ -6,61 +6,30 @@ fetches URLs. Rows are not tokenized here.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
+from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
+from arkor.protocol.row_formats import InvalidRow, detect_format, ignored_fields, read_row
 
 #: How many errors are listed; the rest is only counted.
 MAX_FAULTS_REPORTED = 20
 
 #: The seed of the evaluation split, so that the same data is always split in the same way.
 SPLIT_SEED = 0
-
-
-class PackedRows(Sequence[Row]):
-    """Rows stored as JSON bytes, about a fifth of the size of Python objects."""
-
-    def __init__(self, packed: Iterable[bytes] = ()) -> None:
-        self._packed = list(packed)
-
-    def append(self, row: Row) -> None:
-        self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
-
-    def take(self, indices: Iterable[int]) -> PackedRows:
-        return PackedRows(self._packed[index] for index in indices)
-
-    def digests(self) -> Iterator[bytes]:
-        """Yield a hash of 16 bytes for each row."""
-        return (hashlib.blake2b(packed, digest_size=16).digest() for packed in self._packed)
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> PackedRows: ...
-    def __getitem__(self, index: int | slice) -> Row | PackedRows:
-        if isinstance(index, slice):
-            return PackedRows(self._packed[index])
-        row: Row = json.loads(self._packed[index])
-        return row
 
 
 @frozen

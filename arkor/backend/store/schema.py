@@ -193,19 +193,15 @@ def prepare_database(engine: sa.Engine, path: Path) -> None:
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
             return
-        version = _version(connection)
-    if version is None:
+        has_version = sa.inspect(connection).has_table("meta")
+        version = connection.scalar(sa.select(meta.c.schema_version)) if has_version else None
+    if not isinstance(version, int) or version <= 0:
         raise StartupError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
     if version > SCHEMA_VERSION:
         problem = f"{path} was written by a newer arkor (schema {version}, this one supports {SCHEMA_VERSION})"
         raise StartupError(problem, remedy="pip install --upgrade arkor")
     if version < SCHEMA_VERSION:
         _migrate(engine, path, version)
-
-
-def _version(connection: sa.Connection) -> int | None:
-    version = connection.scalar(sa.select(meta.c.schema_version)) if sa.inspect(connection).has_table("meta") else None
-    return version if isinstance(version, int) and version > 0 else None
 
 
 def _migrate(engine: sa.Engine, path: Path, version: int) -> None:

@@ -23,8 +23,9 @@ from attrs import asdict, frozen
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.compute.process_tuning import peak_memory_bytes, prepare_to_compute
-from arkor.backend.data.datasets import MAX_FAULTS_REPORTED, PackedRows, Rows, load_rows
+from arkor.backend.data.datasets import MAX_FAULTS_REPORTED, Rows, load_rows
 from arkor.backend.data.download import private_urls_allowed
+from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.engine.hyperparameters import (
     DRY_RUN_EVAL_ROWS,
     DRY_RUN_ROWS,

@@ -87,7 +87,12 @@ class LogRecorder:
             problem = disk_problem(error)
             if problem is None:
                 raise
-            self._skip_checkpoint(step, folder, problem)
+            if step not in self._resume_point.saved:
+                checkpoints.remove(folder)
+            self.warn(
+                f"The checkpoint of step {step} could not be saved in {folder.parent}: {problem}. The run continues "
+                f"without it. Free some space there, for example by deleting old runs in {self._folder.path.parent}."
+            )
         self.prune_checkpoints()
 
     def final(self, write: Callable[[Path], None]) -> None:
@@ -146,14 +151,6 @@ class LogRecorder:
         self.write(events.CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
         self._resume_point.saved[step] = (artifact,)
         self._resume_point.tracker.checkpoint(step)
-
-    def _skip_checkpoint(self, step: int, folder: Path, problem: str) -> None:
-        if step not in self._resume_point.saved:
-            checkpoints.remove(folder)
-        self.warn(
-            f"The checkpoint of step {step} could not be saved in {folder.parent}: {problem}. The run continues "
-            f"without it. Free some space there, for example by deleting old runs in {self._folder.path.parent}."
-        )
 
 
 def disk_problem(error: BaseException) -> str | None:

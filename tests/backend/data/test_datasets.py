@@ -16,7 +16,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from arkor.backend.data.datasets import DataError, PackedRows, Rows, load_rows
+from arkor.backend.data.datasets import DataError, Rows, load_rows
+from arkor.backend.data.packed_rows import PackedRows
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

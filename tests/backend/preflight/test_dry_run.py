@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from arkor.backend.data.datasets import PackedRows, Rows
+from arkor.backend.data.datasets import Rows
+from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.preflight.data_report import find_duplicates, length_stats, preview_rows
 from arkor.backend.preflight.process import run_check
 from arkor.backend.training.tokenization import encode

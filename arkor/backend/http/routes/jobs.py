@@ -71,7 +71,7 @@ routes = RouteTable()
 )
 async def check(state: AppState, user: User, project: Project, body: dict[str, Any]) -> Response:
     """Check a run without submitting it: its rows, their lengths, how long it will take."""
-    config, token = _split_token(_parse_config(body["config"]))
+    config, token = _parse_config(body["config"])
     await run_in_threadpool(_reject_unrunnable, state, project, config)
     frames = state.check_service.frames(to_wire(config), token)
     return EventStreamResponse(frames, open_stream(state.open_streams, user))
@@ -90,7 +90,7 @@ async def check(state: AppState, user: User, project: Project, body: dict[str, A
 )
 def submit(request: Request, state: AppState, org: Org, project: Project, body: dict[str, Any]) -> Response:
     """Submit a run."""
-    config, token = _split_token(_parse_config(body["config"]))
+    config, token = _parse_config(body["config"])
     key = IDEMPOTENCY_KEY.read(request)
     if existing := _existing_job(state, project, key):
         return existing
@@ -126,8 +126,8 @@ def _reject_full_queue(state: AppState, org: Org) -> None:
         raise ApiError(409, problem, "queue_full", remedy="Wait until one ends, or cancel one.")
 
 
-def _parse_config(value: Any) -> JobConfig:
-    """Decode the `config` of a request, whose field names are checked already. Raises a 400."""
+def _parse_config(value: Any) -> tuple[JobConfig, str | None]:
+    """Return the `config` of a request without the token of its data set, and the token. Raises a 400."""
     source = value["datasetSource"]
     if isinstance(source, dict) and source.get("type") == "file":
         remedy = 'Upload it with POST /v1/datasets and send {"type": "blob", "url": …}.'
@@ -135,7 +135,10 @@ def _parse_config(value: Any) -> JobConfig:
     config = from_wire(JobConfig, value)
     with _config_errors():
         config.check()
-    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source, tolerant=True))
+    dataset, token = parse_dataset(config.dataset_source, tolerant=True), None
+    if isinstance(dataset, BlobDataset):
+        dataset, token = attrs.evolve(dataset, token=None), dataset.token
+    return attrs.evolve(config, dataset_source=dataset), token
 
 
 @contextmanager
@@ -147,14 +150,6 @@ def _config_errors() -> Iterator[None]:
         outer, dot, inner = error.field.partition(".")
         outer = "datasetSource" if outer == "dataset" else camel_case(outer)
         raise config_error(error, f"config.{outer}{dot}{inner}") from None
-
-
-def _split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
-    """Return the configuration without the token of its data set, and the token."""
-    source = config.dataset_source
-    if not isinstance(source, BlobDataset):
-        return config, None
-    return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
 
 
 def _reject_unrunnable(state: AppState, project: Project, config: JobConfig) -> None:
