@@ -35,12 +35,13 @@ class Run:
     checkpoint: Path | None = None
 
 
-class Recorder(Protocol):
-    """Receives the progress of an engine."""
+class Recorder:
+    """Receives the progress of an engine. This base class ignores it."""
 
     @property
     def stopping(self) -> bool:
         """Whether the run was asked to stop; engines check it at least once a step."""
+        return False
 
     def preparing(self, message: str) -> None:
         """Report progress before the first step, such as "Loading the model"."""

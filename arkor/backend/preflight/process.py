@@ -64,10 +64,9 @@ def run_check(request: dict[str, Any], home: Path, engine: str, emit: Emit) -> N
 
 @frozen
 class _PreparationRecorder(Recorder):
-    """A recorder that passes on `preparing` messages and drops everything else."""
+    """Passes on the messages of the preparation."""
 
     emit: Emit
-    stopping: bool = False
 
     def preparing(self, message: str) -> None:
         self.emit({"progress": message})

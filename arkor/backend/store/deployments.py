@@ -121,7 +121,7 @@ class DeploymentStore(Tables):
         """Return all keys in order of creation, including revoked ones, without their plaintext."""
         columns = (keys.c.id, keys.c.label, keys.c.prefix, keys.c.enabled, keys.c.created_at, keys.c.last_used_at)
         query = select(*columns).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
-        found = [DeploymentKey(*row) for row in self._rows(query)]
+        found = [DeploymentKey(**dict(row._mapping)) for row in self._rows(query)]
         return [evolve(key, last_used_at=self._last_used.get(key.id, key.last_used_at)) for key in found]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:

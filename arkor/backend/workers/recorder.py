@@ -15,6 +15,7 @@ from typing import Any
 
 from attrs import define, field
 
+from arkor.backend.engine.interface import Recorder
 from arkor.backend.runs import checkpoints
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.log_notifier import notify
@@ -41,7 +42,7 @@ _DISK_ERRORS = {
 
 
 @define
-class LogRecorder:
+class LogRecorder(Recorder):
     """The `Recorder` of a worker; `estimate` is from a check of the same configuration."""
 
     _log: LogWriter
