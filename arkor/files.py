@@ -18,10 +18,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync: bool = True) -> None:
-    """Write a whole file: readers see either the old contents or the new ones. Raises OSError.
-
-    Text is written as UTF-8. A symbolic link is kept and its target is replaced.
-    """
+    """Write a whole file, text as UTF-8: readers see the old contents or the new ones."""
     with atomic_writer(path, mode=mode, fsync=fsync) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -59,10 +56,7 @@ def fsync_path(path: Path) -> None:
 
 
 class Lock:
-    """An exclusive `flock` on a file that is created if it is missing; it ends with the process.
-
-    `with Lock(path):` waits for it.
-    """
+    """An exclusive `flock` on a file, which is created if missing; it ends with the process."""
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
@@ -117,11 +111,7 @@ def lock_file(file: int, timeout: float | None = 0, *, sleep: Callable[[float], 
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether the file is locked; False if it is missing. Raises OSError.
-
-    The check takes a shared lock for an instant, so a lock that must not fail needs a `timeout`
-    above 0.
-    """
+    """Return whether a file is locked, by taking a shared lock for an instant. Raises OSError."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -139,7 +139,6 @@ class ChatResponse:
             raise BackendUnavailable("the backend closed the connection before the end of its response; ask again")
 
     def _add_delta(self, delta: Any) -> str:
-        """Add a delta to the message; return its text."""
         if not isinstance(delta, dict):
             return ""
         text = delta.get("content")

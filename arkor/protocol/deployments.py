@@ -1,8 +1,4 @@
-"""A model at a public address: the deployment, its API keys, and the validation of both.
-
-Decoding accepts fields and values of a newer backend. Reserved slugs and available models are
-checked by the backend.
-"""
+"""A model at a public address: the deployment, its API keys, and the validation of both."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import quote
-from arkor.protocol.model_target import ModelTarget
+from arkor.protocol.codec import optional
 
 AUTH_MODES = ("none", "fixed_api_key")
 RETENTION_MODES = ("unlimited", "disabled", "days")
@@ -33,10 +29,6 @@ LABEL_LENGTH = (1, 80)
 
 #: The longest retention period of conversations: a century.
 MAX_RETENTION_DAYS = 36_500
-
-
-def _str_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 @frozen
@@ -61,7 +53,7 @@ class Deployment:
     run_retention_days: int | None = None
     created_at: str = ""
     updated_at: str = ""
-    url: str | None = field(default=None, converter=_str_or_none)
+    url: str | None = optional(str)
     extra: Mapping[str, Any] = field(factory=dict)
 
 
@@ -88,19 +80,10 @@ def check_slug(slug: Any) -> None:
         raise InvalidConfig("slug", f"must be {SLUG['description']}; not {quote(slug)}")
 
 
-def check_auth_mode(mode: Any) -> None:
-    _check_choice("auth_mode", mode, AUTH_MODES)
-
-
-def check_target(target: Any) -> None:
-    """Require a target of a known kind; unknown fields are left for the backend to check."""
-    ModelTarget.parse(target)
-
-
 def check_retention(mode: Any, days: Any) -> None:
     """Check how long a deployment keeps its conversations; the backend chooses for None."""
     if mode is not None:
-        _check_choice("run_retention_mode", mode, RETENTION_MODES)
+        check_choice("run_retention_mode", mode, RETENTION_MODES)
     if days is None:
         return
     if type(days) is not int or not 0 < days < 2**31:
@@ -110,13 +93,12 @@ def check_retention(mode: Any, days: Any) -> None:
 
 
 def clean_label(label: Any) -> str:
-    """Return the label of a key without surrounding white space."""
     shortest, longest = LABEL_LENGTH
     if not isinstance(label, str) or not shortest <= len(label.strip()) <= longest:
         raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {quote(label)}")
     return label.strip()
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InvalidConfig(name, f"must be {' or '.join(map(repr, choices))}, not {quote(value)}")

@@ -56,13 +56,6 @@ class Outcome:
         """The relative error of the estimated time; positive if the estimate was too high."""
         return None if not self.seconds else (self.estimate.seconds - self.seconds) / self.seconds
 
-    @property
-    def memory_error(self) -> float | None:
-        """The relative error of the estimated memory."""
-        if not self.memory_bytes or not self.estimate.memory_bytes:
-            return None
-        return (self.estimate.memory_bytes - self.memory_bytes) / self.memory_bytes
-
     def __str__(self) -> str:
         """`"estimated 1:42, took 1:37: 5 % too high; memory estimated 1.4 GB, took 1.4 GB"`."""
         text = f"estimated {format_duration(self.estimate.seconds)}"

@@ -38,10 +38,13 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 @frozen
 class ErrorBody:
-    """An error: a sentence for a person and a code for a program."""
+    """An error: a sentence for a person, a code for a program, and the parts if it has a `field`."""
 
     error: str
     code: str | None = None
+    field: str | None = None
+    problem: str | None = None
+    remedy: str | None = None
 
 
 @frozen

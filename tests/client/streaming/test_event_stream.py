@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
-from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
 from arkor.errors import CloudApiError, StreamLost, TrainerAborted
 from arkor.protocol.events import TrainingLog
 from tests.fakes.sse_server import (
