@@ -39,7 +39,11 @@ def token_from_env() -> str | None:
 
 
 def ca_bundle_from_env() -> tuple[str, str] | None:
-    """Return the name and the value of the first variable that sets a CA bundle."""
+    """Return the name and the value of the first variable that sets a CA bundle, file or folder.
+
+    requests reads `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` itself; Python and other clients read
+    `SSL_CERT_FILE`.
+    """
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     return next(((name, path) for name in names if (path := os.environ.get(name))), None)
 

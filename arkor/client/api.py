@@ -1,4 +1,7 @@
-"""`CloudApiClient`: a typed method for each route of the protocol."""
+"""`CloudApiClient`: a typed method for each route of the protocol.
+
+Retries and errors are in `http/client.py`, the choice of a backend in `connect.py`.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,11 @@ class CloudApiClient:
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> Check:
-        """Check a configuration without starting a run; `say` receives the progress."""
+        """Check a configuration without starting a run; `say` receives the progress.
+
+        Raise `InvalidConfig` for an invalid value, `CloudApiError` for a configuration that cannot
+        be trained or a backend without this route.
+        """
         _require_sendable(config)
         query, body = self._query(scope), {"config": to_wire(config)}
         open_stream = partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body)
@@ -175,13 +182,19 @@ class CloudApiClient:
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
 
     def export_job(self, job_id: str, file: str | os.PathLike[str], *, scope: Scope | None = None) -> None:
-        """Write a zip of a run's folder to `file` atomically; 409 while it is running."""
+        """Write a zip of a run's folder to `file` atomically.
+
+        Raise `CloudApiError` 409 while it is running, OSError if the file cannot be written.
+        """
         headers = {"Accept": "application/zip"}
         path = f"{_job_path(job_id)}/export"
         self.http.save(Path(file).expanduser(), "GET", path, query=self._query(scope), headers=headers)
 
     def import_job(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> TrainingJob:
-        """Import a run from its folder or the zip of it; importing it again changes nothing."""
+        """Import a run from its folder or the zip of it; importing it again changes nothing.
+
+        Raise `InvalidConfig` if it is not a run's folder or cannot be read.
+        """
         with as_zip(Path(path).expanduser()) as file:
             response = self._upload("/v1/jobs/import", "path", file, self._query(scope))
         return decode_one(TrainingJob, response, "job")
@@ -238,7 +251,10 @@ class CloudApiClient:
         run_retention_days: int | None = None,
         scope: Scope | None = None,
     ) -> Deployment:
-        """Deploy a model (`target`: see `Deployment`); `CloudApiError` 409 if the slug is taken."""
+        """Deploy a model; `target`: see `Deployment`.
+
+        Raise `InvalidConfig` for an invalid value, `CloudApiError` 409 if the slug is taken.
+        """
         check_slug(slug)
         ModelTarget.parse(to_wire(target))
         check_choice("auth_mode", auth_mode, AUTH_MODES)

@@ -35,10 +35,12 @@ class Evaluation:
 
     @property
     def score(self) -> float | None:
+        """The mean score, or None without scores."""
         return _mean([answer.score for answer in self.answers])
 
     @property
     def base_score(self) -> float | None:
+        """The mean score of the base model, or None without scores."""
         return _mean([answer.base_score for answer in self.answers])
 
     @property

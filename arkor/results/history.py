@@ -92,7 +92,10 @@ class History:
         return [row.samples_per_second for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """Return a `pandas.DataFrame` with a column per number; missing numbers are NaN."""
+        """Return a `pandas.DataFrame` with a column per number; missing numbers are NaN.
+
+        Raise `ArkorError` without pandas.
+        """
         try:
             pandas = import_module("pandas")
         except ImportError:
@@ -101,7 +104,10 @@ class History:
         return frame.astype({"step": "int64", **dict.fromkeys(METRIC_FIELDS, "float64")})
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw loss and eval loss into matplotlib's `axes` (default: new ones); return them."""
+        """Draw loss and eval loss into matplotlib's `axes` (default: new ones); return them.
+
+        Raise `ArkorError` without matplotlib.
+        """
         if axes is None:
             try:
                 pyplot = import_module("matplotlib.pyplot")

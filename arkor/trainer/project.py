@@ -40,6 +40,7 @@ def create_arkor(trainer: Trainer | None = None) -> Arkor:
 
 
 def is_arkor(value: Any) -> bool:
+    """Return True for a value that `create_arkor` returned."""
     return isinstance(value, Arkor)
 
 
@@ -49,7 +50,10 @@ def run_trainer(path: str | Path | None = None) -> TrainingResult:
 
 
 def load_entry(path: str | Path | None = None) -> Trainer:
-    """Execute the entry file and return its trainer; raise `InvalidConfig` if it has none."""
+    """Execute the entry file and return its trainer.
+
+    Raise `InvalidConfig` if the file or the trainer is missing, and whatever the file raises.
+    """
     file = find_entry(path)
     module = _execute(file)
     manifest, trainer = getattr(module, "arkor", None), getattr(module, "trainer", None)

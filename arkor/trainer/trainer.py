@@ -1,4 +1,8 @@
-"""The trainer: configure a run, start it, and wait for it while callbacks react to its events."""
+"""The trainer: configure a run, start it, and wait for it while callbacks react to its events.
+
+`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on
+the caller's thread. The training itself happens in the backend.
+"""
 
 from __future__ import annotations
 

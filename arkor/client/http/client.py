@@ -42,7 +42,10 @@ _TRANSIENT_ERRORS = (requests.ConnectionError, requests.Timeout, requests.except
 
 @frozen
 class Call:
-    """A request; for each attempt, `upload` opens the file that is streamed as the body."""
+    """A request; `raw_headers` are not validated, `timeout` is in seconds.
+
+    `upload` opens the file that is streamed as the body; it is called again for each attempt.
+    """
 
     method: str
     path: str
@@ -70,7 +73,10 @@ class Call:
 
 
 class HttpClient:
-    """Calls to one backend; thread-safe, usable after a fork; `retry_budget` 0 disables retries."""
+    """Calls to one backend; thread-safe and usable after a fork.
+
+    `retry_budget` is in seconds; 0 disables retries.
+    """
 
     def __init__(self, auth: Auth, *, retry_budget: float = RETRY_BUDGET) -> None:
         self.auth = auth
@@ -111,14 +117,20 @@ class HttpClient:
             raise
 
     def open(self, method: str, path: str, **rest: Any) -> requests.Response:
-        """Send a `Call` once and return the unread response, which the caller closes, or raise."""
+        """Send a `Call` once and return the response with its body unread; the caller closes it.
+
+        Raise `CloudApiError` for an error status, `BackendUnavailable` without a response.
+        """
         try:
             return self._send(Call(method, path, **rest))
         except _CONNECTION_ERRORS as error:
             raise unavailable_error(self.auth.base_url, error) from error
 
     def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
-        """Send a `Call` once and write the body of the response to `file` atomically, or raise."""
+        """Send a `Call` once and write the body of the response to `file` atomically.
+
+        Raise `CloudApiError`, `BackendUnavailable`, and OSError if the file cannot be written.
+        """
         with self.open(method, path, **rest) as response, atomic_writer(file) as target:
             try:
                 for chunk in response.iter_content(1024 * 1024):

@@ -39,7 +39,10 @@ def read_with(read: Callable[[], T], response: requests.Response, deadline: Dead
 
 
 def json_object(response: requests.Response) -> dict[str, Any]:
-    """Read and close a response; return its JSON object, empty without a body, or raise."""
+    """Read and close the response; return its JSON object, empty if it has no body.
+
+    Raise `CloudApiError` for another body, `requests.ReadTimeout` if it takes too long.
+    """
     chunks, size, deadline = [], 0, time.monotonic() + RESPONSE_SECONDS
     with response:
         while chunk := response.raw.read1(1024 * 1024, decode_content=True):
