@@ -67,6 +67,7 @@ class EarlyStopping:
         return self._best_checkpoint(self._checkpoints.best(self.on))
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Reset the state for this run."""
         self._begin(ctx.job.id)
         config = ctx.job.config
         if self.on == "eval_loss" and config.eval_steps is None and config.dataset_split is None:
@@ -88,6 +89,7 @@ class EarlyStopping:
         self._checkpoints.checkpoint(ctx.step)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
+        """Add the best existing checkpoint to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
         checkpoints = [

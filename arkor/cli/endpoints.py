@@ -93,12 +93,12 @@ def update(
     endpoint: str, *, run: str | None, base_model: str | None, enabled: bool | None, as_json: bool, **settings: Any
 ) -> None:
     """Change the given settings of an endpoint; the others stay."""
+    if all(value is None for value in (run, base_model, enabled, *settings.values())):
+        raise click.UsageError("nothing to change: use --run, --base-model, --auth, --keep, --enable or --disable")
     client, found = _find_endpoint(endpoint)
     target = _target(client, run, base_model)
     change = {"target": target and target.to_wire(), "enabled": enabled, **settings}
     change = {name: value for name, value in change.items() if value is not None}
-    if not change:
-        raise click.UsageError("nothing to change: use --run, --base-model, --auth, --keep, --enable or --disable")
     with _option_errors():
         changed = client.update_deployment(found.id, **change)
     say_result(changed, as_json, f"{one_line(changed.slug)} is {_state(changed)} and serves {_model(changed)}.")

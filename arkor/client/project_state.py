@@ -27,6 +27,7 @@ class ProjectState:
 
     @property
     def scope(self) -> Scope:
+        """The project as the `scope` of client calls."""
         return Scope(self.org_slug, self.project_slug)
 
 

@@ -29,6 +29,7 @@ class JobStatus(str, Enum):
 
     @property
     def terminal(self) -> bool:
+        """True for completed, failed and cancelled."""
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -111,6 +112,7 @@ class LoraConfig:
                 specs[setting].metadata["check"](f"lora.{name}", value)
 
     def settings(self) -> dict[str, Any]:
+        """Return the fields of a `JobConfig` for this adapter."""
         return {setting: getattr(self, name) for name, setting in LORA_SETTINGS.items()}
 
 

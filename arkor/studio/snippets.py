@@ -44,7 +44,7 @@ def backend_snippets(client: CloudApiClient, request: InferenceRequest) -> list[
 def _arkor(request: InferenceRequest) -> str:
     if adapter := request.adapter:
         step = "" if adapter.step is None else f", {adapter.step}"
-        model = f"    adapter=Adapter({adapter.kind!r}, {adapter.job_id!r}{step}),\n"
+        model = f"    adapter=Adapter({_literal(adapter.kind)}, {_literal(adapter.job_id)}{step}),\n"
     else:
         model = _arguments(base_model=request.base_model)
     return f"""from arkor import {"Adapter, " if adapter else ""}InferenceRequest, connect
@@ -146,14 +146,26 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 def _python(value: Any, indent: int = 0) -> str:
     """Return a Python literal: on one line if it is short, else with one item per line."""
-    short = repr(value)
+    short = _literal(value)
     if len(short) + indent <= _WIDTH or not isinstance(value, (Mapping, list, tuple)) or not value:
         return short
     inner = indent + 4
     if isinstance(value, Mapping):
-        items = [f"{key!r}: {_python(item, inner)}" for key, item in value.items()]
+        items = [f"{_literal(key)}: {_python(item, inner)}" for key, item in value.items()]
     else:
         items = [_python(item, inner) for item in value]
     opening, closing = "{}" if isinstance(value, Mapping) else "[]"
     lines = "".join(f"{' ' * inner}{item},\n" for item in items)
     return f"{opening}\n{lines}{' ' * indent}{closing}"
+
+
+def _literal(value: Any) -> str:
+    """Return a Python literal with double quotes."""
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)  # JSON's escapes are valid in Python
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)

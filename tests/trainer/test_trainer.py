@@ -371,6 +371,7 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"dataset": {"type": "file"}}, InvalidConfig, "dataset.path: is missing"),
         ({"dataset": {"type": "blob", "url": "rows.jsonl"}}, InvalidConfig, "http://"),
         ({"dataset_format": "chat"}, InvalidConfig, "chatml"),
+        ({"dataset_format": {"type": {}}}, InvalidConfig, "chatml"),
         ({"dataset_format": {"type": "chatml", "column": "m"}}, InvalidConfig, "dataset_format.column"),
         ({"dataset_split": 2}, InvalidConfig, "dataset_split"),
         ({"lora": {"r": 0, "alpha": 1}}, InvalidConfig, "lora.r"),

@@ -94,9 +94,11 @@ class Evaluate:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
+        """The evaluations of the current run so far."""
         return tuple(self._evaluations)
 
     def on_started(self, ctx: StartedContext) -> None:
+        """Discard earlier evaluations of this run."""
         self._begin(ctx.job.id)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
@@ -117,6 +119,7 @@ class Evaluate:
             self._evaluate(None, ctx.infer, ctx.job)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
+        """Add the evaluations to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
         return attrs.evolve(ctx.result, evaluations=(*ctx.result.evaluations, *self._evaluations))

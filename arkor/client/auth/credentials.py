@@ -62,6 +62,7 @@ class OAuthCredentials:
 
     @property
     def bearer(self) -> str:
+        """The token for `Authorization: Bearer`."""
         return self.access_token
 
 
@@ -77,6 +78,7 @@ class TokenCredentials:
 
     @property
     def bearer(self) -> str:
+        """The token for `Authorization: Bearer`."""
         return self.token
 
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,8 +49,11 @@ def refused(answer: requests.Response, status: int) -> str:
 
 
 def serving_process(backend: Backend) -> psutil.Process | None:
-    children = psutil.Process(backend.process.pid).children()
-    return next((child for child in children if "arkor.backend.inference.process" in child.cmdline()), None)
+    for child in psutil.Process(backend.process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "arkor.backend.inference.process" in child.cmdline():
+                return child
+    return None
 
 
 @pytest.fixture(scope="module")
