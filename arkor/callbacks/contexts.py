@@ -47,14 +47,23 @@ class Infer:
         structured_outputs: Mapping[str, Any] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+        n: int | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
         abort_signal: threading.Event | None = None,
     ) -> ChatResponse:
         """Return a chat completion.
 
         `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes
         greedily. With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the
-        response is an instance of it. `stop` are up to four strings that end the answer; the same
-        `seed` gives the same text. Raise `CloudApiError` for a response without a 2xx status.
+        response is an instance of it. `stop` are up to 16 strings that end the answer; the same
+        `seed` gives the same text. The other parameters are those of `InferenceRequest`. Raise
+        `CloudApiError` for a response without a 2xx status.
         """
         request = InferenceRequest(
             messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
@@ -70,6 +79,14 @@ class Infer:
             structured_outputs=structured_outputs,
             stop=stop,
             seed=seed,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            n=n,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+            enable_thinking=enable_thinking,
+            reasoning_effort=reasoning_effort,
         )
         return self._client.chat(request, abort_signal=abort_signal)
 

@@ -25,17 +25,20 @@ class Validator(Protocol):
 
 @frozen
 class Integer:
-    """A whole number from `minimum` to the largest of 32 bits."""
+    """A whole number from `minimum` to `maximum`, by default the largest of 32 bits."""
 
     minimum: int
+    maximum: int = 2**31 - 1
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        return {"type": "integer", "minimum": self.minimum, "maximum": 2**31 - 1}
+        return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
     def __call__(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
-            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {quote(value)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value <= self.maximum:
+            default = self.maximum == 2**31 - 1
+            bounds = f"of at least {self.minimum}" if default else f"from {self.minimum} to {self.maximum}"
+            raise InvalidConfig(name, f"must be a whole number {bounds}, not {quote(value)}")
 
 
 @frozen
