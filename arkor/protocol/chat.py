@@ -169,15 +169,32 @@ def _check_weights(adapter: Any, base_model: Any) -> None:
 class Sampling(Protocol):
     """The fields with which chat and text completions choose the next token."""
 
-    temperature: Any
-    top_p: Any
-    max_tokens: Any
-    stop: Any
-    seed: Any
-    presence_penalty: Any
-    frequency_penalty: Any
-    logit_bias: Any
-    n: Any
+    @property
+    def temperature(self) -> Any: ...
+
+    @property
+    def top_p(self) -> Any: ...
+
+    @property
+    def max_tokens(self) -> Any: ...
+
+    @property
+    def stop(self) -> Any: ...
+
+    @property
+    def seed(self) -> Any: ...
+
+    @property
+    def presence_penalty(self) -> Any: ...
+
+    @property
+    def frequency_penalty(self) -> Any: ...
+
+    @property
+    def logit_bias(self) -> Any: ...
+
+    @property
+    def n(self) -> Any: ...
 
 
 def check_sampling(request: Sampling) -> None:

@@ -165,7 +165,8 @@ def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceSta
     if tool_choice:
         call_format = weights.prompts.call_format
         require_tool_support(tool_choice, call_format)
-        constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
+        answer = _matcher(constraint, weights).constraint if constraint else None  # raises for its own field
+        constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token, answer)
         parser = ToolCallParser(completion.id, call_format, tool_choice.forced)
     prompt, notes = _prompt(completion, weights)
     matcher = _matcher(constraint, weights) if constraint else None

@@ -21,7 +21,7 @@ TASK = Task(
         [
             Sample(
                 [ChatMessageSystem(content=system["content"]), ChatMessageUser(content=user["content"])],
-                answer["content"],
+                target=answer["content"],
             )
             for system, user, answer in ROWS
         ]

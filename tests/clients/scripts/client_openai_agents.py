@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agents import Agent, ModelSettings, Runner, function_tool, set_default_openai_api, set_tracing_disabled
+from agents import Agent, ModelSettings, Runner, RunResult, function_tool, set_default_openai_api, set_tracing_disabled
 from calls import MODEL, SYSTEM, TICKET, call, triage
 from pydantic import BaseModel
 
@@ -24,33 +24,39 @@ def get_balance(account: str) -> str:
     return f"{account}: 12 euro"
 
 
+LOOP = asyncio.new_event_loop()  # one for all calls: the client of the package belongs to its first loop
+
+
+def run(agent: Agent) -> RunResult:
+    """Run an agent on the ticket."""
+    return LOOP.run_until_complete(Runner.run(agent, TICKET))
+
+
 for api in ("responses", "chat_completions"):
     set_default_openai_api(api)
 
     @call(f"{api}: text")
     def _() -> str:
-        return triage(Runner.run_sync(Agent("a", instructions=SYSTEM, model=MODEL), TICKET).final_output)
+        return triage(run(Agent("a", instructions=SYSTEM, model=MODEL)).final_output)
 
     @call(f"{api}: streamed")
     def _() -> str:
-        async def run() -> str:
+        async def stream() -> str:
             result = Runner.run_streamed(Agent("a", instructions=SYSTEM, model=MODEL), TICKET)
             async for _event in result.stream_events():
                 pass
             return result.final_output
 
-        return triage(asyncio.run(run()))
+        return triage(LOOP.run_until_complete(stream()))
 
     @call(f"{api}: output_type")
     def _() -> str:
-        agent = Agent("a", instructions=SYSTEM, model=MODEL, output_type=Ticket)
-        return Runner.run_sync(agent, TICKET).final_output.model_dump_json()
+        return run(Agent("a", instructions=SYSTEM, model=MODEL, output_type=Ticket)).final_output.model_dump_json()
 
     @call(f"{api}: required, then auto")
     def _() -> str:
         settings = ModelSettings(tool_choice="required")
-        agent = Agent("a", instructions=SYSTEM, model=MODEL, tools=[get_balance], model_settings=settings)
-        result = Runner.run_sync(agent, TICKET)
+        result = run(Agent("a", instructions=SYSTEM, model=MODEL, tools=[get_balance], model_settings=settings))
         kinds = [item.type for item in result.new_items]
         assert "tool_call_output_item" in kinds, kinds
         return result.final_output

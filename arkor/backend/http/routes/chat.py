@@ -93,8 +93,10 @@ def build_completion(request: InferenceRequest) -> CompletionRequest:
     """
     constraint, tool_choice = parse_constraint(request), parse_tool_choice(request)
     if constraint is not None and tool_choice is not None:
-        problem = "cannot be combined with tools that may be called"
-        raise InvalidConfig(constraint.field, problem, "send only one of the two")
+        if constraint.kind != "json":
+            problem = "cannot be combined with tools that may be called"
+            raise InvalidConfig(constraint.field, problem, "send only one of the two, or a JSON schema")
+        constraint = None if tool_choice.forced else constraint  # a forced call has no other text
     return CompletionRequest(
         id=f"chatcmpl-{new_id()}",
         model="",
@@ -158,7 +160,7 @@ class Choice:
 
     @property
     def finish_reason(self) -> str | None:
-        return self.done and self.done.finish_reason
+        return self.done.finish_reason if self.done else None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -301,7 +303,7 @@ async def chat_chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
         if not isinstance(reply, Done):
             yield chunk(choice, _delta(reply), reply)
             continue
-        last = {"usage": generation.usage} if generation.done else {}
+        last: dict[str, Any] = {"usage": generation.usage} if generation.done else {}
         if generation.done and generation.metadata:
             last["metadata"] = generation.metadata
         yield {**chunk(choice, {}, reply), **last}

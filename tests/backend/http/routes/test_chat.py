@@ -212,7 +212,7 @@ FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("responseFormat.json_schema", {"responseFormat": {"type": "json_schema"}}),
     ("responseFormat.json_schema.name", {"responseFormat": schema_format({}, name="a b")}),
     ("responseFormat.json_schema.strict", {"responseFormat": schema_format({}, strict="yes")}),
-    ("responseFormat", {"responseFormat": {"type": "json_object"}, "tools": [tool()]}),
+    ("structuredOutputs.regex", {"structuredOutputs": {"regex": "a"}, "tools": [tool()]}),
     ("structuredOutputs", {"structuredOutputs": {}}),
     ("structuredOutputs", {"structuredOutputs": {"disable_any_whitespace": True}}),
     ("structuredOutputs", {"structuredOutputs": {"choice": ["a"], "regex": "a"}}),
