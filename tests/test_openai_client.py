@@ -299,10 +299,10 @@ def test_logprobs_of_a_real_model(real: openai.OpenAI) -> None:
         for token in choice.logprobs.content:  # the answer is greedy
             assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
             assert token.bytes
-    streamed = [chunk.choices[0].logprobs for chunk in real.chat.completions.create(**asked, stream=True)]
-    tokens = [token for part in streamed if part for token in part.content or ()]
-    assert whole[0].logprobs is not None
-    assert tokens == whole[0].logprobs.content
+    alone = real.chat.completions.create(**asked, seed=1).choices[0].logprobs
+    streamed = [chunk.choices[0].logprobs for chunk in real.chat.completions.create(**asked, seed=1, stream=True)]
+    assert alone is not None
+    assert [token for part in streamed if part for token in part.content or ()] == alone.content
 
 
 # Disconnects

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import field, fields_dict, frozen
 
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
@@ -19,6 +19,9 @@ from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
 
 _CONFLICT = 409  # the status of a cancel request for a run that has ended
+
+#: The keywords of `infer` that are fields of the request.
+_REQUEST_FIELDS = frozenset(fields_dict(InferenceRequest))
 
 
 @frozen
@@ -47,6 +50,7 @@ class Infer:
         structured_outputs: Mapping[str, Any] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        parallel_tool_calls: bool | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[str, float] | None = None,
@@ -65,29 +69,9 @@ class Infer:
         `seed` gives the same text. The other parameters are those of `InferenceRequest`. Raise
         `CloudApiError` for a response without a 2xx status.
         """
-        request = InferenceRequest(
-            messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
-            adapter=self.adapter,
-            base_model=self.base_model,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            stream=stream,
-            tools=tools,
-            tool_choice=tool_choice,
-            response_format=response_format,
-            structured_outputs=structured_outputs,
-            stop=stop,
-            seed=seed,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            n=n,
-            logprobs=logprobs,
-            top_logprobs=top_logprobs,
-            enable_thinking=enable_thinking,
-            reasoning_effort=reasoning_effort,
-        )
+        options: dict[str, Any] = {name: value for name, value in locals().items() if name in _REQUEST_FIELDS}
+        options["messages"] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        request = InferenceRequest(adapter=self.adapter, base_model=self.base_model, **options)
         return self._client.chat(request, abort_signal=abort_signal)
 
 

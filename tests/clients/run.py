@@ -38,7 +38,14 @@ CLIENTS: Mapping[str, Sequence[str]] = {
     "pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0"],
     "openai_agents": ["openai-agents==0.24.0"],
     "lm_eval": ["lm-eval[api,hf]==0.4.13", "torch==2.13.0", "peft==0.21.2"],
-    "inspect_ai": ["inspect-ai==0.3.285", "openai==3.57.0"],
+    "inspect_ai": [
+        "inspect-ai==0.3.285",
+        "openai==3.57.0",
+        "torch==2.13.0",
+        "transformers==5.24.0",
+        "accelerate==1.15.0",
+        "peft==0.21.2",
+    ],
     "ai_sdk": ["ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7"],
 }
 

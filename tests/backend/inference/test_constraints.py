@@ -306,13 +306,14 @@ def json_object(*texts: str, role: str = "system") -> Constraint:
 def test_a_json_object_follows_the_schema_in_a_system_message(generator: TorchGenerator, base: str) -> None:
     """As pydantic-ai's `PromptedOutput` sends it: a small model would repeat the schema."""
     example = {"type": "object", "properties": {"foo": {"type": "array"}}}
+    closed = {**TWO, "additionalProperties": False}
     text = (
-        f"Like {json.dumps(example)}.\n\nAlways respond with JSON of this schema:\n\n{json.dumps(TWO)}\n\nNo fencing."
+        f"Like {json.dumps(example)}.\n\nAlways respond with JSON of this schema:\n\n{json.dumps(closed)}\n\nNo fencing."
     )
     constraint = json_object("Sort the ticket. {}", text)
-    assert (constraint.value, constraint.prompted) == (TWO, True)
+    assert (constraint.value, constraint.prompted) == (closed, True)
     for replies in answers(generator, base, [constraint] * 3):
-        jsonschema.validate(json.loads(whole(replies) or ""), TWO)
+        jsonschema.validate(json.loads(whole(replies) or ""), closed)
         done = replies[-1]
         assert isinstance(done, Done)
         assert done.notes == ("The answer follows the JSON schema in the system message.",)
