@@ -73,8 +73,8 @@ class InvalidConfig(ArkorError, ValueError):
 class CloudApiError(ArkorError):
     """The backend answered with an error status.
 
-    `status` is the HTTP status, `code` the machine-readable word of the body if there is one,
-    `message` (and `problem`) its sentence.
+    `status` is the HTTP status, `message` the sentence of the body, `code` its machine-readable word
+    if there is one. An error about a `field`, by its wire name, also has `problem` and `remedy`.
     """
 
     def __init__(
@@ -87,8 +87,11 @@ class CloudApiError(ArkorError):
         path: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        problem: str | None = None,
+        field: str | None = None,
+        remedy: str | None = None,
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(problem or message, field=field, remedy=remedy, code=code)
         self.args = (status, code, message)
         self.status = status
         self.message = message

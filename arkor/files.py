@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+#: Errors of writing that the operator can fix: a full disk, a quota, a limit, a read-only disk.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
 
 def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync: bool = True) -> None:
-    """Write a whole file: readers see either the old contents or the new ones. Raises OSError.
-
-    Text is written as UTF-8. A symbolic link is kept and its target is replaced.
-    """
+    """Write a whole file, text as UTF-8: readers see the old contents or the new ones."""
     with atomic_writer(path, mode=mode, fsync=fsync) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -27,17 +27,17 @@ def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o600, fsync:
 def atomic_writer(path: Path, *, mode: int = 0o600, fsync: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary file next to `path` that replaces it unless the block raises."""
     path = Path(os.path.realpath(path))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, mode)
+        with file:
+            os.fchmod(file.fileno(), mode)
             yield file
             if fsync:
                 file.flush()
-                os.fsync(handle)
-        Path(name).replace(path)
+                os.fsync(file.fileno())
+        Path(file.name).replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        Path(file.name).unlink(missing_ok=True)
         raise
     if fsync:
         fsync_path(path.parent)
@@ -56,10 +56,7 @@ def fsync_path(path: Path) -> None:
 
 
 class Lock:
-    """An exclusive `flock` on a file that is created if it is missing; it ends with the process.
-
-    `with Lock(path):` waits for it.
-    """
+    """An exclusive `flock` on a file, which is created if missing; it ends with the process."""
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
@@ -114,11 +111,7 @@ def lock_file(file: int, timeout: float | None = 0, *, sleep: Callable[[float], 
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether the file is locked; False if it is missing. Raises OSError.
-
-    The check takes a shared lock for an instant, so a lock that must not fail needs a `timeout`
-    above 0.
-    """
+    """Return whether a file is locked, by taking a shared lock for an instant. Raises OSError."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,13 +1,10 @@
-"""Environment variables and paths, read at each call and never at import.
-
-`backend/runs/paths.py` has the paths in a backend's home, `client/project_state.py` the paths in a
-project.
-"""
+"""Environment variables and paths, read at each call and never at import."""
 
 from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 from arkor.errors import InvalidConfig
@@ -25,10 +22,7 @@ STARTER_MODEL = "smollm2-135m-instruct"
 
 
 def arkor_home() -> Path:
-    """Return the folder for everything that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`.
-
-    Raises `InvalidConfig` if the user has no home folder.
-    """
+    """Return the folder of all that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`."""
     try:
         return Path(os.environ.get("ARKOR_HOME") or "~/.arkor").expanduser().absolute()
     except RuntimeError:
@@ -41,16 +35,11 @@ def cloud_api_url_from_env() -> str | None:
 
 
 def token_from_env() -> str | None:
-    """Return `ARKOR_TOKEN`; None if it is unset or empty."""
     return (os.environ.get("ARKOR_TOKEN") or "").strip() or None
 
 
 def ca_bundle_from_env() -> tuple[str, str] | None:
-    """Return the name and value of the first variable that sets a CA bundle, a file or a folder.
-
-    requests reads `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` itself; Python and other clients read
-    `SSL_CERT_FILE`.
-    """
+    """Return the name and the value of the first variable that sets a CA bundle."""
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     return next(((name, path) for name in names if (path := os.environ.get(name))), None)
 
@@ -72,34 +61,24 @@ def serving_idle_seconds() -> float:
     return seconds
 
 
-def serving_memory_bytes() -> int | None:
-    """`ARKOR_SERVING_MEMORY_BYTES`: the cache size for base models; None is half of the device."""
-    return _count("ARKOR_SERVING_MEMORY_BYTES", 0) or None
+def _count(name: str, default: int) -> int:
+    text = (os.environ.get(name) or "").strip()
+    if text and not text.isdecimal():
+        raise InvalidConfig(name, f"must be a whole number of at least 0, not {text!r}")
+    return int(text or default)
 
 
-def max_kept_checkpoints() -> int:
-    """`ARKOR_KEEP_CHECKPOINTS`: how many checkpoints are kept besides the best (2; 0 is all)."""
-    return _count("ARKOR_KEEP_CHECKPOINTS", 2)
-
-
-def max_queued_runs() -> int:
-    """`ARKOR_MAX_QUEUED_RUNS`: how many runs an organisation may have queued or running (100)."""
-    return _count("ARKOR_MAX_QUEUED_RUNS", 100)
-
-
-def max_streams() -> int:
-    """`ARKOR_MAX_STREAMS`: how many event streams a user may have open (100)."""
-    return _count("ARKOR_MAX_STREAMS", 100)
+#: The cache size for base models; 0 is half of the device.
+serving_memory_bytes = partial(_count, "ARKOR_SERVING_MEMORY_BYTES", 0)
+#: How many checkpoints are kept besides the best; 0 is all.
+max_kept_checkpoints = partial(_count, "ARKOR_KEEP_CHECKPOINTS", 2)
+#: How many runs an organisation may have queued or running.
+max_queued_runs = partial(_count, "ARKOR_MAX_QUEUED_RUNS", 100)
+#: How many event streams a user may have open.
+max_streams = partial(_count, "ARKOR_MAX_STREAMS", 100)
 
 
 def check_limits() -> None:
     """Raise `InvalidConfig` for the first limit that is set to anything but a number."""
     for limit in (serving_idle_seconds, serving_memory_bytes, max_kept_checkpoints, max_queued_runs, max_streams):
         limit()
-
-
-def _count(name: str, default: int) -> int:
-    text = (os.environ.get(name) or "").strip()
-    if text and not text.isdecimal():
-        raise InvalidConfig(name, f"must be a whole number of at least 0, not {text!r}")
-    return int(text or default)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,10 @@ import psutil
 import pytest
 from attrs import frozen
 
-from arkor.settings import PROTOCOL
+from arkor.backend.compute.models import local_folder
+from arkor.backend.runs.paths import models_folder
+from arkor.files import Lock
+from arkor.settings import PROTOCOL, STARTER_MODEL
 from tests import browsers
 from tests.fakes.forkserver import ForkedProcess, fork_backend
 
@@ -183,8 +187,24 @@ def slow_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ba
 
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the starter model, converted once; processes that run tests beside each other share it."""
-    from tests.fakes.starter_model import convert_starter  # noqa: PLC0415 - for those few tests alone
+    """The folder of the starter model, converted once; concurrent test processes share it.
 
+    Three callers request it at the same time; `conversion.json` above the folder has what each of them got.
+    """
     ours = tmp_path_factory.getbasetemp()
-    return convert_starter((ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "starter-home")
+    home = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "starter-home"
+    home.mkdir(exist_ok=True)
+    record, messages = models_folder(home) / "conversion.json", []
+    with Lock(home / "conversion.lock"):
+        if not record.exists():
+            with ThreadPoolExecutor(3) as pool:
+                requests = [pool.submit(local_folder, STARTER_MODEL, home, messages.append) for _ in range(3)]
+            folders = [request.result() for request in requests]
+            record.write_text(json.dumps({"folders": folders, "messages": messages}))
+    return models_folder(home) / STARTER_MODEL
+
+
+def install_starter(home: Path, starter: Path) -> None:
+    """Link that folder to where a backend of `home` looks for it."""
+    models_folder(home).mkdir(parents=True, mode=0o700)
+    (models_folder(home) / STARTER_MODEL).symlink_to(starter)

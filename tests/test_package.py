@@ -1,4 +1,4 @@
-"""What is published: wheel and sdist hold the same files, and the wheel alone runs the README's script."""
+"""The published files: wheel and sdist have the same content, and the wheel runs the README's script."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from arkor.settings import VERSION
-from tests.conftest import PROJECT, stop_backend
-from tests.fakes.starter_model import install_starter
+from tests.conftest import PROJECT, install_starter, stop_backend
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,28 @@ def test_the_wheel_is_built_from_the_sdist_and_holds_every_file(dist: Path) -> N
     assert {file for file in installed if file.startswith("arkor/docs/")} == {f"arkor/{page}" for page in pages}
 
 
+def link_requirements(wheel: Path, extra: str, site: Path) -> None:
+    """Link the installed packages that the wheel requires, and no others, into the folder `site`.
+
+    The installer then has only the wheel to add, and Python finds the packages compiled.
+    """
+    (metadata,) = (entry for entry in zipfile.Path(wheel).iterdir() if entry.name.endswith(".dist-info"))
+    waiting: list[tuple[Distribution, str]] = [(PathDistribution(metadata), name) for name in ("", extra)]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        package, extra = waiting.pop()
+        if (package.name, extra) in seen:
+            continue
+        seen.add((package.name, extra))
+        for requirement in map(Requirement, package.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                required = distribution(requirement.name)
+                waiting += [(required, name) for name in ("", *requirement.extras)]
+                for name in {file.parts[0] for file in required.files or []} - {"..", "__pycache__"}:
+                    if not (site / name).exists():
+                        (site / name).symlink_to(str(required.locate_file(name)))
+
+
 def test_the_script_of_the_readme_runs_where_only_the_wheel_is_installed(
     dist: Path, starter: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +90,9 @@ def test_the_script_of_the_readme_runs_where_only_the_wheel_is_installed(
     python = str(environment / "bin" / "python")
     install = [*UV, "pip", "install", "--quiet", "--python", python, "--constraint", str(PROJECT / "requirements.lock")]
     call(*UV, "venv", "--quiet", "--python", sys.executable, str(environment))
-    call(*install, f"arkor[local] @ {next(dist.glob('*.whl')).as_uri()}")
+    (wheel,), (site,) = dist.glob("*.whl"), environment.glob("lib/python*/site-packages")
+    link_requirements(wheel, "local", site)
+    call(*install, f"arkor[local] @ {wheel.as_uri()}")
     install_starter(home, starter)
     folder.mkdir()
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (PROJECT / "README.md").read_text("utf-8"), re.M | re.S)

@@ -16,8 +16,8 @@ from jupyter_client.manager import start_new_kernel
 
 from arkor import Trainer
 from tests.conftest import Backend
-from tests.fakes.run_server import running
-from tests.fakes.sse_server import log_frame, send_and_hold
+from tests.fakes.run_server import RunServer
+from tests.fakes.sse_server import log_frame, send
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def run_cell(client: BlockingKernelClient, code: str, interrupt: Any = None) -> 
 
 def test_a_cell_of_a_notebook_can_be_interrupted_and_run_again(tmp_path: Path) -> None:
     held = threading.Event()
-    with running(send_and_hold(log_frame(1), until=held)) as server:
+    with RunServer(send(log_frame(1), until=held)) as server:
         manager, client = start_new_kernel(kernel_name="python3")
         try:
             prepare = f"""

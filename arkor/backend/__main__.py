@@ -19,7 +19,8 @@ from typing import NoReturn
 try:
     from arkor.backend.http.connection import raise_open_file_limit
     from arkor.backend.http.server import NEW_TOKEN_COMMAND, serve
-    from arkor.backend.store.home import StartupError, rebuild
+    from arkor.backend.store.home import rebuild
+    from arkor.backend.store.schema import StartupError
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("arkor"):
         raise
@@ -34,11 +35,8 @@ MIN_TOKEN_LENGTH = 16
 
 
 def read_operator_token(file: Path | None) -> str | None:
-    """Return the operator's token from the file or the environment. Raise `StartupError`.
-
-    The variable is removed, so that child processes do not inherit it.
-    """
-    token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"
+    """Return and unset the operator's token. Raise `StartupError`."""
+    token, source = os.environ.pop("ARKOR_SERVE_TOKEN", "").strip(), "ARKOR_SERVE_TOKEN"  # children must not get it
     if file is not None:
         source = str(file)
         try:
@@ -92,10 +90,7 @@ def main() -> int:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process without the interpreter's shutdown, which takes longer than everything else.
-
-    Non-daemon threads are joined, and the standard streams flushed.
-    """
+    """End the process without the interpreter's slow shutdown: join threads, flush streams."""
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
             thread.join()

@@ -18,11 +18,9 @@ from pathlib import Path
 from arkor.backend.compute.models import INSTALL_STARTER, submission_problem
 from arkor.backend.runs.event_log import LogCorrupted, read_status
 from arkor.backend.runs.paths import (
-    NEW_SUFFIX,
-    PARTIAL_SUFFIX,
     RunFolder,
     database_file,
-    datasets_folder,
+    leftovers,
     models_folder,
     run_folder,
     run_ids,
@@ -124,13 +122,13 @@ def _invalid_reason(folder: RunFolder) -> str | None:
 
 def check_leftovers(home: Path) -> Iterator[Diagnostic]:
     """Report files that a killed backend or worker has left, and kept copies of older databases."""
-    leftovers = [*datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"), *runs_folder(home).glob(f".*{NEW_SUFFIX}")]
+    found = leftovers(home)
     for name in run_ids(home):
         folder = run_folder(home, name)
         if (folder.pid.exists() or folder.secret.exists()) and not is_locked(folder.events):
-            leftovers += [folder.pid, *folder.path.glob(".*"), *folder.checkpoints.glob(".*")]
-    if leftovers:
-        sentence = f"{_count(leftovers, 'file')} of killed processes ({_size(leftovers)}), such as {leftovers[0]}"
+            found += [folder.pid, *folder.path.glob(".*"), *folder.checkpoints.glob(".*")]
+    if found:
+        sentence = f"{_count(found, 'file')} of killed processes ({_size(found)}), such as {found[0]}"
         yield warning("leftovers", sentence, "the next backend removes them; `arkor jobs` starts one")
     kept = [*home.glob(f"{database_file(home).name}.aside-*"), *home.glob(f"{database_file(home).name}.v*.bak")]
     if kept:
@@ -150,7 +148,6 @@ def _size(paths: list[Path]) -> str:
 
 
 def check_starter(home: Path) -> Iterator[Diagnostic]:
-    """Check the starter model, which needs no download."""
     if (models_folder(home) / STARTER_MODEL / "model.safetensors").is_file():
         yield ok("model cache", f"{STARTER_MODEL} is converted, in {models_folder(home)}")
     elif submission_problem(STARTER_MODEL, home):
@@ -184,7 +181,6 @@ def check_device() -> Iterator[Diagnostic]:
 
 
 def main() -> None:
-    """Print the results of one part as JSON."""
     parser = argparse.ArgumentParser(prog="python -m arkor.backend.diagnostics")
     parser.add_argument("part", choices=["home", "device"])
     parser.add_argument("--home", type=Path, default=None)

@@ -1,7 +1,4 @@
-"""The contexts that callbacks receive: the current job and the data of the event.
-
-`trainer/dispatcher.py` calls the callbacks and handles their exceptions.
-"""
+"""The contexts that callbacks receive: the current job and the data of the event."""
 
 from __future__ import annotations
 
@@ -17,8 +14,6 @@ from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
-
-_CONFLICT = 409  # the status of a cancel request for a run that has ended
 
 #: The keywords of `infer` that are fields of the request.
 _REQUEST_FIELDS = frozenset(fields_dict(InferenceRequest))
@@ -101,7 +96,7 @@ class ControlledContext:
         try:
             self._control.cancel()
         except CloudApiError as error:
-            if error.status != _CONFLICT:
+            if error.status != 409:
                 raise
             return False
         return True

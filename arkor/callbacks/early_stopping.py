@@ -1,8 +1,4 @@
-"""`EarlyStopping`: stop a run whose loss has diverged, is too high, or no longer falls.
-
-The decision depends on the logged metrics only, so that a replay of the same log stops at the same
-step.
-"""
+"""`EarlyStopping`: stop a run whose loss has diverged, is too high, or no longer falls."""
 
 from __future__ import annotations
 
@@ -71,7 +67,6 @@ class EarlyStopping:
         return self._best_checkpoint(self._checkpoints.best(self.on))
 
     def on_started(self, ctx: StartedContext) -> None:
-        """Reset the state for this run."""
         self._begin(ctx.job.id)
         config = ctx.job.config
         if self.on == "eval_loss" and config.eval_steps is None and config.dataset_split is None:
@@ -93,7 +88,6 @@ class EarlyStopping:
         self._checkpoints.checkpoint(ctx.step)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
-        """Add the best existing checkpoint to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
         checkpoints = [
@@ -105,7 +99,7 @@ class EarlyStopping:
 
     def _begin(self, job_id: str | None) -> None:
         self._job_id, self.stopped, self._stop_requested = job_id, None, False
-        self._trend = _LossTrend(self.ceiling, self.window, self.patience, self.min_delta)
+        self._trend = _LossTrend(self.ceiling, self.patience, self.min_delta, deque(maxlen=self.window))
         self._checkpoints = BestCheckpointTracker()
 
     def _begin_if_new(self, job_id: str) -> None:
@@ -138,16 +132,16 @@ class EarlyStopping:
         return BestCheckpoint(step, self.on, value, Adapter("checkpoint", self._job_id, step))
 
 
+@define
 class _LossTrend:
     """The moving mean of a metric and the number of values since its last improvement."""
 
-    def __init__(self, ceiling: float | None, window: int, patience: int | None, min_delta: float) -> None:
-        self._ceiling = ceiling
-        self._patience = patience
-        self._min_delta = min_delta
-        self._recent: deque[float] = deque(maxlen=window)
-        self._best = math.inf
-        self._stalled = 0
+    _ceiling: float | None
+    _patience: int | None
+    _min_delta: float
+    _recent: deque[float]
+    _best: float = math.inf
+    _stalled: int = 0
 
     def add(self, value: float, name: str) -> str | None:
         """Add a value; return the reason to stop, or None."""

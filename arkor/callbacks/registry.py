@@ -44,7 +44,6 @@ class CallbackRegistry:
         return bool(self._by_name[name])
 
     def call(self, name: str, context: Any) -> None:
-        """Call each callback with the context; see `each`."""
         self.each(name, lambda function: function(context))
 
     def each(self, name: str, call: Callable[[Callable[[Any], Any]], Any]) -> None:

@@ -139,7 +139,6 @@ def legend(loss: Curve, eval_loss: Curve) -> list[tuple[str, str]]:
 
 
 def last_text(curve: Curve) -> str:
-    """Return the last value of a curve as text."""
     return "" if curve.last is None else tick_text(curve.last)
 
 

@@ -19,7 +19,6 @@ _COLOURS = {"loss": "#3b82f6", "eval_loss": "#d97706", "non_finite": "#ef4444"}
 
 
 def loss_image(loss: Curve, eval_loss: Curve, last_step: int | None = None) -> str:
-    """Return the `loss_chart` as an HTML image."""
     if not (chart := loss_chart(loss, eval_loss, last_step)):
         return ""
     data = b64encode(chart.encode()).decode()
@@ -97,6 +96,5 @@ def _legend(loss: Curve, eval_loss: Curve) -> Iterator[str]:
 
 
 def _label(loss: Curve, eval_loss: Curve) -> str:
-    """Describe the chart for screen readers."""
     curves = (("loss", loss), ("eval loss", eval_loss))
     return ", ".join(f"{name} {last_text(curve)}" for name, curve in curves if curve)

@@ -1,7 +1,4 @@
-"""A loss chart for a terminal: Braille dots, or ASCII where the encoding has none.
-
-Not drawn by a library, because `Curve` leaves only a few hundred points to draw.
-"""
+"""A loss chart for a terminal: Braille dots, or ASCII where the encoding has none."""
 
 from __future__ import annotations
 
@@ -92,7 +89,6 @@ class _Plot:
             before = here
 
     def step_axis(self, margin: int, unicode: bool) -> list[str]:
-        """Return the axis of the steps, and its numbers."""
         line, numbers = ("─" if unicode else "-") * self.columns, ""
         for step in self.across.ticks(max(2, self.columns // 12)):
             text = str(int(step))

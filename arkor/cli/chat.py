@@ -42,10 +42,8 @@ class ChatSession:
         """Yield the parts of the answer; then add the question and the answer to the messages."""
         messages = [*self.messages, {"role": "user", "content": text}]
         head = [{"role": "system", "content": self.system}] if self.system else []
-        adapter, base_model = self.target.adapter, self.target.base_model
-        request = InferenceRequest(
-            head + messages, adapter=adapter, base_model=base_model, stream=True, **self.settings
-        )
+        target = self.target
+        request = InferenceRequest(head + messages, target.adapter, target.base_model, **self.settings)
         answer_text = ""
         with self.client.chat(request) as answer:
             try:
@@ -140,7 +138,6 @@ def _answer_or_report(session: ChatSession, text: str) -> None:
 
 
 def _run_command(session: ChatSession, line: str) -> None:
-    """Run a slash command."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if command == "/system":
@@ -151,10 +148,8 @@ def _run_command(session: ChatSession, line: str) -> None:
         try:
             if rest:
                 session.target, session.name = _resolve_target(session.client, rest)
-        except click.ClickException as error:
-            say(error.format_message(), err=True)
-        except ArkorError as error:
-            say(str(error), err=True)
+        except (click.ClickException, ArkorError) as error:
+            say(error.format_message() if isinstance(error, click.ClickException) else str(error), err=True)
         say(f"Chatting with {session.name}.", err=True)
     elif command == "/new":
         session.messages = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import click
 
 from arkor.cli.errors import EXIT_FAILED, EXIT_OK
-from arkor.cli.output import say, say_json
+from arkor.cli.output import may_colour, only_json_on_stdout, prints_utf8, say, say_json
 from arkor.cli.project import project_code
 from arkor.formatting import replace_unencodable
 from arkor.protocol.codec import to_wire
@@ -38,23 +36,21 @@ def check(entry: Path | None, *, as_json: bool) -> int:
     cannot be trained on.
     """
     file = find_entry(entry)
-    # Standard output is the JSON document alone: what the entry prints goes to stderr.
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_json_on_stdout(as_json):
         trainer = project_code(file, lambda: inspect_entry(file))
         found = trainer.check()
-    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     if as_json:
         say_json({"ok": found.ok, **to_wire(found)})
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
-        say(check_report.render_text(found, _underline, _style))
-    elif encoding == "utf8":
+    elif sys.stdout.isatty() and may_colour():
+        say(check_report.render_text(found, _mark, _style))
+    elif prints_utf8():
         say(check_report.render_text(found))
     else:
         say(replace_unencodable(check_report.render_text(found).translate(_ASCII_FALLBACKS), sys.stdout))
     return EXIT_OK if found.ok else EXIT_FAILED
 
 
-def _underline(text: str, counts: bool) -> str:
+def _mark(text: str, counts: bool) -> str:
     return click.style(text, fg="green", underline=True) if counts else text
 
 

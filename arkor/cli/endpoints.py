@@ -34,7 +34,6 @@ _RETENTION = click.Choice(RETENTION_MODES)
 
 
 def _settings_options(command: F) -> F:
-    """Add the options for the model, the access and the retention."""
     for option in (
         click.option("--keep-days", "run_retention_days", type=click.IntRange(min=1), help="Days, with --keep days."),
         click.option("--keep", "run_retention_mode", type=_RETENTION, help="How long conversations are stored."),
@@ -94,14 +93,14 @@ def update(
     endpoint: str, *, run: str | None, base_model: str | None, enabled: bool | None, as_json: bool, **settings: Any
 ) -> None:
     """Change the given settings of an endpoint; the others stay."""
-    client = connect()
+    client, found = _find_endpoint(endpoint)
     target = _target(client, run, base_model)
     change = {"target": target and target.to_wire(), "enabled": enabled, **settings}
     change = {name: value for name, value in change.items() if value is not None}
     if not change:
         raise click.UsageError("nothing to change: use --run, --base-model, --auth, --keep, --enable or --disable")
     with _option_errors():
-        changed = client.update_deployment(find_endpoint(client, endpoint).id, **change)
+        changed = client.update_deployment(found.id, **change)
     say_result(changed, as_json, f"{one_line(changed.slug)} is {_state(changed)} and serves {_model(changed)}.")
 
 
@@ -109,8 +108,7 @@ def update(
 @click.argument("endpoint")
 def delete(endpoint: str) -> None:
     """Delete an endpoint and its keys."""
-    client = connect()
-    found = find_endpoint(client, endpoint)
+    client, found = _find_endpoint(endpoint)
     client.delete_deployment(found.id)
     say(f"Deleted {one_line(found.slug)} and its keys.")
 
@@ -125,8 +123,8 @@ def keys() -> None:
 @as_json_option
 def list_keys(endpoint: str, as_json: bool) -> None:
     """List the keys of an endpoint, without their secrets."""
-    client = connect()
-    found = client.list_deployment_keys(find_endpoint(client, endpoint).id)
+    client, deployment = _find_endpoint(endpoint)
+    found = client.list_deployment_keys(deployment.id)
     text = table(("ID", "LABEL", "PREFIX", "STATE", "CREATED", "LAST USED"), [_key_row(key) for key in found])
     none = f"No keys yet. Create one: arkor endpoints keys create {one_line(endpoint)} --label LABEL"
     say_result(found, as_json, text if found else none)
@@ -141,9 +139,9 @@ def create_key(endpoint: str, label: str, as_json: bool) -> None:
 
     Standard output contains only the key: KEY=$(arkor endpoints keys create ENDPOINT --label ci)
     """
-    client = connect()
+    client, found = _find_endpoint(endpoint)
     with _option_errors():
-        made = client.create_deployment_key(find_endpoint(client, endpoint).id, label)
+        made = client.create_deployment_key(found.id, label)
     say_result(made, as_json, one_line(made.plaintext or ""))
     say(f"This is the key {one_line(made.label)} ({one_line(made.id)}). It cannot be shown again.", err=True)
 
@@ -153,8 +151,7 @@ def create_key(endpoint: str, label: str, as_json: bool) -> None:
 @click.argument("key")
 def revoke(endpoint: str, key: str) -> None:
     """Revoke the key with the id KEY; it remains listed."""
-    client = connect()
-    found = find_endpoint(client, endpoint)
+    client, found = _find_endpoint(endpoint)
     slug = one_line(found.slug)
     matches = [item for item in client.list_deployment_keys(found.id) if item.id == key]
     if not matches:
@@ -169,14 +166,15 @@ def _key_row(key: DeploymentKey) -> tuple[str, ...]:
     return key.id, key.label, f"{key.prefix}…", state, format_time(key.created_at), format_time(key.last_used_at)
 
 
-def find_endpoint(client: CloudApiClient, given: str) -> Deployment:
-    """Return the endpoint with this slug or id. Raises `click.BadParameter`."""
+def _find_endpoint(given: str) -> tuple[CloudApiClient, Deployment]:
+    """Return a client and the endpoint with this slug or id. Raises `click.BadParameter`."""
+    client = connect()
     found = client.list_deployments()
     matches = [item for item in found if item.slug == given] or [item for item in found if item.id == given]
     if not matches:
         problem = f"this project has no endpoint {given!r}; `arkor endpoints list` lists its endpoints"
         raise click.BadParameter(problem, param_hint="ENDPOINT")
-    return matches[0]
+    return client, matches[0]
 
 
 def _target(client: CloudApiClient, run: str | None, base_model: str | None) -> ModelTarget | None:

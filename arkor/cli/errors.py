@@ -15,19 +15,11 @@ from pathlib import Path
 import click
 
 import arkor
-from arkor.errors import (
-    ArkorError,
-    CloudApiError,
-    InvalidConfig,
-    Problem,
-    StreamLost,
-    TrainerAborted,
-    TrainingFailed,
-    is_transient,
-)
+from arkor import errors
 
 EXIT_OK, EXIT_FAILED, USAGE_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+_FAILURES = (errors.StreamLost, errors.TrainerAborted, errors.TrainingFailed)
 _PACKAGE = str(Path(arkor.__file__).parent)
 
 
@@ -35,15 +27,14 @@ class ProjectError(Exception):
     """An exception from the project's own code; `str()` is its traceback without arkor's frames."""
 
 
-def exit_code_of(error: ArkorError) -> int:
-    if isinstance(error, CloudApiError):
-        return EXIT_FAILED if error.status == 409 or is_transient(error.status) else USAGE_ERROR
-    return EXIT_FAILED if isinstance(error, (StreamLost, TrainerAborted, TrainingFailed)) else USAGE_ERROR
+def exit_code_of(error: errors.ArkorError) -> int:
+    if isinstance(error, errors.CloudApiError):
+        return EXIT_FAILED if error.status == 409 or errors.is_transient(error.status) else USAGE_ERROR
+    return EXIT_FAILED if isinstance(error, _FAILURES) else USAGE_ERROR
 
 
-def bad_parameter(error: InvalidConfig, option: str) -> click.BadParameter:
-    """Return the error for an option whose value is not valid for its field."""
-    return click.BadParameter(str(Problem(error.problem, remedy=error.remedy)), param_hint=option)
+def bad_parameter(error: errors.InvalidConfig, option: str) -> click.BadParameter:
+    return click.BadParameter(str(errors.Problem(error.problem, remedy=error.remedy)), param_hint=option)
 
 
 def run(command: Callable[[], object]) -> int:
@@ -62,9 +53,9 @@ def run(command: Callable[[], object]) -> int:
     except OSError as error:
         click.echo(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), err=True)
         return USAGE_ERROR
-    except (ProjectError, ArkorError) as error:
+    except (ProjectError, errors.ArkorError) as error:
         click.echo(str(error).rstrip(), err=True)
-        return exit_code_of(error) if isinstance(error, ArkorError) else USAGE_ERROR
+        return exit_code_of(error) if isinstance(error, errors.ArkorError) else USAGE_ERROR
     return result if isinstance(result, int) else EXIT_OK
 
 
@@ -77,7 +68,8 @@ def handle_broken_pipe() -> int:
 
 def project_error(error: BaseException) -> ProjectError:
     """Format an exception with the frames of the project only."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_project_code(frame.filename)]
+    foreign = (_PACKAGE, "<frozen importlib")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
     head = ["Traceback (most recent call last):\n"] if frames else []
     return ProjectError("".join(head + traceback.format_list(frames) + traceback.format_exception_only(error)))
 
@@ -86,7 +78,3 @@ def source_location(error: BaseException, file: Path) -> str | None:
     """Return the line of the file that raised an exception (`"train.py, line 12"`), or None."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f"{file.name}, line {lines[-1]}" if lines else None
-
-
-def _is_project_code(filename: str) -> bool:
-    return not filename.startswith((_PACKAGE, "<frozen importlib"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 from attrs import evolve
 
 from arkor.cli.errors import EXIT_FAILED, bad_parameter
-from arkor.cli.output import as_json_option, is_interactive, say, say_json
+from arkor.cli.output import as_json_option, is_interactive, only_json_on_stdout, say, say_json
 from arkor.cli.whoami import describe_sign_in, display_name, fetch_identity, report
 from arkor.client.auth.bootstrap import ensure_registered
 from arkor.client.auth.browser_login import sign_in, sign_in_config
@@ -64,8 +63,7 @@ def login(url: str | None, *, no_browser: bool, as_json: bool, **flags: bool) ->
         raise bad_parameter(error, "ARKOR_CLOUD_API_URL" if url is None else "--url") from None
     oauth, token = flags["oauth"] or no_browser, flags["token"] or flags["token_stdin"]
     given = [method for method, on in ((OAUTH, oauth), (ANONYMOUS, flags["anonymous"]), (TOKEN, token)) if on]
-    # Standard output is the JSON document alone; prompts and messages go to stderr.
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_json_on_stdout(as_json):
         method = _sign_in_method(target, given)
         if method == TOKEN:
             result = _sign_in_with_token(target, before, _read_token(piped=flags["token_stdin"]))
@@ -78,7 +76,6 @@ def login(url: str | None, *, no_browser: bool, as_json: bool, **flags: bool) ->
 
 
 def _sign_in_method(target: str, given: list[str]) -> str:
-    """Return the method given by the options, or prompt for it."""
     in_ci = os.environ.get("CI", "").strip().lower() not in ("", "0", "false")
     if len(given) > 1:
         raise click.UsageError("--oauth, --anonymous and --token cannot be used together; choose one")
@@ -209,7 +206,7 @@ def logout(force: bool, as_json: bool) -> None:
     Scripts then use the backend of this machine, unless ARKOR_CLOUD_API_URL is set.
     """
     found = read_credentials()
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_json_on_stdout(as_json):
         removed = _sign_out(found, force=force)
     if as_json:
         say_json({"removed": removed, "mode": found and found.mode, "url": found and url_of(found)})

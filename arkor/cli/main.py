@@ -10,7 +10,6 @@ import click
 from arkor.cli.archive import export_run, import_run
 from arkor.cli.chat import chat
 from arkor.cli.check import check
-from arkor.cli.dev import dev
 from arkor.cli.docs import docs
 from arkor.cli.doctor.doctor import doctor
 from arkor.cli.endpoints import endpoints
@@ -18,7 +17,7 @@ from arkor.cli.errors import handle_broken_pipe, run
 from arkor.cli.login import login, logout
 from arkor.cli.project import init, start
 from arkor.cli.runs import cancel, jobs, logs
-from arkor.cli.serve import serve
+from arkor.cli.servers import dev, serve
 from arkor.cli.whoami import whoami
 from arkor.settings import VERSION
 

@@ -6,23 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
 import arkor as package
-from arkor.cli.errors import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    ProjectError,
-    exit_code_of,
-    project_error,
-    source_location,
-)
-from arkor.cli.output import say, say_json
+from arkor.cli import errors
+from arkor.cli.output import only_json_on_stdout, say, say_json
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.protocol.jobs import Artifact, JobStatus
 from arkor.results.training_result import TrainingResult
@@ -83,15 +74,14 @@ def start(entry: Path | None, *, dry_run: bool, as_json: bool) -> int:
         os.environ["ARKOR_DRY_RUN"] = "1"
     file = find_entry(entry)
     try:
-        # Standard output is the JSON document alone: what the entry prints goes to stderr.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        with only_json_on_stdout(as_json):
             result = _run(file)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return errors.EXIT_INTERRUPTED
     if not as_json:
         return _report_end(result)
     say_json({"job": result.job, "artifacts": result.artifacts})
-    return EXIT_OK if result.job.status == JobStatus.COMPLETED else EXIT_FAILED
+    return errors.EXIT_OK if result.job.status == JobStatus.COMPLETED else errors.EXIT_FAILED
 
 
 def _run(file: Path) -> TrainingResult:
@@ -100,7 +90,7 @@ def _run(file: Path) -> TrainingResult:
     try:
         say(f"{trainer.name}: run {trainer.start().job_id}")
         return project_code(file, trainer.wait)
-    except (KeyboardInterrupt, ProjectError):
+    except (KeyboardInterrupt, errors.ProjectError):
         _print_resume_hint(trainer)
         raise
     except ArkorError as error:  # usually a timeout in a callback, or a backend that is gone
@@ -108,7 +98,7 @@ def _run(file: Path) -> TrainingResult:
             raise
         say(str(error), err=True)
         _print_resume_hint(trainer)
-        raise click.exceptions.Exit(exit_code_of(error)) from error
+        raise click.exceptions.Exit(errors.exit_code_of(error)) from error
 
 
 def project_code(file: Path, call: Callable[[], T]) -> T:
@@ -116,14 +106,14 @@ def project_code(file: Path, call: Callable[[], T]) -> T:
     try:
         return call()
     except InvalidConfig as error:
-        location = source_location(error, file)
+        location = errors.source_location(error, file)
         if location is None:
             raise
         raise click.UsageError(f"{location}: {error}") from error
     except (ArkorError, BrokenPipeError):
         raise
     except Exception as error:
-        raise project_error(error) from error
+        raise errors.project_error(error) from error
 
 
 def _print_resume_hint(trainer: Trainer) -> None:
@@ -140,15 +130,14 @@ def _report_end(result: TrainingResult) -> int:
     sys.stdout.flush()
     if job.status != JobStatus.COMPLETED:
         say(f"Run {job.id} {job.status}{f': {job.error}' if job.error else '.'}", err=True)
-        return EXIT_FAILED
+        return errors.EXIT_FAILED
     if folder := _adapter_folder(result):
         say(f"Adapter: {folder}")
     say(f"Chat with it: arkor chat {job.id}   (add --system if its rows have a system prompt)")
-    return EXIT_OK
+    return errors.EXIT_OK
 
 
 def _adapter_folder(result: TrainingResult) -> Path | None:
-    """Return the folder of the final adapter if it is on this machine."""
     finals = [item.path for item in result.artifacts if isinstance(item, Artifact) and item.kind == "final"]
     folder = arkor_home() / "runs" / result.job.id / (finals[-1] or "") if finals else None
     return folder if folder is not None and folder.is_dir() else None

@@ -10,21 +10,20 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from arkor.charts.series import Curve
 from arkor.charts.terminal import loss_plot
 from arkor.cli.errors import EXIT_FAILED, EXIT_OK
 from arkor.cli.output import as_json_option, event_line, format_elapsed, format_time, say, say_result, table
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd
-from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
 from arkor.errors import CloudApiError
 from arkor.formatting import one_line, parse_timestamp
 from arkor.protocol.codec import dumps
 from arkor.protocol.events import Event, TrainingLog, encode_event, now
 from arkor.protocol.jobs import JobStatus, TrainingJob
+from arkor.results.history import History
 
 _MAX_PLOT_ROWS = 30
 _QUIET_SECONDS = 1.0  # a pause of this length ends the recorded part of a log
@@ -53,18 +52,14 @@ def jobs(limit: int, everything: bool, as_json: bool) -> None:
     found = connect().list_jobs(limit=None if everything else limit + 1)
     listed = found if everything else found[:limit]
     rows = [
-        (job.id, job.name, str(job.status), format_time(job.created_at), format_elapsed(job), _model(job))
-        for job in listed
+        (j.id, j.name, j.status, format_time(j.created_at), format_elapsed(j), getattr(j.config, "model", ""))
+        for j in listed
     ]
     text = table(("ID", "NAME", "STATUS", "SUBMITTED", "TOOK", "MODEL"), rows)
     none = "No runs yet. `arkor init` writes a project, `arkor start` runs it."
     say_result(listed, as_json, text if listed else none)
     if len(found) > len(listed):
         say(f"Showing the newest {limit}; `arkor jobs --all` lists every run.", err=True)
-
-
-def _model(job: TrainingJob) -> str:
-    return str(getattr(job.config, "model", ""))
 
 
 @click.command()
@@ -83,7 +78,7 @@ def logs(job: str, follow: bool, as_json: bool, plot: bool) -> None:
         return
     stream = EventStream(lambda cursor: client.open_event_stream(found.id, last_event_id=cursor), ReconnectPolicy())
     ended = isinstance(found.status, JobStatus) and found.status.terminal
-    events = _live_events(stream) if follow or ended else _recorded_events(stream)
+    events = _events(stream, Deadline()) if follow or ended else _recorded_events(stream)
     if plot:
         say(_plot(found, events))
         return
@@ -93,16 +88,13 @@ def logs(job: str, follow: bool, as_json: bool, plot: bool) -> None:
 
 def _plot(job: TrainingJob, events: Iterable[Event]) -> str:
     """Plot the losses in the size of the terminal, or in 80 columns if the output is not one."""
-    loss, eval_loss = Curve(), Curve()
+    history = History()
     for event in events:
         if isinstance(event, TrainingLog):
-            for curve, value in ((loss, event.loss), (eval_loss, event.eval_loss)):
-                if value is not None:
-                    curve.add(event.step, value)
+            history.add(event.step, event.loss, event.eval_loss)
     size = shutil.get_terminal_size() if sys.stdout.isatty() else os.terminal_size((80, 24))
     plot = loss_plot(
-        loss,
-        eval_loss,
+        *history.curves(),
         columns=size.columns,
         rows=min(size.lines, _MAX_PLOT_ROWS) - 3,
         unicode="utf" in (sys.stdout.encoding or "").lower(),
@@ -111,8 +103,8 @@ def _plot(job: TrainingJob, events: Iterable[Event]) -> str:
     return f"{one_line(job.name)} ({job.id})\n{plot}"
 
 
-def _live_events(stream: EventStream) -> Iterator[Event]:
-    for event in stream.events(Deadline()):
+def _events(stream: EventStream, deadline: Deadline) -> Iterator[Event]:
+    for event in stream.events(deadline):
         if isinstance(event, StreamEnd):
             return
         yield event
@@ -126,9 +118,9 @@ def _recorded_events(stream: EventStream) -> Iterator[Event]:
     """
     called_at, deadline = parse_timestamp(now()), Deadline(expires_at=time.monotonic() + 10 * _QUIET_SECONDS)
     try:
-        for event in stream.events(deadline):
-            logged_at = None if isinstance(event, StreamEnd) else parse_timestamp(event.timestamp)
-            if isinstance(event, StreamEnd) or (logged_at and called_at and logged_at > called_at):
+        for event in _events(stream, deadline):
+            logged_at = parse_timestamp(event.timestamp)
+            if logged_at and called_at and logged_at > called_at:
                 return
             yield event
             deadline.expires_at = time.monotonic() + _QUIET_SECONDS

@@ -1,7 +1,4 @@
-"""`CloudApiClient`: a typed method for each route of the protocol.
-
-Retries and errors are in `http/client.py`, the choice of a backend in `connect.py`.
-"""
+"""`CloudApiClient`: a typed method for each route of the protocol."""
 
 from __future__ import annotations
 
@@ -29,18 +26,19 @@ from arkor.client.streaming.check_stream import ReportStatus, request_check
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.protocol.accounts import Me, Project
 from arkor.protocol.chat import InferenceRequest
-from arkor.protocol.codec import to_wire
+from arkor.protocol.codec import camel_case, to_wire
 from arkor.protocol.datasets import BlobDataset, FileDataset
 from arkor.protocol.deployments import (
+    AUTH_MODES,
     Deployment,
     DeploymentKey,
-    check_auth_mode,
+    check_choice,
     check_retention,
     check_slug,
-    check_target,
     clean_label,
 )
 from arkor.protocol.jobs import JobConfig, Scope, TrainingJob
+from arkor.protocol.model_target import ModelTarget
 from arkor.protocol.run_archive import as_zip
 from arkor.results.check import Check
 
@@ -119,11 +117,7 @@ class CloudApiClient:
         abort_signal: threading.Event | None = None,
         scope: Scope | None = None,
     ) -> Check:
-        """Check a configuration without starting a run; `say` receives the progress.
-
-        Takes about half a minute. Raise `InvalidConfig` for an invalid value, `CloudApiError` for a
-        configuration that cannot be trained or a backend without this route.
-        """
+        """Check a configuration without starting a run; `say` receives the progress."""
         _require_sendable(config)
         query, body = self._query(scope), {"config": to_wire(config)}
         open_stream = partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body)
@@ -137,10 +131,7 @@ class CloudApiClient:
         return list(islice(self.iter_jobs(page=page, id_prefix=id_prefix, scope=scope), limit)) if page else []
 
     def iter_jobs(self, *, page: int = 100, id_prefix: str = "", scope: Scope | None = None) -> Iterator[TrainingJob]:
-        """Yield what `list_jobs` returns, requesting `page` runs (1 to 1000) at a time.
-
-        A backend without pages sends all at once.
-        """
+        """Yield what `list_jobs` returns, requesting `page` runs (1 to 1000) at a time."""
         query = {**self._query(scope), "limit": str(page), **({"idPrefix": id_prefix} if id_prefix else {})}
         while True:
             response = self.http.call("GET", "/v1/jobs", query=query)
@@ -184,19 +175,13 @@ class CloudApiClient:
         return self.http.open("GET", path, query=query, headers=headers, raw_headers=cursor, timeout=timeout)
 
     def export_job(self, job_id: str, file: str | os.PathLike[str], *, scope: Scope | None = None) -> None:
-        """Write a zip of a run's folder to `file` atomically. `CloudApiError` 409: it is running.
-
-        Raise OSError if the file cannot be written.
-        """
+        """Write a zip of a run's folder to `file` atomically; 409 while it is running."""
         headers = {"Accept": "application/zip"}
         path = f"{_job_path(job_id)}/export"
         self.http.save(Path(file).expanduser(), "GET", path, query=self._query(scope), headers=headers)
 
     def import_job(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> TrainingJob:
-        """Import a run from its folder or the zip of it; importing it again changes nothing.
-
-        Raise `InvalidConfig` if it is not a run's folder or cannot be read.
-        """
+        """Import a run from its folder or the zip of it; importing it again changes nothing."""
         with as_zip(Path(path).expanduser()) as file:
             response = self._upload("/v1/jobs/import", "path", file, self._query(scope))
         return decode_one(TrainingJob, response, "job")
@@ -204,10 +189,7 @@ class CloudApiClient:
     # Data and inference
 
     def upload_dataset(self, path: str | os.PathLike[str], *, scope: Scope | None = None) -> BlobDataset:
-        """Upload a file, streamed from disk, and return it as a dataset source for runs.
-
-        Raise `InvalidConfig` if the file cannot be read.
-        """
+        """Upload a file as a source of rows; raise `InvalidConfig` if it cannot be read."""
         file = Path(path).expanduser()
         response = self._upload("/v1/datasets", "dataset.path", file, {**self._query(scope), "filename": file.name})
         return BlobDataset(decode_one(BlobDataset, response, "dataset").url)
@@ -256,15 +238,13 @@ class CloudApiClient:
         run_retention_days: int | None = None,
         scope: Scope | None = None,
     ) -> Deployment:
-        """Deploy a model (`target`: see `Deployment`); `CloudApiError` 409 if the slug is taken.
-
-        Raise `InvalidConfig` for an invalid value.
-        """
+        """Deploy a model (`target`: see `Deployment`); `CloudApiError` 409 if the slug is taken."""
         check_slug(slug)
-        check_target(to_wire(target))
-        check_auth_mode(auth_mode)
-        fields = _deployment_fields(target, auth_mode, run_retention_mode, run_retention_days)
-        response = self._call("POST", "/v1/endpoints", scope, body={"slug": slug, **fields})
+        ModelTarget.parse(to_wire(target))
+        check_choice("auth_mode", auth_mode, AUTH_MODES)
+        retention = {"run_retention_mode": run_retention_mode, "run_retention_days": run_retention_days}
+        body = _deployment_body(slug=slug, target=target, auth_mode=auth_mode, **retention)
+        response = self._call("POST", "/v1/endpoints", scope, body=body)
         return decode_one(Deployment, response, "deployment")
 
     def update_deployment(
@@ -279,9 +259,8 @@ class CloudApiClient:
         scope: Scope | None = None,
     ) -> Deployment:
         """Change the given fields, keep the others. Raise `InvalidConfig` for an invalid value."""
-        body = _deployment_fields(target, auth_mode, run_retention_mode, run_retention_days)
-        if enabled is not None:
-            body["enabled"] = enabled
+        retention = {"run_retention_mode": run_retention_mode, "run_retention_days": run_retention_days}
+        body = _deployment_body(target=target, auth_mode=auth_mode, enabled=enabled, **retention)
         response = self._call("PATCH", _deployment_path(deployment_id), scope, body=body)
         return decode_one(Deployment, response, "deployment")
 
@@ -333,22 +312,15 @@ def _require_sendable(config: JobConfig) -> None:
         raise InvalidConfig("dataset", "a file must be uploaded first: client.upload_dataset(path)")
 
 
-def _deployment_fields(
-    target: Mapping[str, Any] | None, auth_mode: str | None, retention_mode: str | None, retention_days: int | None
-) -> dict[str, Any]:
-    """Return the fields that are not None as JSON; raise `InvalidConfig` for an invalid value."""
-    fields = {
-        "target": to_wire(target),
-        "authMode": auth_mode,
-        "runRetentionMode": retention_mode,
-        "runRetentionDays": retention_days,
-    }
-    if target is not None:
-        check_target(fields["target"])
-    if auth_mode is not None:
-        check_auth_mode(auth_mode)
-    check_retention(retention_mode, retention_days)
-    return {name: value for name, value in fields.items() if value is not None}
+def _deployment_body(**settings: Any) -> dict[str, Any]:
+    """Return the settings that are not None as JSON; raise `InvalidConfig` for an invalid value."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "target" in given:
+        ModelTarget.parse(to_wire(given["target"]))
+    if "auth_mode" in given:
+        check_choice("auth_mode", given["auth_mode"], AUTH_MODES)
+    check_retention(given.get("run_retention_mode"), given.get("run_retention_days"))
+    return {camel_case(name): to_wire(value) for name, value in given.items()}
 
 
 def _path_segment(name: str, value: str) -> str:

@@ -49,10 +49,7 @@ def connect(
 
 
 def choose_backend(base_url: str | None = None, credentials: Credentials | None = None) -> tuple[str, str] | None:
-    """Return the backend's URL and the deciding setting; None for this machine's backend.
-
-    Raise `InvalidConfig` for an invalid URL, `CredentialsError`.
-    """
+    """Return the backend's URL and the deciding setting; None for this machine's backend."""
     if base_url is not None:
         return checked_url(base_url), "base_url"
     if cloud_api_url_from_env():

@@ -15,10 +15,10 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -74,7 +74,6 @@ class LocalBackendAuth(Auth):
         super().__init__(self.credentials.arkor_cloud_api_url, self.credentials.token, source="embedded")
 
     def refresh(self) -> bool:
-        """Raise `BackendUnavailable` if a backend can neither be found nor started."""
         before = self.credentials
         self.credentials = find_or_start(self._home)
         self.base_url, self.token = self.credentials.arkor_cloud_api_url, self.credentials.token
@@ -82,10 +81,7 @@ class LocalBackendAuth(Auth):
 
 
 def find_or_start(home: Path | None = None) -> AnonymousCredentials:
-    """Return the owner's credentials for the backend of this machine, starting it if necessary.
-
-    Raise `BackendUnavailable` if that is not possible.
-    """
+    """Return the owner's credentials for this machine's backend, starting it if necessary."""
     home = home or arkor_home()
     running = _find_running(home)
     if running is None or not is_compatible(*running):
@@ -142,7 +138,6 @@ def fetch_health(info: BackendInfo, seconds: float) -> Health | None:
 
 
 def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str]) -> bytes:
-    """Return the body of a response with status 200; raise ValueError for another status."""
     connection.request("GET", path, headers={"X-Arkor-Client": f"arkor/{VERSION}", **headers})
     response = connection.getresponse()
     body = response.read(64 * 1024)
@@ -164,11 +159,7 @@ def is_alive(pid: int) -> bool:
 
 
 def is_compatible(info: BackendInfo, health: Health) -> bool:
-    """Return whether to use that backend, as opposed to replacing it.
-
-    Raise `BackendUnavailable` if neither is possible. An older backend with the same protocol keeps
-    its runs.
-    """
+    """Return whether to use a backend or to replace it; raise if neither is possible."""
     if health.protocol > PROTOCOL:
         raise BackendUnavailable(
             f"the backend of this machine (arkor {health.version}) is newer than this arkor ({VERSION})",
@@ -194,9 +185,13 @@ def _release(version: str) -> list[int]:
 # Starting
 
 
+def missing_packages(required: Sequence[str] = REQUIRED_PACKAGES) -> list[str]:
+    """Return the packages that are not installed, by default those that a backend needs."""
+    return [name for name in required if importlib.util.find_spec(name) is None]
+
+
 def _start(home: Path) -> tuple[BackendInfo, Health]:
-    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise BackendUnavailable(
             f"training on this machine needs packages that are not installed ({', '.join(missing)})",
             remedy='pip install "arkor[local]", or set ARKOR_CLOUD_API_URL to use another backend',
@@ -282,7 +277,8 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     if not sys.executable:
         raise BackendUnavailable("the path of this Python is unknown", remedy="start `arkor serve` yourself")
     command = [sys.executable, "-m", "arkor.backend", "--home", str(home)]
-    with _home_errors(home), _open_log(log) as output:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with _home_errors(home), os.fdopen(os.open(log, flags, 0o600), "ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             cwd=home,
@@ -294,10 +290,6 @@ def _spawn(home: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
         )
         _started.append(process)
         return process, output.tell()
-
-
-def _open_log(log: Path) -> IO[bytes]:
-    return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def server_environment() -> dict[str, str]:

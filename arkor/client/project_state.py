@@ -1,7 +1,4 @@
-"""A project's `.arkor/state.json`: the project of the backend that a folder belongs to.
-
-The backend of this machine does not use it: its project is always `default`.
-"""
+"""A project's `.arkor/state.json`: the project of the backend that a folder belongs to."""
 
 from __future__ import annotations
 
@@ -30,7 +27,6 @@ class ProjectState:
 
     @property
     def scope(self) -> Scope:
-        """The project as the `scope` of client calls."""
         return Scope(self.org_slug, self.project_slug)
 
 
@@ -40,10 +36,7 @@ def state_path(project_dir: str | Path | None = None) -> Path:
 
 
 def read_state(project_dir: str | Path | None = None) -> ProjectState | None:
-    """Return the state of that project; None if the file is missing or invalid.
-
-    Raise `ArkorError` if it cannot be read.
-    """
+    """Return that project's state; None if it is missing or invalid, `ArkorError` if unreadable."""
     path = state_path(project_dir)
     try:
         state = from_wire(ProjectState, json.loads(path.read_text("utf-8")))
@@ -78,11 +71,7 @@ def slug_of(folder: Path) -> str:
 
 
 def ensure_project(client: CloudApiClient, org_slug: str, project_dir: str | Path | None = None) -> ProjectState:
-    """Return the project of this folder, or create one on the backend and store it.
-
-    Raise `ProjectStateMismatch` if the folder belongs to another organisation; its state is not
-    changed.
-    """
+    """Return the project of this folder, or create it. Raise `ProjectStateMismatch`."""
     state = read_state(project_dir)
     if state is not None and state.org_slug != org_slug:
         raise ProjectStateMismatch(

@@ -1,14 +1,12 @@
-"""Structured output: the JSON schema of a class, and instances parsed from responses.
-
-msgspec handles attrs classes, dataclasses, TypedDicts and similar types; Pydantic models handle
-themselves.
-"""
+"""Structured output: the JSON schema of a class, and instances parsed from responses."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from arkor.errors import ArkorError, InvalidConfig
 from arkor.formatting import one_line
@@ -33,8 +31,6 @@ def build_response_format(response_class: Any) -> dict[str, Any]:
 
 def parse_instance(response_class: Any, text: str) -> Any:
     """Return the text as an instance of `response_class`; raise `ArkorError` if it does not fit."""
-    import msgspec  # noqa: PLC0415 - takes a tenth of the time of `import arkor`, and is rarely needed
-
     try:
         if _is_pydantic(response_class):
             return response_class.model_validate_json(text)
@@ -44,8 +40,6 @@ def parse_instance(response_class: Any, text: str) -> Any:
 
 
 def _schema_of(response_class: Any) -> dict[str, Any]:
-    import msgspec  # noqa: PLC0415 - see above
-
     if _is_pydantic(response_class):
         schema: dict[str, Any] = response_class.model_json_schema()
         return schema

@@ -13,14 +13,9 @@ from arkor.display.plain import PlainProgress
 from arkor.display.run_progress import ProgressDisplay, RunProgress
 from arkor.display.terminal import TerminalProgress
 from arkor.display.terminal_io import ERASE, can_redraw, columns_of, trimmed
-from arkor.errors import InvalidConfig
 from arkor.formatting import one_line, replace_unencodable
 from arkor.protocol.jobs import JobConfig, TrainingJob
 from arkor.results.history import History
-
-
-class NullProgress(ProgressDisplay):
-    """The display for `progress=False` and for a process without a stderr."""
 
 
 def progress_for(
@@ -29,21 +24,19 @@ def progress_for(
     run_progress: RunProgress | None = None,
     history: History | None = None,
 ) -> ProgressDisplay:
-    """Return the display for a `progress` setting; raise `InvalidConfig` for any other value.
+    """Return the display for a checked `progress` setting.
 
     `"auto"` and True select a chart in a notebook, a redrawn line on a terminal, and plain lines
     elsewhere; the latter two write to stderr. False selects a display that shows nothing.
     `run_progress` and `history` continue what an earlier `wait()` has seen.
     """
-    if progress not in (True, False, "auto"):
-        raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
     if not progress:
-        return NullProgress()
+        return ProgressDisplay()
     run_progress = run_progress or run_progress_of(job)
     if job is not None and in_a_notebook():
         return NotebookProgress(run_progress, history or History(), job.id)
     if sys.stderr is None or sys.stderr.closed:
-        return NullProgress()
+        return ProgressDisplay()
     if can_redraw(sys.stderr):
         return TerminalProgress(sys.stderr, run_progress)
     return PlainProgress(sys.stderr, run_progress)
@@ -58,21 +51,15 @@ def run_progress_of(job: TrainingJob | None) -> RunProgress:
 
 @contextmanager
 def status_for(progress: bool | Literal["auto"]) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the status of a long operation, until the end of the block.
-
-    In a terminal and in a notebook a message replaces the one before; elsewhere each is a line on
-    stderr. With `progress=False` nothing is shown.
-    """
+    """Yield a function that shows the status of a long operation on one line, if possible."""
     stream = sys.stderr
-    if progress is False:
-        yield lambda _message: None
-    elif in_a_notebook():
+    if progress and in_a_notebook():
         handle = DisplayHandle()
         try:
             yield lambda message: handle.update(one_line(message), line_html(escape(one_line(message))))
         finally:
             handle.clear()
-    elif stream is None or stream.closed:
+    elif not progress or stream is None or stream.closed:
         yield lambda _message: None
     else:
         redraws = can_redraw(stream)

@@ -55,7 +55,6 @@ class DisplayHandle:
         self._is_displayed = True
 
     def clear(self) -> None:
-        """Remove the content."""
         if self._is_displayed:
             self.update("", "")
 
@@ -90,7 +89,6 @@ class NotebookProgress(ProgressDisplay):
         self.close()
 
     def on_event(self, event: Event) -> None:
-        """Record the event; draw nothing."""
         with self._lock:
             self._run_progress.update(event)
             self._noted_at = time.monotonic()

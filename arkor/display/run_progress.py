@@ -1,7 +1,4 @@
-"""The state of a run in progress, its wording, and the interface of a display.
-
-`RunProgress` consumes events and returns text; the displays decide where and when to show it.
-"""
+"""The state of a run in progress, its wording, and the interface of a display."""
 
 from __future__ import annotations
 
@@ -53,10 +50,7 @@ class ProgressDisplay:
 
 
 class RunProgress:
-    """The state of a run, computed from its events.
-
-    The speed comes from the events' timestamps, so that a replayed run shows the same numbers.
-    """
+    """The state of a run, computed from its events and their timestamps."""
 
     def __init__(self, name: str = "run", total: int | None = None) -> None:
         self.name = one_line(name)
@@ -161,7 +155,6 @@ class RunProgress:
         return "" if seconds is None else f"in {format_duration(seconds)}"
 
     def estimate_verdict(self) -> str:
-        """Compare the estimate of an earlier check with the run; empty without one."""
         return str(self._outcome) if self._outcome else ""
 
     def steps(self) -> str:
@@ -183,7 +176,6 @@ class RunProgress:
 
 
 def joined(*facts: str) -> str:
-    """Join the facts that are not empty with commas."""
     return ", ".join(fact for fact in facts if fact)
 
 

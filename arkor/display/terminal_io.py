@@ -100,8 +100,7 @@ def _detach_hooks_in_child() -> None:
         hook.detach()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_detach_hooks_in_child)
+os.register_at_fork(after_in_child=_detach_hooks_in_child)
 
 
 class Ticker:

@@ -37,7 +37,6 @@ class BestCheckpointTracker:
     _count: int = 0
 
     def log(self, step: int, loss: float | None, eval_loss: float | None) -> None:
-        """Add the numbers of one log."""
         if loss is not None:
             self._sum += loss
             self._count += 1
@@ -45,15 +44,11 @@ class BestCheckpointTracker:
             self.eval_losses[step] = eval_loss
 
     def checkpoint(self, step: int) -> None:
-        """Add a saved checkpoint."""
         self.losses[step] = self._sum / self._count if self._count else math.nan
         self._sum, self._count = 0.0, 0
 
     def best(self, metric: Metric, candidates: Iterable[int] | None = None) -> tuple[float, int] | None:
-        """Return the lowest value and its earliest step, or None without values.
-
-        `candidates` limits the checkpoints that are compared.
-        """
+        """Return the lowest value of the `candidates` (default: all) and its earliest step."""
         values = self.losses if metric == "loss" else self.eval_losses
         steps = self.losses.keys() if candidates is None else self.losses.keys() & set(candidates)
         measured = [(values[step], step) for step in steps if math.isfinite(values.get(step, math.nan))]

@@ -1,9 +1,4 @@
-"""The request of a chat completion, and its validation.
-
-`messages`, `tools`, `tool_choice` and `response_format` have the form of OpenAI's API, with inner
-keys in snake_case. `InferenceRequest.check()` validates; which tools and constraints are supported
-is checked by the backend.
-"""
+"""The request of a chat completion, in the form of OpenAI's API, and its validation."""
 
 from __future__ import annotations
 

@@ -97,6 +97,16 @@ def nested_list(cls: Any) -> Any:
     return attrs.field(default=(), converter=partial(decode_objects, cls))
 
 
+def optional(*types: type) -> Any:
+    """Declare an attrs field that keeps a value of one of these types; any other becomes None."""
+    return attrs.field(default=None, converter=lambda value: value if type(value) in types else None)
+
+
 def dumps(value: Any) -> str:
     """Encode as strict JSON on one line. Raises ValueError for NaN and infinity."""
     return _ENCODER.encode(value)
+
+
+def reject_constant(name: str) -> Any:
+    """Refuse NaN and infinity, as the `parse_constant` of a strict JSON decoder."""
+    raise ValueError(f"{name} is not a JSON number")

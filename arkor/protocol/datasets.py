@@ -60,10 +60,7 @@ _SOURCES: dict[str, type[Any]] = {"huggingface": HuggingFaceDataset, "blob": Blo
 
 
 def parse_dataset(value: Any, *, tolerant: bool = False) -> DatasetSource:
-    """Convert a data set object, or its dict, to a checked `DatasetSource`. Raises `InvalidConfig`.
-
-    With `tolerant`, unknown fields are kept as `extra`, as another version may have written them.
-    """
+    """Return the checked source of an object or a dict; `tolerant` keeps unknown fields."""
     if isinstance(value, Mapping):
         value = dataset_from_dict(value, tolerant)
     if not isinstance(value, (HuggingFaceDataset, BlobDataset, FileDataset)):

@@ -1,8 +1,4 @@
-"""A model at a public address: the deployment, its API keys, and the validation of both.
-
-Decoding accepts fields and values of a newer backend. Reserved slugs and available models are
-checked by the backend.
-"""
+"""A model at a public address: the deployment, its API keys, and the validation of both."""
 
 from __future__ import annotations
 
@@ -14,23 +10,25 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import quote
-from arkor.protocol.model_target import ModelTarget
+from arkor.protocol.codec import optional
 
 AUTH_MODES = ("none", "fixed_api_key")
 RETENTION_MODES = ("unlimited", "disabled", "days")
 
-#: The shortest and the longest slug, and label of a key, in characters.
-SLUG_LENGTH = (2, 50)
+#: The rule of a slug as JSON Schema; the `description` completes "must be …".
+SLUG: Mapping[str, Any] = {
+    "type": "string",
+    "minLength": 2,
+    "maxLength": 50,
+    "pattern": "^[a-z0-9][a-z0-9-]*[a-z0-9]$",
+    "description": "2 to 50 of a-z, 0-9 and hyphens, with no hyphen first or last",
+}
+
+#: The shortest and the longest label of a key, in characters.
 LABEL_LENGTH = (1, 80)
 
 #: The longest retention period of conversations: a century.
 MAX_RETENTION_DAYS = 36_500
-
-_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*[a-z0-9]")
-
-
-def _str_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 @frozen
@@ -55,7 +53,7 @@ class Deployment:
     run_retention_days: int | None = None
     created_at: str = ""
     updated_at: str = ""
-    url: str | None = field(default=None, converter=_str_or_none)
+    url: str | None = optional(str)
     extra: Mapping[str, Any] = field(factory=dict)
 
 
@@ -78,25 +76,14 @@ class DeploymentKey:
 
 def check_slug(slug: Any) -> None:
     """Require lower-case letters, digits, and hyphens between them."""
-    shortest, longest = SLUG_LENGTH
-    if not isinstance(slug, str) or not shortest <= len(slug) <= longest or not _SLUG.fullmatch(slug):
-        problem = f"must be {shortest} to {longest} of a-z, 0-9 and hyphens, with no hyphen first or last"
-        raise InvalidConfig("slug", f"{problem}; not {quote(slug)}")
-
-
-def check_auth_mode(mode: Any) -> None:
-    _check_choice("auth_mode", mode, AUTH_MODES)
-
-
-def check_target(target: Any) -> None:
-    """Require a target of a known kind; unknown fields are left for the backend to check."""
-    ModelTarget.parse(target)
+    if not isinstance(slug, str) or len(slug) > SLUG["maxLength"] or not re.fullmatch(SLUG["pattern"], slug):
+        raise InvalidConfig("slug", f"must be {SLUG['description']}; not {quote(slug)}")
 
 
 def check_retention(mode: Any, days: Any) -> None:
     """Check how long a deployment keeps its conversations; the backend chooses for None."""
     if mode is not None:
-        _check_choice("run_retention_mode", mode, RETENTION_MODES)
+        check_choice("run_retention_mode", mode, RETENTION_MODES)
     if days is None:
         return
     if type(days) is not int or not 0 < days < 2**31:
@@ -106,13 +93,12 @@ def check_retention(mode: Any, days: Any) -> None:
 
 
 def clean_label(label: Any) -> str:
-    """Return the label of a key without surrounding white space."""
     shortest, longest = LABEL_LENGTH
     if not isinstance(label, str) or not shortest <= len(label.strip()) <= longest:
         raise InvalidConfig("label", f"must have {shortest} to {longest} characters, not {quote(label)}")
     return label.strip()
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InvalidConfig(name, f"must be {' or '.join(map(repr, choices))}, not {quote(value)}")

@@ -1,4 +1,4 @@
-"""The estimated time and memory of a run, from `backend/preflight/dry_run.py`, and its outcome."""
+"""The estimated time and memory of a run, from `backend/preflight/process.py`, and its outcome."""
 
 from __future__ import annotations
 
@@ -55,13 +55,6 @@ class Outcome:
     def error(self) -> float | None:
         """The relative error of the estimated time; positive if the estimate was too high."""
         return None if not self.seconds else (self.estimate.seconds - self.seconds) / self.seconds
-
-    @property
-    def memory_error(self) -> float | None:
-        """The relative error of the estimated memory."""
-        if not self.memory_bytes or not self.estimate.memory_bytes:
-            return None
-        return (self.estimate.memory_bytes - self.memory_bytes) / self.memory_bytes
 
     def __str__(self) -> str:
         """`"estimated 1:42, took 1:37: 5 % too high; memory estimated 1.4 GB, took 1.4 GB"`."""

@@ -146,7 +146,6 @@ def now() -> str:
 
 
 def format_timestamp(moment: datetime) -> str:
-    """Format a time of UTC as ISO 8601 with milliseconds."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -159,10 +158,7 @@ def encode_event(event: Event) -> dict[str, Any]:
 
 
 def decode_event(data: Any) -> Event | None:
-    """Decode the JSON of a frame; return None for an unknown type.
-
-    Raises `MalformedEvent` if it is not an object or lacks a required field.
-    """
+    """Decode a frame's JSON object; None for an unknown type. Raise `MalformedEvent`."""
     if not isinstance(data, dict):
         raise MalformedEvent(f"expected an object, not {type(data).__name__}")
     kind = data.get("type")
@@ -217,10 +213,8 @@ def _number(data: dict[str, Any], key: str) -> float | None:
             return float(value)
         except OverflowError:
             return float("inf") if value > 0 else float("-inf")
-    if value is None and "nonFinite" in data:
-        non_finite = data["nonFinite"]
-        word = non_finite.get(key) if isinstance(non_finite, dict) else None
-        return float(word) if word in NON_FINITE else None
+    if value is None and isinstance(words := data.get("nonFinite"), dict) and words.get(key) in NON_FINITE:
+        return float(words[key])
     return None
 
 

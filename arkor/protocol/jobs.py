@@ -1,7 +1,4 @@
-"""A run on the wire: its configuration, its state, its artifacts.
-
-Decoding accepts fields and values of a newer backend; `JobConfig.check()` validates.
-"""
+"""A run on the wire: its configuration, its state, its artifacts."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import format_repr
-from arkor.protocol.codec import decode_objects, from_wire
+from arkor.protocol.codec import decode_objects, from_wire, optional
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
-from arkor.protocol.validation import BOOLEAN, DATASET_FORMAT, DATASET_SPLIT, TEXT, WARMUP, Integer, Number, Validator
+from arkor.protocol.validation import Integer, Number, Validator, boolean, dataset_format, dataset_split, text, warmup
 
 
 class JobStatus(str, Enum):
@@ -32,7 +29,6 @@ class JobStatus(str, Enum):
 
     @property
     def terminal(self) -> bool:
-        """True for completed, failed and cancelled."""
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -63,34 +59,34 @@ def _setting(validator: Validator, doc: str) -> Any:
 class JobConfig:
     """The configuration of a run; the backend chooses the value of a field that is None."""
 
-    model: str = field(metadata={"schema": TEXT.schema})
+    model: str = field(metadata={"schema": text.schema})
     dataset_source: Any = field(
         converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
     )
-    dataset_format: Mapping[str, Any] | None = _setting(DATASET_FORMAT, "how a row is read")
+    dataset_format: Mapping[str, Any] | None = _setting(dataset_format, "how a row is read")
     max_steps: int | None = _setting(Integer(1), "optimizer steps")
     num_train_epochs: float | None = _setting(Number(above=0), "passes over the data")
     learning_rate: float | None = _setting(Number(above=0), "the highest step size")
     batch_size: int | None = _setting(Integer(1), "rows per step")
-    optim: str | None = _setting(TEXT, "the optimizer, by its name in transformers")
-    lr_scheduler_type: str | None = _setting(TEXT, "the learning rate over the run")
+    optim: str | None = _setting(text, "the optimizer, by its name in transformers")
+    lr_scheduler_type: str | None = _setting(text, "the learning rate over the run")
     weight_decay: float | None = _setting(Number(minimum=0), "pull of the weights towards zero")
-    warmup_steps: float | None = _setting(WARMUP, "steps until the highest learning rate; below 1, a share of the run")
+    warmup_steps: float | None = _setting(warmup, "steps until the highest learning rate; below 1, a share of the run")
     logging_steps: int | None = _setting(Integer(1), "steps between two logs")
     save_steps: int | None = _setting(Integer(1), "steps between two checkpoints")
     eval_steps: int | None = _setting(Integer(1), "steps between two evaluations")
     lora_r: int | None = _setting(Integer(1), "rank of the adapter")
     lora_alpha: float | None = _setting(Number(above=0), "scale of the adapter")
     max_length: int | None = _setting(Integer(8), "tokens per row; longer rows are cut")
-    load_in_4bit: bool | None = _setting(BOOLEAN, "frozen weights in 4 bits (QLoRA, CUDA only)")
-    train_on_responses_only: bool | None = _setting(BOOLEAN, "learn the assistant's messages only")
-    dataset_split: Any = _setting(DATASET_SPLIT, "which rows are trained on and held out")
-    dry_run: bool | None = _setting(BOOLEAN, "a few rows and steps through every stage")
+    load_in_4bit: bool | None = _setting(boolean, "frozen weights in 4 bits (QLoRA, CUDA only)")
+    train_on_responses_only: bool | None = _setting(boolean, "learn the assistant's messages only")
+    dataset_split: Any = _setting(dataset_split, "which rows are trained on and held out")
+    dry_run: bool | None = _setting(boolean, "a few rows and steps through every stage")
     extra: Mapping[str, Any] = field(factory=dict)
 
     def check(self) -> None:
         """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
-        TEXT("model", self.model)
+        text("model", self.model)
         parse_dataset(self.dataset_source, tolerant=True)
         for spec in attrs.fields(JobConfig):
             value = getattr(self, spec.name)
@@ -115,7 +111,6 @@ class LoraConfig:
                 specs[setting].metadata["check"](f"lora.{name}", value)
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields of a `JobConfig` for this adapter."""
         return {setting: getattr(self, name) for name, setting in LORA_SETTINGS.items()}
 
 
@@ -150,14 +145,6 @@ def _config(value: Any) -> Any:
     return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
 
 
-def _int_or_none(value: Any) -> int | None:
-    return value if type(value) is int else None
-
-
-def _float_or_none(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) else None
-
-
 def _steps(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if isinstance(value, (list, tuple)) and all(type(step) is int for step in value) else None
 
@@ -180,9 +167,9 @@ class TrainingJob:
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
-    step: int | None = field(default=None, converter=_int_or_none)
-    total_steps: int | None = field(default=None, converter=_int_or_none)
-    last_loss: float | None = field(default=None, converter=_float_or_none)
+    step: int | None = optional(int)
+    total_steps: int | None = optional(int)
+    last_loss: float | None = optional(int, float)
     checkpoints: tuple[int, ...] | None = field(default=None, converter=_steps)
     extra: Mapping[str, Any] = field(factory=dict)
 

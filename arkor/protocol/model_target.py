@@ -74,14 +74,12 @@ class ModelTarget:
 
     @classmethod
     def parse_or_none(cls, target: Any) -> ModelTarget | None:
-        """Parse a target of any version; return None for an unknown form."""
         try:
             return cls.parse(target)
         except InvalidConfig:
             return None
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the JSON `target` of a deployment."""
         if self.adapter is None:
             return {"kind": "base_model", "baseModel": self.base_model}
         return {"kind": "adapter", "adapter": to_wire(self.adapter)}

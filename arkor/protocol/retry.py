@@ -15,7 +15,7 @@ def retrying(
     stop: stop_base | Callable[[RetryCallState], bool],
     *,
     sleep: Callable[[float], None] = time.sleep,
-    log: Callable[[BaseException, float], None] | None = None,
+    log: Callable[[BaseException, float], None] = lambda *_: None,
     reraise: bool = True,
 ) -> Retrying:
     """Return a loop that repeats an attempt as long as it fails with a transient error.
@@ -25,22 +25,17 @@ def retrying(
     `tenacity.RetryError`.
     """
 
-    def log_failure(state: RetryCallState) -> None:
-        if log is not None:
-            log(error_of(state), state.upcoming_sleep)
-
     return Retrying(
         retry=retry_if_exception(is_transient),
         wait=lambda state: delay(error_of(state), state.attempt_number),
         stop=stop,
         sleep=sleep,
-        before_sleep=log_failure,
+        before_sleep=lambda state: log(error_of(state), state.upcoming_sleep),
         reraise=reraise,
     )
 
 
 def error_of(state: RetryCallState) -> BaseException:
-    """Return the error of the attempt that has just failed."""
     error = state.outcome.exception() if state.outcome is not None else None
     assert error is not None  # noqa: S101 - the loop repeats failed attempts only
     return error

@@ -1,7 +1,4 @@
-"""Convert a record to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
-
-`backend/data/` reads the records, `backend/training/tokenization.py` tokenizes the rows.
-"""
+"""Convert a record to a training row: a chat (`messages`, `tools`) or a plain `text`."""
 
 from __future__ import annotations
 
@@ -151,17 +148,13 @@ def _turns(record: Mapping[str, Any], question: str, answer: str) -> Row:
     return {"messages": [*opening, *turns]}
 
 
-def _plain(record: Mapping[str, Any]) -> Row:
-    return {"text": _text("text", _field(record, "text"))}
-
-
 #: Format → the fields by which it is detected, and its reader. The first match is used.
 ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "chatml": (("messages",), _chatml),
     "sharegpt": (("conversations",), _sharegpt),
     "alpaca": (("instruction", "output"), _alpaca),
     "prompt_completion": (("prompt", "completion"), _prompt_completion),
-    "text": (("text",), _plain),
+    "text": (("text",), lambda row: {"text": _text("text", _field(row, "text"))}),
 }
 
 _ALSO_READ = {"system", "tools", "input"}

@@ -1,8 +1,4 @@
-"""Pack the folder of a run into a zip; `backend/store/run_registry.py` unpacks it.
-
-Only the listed files and folders are packed, not the token of the data set, the worker's process id
-or partial files.
-"""
+"""Pack the folder of a run into a zip, without the token of the data set and partial files."""
 
 from __future__ import annotations
 
@@ -27,10 +23,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 @contextmanager
 def as_zip(path: Path) -> Iterator[Path]:
-    """Yield `path` itself, or a temporary zip of it if it is a folder.
-
-    Raises `InvalidConfig` if the folder is not a run's, OSError if it cannot be read or packed.
-    """
+    """Yield `path`, or a temporary zip of the run's folder. Raise `InvalidConfig` or OSError."""
     if not path.is_dir():
         yield path
         return
@@ -49,15 +42,11 @@ def archived_files(folder: Path) -> list[Path]:
         raise InvalidConfig("path", f"{folder} is not the folder of a run, which has a job.json and an events.jsonl")
     top_level = [folder / name for name in (*ARCHIVED_FILES, *ARCHIVED_FOLDERS)]
     nested = [path for name in ARCHIVED_FOLDERS for path in sorted((folder / name).rglob("*"))]
-    everything = [path for path in (*top_level, *nested) if not _is_hidden(path.relative_to(folder))]
+    everything = [path for path in (*top_level, *nested) if "/." not in f"/{path.relative_to(folder)}"]
     for path in everything:
         if path.is_symlink():
             raise InvalidConfig("path", f"{path} is a symbolic link", "replace it by its target")
     return [path for path in everything if path.is_file()]
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
@@ -93,7 +82,6 @@ class _StreamingSink(io.RawIOBase):
         return len(data)
 
     def drain(self) -> bytes:
-        """Return the bytes written since the last call."""
         data = bytes(self._pending)
         self._pending.clear()
         return data

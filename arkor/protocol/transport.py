@@ -16,10 +16,7 @@ from urllib3.util.connection import allowed_gai_family
 
 
 class HeaderAuth(AuthBase):
-    """Set a bearer token, if there is one, and headers that requests would reject.
-
-    Passing any `auth=` also keeps requests from sending a password from `.netrc`.
-    """
+    """Set a bearer token, if any, and unchecked headers; any `auth=` also disables `.netrc`."""
 
     def __init__(self, token: str | None = None, headers: Mapping[str, bytes] | None = None) -> None:
         self._headers = dict(headers or {})

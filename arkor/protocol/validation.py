@@ -6,12 +6,14 @@ import inspect
 import ipaddress
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import quote
+from arkor.protocol.row_formats import ROW_FORMATS
 
 
 class Validator(Protocol):
@@ -108,12 +110,13 @@ def signature_mismatch(function: Callable[..., Any], arguments: int) -> str | No
     return None
 
 
+@partial(_FunctionValidator, schema={"type": "boolean"})
 def boolean(name: str, value: Any) -> None:
-    """Raise `InvalidConfig` for anything but True and False."""
     if not isinstance(value, bool):
         raise InvalidConfig(name, f"must be True or False, not {quote(value)}")
 
 
+@partial(_FunctionValidator, schema={"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
 def text(name: str, value: Any) -> None:
     """Raise `InvalidConfig` for anything but a string that is not blank and can be sent."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
@@ -127,29 +130,42 @@ def encodable(name: str, value: str) -> None:
         raise InvalidConfig(name, "contains an unpaired surrogate")
 
 
-def _warmup(name: str, value: Any) -> None:
+_SHARE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+
+
+@partial(_FunctionValidator, schema={"anyOf": [{"type": "integer", "minimum": 0}, _SHARE]})
+def warmup(name: str, value: Any) -> None:
     """Check whole steps, or a share of the run below 1, as in transformers."""
     Number(minimum=0)(name, value)
     if isinstance(value, float) and value >= 1 and not value.is_integer():
         raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {quote(value)}")
 
 
-DATASET_FORMATS = ("chatml", "sharegpt", "alpaca", "prompt_completion", "text")
+_FORMAT_FIELDS = {"type": {"enum": tuple(ROW_FORMATS)}}
 
 
-def _dataset_format(name: str, value: Any) -> None:
-    if isinstance(value, str) and value in DATASET_FORMATS:
+@partial(
+    _FunctionValidator,
+    schema={"type": "object", "properties": _FORMAT_FIELDS, "required": ["type"], "additionalProperties": False},
+)
+def dataset_format(name: str, value: Any) -> None:
+    if isinstance(value, str) and value in ROW_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
-    if not isinstance(value, Mapping) or value.get("type") not in DATASET_FORMATS:
+    if not isinstance(value, Mapping) or value.get("type") not in ROW_FORMATS:
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
-        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, DATASET_FORMATS))}, not {quote(kind)}")
+        raise InvalidConfig(name, f"must be one of {', '.join(map(repr, ROW_FORMATS))}, not {quote(kind)}")
     if unknown := next((key for key in value if key != "type"), None):
         raise InvalidConfig(
             f"{name}.{unknown}", f'is not a field of a format; write {{"type": "{value["type"]}"}} alone'
         )
 
 
-def _dataset_split(name: str, value: Any) -> None:
+_SPLIT_FIELDS = {"train": text.schema, "eval": {"anyOf": [{"type": "string"}, _SHARE]}}
+_SPLIT_OBJECT = {"type": "object", "properties": _SPLIT_FIELDS, "minProperties": 1, "additionalProperties": False}
+
+
+@partial(_FunctionValidator, schema={"anyOf": [text.schema, _SHARE, _SPLIT_OBJECT]})
+def dataset_split(name: str, value: Any) -> None:
     """Check `"train[:200]"`, a share held out, or `{"train": "train", "eval": "test" | 0.1}`."""
     if isinstance(value, Mapping):
         if not value or set(value) - {"train", "eval"}:
@@ -168,18 +184,3 @@ def _share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         problem = f"must name a split, or be the share to hold out (between 0 and 1), not {quote(value)}"
         raise InvalidConfig(name, problem)
-
-
-_SHARE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_FORMAT_FIELDS = {"type": {"enum": DATASET_FORMATS}}
-
-BOOLEAN = _FunctionValidator(boolean, {"type": "boolean"})
-TEXT = _FunctionValidator(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
-WARMUP = _FunctionValidator(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _SHARE]})
-DATASET_FORMAT = _FunctionValidator(
-    _dataset_format,
-    {"type": "object", "properties": _FORMAT_FIELDS, "required": ["type"], "additionalProperties": False},
-)
-_SPLIT_FIELDS = {"train": TEXT.schema, "eval": {"anyOf": [{"type": "string"}, _SHARE]}}
-_SPLIT_OBJECT = {"type": "object", "properties": _SPLIT_FIELDS, "minProperties": 1, "additionalProperties": False}
-DATASET_SPLIT = _FunctionValidator(_dataset_split, {"anyOf": [TEXT.schema, _SHARE, _SPLIT_OBJECT]})

@@ -49,7 +49,6 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the run can be trained."""
         return not self.problems
 
     def raise_for_problems(self) -> Check:

@@ -24,21 +24,16 @@ Mark = Callable[[str, bool], str]
 Style = Callable[[str, str], str]
 
 
-def _plain_mark(text: str, counts: bool) -> str:
-    return f"⟦{text}⟧" if counts else text
-
-
-def _plain_style(text: str, kind: str) -> str:
-    return f"problem: {text}" if kind == "problem" else text
-
-
-def render_text(check: Any, mark: Mark = _plain_mark, style: Style = _plain_style) -> str:
+def render_text(
+    check: Any,
+    mark: Mark = lambda text, counts: f"⟦{text}⟧" if counts else text,
+    style: Style = lambda text, kind: f"problem: {text}" if kind == "problem" else text,
+) -> str:
     """Return the whole report; the defaults mark without colours."""
     return "\n".join(_lines(check, mark, style))
 
 
 def render_html(check: Any) -> str:
-    """Return the report for a notebook's cell."""
     # The four characters cannot be in the rows: `printable_text` replaces control characters.
     page = escape(
         render_text(

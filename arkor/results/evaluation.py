@@ -35,12 +35,10 @@ class Evaluation:
 
     @property
     def score(self) -> float | None:
-        """The mean score, or None without scores."""
         return _mean([answer.score for answer in self.answers])
 
     @property
     def base_score(self) -> float | None:
-        """The mean score of the base model, or None without scores."""
         return _mean([answer.base_score for answer in self.answers])
 
     @property
@@ -50,7 +48,6 @@ class Evaluation:
         return f"{self.name}, {where}: {_format_score(self.score)} (base {_format_score(self.base_score)})"
 
     def __str__(self) -> str:
-        """The summary, then each question with its answers."""
         lines = [self.summary]
         for answer in self.answers:
             lines.append(f"  {one_line(answer.question, 100)}")

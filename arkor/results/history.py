@@ -32,17 +32,9 @@ class History:
     def __init__(self) -> None:
         self._rows: list[Logged] = []
 
-    def add(  # noqa: PLR0917 - the columns in order; keywords would be slower
-        self,
-        step: int,
-        loss: float | None = None,
-        eval_loss: float | None = None,
-        learning_rate: float | None = None,
-        epoch: float | None = None,
-        samples_per_second: float | None = None,
-    ) -> None:
-        """Append a log; a step beyond the range of an int64 column is clipped."""
-        self._rows.append(Logged(min(step, MAX_STEP), loss, eval_loss, learning_rate, epoch, samples_per_second))
+    def add(self, step: int, *metrics: float | None) -> None:
+        """Append a log: its step, clipped to the range of an int64 column, and `METRIC_FIELDS`."""
+        self._rows.append(Logged(min(step, MAX_STEP), *metrics))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,10 +92,7 @@ class History:
         return [row.samples_per_second for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """Return a `pandas.DataFrame` with a column per number; missing numbers are NaN.
-
-        Raises `ArkorError` without pandas.
-        """
+        """Return a `pandas.DataFrame` with a column per number; missing numbers are NaN."""
         try:
             pandas = import_module("pandas")
         except ImportError:
@@ -112,10 +101,7 @@ class History:
         return frame.astype({"step": "int64", **dict.fromkeys(METRIC_FIELDS, "float64")})
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw loss and eval loss into matplotlib's `axes` (default: new ones), and return them.
-
-        Raises `ArkorError` without matplotlib.
-        """
+        """Draw loss and eval loss into matplotlib's `axes` (default: new ones); return them."""
         if axes is None:
             try:
                 pyplot = import_module("matplotlib.pyplot")

@@ -31,12 +31,10 @@ Rows = Iterable[tuple[str, Any]]
 
 
 def job_card(job: Any) -> str:
-    """Return the card of a `TrainingJob`."""
     return _card(job.name, str(job.status), _job_rows(job))
 
 
 def result_card(result: Any) -> str:
-    """Return the card of a `TrainingResult`."""
     return _card(result.job.name, str(result.job.status), [*_job_rows(result.job), *_result_rows(result)])
 
 

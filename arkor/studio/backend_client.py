@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, field
+from starlette.requests import Request
 
 from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
@@ -21,10 +22,7 @@ class BackendClient:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def client(self) -> CloudApiClient:
-        """Return the client with its scope set; start the backend of this machine if needed.
-
-        Raises what `connect` raises, and tries again at the next call.
-        """
+        """Return the client with its scope set, or raise what `connect` raises."""
         with self._lock:
             if self._client is None:
                 self._client = connect(project_dir=self.folder)
@@ -32,8 +30,15 @@ class BackendClient:
 
     def connect_in_background(self) -> None:
         """Start connecting, so that the first page does not wait for all of it."""
-        threading.Thread(target=self._try_connect, name="arkor-studio-connect", daemon=True).start()
 
-    def _try_connect(self) -> None:
-        with suppress(Exception):  # the first page that needs the client reports the error
-            self.client()
+        def try_to_connect() -> None:
+            with suppress(Exception):  # the first page that needs the client reports the error
+                self.client()
+
+        threading.Thread(target=try_to_connect, name="arkor-studio-connect", daemon=True).start()
+
+
+def client_of(request: Request) -> CloudApiClient:
+    """Return the client of the application that serves this request."""
+    client: CloudApiClient = request.app.state.backend.client()
+    return client

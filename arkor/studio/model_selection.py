@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -27,7 +27,6 @@ class ModelOption:
 
     @property
     def name(self) -> str:
-        """The name of the run or of the base model."""
         if self.job is not None:
             return self.job.name
         return self.target.adapter.job_id if self.target.adapter else self.target.base_model or ""
@@ -52,10 +51,7 @@ class ModelOption:
 
 
 def parse_option(client: CloudApiClient, values: Mapping[str, Any], suffix: str = "") -> ModelOption | None:
-    """Parse the fields `run`, `step` and `model` of a URL or a form; None if they are empty.
-
-    Raises `InvalidConfig` for an invalid step, and what looking up the run raises.
-    """
+    """Parse the fields `run`, `step` and `model` of a URL or a form; None if they are empty."""
     run, step, model = (str(values.get(name + suffix) or "").strip() for name in ("run", "step", "model"))
     if not run:
         return ModelOption(ModelTarget(model)) if model else None
@@ -63,6 +59,14 @@ def parse_option(client: CloudApiClient, values: Mapping[str, Any], suffix: str 
     if step == BASE:
         return ModelOption(ModelTarget(job.config.model), job)
     return ModelOption(ModelTarget.of_run(job.id, parse_step(step) if step else None), job)
+
+
+def latest_option(runs: Sequence[TrainingJob], *, completed: bool = True) -> ModelOption | None:
+    """Return the final adapter of the latest completed run; unless `completed`, else of the latest."""
+    job = next((job for job in runs if job.status == "completed"), None)
+    if job is None and runs and not completed:
+        job = runs[0]
+    return None if job is None else ModelOption(ModelTarget.of_run(job.id), job)
 
 
 def target_of(deployment: Deployment) -> ModelTarget:

@@ -19,22 +19,30 @@ from arkor.protocol.events import now
 from arkor.protocol.jobs import TrainingJob
 from arkor.settings import VERSION
 
-#: The entries of the navigation: path, label, icon.
-PAGES = (
-    ("/", "Overview", "home"),
-    ("/runs", "Runs", "runs"),
-    ("/playground", "Playground", "chat"),
-    ("/endpoints", "Endpoints", "endpoint"),
-)
+#: The labels of the forms' fields, by their Python names.
+_LABELS = {
+    "slug": "Name",
+    "auth_mode": "Access",
+    "run_retention_mode": "Conversations",
+    "run_retention_days": "Days",
+    "days": "Days",
+    "label": "Label",
+    **dict.fromkeys(("target.base_model", "base_model", "model", "step"), "Model"),
+    "temperature": "Temperature",
+    "top_p": "Top-p",
+    "max_tokens": "Max tokens",
+    "seed": "Seed",
+    "stop": "Stop strings",
+    **dict.fromkeys(("structured_outputs", "structured_outputs.json"), "Output format"),
+}
 
 
 def shell() -> str:
     """Return the frame of every page. It contains no data, so it is sent without a token."""
-    return _ENVIRONMENT.get_template("shell.html").render(pages=PAGES)
+    return _ENVIRONMENT.get_template("shell.html").render()
 
 
 def page(template: str, status: int = 200, /, **values: Any) -> Response:
-    """Render a template: a page or a part of one."""
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(**values), status)
 
 
@@ -55,15 +63,20 @@ def fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, ArkorError)  # noqa: S101 - registered for this class only
     problem, status = str(Problem(error.problem, error.field)), _status(error)
     if request.url.path.startswith("/actions/"):
-        return toast(str(Problem(problem, remedy=error.remedy)), status=status)
+        return toast(form_message(error), status=status)
     if request.url.path.startswith("/streams/"):
-        return PlainTextResponse(str(Problem(problem, remedy=error.remedy)), status)
+        return PlainTextResponse(form_message(error), status)
     kind = "unavailable" if isinstance(error, BackendUnavailable) else "missing" if status == 404 else "fault"
     return fault_page(request, status, kind, problem, error.remedy)
 
 
+def form_message(error: ArkorError) -> str:
+    """Return the message with the form's label instead of the name of the field."""
+    label = _LABELS.get(python_name(error.field or ""), error.field)
+    return str(Problem(error.problem, label, error.remedy))
+
+
 def fault_page(request: Request, status: int, kind: str, problem: str, remedy: str | None = None) -> Response:
-    """Render an error in place of a page or a part."""
     return page("parts/fault.html", status, kind=kind, problem=problem, remedy=remedy, again=request.url.path)
 
 
@@ -101,12 +114,10 @@ def format_time(timestamp: str | None) -> str:
 
 
 def elapsed_seconds(job: TrainingJob) -> float | None:
-    """Return how long a run took, or has been running; None before its start."""
     return seconds_between(job.started_at, job.completed_at or now())
 
 
 def format_elapsed(job: TrainingJob) -> str:
-    """Format how long a run took (`"1:42"`)."""
     seconds = elapsed_seconds(job)
     return "–" if seconds is None else format_duration(seconds)
 
@@ -114,6 +125,10 @@ def format_elapsed(job: TrainingJob) -> str:
 def total_steps(job: TrainingJob) -> int | None:
     """Return the planned number of steps; the configured one if the backend does not report it."""
     return getattr(job.config, "max_steps", None) if job.total_steps is None else job.total_steps
+
+
+def python_name(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 def model_of(job: TrainingJob) -> str:

@@ -35,7 +35,6 @@ class RunIndex:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def runs(self) -> list[TrainingJob]:
-        """Return every run, newest first. Raises what the calls to the backend raise."""
         with self._lock:
             if time.monotonic() - self._fetched_at > _FRESH_SECONDS:
                 self._known = _update(self.backend.client(), self._known)
@@ -160,18 +159,13 @@ class RunPage:
     total: int
     page: int
     pages: int
-
-    @property
-    def first(self) -> int:
-        return (self.page - 1) * PER_PAGE + 1 if self.total else 0
-
-    @property
-    def last(self) -> int:
-        return min(self.page * PER_PAGE, self.total)
+    first: int
+    last: int
 
 
 def paginate(found: list[TrainingJob], page: int) -> RunPage:
     """Return this page of the runs, or the last one if there are fewer pages."""
     pages = max(1, -(-len(found) // PER_PAGE))
     page = min(max(page, 1), pages)
-    return RunPage(found[(page - 1) * PER_PAGE : page * PER_PAGE], len(found), page, pages)
+    start, end = (page - 1) * PER_PAGE, min(page * PER_PAGE, len(found))
+    return RunPage(found[start:end], len(found), page, pages, first=start + 1 if found else 0, last=end)

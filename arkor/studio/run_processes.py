@@ -70,10 +70,7 @@ class RunProcesses:
         return self.folder / ".arkor" / "studio"
 
     def start(self, click: str, *, dry_run: bool) -> RunProcess:
-        """Start the trainer, or return the process that the same `click` has started before.
-
-        Raises `ArkorError` if the project's folder is not writable.
-        """
+        """Start the trainer, or return the process that the same `click` has started before."""
         with self._lock:
             self._reap()
             known = self.find(click)
@@ -115,7 +112,6 @@ class RunProcesses:
         self._started = [process for process in self._started if process.poll() is None]
 
     def _prune(self) -> None:
-        """Delete the files of the oldest ended processes above the limit."""
         for process in sorted(self._all(), key=lambda process: -process.began_at)[_MAX_KEPT:]:
             if not process.alive:
                 for file in (process.output, process.output.with_suffix(".json")):

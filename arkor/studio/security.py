@@ -65,7 +65,6 @@ class ListenAddress:
 
     @property
     def origins(self) -> frozenset[str]:
-        """The accepted `Origin` headers."""
         return frozenset(f"http://{host}" for host in self.hosts)
 
     @property
@@ -91,25 +90,23 @@ class SecurityMiddleware:
     def rejection(self, request: Request) -> Response | None:
         """Return the response to a request that must not reach the application, else None."""
         if request.headers.get("host", "").lower() not in self.address.hosts:
-            return _error_response(403, f"Studio accepts requests to {self.address.url} only.")
+            return JSONResponse({"error": f"Studio accepts requests to {self.address.url} only."}, 403)
         if request.headers.get("origin", self.address.url.rstrip("/")) not in self.address.origins:
-            return _error_response(403, "Studio does not accept requests from other pages.")
+            return JSONResponse({"error": "Studio does not accept requests from other pages."}, 403)
         path = request.url.path
         if path.startswith(STATIC) or self._is_authorized(path, request.headers, request.query_params):
             return None
         if request.method in _READING and not path.startswith(NO_PAGES) and TOKEN_HEADER not in request.headers:
             return Response(self.shell, media_type="text/html", headers={"Cache-Control": "no-store"})
-        return _error_response(401, "This needs the token of this launch; open the URL that `arkor dev` has printed.")
+        return JSONResponse(
+            {"error": "This needs the token of this launch; open the URL that `arkor dev` has printed."}, 401
+        )
 
     def _is_authorized(self, path: str, headers: Headers, query: QueryParams) -> bool:
         given = headers.get(TOKEN_HEADER)
         if given is None and path.startswith(STREAMS):
             given = query.get(TOKEN_PARAMETER)
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
-
-
-def _error_response(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status)
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,4 +1,4 @@
-"""The server process of Studio: listen on a port, print the URL, open a browser, serve."""
+"""The server process of Studio: its application, the port that it listens on, and the browser."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from arkor.errors import ArkorError
 from arkor.settings import arkor_home
-from arkor.studio.app import make_app
-from arkor.studio.security import HOST, ListenAddress, new_token
+from arkor.studio.backend_client import BackendClient
+from arkor.studio.pages import endpoints, overview, playground, run, runs
+from arkor.studio.rendering import error_page, fault, fault_page, shell
+from arkor.studio.run_index import RunIndex
+from arkor.studio.run_processes import RunProcesses
+from arkor.studio.security import HOST, ListenAddress, SecurityMiddleware, new_token
 from arkor.studio.stream_proxy import end_streams
 
 FIRST_PORT, PORTS = 4000, 10
+_STATIC = Path(__file__).parent / "static"
 
 
 def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> None:
-    """Serve the project in `folder` until Ctrl-C; pass the URL, with its token, to `announce`.
-
-    Raises `ArkorError` if the port, or each of the ten default ports, is in use.
-    """
+    """Serve the project in `folder` until Ctrl-C; pass the URL, with its token, to `announce`."""
     sock = listen(port)
     address, token = ListenAddress(sock.getsockname()[1]), new_token()
     config = uvicorn.Config(
@@ -39,8 +46,8 @@ def serve(folder: Path, port: int | None, announce: Callable[[str], None]) -> No
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config, lambda: announce(f"{address.url}#token={token}"))
-    asyncio.run(server.serve(sockets=[sock]))
+    announce(f"{address.url}#token={token}")  # the socket accepts connections already
+    asyncio.run(_Server(config).serve(sockets=[sock]))
 
 
 def listen(port: int | None = None) -> socket.socket:
@@ -55,7 +62,6 @@ def listen(port: int | None = None) -> socket.socket:
 
 
 def _try_listen(port: int) -> socket.socket | None:
-    """Return a listening socket, or None if the port is in use."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # Take over a port that was closed a moment ago.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -71,15 +77,7 @@ def _try_listen(port: int) -> socket.socket | None:
 
 
 class _Server(uvicorn.Server):
-    """A server that reports when it is ready, and ends its streams when it stops."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # passed on
-        await super().startup(sockets)  # type: ignore[arg-type]
-        self._ready()
+    """A server that ends its streams when it stops."""
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # passed on
         end_streams()
@@ -100,3 +98,34 @@ def open_browser(address: str) -> None:
         )
     atexit.register(lambda: file.unlink(missing_ok=True))
     webbrowser.open(file.as_uri())
+
+
+# The application
+
+
+def make_app(folder: Path, address: ListenAddress, token: str) -> SecurityMiddleware:
+    """Return the application for the project in `folder`; requests need the token."""
+    routes = [route for module in (overview, runs, run, playground, endpoints) for route in module.routes]
+    app = Starlette(
+        routes=[*routes, Mount("/static", _Static(directory=_STATIC))],
+        exception_handlers={ArkorError: fault, 404: _no_such_page, Exception: error_page},
+    )
+    app.state.folder = folder
+    app.state.backend = BackendClient(folder)
+    app.state.run_index = RunIndex(app.state.backend)
+    app.state.run_processes = RunProcesses(folder)
+    app.state.backend.connect_in_background()
+    return SecurityMiddleware(app, address, token, shell())
+
+
+class _Static(StaticFiles):
+    """Static files that the browser revalidates, so that an upgrade takes effect at once."""
+
+    def file_response(self, *arguments: object, **options: object) -> Response:
+        response = super().file_response(*arguments, **options)  # type: ignore[arg-type] # passed on
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def _no_such_page(request: Request, error: Exception) -> Response:  # noqa: ARG001 - a handler's signature
+    return fault_page(request, 404, "missing", f"Studio has no page {request.url.path}.")

@@ -42,24 +42,19 @@ def backend_snippets(client: CloudApiClient, request: InferenceRequest) -> list[
 
 
 def _arkor(request: InferenceRequest) -> str:
-    arguments = [f"    {name}={_python(value, 4)}," for name, value in _settings(request).items()]
     if adapter := request.adapter:
         step = "" if adapter.step is None else f", {adapter.step}"
-        model = f"    adapter=Adapter({_python(adapter.kind)}, {_python(adapter.job_id)}{step}),"
+        model = f"    adapter=Adapter({adapter.kind!r}, {adapter.job_id!r}{step}),\n"
     else:
-        model = f"    base_model={_python(request.base_model)},"
-    return _lines(
-        f"from arkor import {'Adapter, ' if adapter else ''}InferenceRequest, connect",
-        "",
-        "request = InferenceRequest(",
-        f"    messages={_python(request.messages, 4)},",
-        model,
-        *arguments,
-        ")",
-        "for text in connect().chat(request):",
-        '    print(text, end="", flush=True)',
-        "print()",
-    )
+        model = _arguments(base_model=request.base_model)
+    return f"""from arkor import {"Adapter, " if adapter else ""}InferenceRequest, connect
+
+request = InferenceRequest(
+{_arguments(messages=request.messages)}{model}{_arguments(**_settings(request))})
+for text in connect().chat(request):
+    print(text, end="", flush=True)
+print()
+"""
 
 
 def _token_command(client: CloudApiClient) -> str:
@@ -100,18 +95,14 @@ def _openai(address: str, slug: str, request: InferenceRequest, settings: Mappin
     named = {"model": slug, "messages": request.messages, **settings}
     if "structured_outputs" in named:  # not a parameter of OpenAI's package
         named["extra_body"] = {"structured_outputs": named.pop("structured_outputs")}
-    return _lines(
-        "from openai import OpenAI",
-        "",
-        "client = OpenAI(",
-        f"    base_url={_python(address)},",
-        f"    api_key={_python(key or 'none')},",
-        ")",
-        "answer = client.chat.completions.create(",
-        *(f"    {name}={_python(value, 4)}," for name, value in named.items()),
-        ")",
-        "print(answer.choices[0].message.content)",
-    )
+    return f"""from openai import OpenAI
+
+client = OpenAI(
+{_arguments(base_url=address, api_key=key or "none")})
+answer = client.chat.completions.create(
+{_arguments(**named)})
+print(answer.choices[0].message.content)
+"""
 
 
 def _curl(url: str, header: str | None, body: Mapping[str, Any]) -> str:
@@ -124,24 +115,18 @@ def _curl(url: str, header: str | None, body: Mapping[str, Any]) -> str:
 
 
 def _javascript(url: str, key: str | None, body: Mapping[str, Any]) -> str:
-    authorization = [f"    Authorization: {_json(f'Bearer {key}')},"] if key is not None else []
+    authorization = "" if key is None else f"\n    Authorization: {_json(f'Bearer {key}')},"
     indented_body = _json(body, indent=2).replace("\n", "\n  ")
-    return _lines(
-        f"const response = await fetch({_json(url)}, {{",
-        '  method: "POST",',
-        "  headers: {",
-        '    "Content-Type": "application/json",',
-        *authorization,
-        "  },",
-        f"  body: JSON.stringify({indented_body}),",
-        "});",
-        "const answer = await response.json();",
-        "console.log(response.ok ? answer.choices[0].message.content : answer.error.message);",
-    )
-
-
-def _lines(*lines: str) -> str:
-    return "\n".join(lines) + "\n"
+    return f"""const response = await fetch({_json(url)}, {{
+  method: "POST",
+  headers: {{
+    "Content-Type": "application/json",{authorization}
+  }},
+  body: JSON.stringify({indented_body}),
+}});
+const answer = await response.json();
+console.log(response.ok ? answer.choices[0].message.content : answer.error.message);
+"""
 
 
 def _settings(request: InferenceRequest) -> dict[str, Any]:
@@ -150,31 +135,25 @@ def _settings(request: InferenceRequest) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
+def _arguments(**values: Any) -> str:
+    """Return keyword arguments, one per line."""
+    return "".join(f"    {name}={_python(value, 4)},\n" for name, value in values.items())
+
+
 def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(to_wire(value), ensure_ascii=False, indent=indent)
 
 
 def _python(value: Any, indent: int = 0) -> str:
     """Return a Python literal: on one line if it is short, else with one item per line."""
-    short = _literal(value)
+    short = repr(value)
     if len(short) + indent <= _WIDTH or not isinstance(value, (Mapping, list, tuple)) or not value:
         return short
     inner = indent + 4
     if isinstance(value, Mapping):
-        items = [f"{_literal(key)}: {_python(item, inner)}" for key, item in value.items()]
+        items = [f"{key!r}: {_python(item, inner)}" for key, item in value.items()]
     else:
         items = [_python(item, inner) for item in value]
     opening, closing = "{}" if isinstance(value, Mapping) else "[]"
     lines = "".join(f"{' ' * inner}{item},\n" for item in items)
     return f"{opening}\n{lines}{' ' * indent}{closing}"
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False)  # JSON's escapes are valid in Python
-        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return repr(value)

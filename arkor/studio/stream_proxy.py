@@ -15,6 +15,7 @@ from contextlib import aclosing, suppress
 from weakref import WeakSet
 
 import requests
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -23,7 +24,7 @@ from starlette.types import Send
 from arkor.client.http.cancellation import CancelScope
 
 _CHUNK_BYTES = 64 * 1024
-_MAX_QUEUED_CHUNKS = 16  # a slow browser then slows down the backend
+_THREADS = CapacityLimiter(math.inf)  # each stream waits in one, which other requests must not lack
 
 #: A snapshot of a stream ends after a pause, or after a total time; in seconds.
 _QUIET_SECONDS, _SNAPSHOT_SECONDS = 0.5, 3.0
@@ -33,14 +34,14 @@ _CLIENT_CLOSED = 499
 
 #: Set when Studio stops; streams end then.
 stopping = threading.Event()
-_readers: WeakSet[_Reader] = WeakSet()
+_scopes: WeakSet[CancelScope] = WeakSet()
 
 
 def end_streams() -> None:
-    """End every stream, so that none delays the shutdown. Called on the event loop's thread."""
+    """End every stream, so that none delays the shutdown."""
     stopping.set()
-    for reader in list(_readers):
-        reader.finish()
+    for scope in list(_scopes):
+        scope.cancel()
 
 
 class ProxiedStream(StreamingResponse):
@@ -69,57 +70,23 @@ def open_proxy(call: Callable[[], requests.Response], *, snapshot: bool = False)
 
 async def _proxy_chunks(upstream: requests.Response, scope: CancelScope, snapshot: bool) -> AsyncGenerator[bytes, None]:
     deadline = time.monotonic() + _SNAPSHOT_SECONDS if snapshot else math.inf
-    reader = _Reader(upstream, scope)
-    _readers.add(reader)
-    try:
-        while chunk := await asyncio.wait_for(reader.next(), _QUIET_SECONDS if snapshot else None):
+    _scopes.add(scope)
+
+    def read() -> bytes:
+        chunk: bytes = upstream.raw.read1(_CHUNK_BYTES, decode_content=True)
+        if not chunk:
+            scope.release()  # the connection returns to the pool; do not close it
+        return chunk
+
+    with suppress(Exception):  # a broken stream just ends; the browser resumes after its last event
+        while not stopping.is_set():
+            reading = to_thread.run_sync(read, abandon_on_cancel=True, limiter=_THREADS)
+            chunk = await asyncio.wait_for(reading, _QUIET_SECONDS if snapshot else None)
+            if not chunk:
+                return
             yield chunk
             if time.monotonic() > deadline:
                 return
-    except asyncio.TimeoutError:
-        pass
-    finally:
-        reader.close()
-
-
-class _Reader:
-    """Reads a response in a thread, a few chunks ahead of the consumer; b"" marks the end."""
-
-    def __init__(self, upstream: requests.Response, scope: CancelScope) -> None:
-        self._upstream, self._scope = upstream, scope
-        self._loop = asyncio.get_running_loop()
-        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
-        self._slots = threading.Semaphore(_MAX_QUEUED_CHUNKS)
-        self._closed = False
-        threading.Thread(target=self._run, name="arkor-studio-proxy", daemon=True).start()
-
-    async def next(self) -> bytes:
-        chunk = await self._chunks.get()
-        self._slots.release()
-        return chunk
-
-    def finish(self) -> None:
-        """End the stream after the chunks that have been read."""
-        self._chunks.put_nowait(b"")
-
-    def close(self) -> None:
-        """Let the thread end: its connection is closed, and it does not wait for a free slot."""
-        self._closed = True
-        self._slots.release()
-
-    def _run(self) -> None:
-        # A broken stream just ends; the browser resumes after its last event.
-        with self._upstream, suppress(Exception):
-            while not self._closed and (chunk := self._upstream.raw.read1(_CHUNK_BYTES, decode_content=True)):
-                self._slots.acquire()
-                self._put(chunk)
-            if not self._closed:
-                self._scope.release()  # the connection returns to the pool; do not close it
-        self._put(b"")
-
-    def _put(self, chunk: bytes) -> None:
-        with suppress(RuntimeError):  # the loop is closed after Studio has stopped
-            self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
 
 async def proxy_answer(request: Request, call: Callable[[], requests.Response]) -> Response:

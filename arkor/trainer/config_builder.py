@@ -1,8 +1,4 @@
-"""The arguments of `Trainer(…)` → a `JobConfig`, and suggestions for unknown keywords.
-
-`protocol/validation.py` and `protocol/jobs.py` define the valid values; nothing here contacts a
-backend.
-"""
+"""The arguments of `Trainer(…)` → a `JobConfig`, and suggestions for unknown keywords."""
 
 from __future__ import annotations
 
@@ -56,10 +52,7 @@ def build_config(
     base_folder: Path,
     **settings: Any,
 ) -> JobConfig:
-    """Return a valid configuration, with paths relative to `base_folder` made absolute.
-
-    `settings` are fields of `JobConfig`. Raise `InvalidConfig` for an invalid value.
-    """
+    """Return a configuration, checked, with paths relative to `base_folder` made absolute."""
     if isinstance(settings.get("dataset_format"), str):
         settings["dataset_format"] = {"type": settings["dataset_format"]}
     source = parse_dataset(dataset)

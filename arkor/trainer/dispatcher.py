@@ -49,7 +49,7 @@ class Dispatcher:
         self._callback_errors = callback_errors
         self._client = client
         self._abort_signal = abort_signal
-        self._control = contexts.RunControl(self._cancel, self._stop_waiting)
+        self._control = contexts.RunControl(lambda: client().cancel_job(self.job.id), self._stop_waiting)
 
     def dispatch(self, event: events.Event) -> str | None:
         """Call the callbacks; return the reason if one raised and the stream must reconnect."""
@@ -75,9 +75,6 @@ class Dispatcher:
             if self._callback_errors == "raise" and error is None:
                 raise
             _log_callback_error("on_finished", raised)
-
-    def _cancel(self) -> None:
-        self._client().cancel_job(self.job.id)
 
     def _stop_waiting(self, reason: str) -> None:
         self.stop_reason = reason

@@ -6,11 +6,9 @@ The entry file is `train.py` or `[tool.arkor] entry` in pyproject.toml. It defin
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from attrs import frozen
@@ -42,7 +40,6 @@ def create_arkor(trainer: Trainer | None = None) -> Arkor:
 
 
 def is_arkor(value: Any) -> bool:
-    """Return True for a value that `create_arkor` returned."""
     return isinstance(value, Arkor)
 
 
@@ -52,10 +49,7 @@ def run_trainer(path: str | Path | None = None) -> TrainingResult:
 
 
 def load_entry(path: str | Path | None = None) -> Trainer:
-    """Execute the entry file and return its trainer.
-
-    Raise `InvalidConfig` if the file or the trainer is missing, and whatever the file raises.
-    """
+    """Execute the entry file and return its trainer; raise `InvalidConfig` if it has none."""
     file = find_entry(path)
     module = _execute(file)
     manifest, trainer = getattr(module, "arkor", None), getattr(module, "trainer", None)
@@ -106,25 +100,19 @@ def _configured_entry(file: Path) -> str | None:
     return entry
 
 
-class _UncachedLoader(SourceFileLoader):
-    """Compile the source each time: cached bytecode would miss an edit within the same second."""
-
-    def get_code(self, _fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def _execute(file: Path) -> ModuleType:
-    """Execute the file as the module `arkor_entry`, with its folder first in `sys.path`."""
+    """Execute the file as the module `arkor_entry`, with its folder first in `sys.path`.
+
+    It is compiled each time: cached bytecode would miss an edit within the same second.
+    """
     if file.suffix != ".py":
         raise InvalidConfig("entry", f"{file} is not a Python file")
-    loader = _UncachedLoader("arkor_entry", str(file))
-    spec = ModuleSpec("arkor_entry", loader, origin=str(file))
-    spec.has_location = True
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType("arkor_entry")
+    module.__file__ = str(file)
     sys.modules["arkor_entry"] = module
     sys.path.insert(0, str(file.parent))
     try:
-        loader.exec_module(module)
+        exec(compile(file.read_bytes(), file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the user's file
     finally:
         sys.path.remove(str(file.parent))
     return module

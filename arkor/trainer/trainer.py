@@ -1,8 +1,4 @@
-"""The trainer: configure a run, start it, and wait for it while callbacks react to its events.
-
-`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on
-the caller's thread. The training itself happens in the backend.
-"""
+"""The trainer: configure a run, start it, and wait for it while callbacks react to its events."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import attrs
 import requests
@@ -27,9 +23,8 @@ from arkor.client.chat_response import ChatResponse
 from arkor.client.connect import connect
 from arkor.client.http.deadline import Deadline
 from arkor.client.http.urls import checked_url
-from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault
-from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
 from arkor.display import progress_for, run_progress_of, status_for
 from arkor.display.run_progress import RunProgress
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
@@ -241,7 +236,7 @@ class Trainer:
         try:
             if self._watcher.result is not None:
                 return self._watcher.result
-            deadline = self._watcher.deadline(timeout)
+            deadline = Deadline.after(self._watcher.abort_signal, timeout)
             if self._job is None:
                 self._start_within(deadline)
             deadline.raise_if_expired()
@@ -370,7 +365,6 @@ class _Watcher:
 
     @property
     def result(self) -> TrainingResult | None:
-        """The result of the run; None before its end."""
         return self._dispatcher.result if self._dispatcher else None
 
     def client(self) -> CloudApiClient:
@@ -379,12 +373,8 @@ class _Watcher:
         return self._client
 
     def disconnect(self) -> None:
-        """Close idle connections; `client()` remains usable."""
         if self._client is not None:
             self._client.close()
-
-    def deadline(self, timeout: float | None) -> Deadline:
-        return Deadline.after(self.abort_signal, timeout)
 
     def watch(self, job: TrainingJob, deadline: Deadline) -> TrainingResult:
         """Dispatch the events of the run until it ends; raise what `Trainer.wait` raises."""
@@ -434,10 +424,5 @@ class _Watcher:
         return self.client().open_event_stream(self._dispatcher.job.id, last_event_id=cursor, from_now=from_now)
 
 
-if TYPE_CHECKING:
-    create_trainer = Trainer
-else:
-
-    def create_trainer(*values: Any, **keywords: Any) -> Trainer:
-        """Return `Trainer(…)`; the name in the TypeScript SDK."""
-        return Trainer(*values, **keywords)
+#: The name of `Trainer` in the TypeScript SDK.
+create_trainer = Trainer

@@ -17,9 +17,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from arkor.backend.engine.interface import Run
+from arkor.backend.engine.interface import Recorder, Run
 from arkor.backend.runs.paths import RunFolder, create_run, datasets_folder, prepare
 from arkor.backend.workers.worker import load_engine
 from arkor.protocol.codec import from_wire, to_wire
@@ -29,19 +28,11 @@ from arkor.settings import STARTER_MODEL, arkor_home
 from tests.benchmarks import intents
 
 
-class Nobody:
+class Nobody(Recorder):
     """A recorder that writes checkpoints and drops everything else."""
-
-    stopping = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    def preparing(self, message: str) -> None: ...
-
-    def started(self, total_steps: int) -> None: ...
-
-    def log(self, step: int, **numbers: Any) -> None: ...
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         self._fill(f"step-{step}", write)

@@ -1,7 +1,7 @@
 """Throughput and latency of the event stream, compared with a plain `requests` + `sseclient-py` +
 JSON loop.
 
-    python -m tests.benchmarks.stream [--rounds N] [--events N]
+    python -m tests.benchmarks.stream [--rounds N] [--events N] [--logged N] [--watchers N] [--idle SECONDS]
 
 Prints one Markdown table of medians. Both read from the server of `plain_stream.py` in alternating
 rounds; the lower half is measured with a real backend and its log. Nothing is trained. Takes about
@@ -38,10 +38,7 @@ from tests.benchmarks import plain_stream
 from tests.benchmarks.processes import child
 from tests.conftest import Backend, start_backend, stop_backend
 
-WATCHERS = 200
 LIVE_EVENTS = 20
-IDLE_SECONDS = 10
-LOGGED = 100_000
 
 
 @frozen
@@ -121,11 +118,11 @@ def lags(read: Reader, source: Source) -> list[float]:
     return sorted(found)
 
 
-def idle_share(source: Source) -> float:
+def idle_share(source: Source, seconds: float) -> float:
     """Return the percentage of a core that `wait()` uses while it receives pings only."""
     marks: list[tuple[float, float]] = []
     with suppress(TimeoutError):
-        arkor(source, lambda _: marks.append((time.perf_counter(), time.process_time())), timeout=IDLE_SECONDS)
+        arkor(source, lambda _: marks.append((time.perf_counter(), time.process_time())), timeout=seconds)
     began, spent = marks[0]
     return 100 * (time.process_time() - spent) / (time.perf_counter() - began)
 
@@ -169,10 +166,10 @@ def _opened(source: Source, **query: str) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def embedded(home: Path) -> Iterator[Backend]:
+def embedded(home: Path, watchers: int) -> Iterator[Backend]:
     """A backend whose only slot is occupied, so that the benchmark writes the logs of further runs."""
     os.environ["ARKOR_SCRIPTED_STEP_SECONDS"] = "3600"
-    os.environ["ARKOR_MAX_STREAMS"] = str(2 * WATCHERS)
+    os.environ["ARKOR_MAX_STREAMS"] = str(2 * watchers)
     backend = start_backend(home, "--engine", "scripted", anew=True)
     try:
         caller = owner(backend)
@@ -220,10 +217,10 @@ def worker_lags(backend: Backend, events: int = 200) -> list[float]:
     return found
 
 
-def crowd_lags(backend: Backend) -> list[float]:
+def crowd_lags(backend: Backend, watchers: int) -> list[float]:
     """Milliseconds until all of the watchers of a live run have an event, for each of some."""
     source, log = waiting_run(backend)
-    arguments = (source.stream_url, source.token, str(WATCHERS), str(LIVE_EVENTS))
+    arguments = (source.stream_url, source.token, str(watchers), str(LIVE_EVENTS))
     with LogWriter(log) as writer, child("tests.benchmarks.crowd", *arguments) as crowd:
         assert crowd.read()
         for _ in range(LIVE_EVENTS):
@@ -233,11 +230,11 @@ def crowd_lags(backend: Backend) -> list[float]:
         return [1000 * seconds for seconds in crowd.read()]
 
 
-def crowd_share(backend: Backend, seconds: float = 5) -> float:
+def crowd_share(backend: Backend, watchers: int, seconds: float) -> float:
     """Per cent of a core that the server needs for the watchers of a silent run."""
     source, _ = waiting_run(backend)
     server = psutil.Process(backend.process.pid)
-    with child("tests.benchmarks.crowd", source.stream_url, source.token, str(WATCHERS), "1") as crowd:
+    with child("tests.benchmarks.crowd", source.stream_url, source.token, str(watchers), "1") as crowd:
         assert crowd.read()
         before = sum(server.cpu_times()[:2])
         time.sleep(seconds)
@@ -277,29 +274,34 @@ def latency(url: str, rounds: int) -> None:
         line(f"from write to callback, {name}", f"{mine:.2f} ms", f"{other:.2f} ms", f"{goal} ms")
 
 
-def of_the_embedded(backend: Backend, rounds: int) -> None:
+def of_the_embedded(backend: Backend, options: argparse.Namespace) -> None:
+    rounds, logged, watchers = options.rounds, options.logged, options.watchers
     source, log = waiting_run(backend)
-    write_history(log, LOGGED)
+    write_history(log, logged)
     since_now = 1000 * median(seconds_to_now(source) for _ in range(5 * rounds))
     close_history(log)
-    raw = median(raw_rate(source, LOGGED) for _ in range(rounds))
-    through = {read: median(rate(read, source, LOGGED) for _ in range(rounds)) for read in (bare, arkor)}
-    line(f"backend: {LOGGED:,} events replayed to a socket", f"{raw:,.0f}/s", "", "60,000/s")
+    raw = median(raw_rate(source, logged) for _ in range(rounds))
+    through = {read: median(rate(read, source, logged) for _ in range(rounds)) for read in (bare, arkor)}
+    line(f"backend: {logged:,} events replayed to a socket", f"{raw:,.0f}/s", "", "60,000/s")
     line("backend: the same through `wait()`", f"{through[arkor]:,.0f}/s", f"{through[bare]:,.0f}/s", "")
-    line(f"backend: `since=now`, {LOGGED:,} events before", f"{since_now:.1f} ms", "", "100 ms")
+    line(f"backend: `since=now`, {logged:,} events before", f"{since_now:.1f} ms", "", "100 ms")
     live = median(median(worker_lags(backend)) for _ in range(rounds))
     line("backend: from a worker's write to callback, median", f"{live:.2f} ms", "", "")
-    lists = [crowd_lags(backend) for _ in range(rounds)]
+    lists = [crowd_lags(backend, watchers) for _ in range(rounds)]
     middle, worst = median(median(lags) for lags in lists), max(max(lags) for lags in lists)
-    line(f"backend: until {WATCHERS} watchers have an event, median", f"{middle:.1f} ms", "", "")
-    line(f"backend: until {WATCHERS} watchers have an event, worst", f"{worst:.1f} ms", "", "250 ms")
-    line(f"backend: CPU for {WATCHERS} watchers of a silent run", f"{crowd_share(backend):.1f} %", "", "")
+    line(f"backend: until {watchers} watchers have an event, median", f"{middle:.1f} ms", "", "")
+    line(f"backend: until {watchers} watchers have an event, worst", f"{worst:.1f} ms", "", "250 ms")
+    share = crowd_share(backend, watchers, options.idle / 2)
+    line(f"backend: CPU for {watchers} watchers of a silent run", f"{share:.1f} %", "", "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--logged", type=int, default=100_000)
+    parser.add_argument("--watchers", type=int, default=200)
+    parser.add_argument("--idle", type=float, default=10.0)
     options = parser.parse_args()
     line("", "arkor", "bare loop", "goal")
     line("---", "---", "---", "---")
@@ -308,9 +310,9 @@ def main() -> None:
         with plain_stream.serving(options.events) as url:
             throughput(url, options.rounds, options.events)
             latency(url, options.rounds)
-            line("idle `wait()`, of a core", f"{idle_share(Source(url, 'idle')):.2f} %", "", "0.5 %")
-        with embedded(Path(home) / "backend") as backend:
-            of_the_embedded(backend, options.rounds)
+            line("idle `wait()`, of a core", f"{idle_share(Source(url, 'idle'), options.idle):.2f} %", "", "0.5 %")
+        with embedded(Path(home) / "backend", options.watchers) as backend:
+            of_the_embedded(backend, options)
 
 
 if __name__ == "__main__":

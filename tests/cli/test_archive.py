@@ -16,7 +16,7 @@ from arkor.client.connect import connect
 from arkor.trainer.trainer import Trainer
 from tests.cli.conftest import Run, WriteEntry
 from tests.conftest import Backend, start_backend
-from tests.fakes.http_server import Answer, answering
+from tests.fakes.http_server import Answer, HttpServer
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -152,7 +152,7 @@ def test_a_backend_that_knows_of_no_copies(run: Run, project: Path, monkeypatch:
     (project / "run.zip").write_bytes(b"")
     monkeypatch.setenv("ARKOR_HOME", str(project / "home"))
     refusal = Answer(405, {"error": "/v1/jobs/import does not take POST.", "code": "method_not_allowed"})
-    with answering(refusal) as server:
+    with HttpServer(refusal) as server:
         credentials = {"mode": "anon", "token": "t", "anonymousId": "a", "arkorCloudApiUrl": server.url, "orgSlug": "o"}
         state = {"orgSlug": "o", "projectSlug": "p", "projectId": "i"}
         for file, content in ((project / "home/credentials.json", credentials), (project / ".arkor/state.json", state)):

@@ -10,7 +10,7 @@ import requests
 
 from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, answering
+from tests.fakes.http_server import Answer, HttpServer
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -127,7 +127,7 @@ def test_what_a_backend_of_tomorrow_says(run: Run, monkeypatch: pytest.MonkeyPat
     odd = {"id": "d", "slug": "odd\x1b[31m", "target": {"kind": "chorus"}, "authMode": "badge"}
     odd["url"] = "https://odd.example/v1"
     every = {"user": {"id": "u"}, "orgs": [{"id": "o", "slug": "org"}], "project": {"id": "p", "slug": "project"}}
-    with answering(Answer(body={**every, "deployments": [odd]})) as server:
+    with HttpServer(Answer(body={**every, "deployments": [odd]})) as server:
         monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
         monkeypatch.setenv("ARKOR_TOKEN", "token-of-the-operator")
         done = run("endpoints", "list")

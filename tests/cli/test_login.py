@@ -27,8 +27,8 @@ from arkor.client.auth.credentials import (
 from tests.cli.conftest import ARKOR, Run
 from tests.client.auth.test_browser_login import free_ports
 from tests.conftest import Backend
-from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
-from tests.fakes.http_server import Answer, HttpServer, Request, answering
+from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -63,7 +63,7 @@ class Cloud:
 
 @pytest.fixture
 def auth() -> Iterator[AuthorizationServer]:
-    with authorizing() as server:
+    with AuthorizationServer() as server:
         yield server
 
 
@@ -74,7 +74,7 @@ def cloud(auth: AuthorizationServer) -> Cloud:
 
 @pytest.fixture
 def server(cloud: Cloud) -> Iterator[HttpServer]:
-    with answering(cloud) as running:
+    with HttpServer(cloud) as running:
         yield running
 
 
@@ -195,7 +195,7 @@ def test_a_token_that_the_backend_refuses_is_not_kept(
     def stubborn(request: Request) -> Answer:
         return REFUSED if request.path == "/v1/me" else cloud(request)
 
-    with answering(stubborn) as server:
+    with HttpServer(stubborn) as server:
         done = run("login", "--oauth", "--url", server.url)
     assert done.returncode == 2
     assert "This needs a valid token." in unshown(done, auth)
@@ -297,7 +297,7 @@ def test_the_backend_of_the_environment(
 ) -> None:
     monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
     assert run("login", "--anonymous").stdout.startswith(f"Signed in to {server.url} ")
-    with answering(Cloud(auth)) as other:
+    with HttpServer(Cloud(auth)) as other:
         done = run("login", "--anonymous", "--url", other.url)
     assert f"ARKOR_CLOUD_API_URL takes precedence and is {server.url}" in done.stderr
 

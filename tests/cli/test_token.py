@@ -23,7 +23,7 @@ from arkor.client.auth.credentials import (
 from arkor.errors import CredentialsError
 from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, HttpServer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -47,7 +47,7 @@ PROJECT = {"id": "p", "slug": "project", "name": "project", "orgId": "o"}
 
 @pytest.fixture
 def service() -> Iterator[HttpServer]:
-    with answering(closed) as server:
+    with HttpServer(closed) as server:
         yield server
 
 

@@ -24,7 +24,7 @@ from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.jobs import JobConfig, JobStatus, Scope
 from tests.conftest import Backend, start_backend, stop_backend
-from tests.fakes.http_server import Answer, HttpServer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 SCOPE = Scope("org-1", "bot")
 BOTH = {"orgSlug": "org-1", "projectSlug": "bot"}
@@ -117,7 +117,7 @@ ROUTES: list[tuple[Call, str, dict[str, str], Any, Any]] = [
 
 @pytest.mark.parametrize(("call", "line", "query", "body", "answer"), ROUTES, ids=[r[1] for r in ROUTES])
 def test_the_request_of_each_route(call: Call, line: str, query: Any, body: Any, answer: Any) -> None:
-    with answering(Answer(200, answer)) as server:
+    with HttpServer(Answer(200, answer)) as server:
         call(client(server))
     (request,) = server.requests
     assert f"{request.method} {request.path}" == line
@@ -129,7 +129,7 @@ def test_the_request_of_each_route(call: Call, line: str, query: Any, body: Any,
 @pytest.mark.parametrize("call", [r[0] for r in ROUTES if r[4]])
 @pytest.mark.parametrize("answer", [{}, {"job": 1, "project": [], "key": None, "jobs": {}, "keys": [1]}])
 def test_a_response_without_the_resource_is_an_error(call: Call, answer: object) -> None:
-    with answering(Answer(200, answer)) as server, pytest.raises(CloudApiError, match="no usable") as caught:
+    with HttpServer(Answer(200, answer)) as server, pytest.raises(CloudApiError, match="no usable") as caught:
         call(client(server))
     assert caught.value.code == "bad_answer"
 
@@ -139,7 +139,7 @@ def test_the_responses_are_decoded() -> None:
     project = {"id": "p-1", "slug": "bot", "name": "Bot", "orgId": "o-1"}
     key = {"key": {**KEY, "plaintext": "ark_live_abc"}}
     answers = [me, {"projects": [project]}, {"job": JOB}, {"deployment": DEPLOYMENT}, key]
-    with answering(*[Answer(200, answer) for answer in answers]) as server:
+    with HttpServer(*[Answer(200, answer) for answer in answers]) as server:
         caller = client(server)
         assert caller.me() == Me(User("u"), (Org("o-1", "org-1", "Org", {"plan": "x"}),))
         assert caller.list_projects() == [Project("p-1", "bot", "Bot", "o-1")]
@@ -156,12 +156,12 @@ def test_the_responses_are_decoded() -> None:
 
 
 def test_an_unknown_status_is_kept() -> None:
-    with answering(Answer(200, {"job": {**JOB, "status": "paused"}})) as server:
+    with HttpServer(Answer(200, {"job": {**JOB, "status": "paused"}})) as server:
         assert client(server).get_job("j-1").status == "paused"
 
 
 def test_the_scope_of_a_call_takes_precedence() -> None:
-    with answering(Answer(200, {"jobs": []})) as server:
+    with HttpServer(Answer(200, {"jobs": []})) as server:
         client(server).list_jobs(scope=Scope("o", "p"))
         CloudApiClient(server.url).list_jobs(scope=Scope("o", "p"))
         with pytest.raises(ArkorError, match="Scope"):
@@ -188,7 +188,7 @@ def list_route(count: int, *, in_pages: bool) -> Callable[[Request], Answer]:
 
 @pytest.mark.parametrize("in_pages", [True, False])
 def test_the_list_is_the_same_with_and_without_pages(in_pages: bool) -> None:
-    with answering(list_route(2500, in_pages=in_pages)) as server:
+    with HttpServer(list_route(2500, in_pages=in_pages)) as server:
         caller = client(server)
         assert [job.id for job in caller.list_jobs()] == [f"run-{number}" for number in range(2500)]
         assert [job.id for job in caller.list_jobs(limit=3)] == ["run-0", "run-1", "run-2"]
@@ -202,14 +202,14 @@ def test_the_list_is_the_same_with_and_without_pages(in_pages: bool) -> None:
 
 
 def test_only_the_needed_pages_are_requested() -> None:
-    with answering(list_route(50, in_pages=True)) as server:
+    with HttpServer(list_route(50, in_pages=True)) as server:
         jobs = client(server).iter_jobs(page=10)
         assert [next(jobs).id for _ in range(11)][-1] == "run-10"
     assert len(server.requests) == 2
 
 
 def test_a_repeated_page_ends_the_list() -> None:
-    with answering(Answer(200, {"jobs": [JOB], "nextBefore": "j-1"})) as server:
+    with HttpServer(Answer(200, {"jobs": [JOB], "nextBefore": "j-1"})) as server:
         assert len(client(server).list_jobs()) == 2
 
 
@@ -223,7 +223,7 @@ def test_an_invalid_id_is_rejected(job_id: Any) -> None:
 
 
 def test_only_given_settings_are_submitted() -> None:
-    with answering(Answer(201, {"job": JOB})) as server:
+    with HttpServer(Answer(201, {"job": JOB})) as server:
         client(server).create_job("run", CONFIG, idempotency_key="k-1")
     (request,) = server.requests
     source = {"type": "huggingface", "name": "owner/name"}
@@ -234,7 +234,7 @@ def test_only_given_settings_are_submitted() -> None:
 
 
 def test_a_lost_response_is_requested_again_with_the_same_key() -> None:
-    with answering(Answer(None), Answer(201, {"job": JOB})) as server:
+    with HttpServer(Answer(None), Answer(201, {"job": JOB})) as server:
         client(server).create_job("run", CONFIG)
     keys = [request.headers["idempotency-key"] for request in server.requests]
     assert len(keys) == 2
@@ -251,7 +251,7 @@ def test_a_lost_response_is_requested_again_with_the_same_key() -> None:
     ],
 )
 def test_an_invalid_configuration_is_not_sent(config: JobConfig, field: str) -> None:
-    with answering(Answer()) as server, pytest.raises(InvalidConfig) as caught:
+    with HttpServer(Answer()) as server, pytest.raises(InvalidConfig) as caught:
         client(server).create_job("run", config)
     assert caught.value.field == field
     assert server.requests == []
@@ -262,7 +262,7 @@ def test_an_invalid_configuration_is_not_sent(config: JobConfig, field: str) -> 
 
 @pytest.mark.parametrize("event_id", ["204", " 7", "a b", "zwölf", "日本", "\ud800"])
 def test_any_cursor_is_sent(event_id: str) -> None:
-    with answering(Answer(200, b"", {"Content-Type": "text/event-stream"})) as server:
+    with HttpServer(Answer(200, b"", {"Content-Type": "text/event-stream"})) as server:
         client(server).open_event_stream("j-1", last_event_id=event_id).close()
     (request,) = server.requests
     sent = request.headers["last-event-id"].encode("latin-1")
@@ -272,14 +272,14 @@ def test_any_cursor_is_sent(event_id: str) -> None:
 
 
 def test_a_cursor_of_two_lines_is_rejected() -> None:
-    with answering(Answer()) as server, pytest.raises(InvalidConfig, match="last_event_id"):
+    with HttpServer(Answer()) as server, pytest.raises(InvalidConfig, match="last_event_id"):
         client(server).open_event_stream("j-1", last_event_id="a\r\nX-Evil: 1")
     assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [401, 404, 410, 426, 503])
 def test_a_rejected_stream_is_one_error(status: int) -> None:
-    with answering(Answer(status, {"error": "No."})) as server, pytest.raises(CloudApiError) as caught:
+    with HttpServer(Answer(status, {"error": "No."})) as server, pytest.raises(CloudApiError) as caught:
         client(server).open_event_stream("j-1")
     assert caught.value.status == status
     assert len(server.requests) == 1
@@ -294,7 +294,7 @@ def test_a_chat_request_keeps_inner_keys() -> None:
     request = InferenceRequest(
         messages, Adapter("final", "j-1"), temperature=0.0, max_tokens=5, stream=False, tool_choice="auto"
     )
-    with answering(Answer(200, completion)) as server:
+    with HttpServer(Answer(200, completion)) as server:
         assert client(server).chat(request).text() == "Hi"
     (sent,) = server.requests
     assert (sent.method, sent.path, sent.query) == ("POST", "/v1/inference/chat", BOTH)
@@ -310,7 +310,7 @@ def test_a_chat_request_keeps_inner_keys() -> None:
 
 def test_a_rejected_chat_request() -> None:
     refusal = Answer(404, {"error": "No such checkpoint."})
-    with answering(refusal) as server, pytest.raises(CloudApiError, match="No such checkpoint"):
+    with HttpServer(refusal) as server, pytest.raises(CloudApiError, match="No such checkpoint"):
         client(server).chat(InferenceRequest([], Adapter("checkpoint", "j-1", 7)))
     assert len(server.requests) == 1
 
@@ -323,7 +323,7 @@ def test_an_unanswered_chat_request_can_be_aborted() -> None:
         return Answer(200, b"")
 
     threading.Timer(0.1, signal.set).start()
-    with answering(slow) as server:
+    with HttpServer(slow) as server:
         began = time.monotonic()
         with pytest.raises(TrainerAborted):
             client(server).chat(InferenceRequest([]), abort_signal=signal)
@@ -337,7 +337,7 @@ def test_an_unanswered_chat_request_can_be_aborted() -> None:
 def test_a_file_is_uploaded_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "täglich tickets.jsonl"
     file.write_bytes(b'{"a": 1}\n')
-    with answering(Answer(201, {"dataset": {"id": "s", "bytes": 9, "url": "/v1/datasets/s/x"}})) as server:
+    with HttpServer(Answer(201, {"dataset": {"id": "s", "bytes": 9, "url": "/v1/datasets/s/x"}})) as server:
         assert client(server).upload_dataset(file) == BlobDataset("/v1/datasets/s/x")
     (request,) = server.requests
     assert (request.method, request.path) == ("POST", "/v1/datasets")
@@ -467,7 +467,7 @@ def test_unknown_fields_of_a_newer_backend_are_sent_again() -> None:
     config = {**JOB["config"], "ofTomorrow": {"depth": [1, 2]}}
     target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": "j-1", "blend": 0.5}, "fallback": "m"}
     answers = [{"job": {**JOB, "config": config}}, {"job": JOB}, {"deployment": {**DEPLOYMENT, "target": target}}]
-    with answering(*[Answer(200, answer) for answer in answers], Answer(200, {"deployment": DEPLOYMENT})) as server:
+    with HttpServer(*[Answer(200, answer) for answer in answers], Answer(200, {"deployment": DEPLOYMENT})) as server:
         caller = client(server)
         caller.create_job("again", caller.get_job("j-1").config)
         caller.update_deployment("d-2", target=caller.get_deployment("d-1").target)

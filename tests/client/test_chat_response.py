@@ -17,7 +17,7 @@ from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, TrainerAborted
-from tests.fakes.sse_server import STREAM_HEAD, Step, answer, send, send_and_hold, serving
+from tests.fakes.sse_server import STREAM_HEAD, ScriptedServer, Step, answer, send
 
 DONE = b"data: [DONE]\n\n"
 
@@ -36,7 +36,7 @@ def ask(url: str, abort_signal: threading.Event | None = None) -> ChatResponse:
 
 
 def test_the_deltas_in_order() -> None:
-    with serving(send(chunk("Hel"), chunk("lo"), chunk(None, finish_reason="stop"), DONE)) as server:
+    with ScriptedServer(send(chunk("Hel"), chunk("lo"), chunk(None, finish_reason="stop"), DONE)) as server:
         response = ask(server.url)
         assert list(response) == ["Hel", "lo"]
         assert response.text() == "Hello"
@@ -46,7 +46,7 @@ def test_the_deltas_in_order() -> None:
 
 
 def test_text_includes_what_was_iterated() -> None:
-    with serving(send(chunk("Hel"), chunk("lo"), DONE)) as server:
+    with ScriptedServer(send(chunk("Hel"), chunk("lo"), DONE)) as server:
         assert ask(server.url).text() == "Hello"
         response = ask(server.url)
         assert next(iter(response)) == "Hel"
@@ -64,7 +64,7 @@ def test_each_delta_arrives_when_it_is_sent() -> None:
             connection.sendall(chunk(letter))
         connection.sendall(DONE)
 
-    with serving(slowly) as server:
+    with ScriptedServer(slowly) as server:
         delays = [time.monotonic() - sent.get() for _ in ask(server.url)]
     assert len(delays) == 4
     assert min(delays) < 0.04
@@ -79,7 +79,7 @@ def test_other_frames_are_skipped() -> None:
         b"data: {}",
         b'data: {"choices": [null, {"delta": 1}]}',
     ]
-    with serving(send(b"\n\n".join([*odd, b""]), chunk("a"), DONE)) as server:
+    with ScriptedServer(send(b"\n\n".join([*odd, b""]), chunk("a"), DONE)) as server:
         assert ask(server.url).text() == "a"
 
 
@@ -91,7 +91,7 @@ def test_tool_calls_are_assembled() -> None:
         {"index": 1, "id": "c-2", "function": {"name": "see", "arguments": "{}"}},
     ]
     frames = [b"data: " + json.dumps({"choices": [{"delta": {"tool_calls": [p]}}]}).encode() + b"\n\n" for p in pieces]
-    with serving(send(*frames, DONE)) as server:
+    with ScriptedServer(send(*frames, DONE)) as server:
         message = ask(server.url).message
     assert message["tool_calls"] == [
         {"id": "c-1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}},
@@ -109,7 +109,7 @@ def test_several_answers_with_logprobs_and_a_note() -> None:
         b'data: {"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}], "metadata": {"notes": "N."}}\n\n'
     )
     ends = chunk(None, index=0, finish_reason="stop"), notes
-    with serving(send(part(1, "x"), part(0, "a"), part(1, "y"), part(0, "b"), *ends, DONE)) as server:
+    with ScriptedServer(send(part(1, "x"), part(0, "a"), part(1, "y"), part(0, "b"), *ends, DONE)) as server:
         response = ask(server.url)
         assert list(response) == ["a", "b"]
         assert [message["content"] for message in response.messages] == ["ab", "xy"]
@@ -126,7 +126,7 @@ def test_several_answers_with_logprobs_and_a_note() -> None:
     ],
 )
 def test_an_error_in_the_stream(frame: bytes, status: int, code: str, sentence: str) -> None:
-    with serving(send(chunk("Hel"), frame)) as server:
+    with ScriptedServer(send(chunk("Hel"), frame)) as server:
         response = ask(server.url)
         assert next(iter(response)) == "Hel"
         with pytest.raises(CloudApiError, match=sentence) as caught:
@@ -136,7 +136,7 @@ def test_an_error_in_the_stream(frame: bytes, status: int, code: str, sentence: 
 
 @pytest.mark.parametrize("tail", [b"", b'data: {"choices": [{"delta": {"content": "lo"}}]}'])
 def test_an_incomplete_stream_is_an_error(tail: bytes) -> None:
-    with serving(send(chunk("Hel"), tail)) as server:
+    with ScriptedServer(send(chunk("Hel"), tail)) as server:
         response = ask(server.url)
         assert next(iter(response)) == "Hel"
         with pytest.raises(BackendUnavailable, match="closed the connection"):
@@ -144,7 +144,7 @@ def test_an_incomplete_stream_is_an_error(tail: bytes) -> None:
 
 
 def test_a_finished_response_may_end_without_done() -> None:
-    with serving(send(chunk("a", finish_reason="stop"))) as server:
+    with ScriptedServer(send(chunk("a", finish_reason="stop"))) as server:
         assert ask(server.url).text() == "a"
 
 
@@ -154,12 +154,12 @@ def test_an_incomplete_chunked_response() -> None:
         body = chunk("Hel")
         connection.sendall(head + f"{len(body):x}\r\n".encode() + body + b"\r\nff\r\ndata")
 
-    with serving(cut) as server, pytest.raises(BackendUnavailable, match=server.url):
+    with ScriptedServer(cut) as server, pytest.raises(BackendUnavailable, match=server.url):
         ask(server.url).text()
 
 
 def test_json_of_a_streamed_response_is_an_error() -> None:
-    with serving(send(chunk("a"), DONE)) as server, ask(server.url) as response:
+    with ScriptedServer(send(chunk("a"), DONE)) as server, ask(server.url) as response:
         with pytest.raises(ArkorError, match="stream=False"):
             response.json()
         assert response.text() == "a"
@@ -174,7 +174,7 @@ def test_leaving_the_block_closes_the_connection() -> None:
             pass
         gone.set()
 
-    with serving(until_gone) as server:
+    with ScriptedServer(until_gone) as server:
         with ask(server.url) as response:
             assert next(iter(response)) == "a"
         assert gone.wait(30)
@@ -186,7 +186,7 @@ COMPLETION = {"id": "c", "choices": [{"message": {"role": "assistant", "content"
 
 
 def test_a_whole_completion() -> None:
-    with serving(answer(200, json.dumps(COMPLETION).encode())) as server:
+    with ScriptedServer(answer(200, json.dumps(COMPLETION).encode())) as server:
         response = ask(server.url)
         assert response.json() == COMPLETION
         assert response.text() == "Hello"
@@ -196,7 +196,7 @@ def test_a_whole_completion() -> None:
 
 def test_a_message_without_text() -> None:
     message = {"role": "assistant", "content": None, "tool_calls": []}
-    with serving(answer(200, json.dumps({"choices": [{"message": message}]}).encode())) as server:
+    with ScriptedServer(answer(200, json.dumps({"choices": [{"message": message}]}).encode())) as server:
         response = ask(server.url)
         assert response.text() == ""
         assert response.message == message
@@ -204,7 +204,7 @@ def test_a_message_without_text() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b'{"choices": []}', b'{"choices": [{"message": 1}]}'])
 def test_a_success_that_is_not_a_completion(body: bytes) -> None:
-    with serving(answer(200, body)) as server, pytest.raises(CloudApiError, match="not a chat completion"):
+    with ScriptedServer(answer(200, body)) as server, pytest.raises(CloudApiError, match="not a chat completion"):
         ask(server.url).text()
 
 
@@ -226,7 +226,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def test_an_abort_ends_a_silent_stream() -> None:
     release = threading.Event()
-    with serving(send_and_hold(chunk("a"), until=release)) as server:
+    with ScriptedServer(send(chunk("a"), until=release)) as server:
         response = ask(server.url, abort_after(0.2))
         assert timed(lambda: list(response)) < 5
         assert response.raw.raw.closed
@@ -239,7 +239,7 @@ def test_an_abort_ends_a_response_that_does_not_start() -> None:
     def silent(connection: socket.socket, headers: dict[str, str]) -> None:
         release.wait(20)
 
-    with serving(silent) as server:
+    with ScriptedServer(silent) as server:
         assert timed(lambda: Deadline(abort_after(0.2)).call(lambda: ask(server.url))) < 5
         release.set()
 
@@ -252,13 +252,13 @@ def test_an_abort_ends_a_busy_stream() -> None:
             time.sleep(0.001)
 
     steps: list[Step] = [talk]
-    with serving(*steps) as server:
+    with ScriptedServer(*steps) as server:
         response = ask(server.url, abort_after(0.2))
         assert timed(lambda: list(response)) < 5
 
 
 def test_an_unset_signal_changes_nothing() -> None:
-    with serving(send(chunk("Hel"), chunk("lo"), DONE)) as server:
+    with ScriptedServer(send(chunk("Hel"), chunk("lo"), DONE)) as server:
         assert ask(server.url, threading.Event()).text() == "Hello"
 
 
@@ -281,7 +281,7 @@ def test_an_exception_of_the_call_is_raised() -> None:
 
 def test_repr_reads_nothing() -> None:
     held = threading.Event()
-    with serving(send_and_hold(chunk("<b>Hel"), until=held)) as server, ask(server.url) as response:
+    with ScriptedServer(send(chunk("<b>Hel"), until=held)) as server, ask(server.url) as response:
         assert repr(response) == "ChatResponse('', not read to its end; text() does that)"
         assert next(iter(response)) == "<b>Hel"
         assert repr(response) == "ChatResponse('<b>Hel', not read to its end; text() does that)"
@@ -290,11 +290,11 @@ def test_repr_reads_nothing() -> None:
 
 
 def test_repr_of_a_complete_response() -> None:
-    with serving(send(chunk("Hello " * 20), chunk(None, finish_reason="length"), DONE)) as server:
+    with ScriptedServer(send(chunk("Hello " * 20), chunk(None, finish_reason="length"), DONE)) as server:
         with ask(server.url) as response:
             response.text()
     assert repr(response) == f"ChatResponse({'Hello ' * 10 + '…'!r}, ended: length)"
-    with serving(answer(200, json.dumps(COMPLETION).encode())) as server, ask(server.url) as response:
+    with ScriptedServer(answer(200, json.dumps(COMPLETION).encode())) as server, ask(server.url) as response:
         assert "not read" in repr(response)
         response.text()
         assert "not read" not in repr(response)

@@ -20,7 +20,7 @@ from arkor.client.project_state import ProjectState, read_state, write_state
 from arkor.errors import ArkorError, CredentialsError, InvalidConfig, ProjectStateMismatch
 from arkor.protocol.jobs import Scope
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 PROJECT = {"id": "p-1", "slug": "bot", "name": "bot", "orgId": "o-1"}
 
@@ -91,14 +91,14 @@ def test_given_credentials_are_used_and_not_stored(module_backend: Backend, proj
 
 
 def test_the_project_is_named_after_its_folder(tmp_path: Path) -> None:
-    with answering(Answer(201, {"project": PROJECT})) as server:
+    with HttpServer(Answer(201, {"project": PROJECT})) as server:
         assert connect(server.url, identity(server.url), tmp_path).scope == Scope("org-1", "bot")
     assert read_state(tmp_path) == ProjectState("org-1", "bot", "p-1")
 
 
 def test_a_project_of_another_organisation_is_kept(project: Path) -> None:
     write_state(ProjectState("org-2", "bot", "p-2"))
-    with answering(Answer()) as server, pytest.raises(ProjectStateMismatch, match="org-2"):
+    with HttpServer(Answer()) as server, pytest.raises(ProjectStateMismatch, match="org-2"):
         connect(server.url, identity(server.url))
     assert server.requests == []
 
@@ -117,12 +117,12 @@ def test_a_person_with_one_organisation_works_there(project: Path) -> None:
     def backend(request: Request) -> Answer:
         return orgs("mine") if request.path == "/v1/me" else Answer(201, {"project": PROJECT})
 
-    with answering(backend) as server:
+    with HttpServer(backend) as server:
         assert connect(server.url, person(server.url)).scope == Scope("mine", "bot")
 
 
 def test_a_person_with_several_uses_the_one_of_the_project(project: Path) -> None:
-    with answering(orgs("one", "two")) as server:
+    with HttpServer(orgs("one", "two")) as server:
         with pytest.raises(ArkorError, match="one, two"):
             connect(server.url, person(server.url))
         write_state(ProjectState("two", "bot", "p-1"))

@@ -23,7 +23,7 @@ from arkor.errors import BackendUnavailable
 from arkor.protocol.jobs import Scope
 from arkor.settings import PROTOCOL, VERSION, arkor_home
 from tests.conftest import Backend, start_backend, stop_backend
-from tests.fakes.http_server import Answer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 pytestmark = pytest.mark.slow  # every test starts processes
 
@@ -129,7 +129,7 @@ SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("garbage", "em
 
 @pytest.mark.parametrize("leftover", ["dead pid", "foreign port", *SLOWER])
 def test_files_of_a_dead_backend_do_not_block(leftover: str) -> None:
-    with bystander() as process, answering(Answer(404, b"<html>not yours</html>")) as foreign:
+    with bystander() as process, HttpServer(Answer(404, b"<html>not yours</html>")) as foreign:
         arkor_home().mkdir()
         texts = {"garbage": "{", "empty": "", "other shape": '["url"]'}
         if leftover == "dead pid":
@@ -207,7 +207,7 @@ with embedded._start_lock(Path(os.environ["ARKOR_HOME"])):
 
 @pytest.mark.parametrize("version", ["0.0.1", pytest.param(VERSION, marks=pytest.mark.slow)])
 def test_an_idle_older_backend_is_replaced(version: str) -> None:
-    with bystander() as process, answering(healthy(version, PROTOCOL - 1)) as old:
+    with bystander() as process, HttpServer(healthy(version, PROTOCOL - 1)) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version=version, protocol=PROTOCOL - 1)
         assert find_or_start().arkor_cloud_api_url == listing()["url"] != old.url
         assert process.wait(30) == -signal.SIGTERM
@@ -216,7 +216,7 @@ def test_an_idle_older_backend_is_replaced(version: str) -> None:
 @pytest.mark.slow
 def test_a_real_older_backend_is_replaced(backend: Backend) -> None:
     """A fake health route makes it look old; the real process receives the signal."""
-    with answering(healthy("0.0.1")) as old:
+    with HttpServer(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=backend.process.pid, version="0.0.1", protocol=PROTOCOL)
         reaper = threading.Thread(target=backend.process.wait, daemon=True)
         reaper.start()
@@ -229,7 +229,7 @@ def test_a_real_older_backend_is_replaced(backend: Backend) -> None:
 
 
 def test_a_busy_older_backend_is_not_replaced() -> None:
-    with bystander() as process, answering(healthy("0.0.1", PROTOCOL - 1, active_runs=2)) as old:
+    with bystander() as process, HttpServer(healthy("0.0.1", PROTOCOL - 1, active_runs=2)) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL - 1)
         with pytest.raises(BackendUnavailable) as caught:
             find_or_start()
@@ -240,13 +240,13 @@ def test_a_busy_older_backend_is_not_replaced() -> None:
 
 @pytest.mark.parametrize("answer", [healthy("0.0.1", active_runs=1), healthy("99.0"), healthy()])
 def test_a_compatible_backend_is_used(answer: Answer) -> None:
-    with bystander() as process, answering(answer) as other:
+    with bystander() as process, HttpServer(answer) as other:
         write_listing(url=other.url, token="t", pid=process.pid, version="x", protocol=PROTOCOL)
         assert find_or_start().arkor_cloud_api_url == other.url
 
 
 def test_an_incompatible_newer_backend_asks_for_an_upgrade() -> None:
-    with bystander() as process, answering(healthy("99.0", PROTOCOL + 1)) as newer:
+    with bystander() as process, HttpServer(healthy("99.0", PROTOCOL + 1)) as newer:
         write_listing(url=newer.url, token="t", pid=process.pid, version="99.0", protocol=PROTOCOL + 1)
         with pytest.raises(BackendUnavailable, match="pip install --upgrade arkor"):
             find_or_start()
@@ -257,7 +257,7 @@ def test_a_backend_that_rejects_the_token_is_not_ours() -> None:
     def strict(request: Request) -> Answer:
         return healthy() if request.path == "/healthz" else Answer(401, {"error": "no"})
 
-    with bystander() as process, answering(strict) as other:
+    with bystander() as process, HttpServer(strict) as other:
         write_listing(url=other.url, token="t", pid=process.pid, version=VERSION, protocol=PROTOCOL)
         assert find_or_start().arkor_cloud_api_url != other.url
 
@@ -265,7 +265,7 @@ def test_a_backend_that_rejects_the_token_is_not_ours() -> None:
 @pytest.mark.slow
 def test_a_backend_that_does_not_exit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arkor.client.local_backend.SHUTDOWN_SECONDS", 1.0)
-    with bystander(deaf=True) as process, answering(healthy("0.0.1")) as old:
+    with bystander(deaf=True) as process, HttpServer(healthy("0.0.1")) as old:
         write_listing(url=old.url, token="t", pid=process.pid, version="0.0.1", protocol=PROTOCOL)
         with pytest.raises(BackendUnavailable, match=f"kill -9 {process.pid}"):
             find_or_start()

@@ -13,7 +13,7 @@ from arkor.client.project_state import ProjectState, ensure_project, read_state,
 from arkor.errors import ArkorError, CloudApiError, ProjectStateMismatch
 from arkor.protocol.jobs import Scope
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, HttpServer, answering
+from tests.fakes.http_server import Answer, HttpServer
 
 STATE = ProjectState("org-1", "bot", "p-1")
 PROJECT = {"id": "p-1", "slug": "bot", "name": "bot", "orgId": "o-1"}
@@ -75,7 +75,7 @@ def test_the_slug_of_a_folder(name: str, slug: str) -> None:
 def test_a_project_is_created_once(tmp_path: Path) -> None:
     folder = tmp_path / "Bot"
     folder.mkdir()
-    with answering(Answer(201, {"project": PROJECT})) as server:
+    with HttpServer(Answer(201, {"project": PROJECT})) as server:
         assert ensure_project(client(server), "org-1", folder) == STATE
         assert ensure_project(client(server), "org-1", folder) == STATE
     (request,) = server.requests
@@ -88,20 +88,20 @@ def test_an_existing_project_is_reused(tmp_path: Path) -> None:
     folder = tmp_path / "bot"
     folder.mkdir()
     others = [{**PROJECT, "id": "p-0", "slug": "else"}, PROJECT]
-    with answering(Answer(409, {"error": "Taken."}), Answer(body={"projects": others})) as server:
+    with HttpServer(Answer(409, {"error": "Taken."}), Answer(body={"projects": others})) as server:
         assert ensure_project(client(server), "org-1", folder) == STATE
 
 
 def test_a_taken_slug_of_no_visible_project_is_an_error(tmp_path: Path) -> None:
     taken = Answer(409, {"error": "Taken."})
-    with answering(taken, Answer(body={"projects": []})) as server, pytest.raises(CloudApiError, match=r"Taken\."):
+    with HttpServer(taken, Answer(body={"projects": []})) as server, pytest.raises(CloudApiError, match=r"Taken\."):
         ensure_project(client(server), "org-1", tmp_path)
     assert read_state(tmp_path) is None
 
 
 def test_the_state_of_another_organisation_is_kept(tmp_path: Path) -> None:
     write_state(STATE, tmp_path)
-    with answering(Answer()) as server, pytest.raises(ProjectStateMismatch) as caught:
+    with HttpServer(Answer()) as server, pytest.raises(ProjectStateMismatch) as caught:
         ensure_project(client(server), "org-2", tmp_path)
     assert all(word in str(caught.value) for word in (str(state_path(tmp_path)), "org-1", "org-2", "sign in", "remove"))
     assert server.requests == []

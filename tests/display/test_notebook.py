@@ -18,9 +18,9 @@ from arkor.display.notebook import NotebookProgress
 from arkor.display.run_progress import RunProgress
 from arkor.protocol.events import TrainingFailedEvent, TrainingLog, TrainingWarning
 from arkor.results.history import History
-from tests.fakes.run_server import RunServer, running
+from tests.fakes.run_server import RunServer
 from tests.fakes.scripted_run import at, frames, scripted_run
-from tests.fakes.sse_server import send, send_and_hold
+from tests.fakes.sse_server import send
 
 SLOW = pytest.mark.slow  # a kernel
 
@@ -59,7 +59,7 @@ def printed(cell: Any) -> str:
 
 @SLOW
 def test_a_cell_keeps_the_line_and_the_chart(tmp_path: Path) -> None:
-    with running(send(*frames(*scripted_run(60)))) as server:
+    with RunServer(send(*frames(*scripted_run(60)))) as server:
         notebook = execute(server, tmp_path, "result = trainer.wait()", "result.history.step == list(range(1, 61))")
     (picture,) = shown(notebook.cells[1])
     assert picture["text/plain"] == "a run: completed, step 60/60, loss 0.0670 ↘, in 2:00"
@@ -76,7 +76,7 @@ def test_what_callbacks_print_stays_below(tmp_path: Path) -> None:
     trainer = Trainer.attach("j", **settings, callbacks={"on_checkpoint": lambda ctx: print("saved", ctx.step)})
     trainer.wait()
     """
-    with running(send(*frames(*scripted_run(60)))) as server:
+    with RunServer(send(*frames(*scripted_run(60)))) as server:
         notebook = execute(server, tmp_path, cell)
     assert printed(notebook.cells[1]) == "saved 20\nsaved 40\nsaved 60\n"
     assert len(shown(notebook.cells[1])) == 1
@@ -85,7 +85,7 @@ def test_what_callbacks_print_stays_below(tmp_path: Path) -> None:
 @SLOW
 def test_an_interrupted_cell_shows_how_to_resume_and_the_next_one_resumes(tmp_path: Path) -> None:
     held, events = threading.Event(), frames(*scripted_run(60))
-    with running(send_and_hold(*events[:30], until=held), send(*events[30:])) as server:
+    with RunServer(send(*events[:30], until=held), send(*events[30:])) as server:
         try:
             notebook = execute(server, tmp_path, "trainer.wait()", "trainer.wait()", interrupt_after=3)
         finally:
@@ -124,7 +124,7 @@ def test_a_restarted_kernel_draws_the_whole_chart_again_without_drawing_every_ev
     began = time.monotonic()
     result = trainer.wait()
     """
-    with running(send(b"".join(frames(*scripted_run(100_000, save_every=50_000))))) as server:
+    with RunServer(send(b"".join(frames(*scripted_run(100_000, save_every=50_000))))) as server:
         notebook = execute(
             server, tmp_path, count, "len(drawings) <= 4 + 2 * (time.monotonic() - began), len(result.history)"
         )
@@ -137,7 +137,7 @@ def test_a_restarted_kernel_draws_the_whole_chart_again_without_drawing_every_ev
 @SLOW
 @pytest.mark.parametrize("setting", ["progress=False", 'progress="auto"'])
 def test_silence_in_a_notebook(tmp_path: Path, setting: str) -> None:
-    with running(send(*frames(*scripted_run(20)))) as server:
+    with RunServer(send(*frames(*scripted_run(20)))) as server:
         notebook = execute(server, tmp_path, f'Trainer.attach("j", **settings, {setting}).wait();')
     assert len(shown(notebook.cells[1])) == (0 if "False" in setting else 1)
 
@@ -153,7 +153,7 @@ def test_a_status_is_replaced_and_removed_at_the_end(tmp_path: Path) -> None:
         report("not shown")
     print("done")
     """
-    with running() as server:
+    with RunServer() as server:
         notebook = execute(server, tmp_path, cell)
     assert [dict(data) for data in shown(notebook.cells[1])] == [{"text/plain": "", "text/html": ""}]
     assert printed(notebook.cells[1]) == "done\n"

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from arkor.display import NullProgress, progress_for
+from arkor.display import progress_for
 from arkor.display.plain import PlainProgress
-from arkor.display.run_progress import RunProgress
+from arkor.display.run_progress import ProgressDisplay, RunProgress
 from arkor.errors import InvalidConfig
 from arkor.formatting import format_duration, format_loss, one_line
 from arkor.protocol.events import (
@@ -26,6 +26,7 @@ from arkor.protocol.events import (
     TrainingStarted,
     TrainingWarning,
 )
+from arkor.trainer.trainer import Trainer
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -168,14 +169,16 @@ def test_a_closed_stream_does_not_hurt() -> None:
 @pytest.mark.parametrize("stderr", ["None", "open('/dev/null', 'w'); sys.stderr.close()"])
 def test_without_a_stderr_there_is_silence(stderr: str) -> None:
     code = f"import sys; sys.stderr = {stderr}; from arkor.display import progress_for; print(progress_for('auto'))"
-    assert "NullProgress" in subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "<arkor.display.run_progress.ProgressDisplay object" in subprocess.check_output(
+        [sys.executable, "-c", code], text=True
+    )
 
 
 def test_which_display_for_which_setting() -> None:
-    assert isinstance(progress_for(False), NullProgress)
+    assert type(progress_for(False)) is ProgressDisplay
     assert isinstance(progress_for("auto"), PlainProgress)
     with pytest.raises(InvalidConfig, match='progress: must be "auto", True or False'):
-        progress_for("loud")  # type: ignore[arg-type]
+        Trainer.attach("j-1", progress="loud")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -147,6 +147,3 @@ class AuthorizationServer:
         self.tokens.append(token)
         issued = {"access_token": token.access_token, "refresh_token": token.refresh_token, "token_type": "Bearer"}
         return Answer(200, {**issued, "expires_in": self.lifetime, "scope": "openid offline_access"})
-
-
-authorizing = AuthorizationServer

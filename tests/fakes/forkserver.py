@@ -6,6 +6,7 @@ the same modules. A test of how Python itself starts (its encoding, its import p
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -17,20 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = [
-    "arkor.cli.main",
-    "arkor.callbacks",
-    "arkor.client.streaming.event_stream",
-    "arkor.display",
-    "arkor.trainer.trainer",
-    "arkor.backend.http.app",
-    "arkor.backend.http.connection",
-    "arkor.backend.http.middleware",
-    "arkor.backend.http.server",
-    "arkor.backend.store.run_registry",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.asyncio",
-]
+PRELOADED = (
+    "arkor.callbacks arkor.cli.main arkor.client.streaming.event_stream arkor.display arkor.trainer.trainer "
+    "arkor.backend.http.app arkor.backend.http.connection arkor.backend.http.middleware arkor.backend.http.server "
+    "arkor.backend.store.run_registry arkor.studio.server multipart.multipart uvicorn.lifespan.on uvicorn.loops.asyncio"
+).split()
 COMMAND_SECONDS = 60
 
 
@@ -47,8 +39,15 @@ class ForkedProcess:
     `streams` are the files for standard input, output and error.
     """
 
-    def __init__(self, module: str, arguments: tuple[str, ...], folder: Path, streams: tuple[Path, Path, Path]) -> None:
-        settings = (module, arguments, folder, streams, dict(os.environ))
+    def __init__(
+        self,
+        module: str,
+        arguments: tuple[str, ...],
+        folder: Path,
+        streams: tuple[Path, Path, Path],
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        settings = (module, arguments, folder, streams, environment or dict(os.environ))
         self._process = _context().Process(target=_run_module, args=settings, daemon=True)
         self._process.start()
         self.pid: int = self._process.pid
@@ -99,7 +98,10 @@ def _run_module(
     os.environ.update(environment)
     os.chdir(folder)
     sys.path[0], sys.argv = str(folder), [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 def fork_backend(log: Path, arguments: tuple[str, ...]) -> ForkedProcess:

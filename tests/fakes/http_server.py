@@ -99,6 +99,3 @@ class HttpServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-answering = HttpServer

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.fakes.http_server import Answer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,5 +42,5 @@ def hub_of(repository: str, folder: Path) -> Iterator[str]:
         found.headers["X-Repo-Commit"] = COMMIT
         return found
 
-    with answering(answer) as server:
+    with HttpServer(answer) as server:
         yield server.url

@@ -53,9 +53,6 @@ class RunServer(ScriptedServer):
         return {"base_url": self.url, "credentials": AnonymousCredentials("secret-token", "anon", self.url, "o")}
 
 
-running = RunServer
-
-
 def completed(event_id: object) -> bytes:
     data = '{"type":"training.completed","jobId":"j","timestamp":"t","artifacts":[]}'
     return frame(event_id, "training.completed", data)

@@ -57,9 +57,6 @@ class ScriptedServer:
         self.close()
 
 
-serving = ScriptedServer
-
-
 # Steps
 
 
@@ -73,9 +70,6 @@ def send(*parts: bytes, until: threading.Event | None = None) -> Step:
             until.wait(30)
 
     return step
-
-
-send_and_hold = send
 
 
 def answer(status: int, body: bytes = b"", *headers: str, kind: str = "application/json") -> Step:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from arkor.errors import InvalidConfig
-from arkor.protocol.deployments import check_auth_mode, check_retention, check_slug, check_target, clean_label
+from arkor.protocol.deployments import AUTH_MODES, check_choice, check_retention, check_slug, clean_label
+from arkor.protocol.model_target import ModelTarget
 
 FINAL = {"kind": "adapter", "adapter": {"kind": "final", "jobId": "j"}}
 
@@ -32,7 +33,7 @@ def test_invalid_slugs(slug: Any) -> None:
     ],
 )
 def test_targets(target: Any) -> None:
-    check_target(target)
+    ModelTarget.parse(target)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +53,15 @@ def test_targets(target: Any) -> None:
 )
 def test_invalid_targets(target: Any, field: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        check_target(target)
+        ModelTarget.parse(target)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("mode", ["none", "fixed_api_key"])
 def test_auth_modes(mode: str) -> None:
-    check_auth_mode(mode)
+    check_choice("auth_mode", mode, AUTH_MODES)
     with pytest.raises(InvalidConfig, match="'none' or 'fixed_api_key'"):
-        check_auth_mode(mode.upper())
+        check_choice("auth_mode", mode.upper(), AUTH_MODES)
 
 
 @pytest.mark.parametrize(("mode", "days"), [(None, None), ("unlimited", None), ("days", 1), ("days", None), (None, 30)])

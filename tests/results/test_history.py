@@ -15,7 +15,7 @@ import pytest
 
 from arkor.errors import ArkorError
 from arkor.results.history import History, Logged
-from tests.fakes.run_server import completed, running
+from tests.fakes.run_server import RunServer, completed
 from tests.fakes.sse_server import log_frame, send
 
 
@@ -107,7 +107,7 @@ except Exception as error:
 
 
 def test_the_result_has_every_log(tmp_path: Path) -> None:
-    with running(send(log_frame(1), log_frame(2), log_frame(3), completed("4"))) as server:
+    with RunServer(send(log_frame(1), log_frame(2), log_frame(3), completed("4"))) as server:
         result = server.watch(tmp_path).wait()
     assert result.history.step == [1, 2, 3]
     assert repr(result.history) == "History(3 logs, steps 1 to 3)"
@@ -115,7 +115,7 @@ def test_the_result_has_every_log(tmp_path: Path) -> None:
 
 def test_an_interrupted_and_resumed_wait_has_every_log_once(tmp_path: Path) -> None:
     steps = [send(log_frame(1), log_frame(2)), send(log_frame(3), completed("4"))]
-    with running(*steps) as server:
+    with RunServer(*steps) as server:
         trainer = server.watch(tmp_path, callback_errors="raise", callbacks={"on_log": fail_once_at_step_2()})
         with pytest.raises(ArkorError, match="enough"):
             trainer.wait()
@@ -134,7 +134,7 @@ def fail_once_at_step_2() -> Callable[[Any], None]:
 
 
 def test_attaching_in_the_middle_has_the_later_logs(tmp_path: Path) -> None:
-    with running(send(log_frame(3), completed("4"))) as server:
+    with RunServer(send(log_frame(3), completed("4"))) as server:
         assert server.watch(tmp_path, since="2").wait().history.step == [3]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from arkor.protocol.jobs import JobConfig
 from arkor.studio.security import TOKEN_HEADER
 from tests import browsers
 from tests.conftest import Backend, start_backend, stop_backend
+from tests.fakes.forkserver import ForkedProcess
 
 ENTRY = """
 from arkor import LoraConfig, Trainer
@@ -43,7 +42,7 @@ class Studio:
     url: str
     token: str
     folder: Path
-    process: subprocess.Popen[str]
+    process: ForkedProcess
 
     @property
     def port(self) -> str:
@@ -68,19 +67,15 @@ class Studio:
 
 def start_studio(folder: Path, *arguments: str, home: Path | None = None) -> Studio:
     """Start `arkor dev` in that folder, by default on a free port, and wait until it prints its URL."""
+    output, log = folder / "studio.out", folder / "studio.log"
+    for file in (output, log):
+        file.write_bytes(b"")
     environment = {**os.environ, **({"ARKOR_HOME": str(home)} if home else {})}
-    command = [sys.executable, "-m", "arkor", "dev", *(arguments or ("--port", "0"))]
-    log = (folder / "studio.log").open("w")
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
-    )
-    log.close()
-    assert process.stdout is not None
-    with process.stdout as output:
-        line = output.readline()
-    if "#token=" not in line:
-        process.wait(10)
-        raise AssertionError((folder / "studio.log").read_text())
+    command = ("dev", *(arguments or ("--port", "0")))
+    process = ForkedProcess("arkor", command, folder, (Path(os.devnull), output, log), environment)
+    while not (line := output.read_text()).endswith("\n"):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
     url, token = line.split()[-1].split("/#token=")
     return Studio(url, token, folder, process)
 

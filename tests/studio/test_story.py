@@ -14,7 +14,7 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from tests.fakes.starter_model import install_starter
+from tests.fakes.tiny_model import make_tiny_model
 from tests.studio.conftest import Studio, Tab, start_studio
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -24,26 +24,28 @@ from arkor import LoraConfig, Trainer
 
 trainer = Trainer(
     name="{name}",
-    model="smollm2-135m-instruct",
+    model="{model}",
     dataset={{"type": "file", "path": "tickets.jsonl"}},
     lora=LoraConfig(r=8, alpha=16),
     max_steps={steps},
-    save_steps=3,
-    learning_rate=5e-3,
+    save_steps=20,
+    logging_steps=1,
+    learning_rate=2e-2,
     batch_size=2,
 )
 """
 TICKETS = {"My card was charged twice": "billing", "I cannot log in": "account", "The app crashes on start": "bug"}
 TICKET = "I cannot log in"
-LONG, SHORT = 300, 3  # steps: longer than the test waits, and very few
+MODEL = "tiny"
+LONG, SHORT = 20_000, 3  # steps: longer than the test waits, and very few
 ANSWERED = re.compile(r"^\d+ tokens? · .* prompt tokens")  # the note under a complete answer
 TRAINING_MS = 120_000  # the limit for a step, a model load or an answer on a busy machine
 
 
 @pytest.fixture
-def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
-    """Studio with a backend that it starts itself, and that trains real models."""
-    install_starter(Path(os.environ["ARKOR_HOME"]), starter)
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    """Studio with a backend that it starts itself, and that trains a tiny model."""
+    make_tiny_model(tmp_path / MODEL)
     folder = tmp_path / "help-desk"
     folder.mkdir()
     rows = [
@@ -61,7 +63,7 @@ def studio(tmp_path: Path, starter: Path) -> Iterator[Studio]:
 
 
 def write_entry(folder: Path, name: str, steps: int) -> None:
-    (folder / "train.py").write_text(ENTRY.format(name=name, steps=steps))
+    (folder / "train.py").write_text(ENTRY.format(name=name, steps=steps, model=folder.parent / MODEL))
 
 
 def test_from_a_script_to_an_endpoint(studio: Studio, new_tab: Callable[..., Tab]) -> None:
@@ -97,8 +99,8 @@ def start_a_run(tab: Tab, name: str) -> str:
 def watch_the_loss_fall(page: Any) -> None:
     """Check the chart's description for screen readers, and the values at the arrow keys."""
     chart = page.get_by_role("group", name=re.compile("^Loss"))
-    output = re.compile(r"loss: ([\d.]+) at step 1, ([\d.]+) at step (\d+)\.")
-    expect(chart).to_have_attribute("aria-label", re.compile(r"at step ([4-9]|\d\d+)\."), timeout=TRAINING_MS)
+    output = re.compile(r"loss: ([\d.]+) at step 1, ([\d.e-]+) at step (\d+)\.")
+    expect(chart).to_have_attribute("aria-label", re.compile(r"at step ([3-9]\d|\d\d\d+)\."), timeout=TRAINING_MS)
     found = output.search(chart.get_attribute("aria-label"))
     assert found
     first, last = float(found[1]), float(found[2])

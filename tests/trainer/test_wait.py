@@ -19,9 +19,9 @@ import pytest
 
 from arkor import AnonymousCredentials, ReconnectPolicy, Trainer, TrainerAborted
 from arkor.client.streaming.sse import FrameTooLarge
-from tests.fakes.leak_check import live_threads, no_leaks, open_sockets
-from tests.fakes.run_server import RunServer, completed, running, send_chunked
-from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, answer, log_frame, send, send_and_hold
+from tests.fakes.run_server import RunServer, completed, send_chunked
+from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, answer, log_frame, send
+from tests.leak_check import live_threads, no_leaks, open_sockets
 
 QUICK = ReconnectPolicy(initial_delay=0.01, max_delay=0.05)
 SLACK = 0.5  # seconds; 0.1 for 99 of 100 cases, more on a busy machine
@@ -63,8 +63,8 @@ def test_an_abort_is_heard_in_every_state(state: str, tmp_path: Path) -> None:
     held, abort = threading.Event(), threading.Event()
     step = {
         "headers": silent(held),
-        "idle": send_and_hold(log_frame(1), until=held),
-        "mid-frame": send_and_hold(log_frame(1), b"id: 2\ndata: {", until=held),
+        "idle": send(log_frame(1), until=held),
+        "mid-frame": send(log_frame(1), b"id: 2\ndata: {", until=held),
         "mid-chunk": lambda c, h: (c.sendall(STREAM_HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked") + b"ff\r\nid"), held.wait(30)),
         "backing off": answer(503),
         "full queue": endless,
@@ -72,7 +72,7 @@ def test_an_abort_is_heard_in_every_state(state: str, tmp_path: Path) -> None:
         "asking at the end": send(END_FRAME),
     }[state]  # fmt: skip
     slow = {"on_log": lambda ctx: time.sleep(0.001)} if state == "full queue" else None
-    with running(step) as server, no_leaks(port_of(server)):  # type: ignore[arg-type]
+    with RunServer(step) as server, no_leaks(port_of(server)):  # type: ignore[arg-type]
         trainer = server.watch(tmp_path, abort_signal=abort, reconnect=ReconnectPolicy(60), callbacks=slow)
         if state == "submitting":
             server.special["GET /v1/jobs/j"] = silent(held)
@@ -118,7 +118,7 @@ def test_an_abort_is_heard_while_connecting(tmp_path: Path) -> None:
 
 def test_an_abort_is_heard_while_shaking_hands(tmp_path: Path) -> None:
     held, abort = threading.Event(), threading.Event()
-    with running() as server, no_leaks(port_of(server)):
+    with RunServer() as server, no_leaks(port_of(server)):
         server.special[" "] = silent(held)
         url = server.url.replace("http://", "https://")
         assert leave(attached(url, tmp_path, abort_signal=abort), abort) < SLACK
@@ -136,7 +136,7 @@ def test_an_abort_is_heard_while_a_name_is_resolved(tmp_path: Path, monkeypatch:
         return look_up(host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
-    with running(send(END_FRAME)) as server:
+    with RunServer(send(END_FRAME)) as server:
         url = server.url.replace("127.0.0.1", "slow.example")
         assert leave(attached(url, tmp_path, abort_signal=abort), abort) < SLACK
         with no_leaks(port_of(server)):
@@ -152,7 +152,7 @@ def test_an_abort_is_heard_between_two_callbacks(tmp_path: Path) -> None:
         if ctx.step == 2:
             abort.set()
 
-    with running(send(*map(log_frame, (1, 2, 3)), END_FRAME)) as server, no_leaks(port_of(server)):
+    with RunServer(send(*map(log_frame, (1, 2, 3)), END_FRAME)) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, abort_signal=abort, callbacks={"on_log": on_log})
         with pytest.raises(TrainerAborted):
             trainer.wait()
@@ -165,8 +165,8 @@ def test_an_abort_is_heard_between_two_callbacks(tmp_path: Path) -> None:
 def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     seen: list[int] = []
     held = threading.Event()
-    steps = [send_and_hold(log_frame(1), until=held), send(log_frame(2), completed(3), END_FRAME)]
-    with running(*steps) as server, no_leaks(port_of(server)):
+    steps = [send(log_frame(1), until=held), send(log_frame(2), completed(3), END_FRAME)]
+    with RunServer(*steps) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)})
         with pytest.raises(TimeoutError, match="the run itself continues"):
             trainer.wait(timeout=0.2)
@@ -191,8 +191,8 @@ def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
         held, abort = threading.Event(), threading.Event()
         script[0] = [
             send(log_frame(1), completed(2), END_FRAME),
-            send_and_hold(log_frame(1), until=held),
-            send_and_hold(log_frame(1), until=held),
+            send(log_frame(1), until=held),
+            send(log_frame(1), until=held),
             send(log_frame(1), completed(2), END_FRAME),
             answer(503),
         ][door]  # type: ignore[assignment]
@@ -205,7 +205,7 @@ def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
         held.set()
 
     script: list[Any] = [None]
-    with running(step) as server, no_leaks(port_of(server), 2.0):
+    with RunServer(step) as server, no_leaks(port_of(server), 2.0):
         counts = []
         for number in range(1000):
             once(number % 5)
@@ -220,7 +220,7 @@ def test_a_thousand_waits_leave_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["idle", "backing off", "connecting"])
 def test_ctrl_c_ends_a_script_at_once(state: str, tmp_path: Path) -> None:
     held = threading.Event()
-    step = answer(503) if state == "backing off" else send_and_hold(log_frame(1), until=held)
+    step = answer(503) if state == "backing off" else send(log_frame(1), until=held)
     script = """
 import sys, signal, threading
 from arkor import AnonymousCredentials, ReconnectPolicy, Trainer
@@ -235,7 +235,7 @@ try:
 except KeyboardInterrupt:
     print([t.name for t in threading.enumerate()], flush=True)
 """
-    with running(step) as server, full_listener() as nobody:  # type: ignore[arg-type]
+    with RunServer(step) as server, full_listener() as nobody:  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{nobody}" if state == "connecting" else server.url
         child = subprocess.Popen(
             [sys.executable, "-c", script, url, str(tmp_path)],
@@ -270,7 +270,7 @@ def test_silence_after_pings_is_noticed_and_the_stream_resumed(
             connection.sendall(PING_FRAME)
         held.wait(30)
 
-    with running(fall_silent, send(completed(2), END_FRAME)) as server, no_leaks(port_of(server)):
+    with RunServer(fall_silent, send(completed(2), END_FRAME)) as server, no_leaks(port_of(server)):
         assert server.watch(tmp_path, reconnect=QUICK).wait(timeout=10).job.status == "completed"
         held.set()
         assert server.requests[1]["last-event-id"] == "1"
@@ -297,7 +297,7 @@ def test_a_slow_callback_loses_nothing_even_if_the_server_drops_its_reader(tmp_p
         if ctx.step in (10, 20_000):
             time.sleep(1)
 
-    with running(impatient) as server, no_leaks(port_of(server)):
+    with RunServer(impatient) as server, no_leaks(port_of(server)):
         result = server.watch(tmp_path, callbacks={"on_log": on_log}, reconnect=QUICK).wait(timeout=60)
         assert result.job.status == "completed"
         assert seen == list(range(1, 50_001))
@@ -321,7 +321,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
             sent.append(n)
 
     abort = threading.Event()
-    with running(flood) as server, no_leaks(port_of(server)):
+    with RunServer(flood) as server, no_leaks(port_of(server)):
         callbacks = {"on_log": lambda ctx: release.wait(30)}
         trainer = server.watch(tmp_path, callbacks=callbacks, abort_signal=abort)
         watcher = threading.Thread(target=give_up, args=(trainer,))
@@ -336,7 +336,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
 
 
 def test_an_end_without_a_terminal_event_asks_how_the_run_stands(tmp_path: Path) -> None:
-    with running(send(log_frame(1), END_FRAME)) as server:
+    with RunServer(send(log_frame(1), END_FRAME)) as server:
         trainer = server.watch(tmp_path, reconnect=QUICK)
         trainer.start()
         server.job = {**server.job, "status": "cancelled"}
@@ -351,7 +351,7 @@ def test_an_end_without_a_terminal_event_asks_how_the_run_stands(tmp_path: Path)
 def test_chunks_plain_and_compressed(coding: str, tmp_path: Path) -> None:
     seen: list[int] = []
     frames = [*map(log_frame, range(1, 200)), completed(200), END_FRAME]
-    with running(send_chunked(frames, coding)) as server:
+    with RunServer(send_chunked(frames, coding)) as server:
         server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)}).wait(timeout=20)
     assert seen == list(range(1, 200))
 
@@ -368,20 +368,20 @@ def test_an_event_is_handed_on_as_soon_as_it_is_there(coding: str, tmp_path: Pat
                 gave_up.append(number)
         yield completed(20) + END_FRAME
 
-    with running(send_chunked(dialogue(), coding)) as server:
+    with RunServer(send_chunked(dialogue(), coding)) as server:
         server.watch(tmp_path, callbacks={"on_log": lambda ctx: handed_on.release()}).wait(timeout=60)
     assert not gave_up
 
 
 def test_a_redirect_to_another_origin_gets_no_token(tmp_path: Path) -> None:
-    with running(send(completed(1), END_FRAME)) as other:
+    with RunServer(send(completed(1), END_FRAME)) as other:
         away = answer(302, b"", f"Location: {other.url}/v1/jobs/j/events/stream")
-        with running(away, send(completed(1), END_FRAME)) as server:
+        with RunServer(away, send(completed(1), END_FRAME)) as server:
             assert server.watch(tmp_path, reconnect=QUICK).wait(timeout=20).job.status == "completed"
         assert other.requests == []
 
 
 def test_a_frame_too_large_is_a_clear_error(tmp_path: Path) -> None:
-    with running(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, no_leaks(port_of(server)):
+    with RunServer(send(b"data: " + b"x" * (17 * 1024 * 1024))) as server, no_leaks(port_of(server)):
         with pytest.raises(FrameTooLarge, match=r"the event stream sent a frame of 1.,...,... bytes"):
             server.watch(tmp_path).wait(timeout=20)

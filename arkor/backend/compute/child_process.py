@@ -31,14 +31,7 @@ async def start_child(module: str, home: Path, engine: str, log: IO[bytes]) -> P
     )
 
 
-def send_line(process: Process, message: Mapping[str, Any]) -> None:
-    """Queue a JSON object for the child's stdin."""
-    assert process.stdin is not None  # noqa: S101 - start_child made the pipe
-    process.stdin.write(encode_line(message))
-
-
 def encode_line(message: Mapping[str, Any]) -> bytes:
-    """Encode a JSON object as a line."""
     return dumps(message).encode() + b"\n"
 
 
@@ -67,7 +60,6 @@ class ParentConnection:
         os.dup2(2, 1)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Write a JSON object to the server."""
         self._out.write(encode_line(message))
 
     def receive(self) -> dict[str, Any]:

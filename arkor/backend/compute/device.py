@@ -18,7 +18,6 @@ class Device:
 
     @property
     def dtype(self) -> Any:
-        """The torch dtype of `precision`."""
         import torch  # noqa: PLC0415 - slow to import
 
         return getattr(torch, self.precision)

@@ -88,7 +88,6 @@ def prefer_oom_kill() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak resident memory of this process."""
     with contextlib.suppress(OSError):
         if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 1024

@@ -23,7 +23,7 @@ from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
+from arkor.protocol.row_formats import InvalidRow, detect_format, ignored_fields, read_row
 
 #: How many errors are listed; the rest is only counted.
 MAX_FAULTS_REPORTED = 20
@@ -56,7 +56,6 @@ class Rows:
         return evolve(self, train=self.train.take(sorted(order[count:])), eval=self.train.take(sorted(order[:count])))
 
     def head(self, train: int, evaluation: int) -> Rows:
-        """Return the first rows of each split."""
         return evolve(self, train=self.train[:train], eval=self.eval[:evaluation] if self.eval else None)
 
 
@@ -70,10 +69,7 @@ def load_rows(
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
 ) -> Rows:
-    """Load and check all rows of `source`; `split` is a `JobConfig.dataset_split`.
-
-    Raise `DataError` with up to `max_faults` errors and their total number.
-    """
+    """Load and check all rows of `source`. Raise `DataError` with up to `max_faults` errors."""
     plan = _SplitPlan.of(split)
     if isinstance(source, HuggingFaceDataset):
         rows = _from_hub(source, plan, format, max_faults)
@@ -148,15 +144,24 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
     faults: list[str] = []
     count = 0
     for record in records:
-        format_name, row, fault = _parse_record(record, format_name)
-        if row is not None and not rows:
-            notes = _notes(record.value, format_name or "")
-        if row is not None:
-            rows.append(row)
+        fault = record.fault
+        if fault is None:
+            try:
+                known_format = format_name or detect_format(record.value)
+                row = read_row(record.value, known_format)
+            except InvalidRow as error:
+                fault = str(error)
+            except RecursionError:
+                fault = "is nested too deeply"
+        if fault is not None:
+            count += 1
+            if len(faults) < max_faults:
+                faults.append(f"{record.place}: {fault}")
             continue
-        count += 1
-        if len(faults) < max_faults:
-            faults.append(f"{record.place}: {fault}")
+        if not rows and (ignored := ignored_fields(record.value, known_format)):
+            notes = (f"Rows are read as {known_format}; these fields are ignored: {', '.join(ignored[:8])}",)
+        rows.append(row)
+        format_name = known_format
     if faults:
         raise DataError(_fault_report(name, faults, count), faults, count)
     if not rows:
@@ -164,31 +169,10 @@ def _validate(records: Iterable[Record], name: str, format_name: str | None, max
     return Rows(rows, format=format_name or "", notes=notes)
 
 
-def _parse_record(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
-    """Return the format, detected from the first record, and the row or its fault."""
-    if record.fault is not None:
-        return format_name, None, record.fault
-    try:
-        known_format = format_name or detect_format(record.value)
-        return known_format, read_row(record.value, known_format), None
-    except InvalidRow as fault:
-        return format_name, None, str(fault)
-    except RecursionError:
-        return format_name, None, "is nested too deeply"
-
-
 def _fault_report(name: str, faults: list[str], count: int) -> str:
     omitted = count - len(faults)
     heading = f"{name} has {count} bad {'row' if count == 1 else 'rows'}; nothing was trained:"
     return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {omitted} more"] if omitted else [])])
-
-
-def _notes(record: Any, format_name: str) -> tuple[str, ...]:
-    ignored = ignored_fields(record, format_name) if isinstance(record, Mapping) else []
-    if not ignored:
-        return ()
-    listed = ", ".join(ignored[:8])
-    return (f"Rows are read as {format_name}; these fields are ignored: {listed}",)
 
 
 # Sources

@@ -46,33 +46,29 @@ def private_urls_allowed() -> bool:
 def download(
     url: str, target: IO[bytes], *, name: str, token: str | None, allow_private: bool, limit: int = MAX_DOWNLOAD_BYTES
 ) -> None:
-    """Stream `url` into `target`, and retry transient errors; `name` is used in messages.
+    """Stream `url`, called `name` in messages, into `target`. Raise `DataError` and OSError."""
 
-    Raise `DataError`, and OSError if `target` cannot be written.
-    """
-    retry = retrying(
+    def attempt() -> None:
+        target.seek(0)
+        target.truncate()
+        with _errors_as_data_errors(url, name), requests.Session() as session:
+            session.verify = (ca_bundle_from_env() or ("", True))[1]
+            if not allow_private:
+                for scheme in ("http://", "https://"):
+                    session.mount(scheme, GuardedAdapter(_reject_private, guard_proxies=False))
+            with _follow(session, url, name, token) as response:
+                _check_status(response, name, token)
+                _copy(response, target, name, limit)
+
+    retrying(
         lambda error: isinstance(error, _TransientError),
         lambda _, attempt: random.uniform(0.0, min(10.0, 0.5 * 2 ** (attempt - 1))),  # noqa: S311 - not a secret
         stop_after_attempt(ATTEMPTS),
-    )
-    retry(_attempt, url, target, name=name, token=token, allow_private=allow_private, limit=limit)
+    )(attempt)
 
 
 class _TransientError(DataError):
     """An error that may be gone at the next attempt."""
-
-
-def _attempt(url: str, target: IO[bytes], *, name: str, token: str | None, allow_private: bool, limit: int) -> None:
-    target.seek(0)
-    target.truncate()
-    with _errors_as_data_errors(url, name), requests.Session() as session:
-        session.verify = (ca_bundle_from_env() or ("", True))[1]
-        if not allow_private:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, GuardedAdapter(_reject_private, guard_proxies=False))
-        with _follow(session, url, name, token) as response:
-            _check_status(response, name, token)
-            _copy(response, target, name, limit)
 
 
 @contextmanager

@@ -111,22 +111,19 @@ def _detect_kind(head: bytes, name: str) -> str:
         raise DataError(f"{name} is not a Parquet file, although its name ends like one.")
     if ending in _KINDS:
         return _KINDS[ending]
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first == b"{" and not _looks_like_wrapped_array(head) and _is_json(head.lstrip().split(b"\n")[0]):
+    content = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_wrapped_array = re.match(rb'\{\s*"data"\s*:\s*\[', content) is not None
+    if content.startswith(b"{") and not is_wrapped_array and _is_json(content.split(b"\n")[0]):
         return "jsonl"
-    return "json" if first in (b"[", b"{") or ending == "json" else "csv"
+    return "json" if content.startswith((b"[", b"{")) or ending == "json" else "csv"
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        json.loads(line)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _looks_like_wrapped_array(head: bytes) -> bool:
-    return re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"data"\s*:\s*\[', head) is not None
 
 
 def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
@@ -178,10 +175,7 @@ def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     text = _decode(raw, name)
     del raw
     start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
-    if start is None:
-        yield from _json_single(text, name)
-        return
-    yield from _array(text, start.end(), name)
+    yield from _array(text, start.end(), name) if start else _json_single(text, name)
 
 
 def _json_single(text: str, name: str) -> Iterator[Record]:
@@ -257,14 +251,10 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
 
     source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
     try:
-        row = 0
-        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1000):
-            for value in batch.to_pylist():
-                row += 1
-                yield Record(f"row {row}", value)
+        batches = parquet.ParquetFile(source).iter_batches(batch_size=1000)
+        for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield Record(f"row {number}", value)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(
             f"{name} cannot be read as Parquet ({one_line(str(error), 160)}); is the file complete?"
         ) from None
-    if row == 0:
-        raise DataError(f"{name} is empty. A data set needs at least one row.")

@@ -20,7 +20,6 @@ class PackedRows(Sequence[Row]):
         self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
 
     def take(self, indices: Iterable[int]) -> PackedRows:
-        """Return the rows at `indices`, in that order."""
         return PackedRows(self._packed[index] for index in indices)
 
     def digests(self) -> Iterator[bytes]:

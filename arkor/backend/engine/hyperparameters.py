@@ -89,7 +89,6 @@ class Hyperparameters:
 
 
 def setting_or_default(config: JobConfig, name: str) -> Any:
-    """Return a field of the configuration, or its default."""
     value = getattr(config, name)
     return DEFAULTS[name] if value is None else value
 

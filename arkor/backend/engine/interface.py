@@ -35,12 +35,13 @@ class Run:
     checkpoint: Path | None = None
 
 
-class Recorder(Protocol):
-    """Receives the progress of an engine."""
+class Recorder:
+    """Receives the progress of an engine. This base class ignores it."""
 
     @property
     def stopping(self) -> bool:
         """Whether the run was asked to stop; engines check it at least once a step."""
+        return False
 
     def preparing(self, message: str) -> None:
         """Report progress before the first step, such as "Loading the model"."""
@@ -48,17 +49,8 @@ class Recorder(Protocol):
     def started(self, total_steps: int) -> None:
         """Report that the first step is about to run."""
 
-    def log(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        eval_loss: float | None = None,
-        learning_rate: float | None = None,
-        epoch: float | None = None,
-        samples_per_second: float | None = None,
-    ) -> None:
-        """Record the metrics of one step; each may be NaN or infinite.
+    def log(self, step: int, **metrics: float | None) -> None:
+        """Record the `METRIC_FIELDS` of one step; each may be None, NaN or infinite.
 
         Steps that a previous worker recorded before it crashed are ignored.
         """
@@ -78,7 +70,4 @@ class Engine(Protocol):
     """Trains one run."""
 
     def train(self, run: Run, recorder: Recorder) -> dict[str, Any]:
-        """Train to the last step or until `recorder.stopping`; return the final metrics.
-
-        Raise `RunError` for a problem that the owner of the run can fix.
-        """
+        """Train to the last step or until `recorder.stopping`; return metrics. Raise `RunError`."""

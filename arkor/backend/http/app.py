@@ -20,35 +20,35 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from arkor.backend.http.authentication import NOTHING
 from arkor.backend.http.errors import OPENAI_PATH, RETRY_SOON, ApiError, error_response
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable, describe
+from arkor.backend.http.openapi import ResponseSpec, RouteTable, describe
 from arkor.backend.http.routes import (
-    auth,
+    accounts,
     chat,
-    datasets,
     deployments,
+    files,
     jobs,
     openai_chat,
     openai_completions,
     openai_deployment,
     openai_responses,
-    projects,
-    run_archives,
 )
 from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
 from arkor.backend.inference.service import InferenceService
-from arkor.backend.preflight.service import CheckService, remove_stale_checks
+from arkor.backend.preflight.service import CheckService
 from arkor.backend.runs.checkpoints import CheckpointPins
 from arkor.backend.runs.log_notifier import LogNotifier
 from arkor.backend.runs.log_watcher import LogWatcher
 from arkor.backend.runs.paths import database_file, notifier_file
 from arkor.backend.store.conversations import ConversationStore
 from arkor.backend.store.schema import recovery_advice
-from arkor.backend.store.store import Store, is_busy, is_corrupted, is_disk_error
+from arkor.backend.store.store import Store, database_problem
 from arkor.backend.workers.supervisor import Supervisor
 from arkor.errors import InvalidConfig
+from arkor.files import DISK_ERRORS
 from arkor.formatting import quote
 from arkor.settings import PROTOCOL, VERSION
 
@@ -59,9 +59,9 @@ routes = RouteTable()
 
 
 @routes.add("GET /healthz", NOTHING, responses={200: ResponseSpec("The server is healthy.", _HEALTH)})
-def health(request: Request) -> Response:
+def health(state: AppState) -> Response:
     """Health check."""
-    active = app_state(request).store.count_unfinished()
+    active = state.store.count_unfinished()
     return JSONResponse({"status": "ok", "version": VERSION, "protocol": PROTOCOL, "activeRuns": active})
 
 
@@ -96,7 +96,6 @@ def create_app(
         notifier.open()
         state.checkpoint_pins.restore(store.deployments.all())
         supervisor.start()
-        remove_stale_checks(home)
         retention_task = asyncio.create_task(state.conversations.purge_periodically(store.deployments.all))
         yield
         retention_task.cancel()
@@ -104,7 +103,7 @@ def create_app(
         await state.inference.close()
         supervisor.stop()
 
-    modules = (auth, projects, jobs, run_archives, datasets, chat, deployments)
+    modules = (accounts, jobs, files, chat, deployments)
     public = (openai_chat, openai_completions, openai_responses)
     app = Starlette(
         routes=[*routes, *(route for module in (*modules, *public) for route in module.routes)],
@@ -153,7 +152,7 @@ def _internal_error(request: Request, _exception: Exception) -> Response:
 
 def _disk_error(request: Request, error: Any) -> Response:
     """Answer errors of the disk that the operator can fix; others are unforeseen."""
-    if error.errno not in _DISK_ERRORS:
+    if error.errno not in DISK_ERRORS:
         raise error
     path = error.filename or app_state(request).home
     remedy = "Make it writable" if error.errno == errno.EROFS else "Free some space"
@@ -163,14 +162,15 @@ def _disk_error(request: Request, error: Any) -> Response:
 def _database_error(request: Request, error: Any) -> Response:
     """Answer errors of the database that the operator can fix: full disk, lock, damaged file."""
     path = database_file(app_state(request).home)
-    if is_disk_error(error):
+    kind = database_problem(error)
+    if kind == "disk":
         return _no_space(request, f"{path} cannot be written: {error.orig}.", "Free some space and try again.")
-    if is_busy(error):
+    if kind == "busy":
         problem, remedy = f"{path} is in use by another program.", "Close that and try again."
         if _is_public(request):
             problem, remedy = "The backend is busy.", "Try again."
         return _error(request, ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON))
-    if is_corrupted(error):
+    if kind == "damaged":
         if _is_public(request):
             return _error(request, ApiError(500, "The backend's database is damaged.", "damaged"))
         remedy = f"Stop the backend, then {recovery_advice(path)}"
@@ -188,8 +188,6 @@ def _is_public(request: Request) -> bool:
     """Whether the caller need not be the operator: paths of this machine are not for them."""
     return bool(request.scope["path"].startswith(OPENAI_PATH))
 
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
     ApiError: _error,

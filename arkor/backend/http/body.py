@@ -16,6 +16,7 @@ from starlette.requests import Request
 from arkor.backend.http.errors import ApiError
 from arkor.backend.http.schema import Schema, check
 from arkor.formatting import quote
+from arkor.protocol.codec import reject_constant
 
 JSON_LIMIT = 1024 * 1024
 
@@ -97,7 +98,7 @@ def _parse(body: bytes) -> Any:
         value = json.loads(
             body.decode("utf-8"),
             parse_float=_parse_number,
-            parse_constant=_reject_constant,
+            parse_constant=reject_constant,
             object_pairs_hook=_reject_duplicate_keys,
         )
         if b"\\u" in body:
@@ -122,7 +123,3 @@ def _parse_number(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"the number {quote(text)} is out of range")
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

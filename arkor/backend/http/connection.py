@@ -108,10 +108,7 @@ class HttpConnection(H11Protocol):
             self.transport.close()
 
     def _reject(self, status: int, problem: str, code: str, headers: Mapping[str, str] | None = None) -> None:
-        """Send an error without calling the application, then close the connection.
-
-        A response that has begun cannot be replaced; its connection is closed.
-        """
+        """Send an error, unless a response has begun, and close the connection."""
         self._stop_timer()
         self._rejected = True
         if self.cycle is not None and not self.cycle.response_complete:  # the application is still at work

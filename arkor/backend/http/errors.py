@@ -1,4 +1,4 @@
-"""Error responses: `{"error": sentence, "code": word}`, with fields by their wire names.
+"""Error responses: `{"error": sentence, "code": word}`, and the parts of an error about a field.
 
 Below `OPENAI_PATH` they have OpenAI's shape and its field names, and no remedies or paths that
 only the operator may see.
@@ -44,7 +44,9 @@ class ApiError(StructuredError):
         self.headers = headers
 
     def response(self) -> JSONResponse:
-        body = {"error": str(self), **({"code": self.code} if self.code else {})}
+        about_field = {"field": self.field, "problem": self.problem, "remedy": self.remedy} if self.field else {}
+        parts = {"code": self.code, **about_field}
+        body = {"error": str(self), **{name: part for name, part in parts.items() if part}}
         return JSONResponse(body, self.status, self.headers)
 
 

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from arkor.backend.http.errors import RETRY_SOON, ApiError
-from arkor.backend.store.store import UserRecord
+from arkor.protocol.accounts import User
 from arkor.settings import max_streams
 
 
@@ -37,7 +37,7 @@ class EventStreamResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-def open_stream(streams: Counter[str], user: UserRecord) -> Callable[[], None]:
+def open_stream(streams: Counter[str], user: User) -> Callable[[], None]:
     """Count one more open stream of the user; return the function that ends it. Raises a 429."""
     if streams[user.id] >= max_streams():
         problem = f"You have {streams[user.id]} event streams open, the most that are allowed."

@@ -45,7 +45,8 @@ class ConcurrencyMiddleware:
 
     def _rejection(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        if _head_size(scope) > HEAD_LIMIT:
+        fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if len(scope["raw_path"]) + len(scope["query_string"]) + fields > HEAD_LIMIT:
             return ApiError(431, f"The head of the request is longer than {HEAD_LIMIT} bytes.", "too_large")
         host = headers.get("host", "")
         if self._loopback_only and not is_loopback(_host_name(host)):
@@ -53,12 +54,6 @@ class ConcurrencyMiddleware:
         if not all(_is_same_origin(origin, host) for origin in headers.getlist("origin")):
             return ApiError(403, "This backend does not accept requests from pages of other sites.", "bad_origin")
         return None
-
-
-def _head_size(scope: Scope) -> int:
-    """Return the size of the request's head in bytes."""
-    line = len(scope["raw_path"]) + len(scope["query_string"])
-    return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
 def _host_name(host: str) -> str:
@@ -70,6 +65,5 @@ def _host_name(host: str) -> str:
 
 
 def _is_same_origin(origin: str, host: str) -> bool:
-    """Return whether a page's origin is the host and port that it calls."""
     scheme, _, netloc = origin.partition("://")
     return scheme in ("http", "https") and netloc.lower() == host.lower()

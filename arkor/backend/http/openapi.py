@@ -4,8 +4,11 @@ A module of routes fills a `RouteTable`. The decorator declares who may call, wh
 and every response; the endpoint's docstring is the summary and the description:
 
     @routes.add("POST /v1/projects", ORG, body=NEW_PROJECT, responses={201: ResponseSpec("The project.", PROJECT)})
-    async def create_project(request: Request) -> Response:
+    def create_project(state: AppState, org: Org, body: dict[str, Any]) -> Response:
         \"""Create a project.\"""
+
+An endpoint names as parameters what it uses: the `request`, the `state`, what `authorize` returns,
+and the JSON `body`. An endpoint that is not a coroutine runs in a thread.
 
 The parameters of the path, the token, the scope, and their errors, those of a body and
 `COMMON_ERRORS` are added. Errors have the shape of `ErrorBody` unless `error_schema` is given.
@@ -13,17 +16,21 @@ The parameters of the path, the token, the scope, and their errors, those of a b
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import findall
 from typing import Any, TypeVar
 
 from attrs import field, frozen
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from arkor.backend.http.errors import invalid_field
-from arkor.backend.http.schema import TEXT, Schema, check, class_schema
+from arkor.backend.http.authentication import PROJECT_SLUG, Requirements, authorize
+from arkor.backend.http.body import read_object
+from arkor.backend.http.schema import TEXT, Parameter, Schema, class_schema
+from arkor.backend.http.state import app_state
 from arkor.settings import VERSION
 
 E = TypeVar("E", bound=Callable[..., Any])
@@ -31,55 +38,13 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 @frozen
 class ErrorBody:
-    """An error: a sentence for a person and a code for a program."""
+    """An error: a sentence for a person, a code for a program, and the parts if it has a `field`."""
 
     error: str
     code: str | None = None
-
-
-@frozen
-class Requirements:
-    """What a caller must send: a token, and parts of the scope in the query."""
-
-    token: bool = False
-    query: tuple[str, ...] = ()
-
-
-NOTHING = Requirements()
-TOKEN = Requirements(token=True)
-ORG = Requirements(token=True, query=("orgSlug",))
-PROJECT = Requirements(token=True, query=("orgSlug", "projectSlug"))
-
-
-@frozen
-class Parameter:
-    """A value in the query, in a header (`where="header"`) or in the path."""
-
-    name: str
-    schema: Schema
-    description: str
-    required: bool = False
-    where: str = "query"
-
-    def read(self, request: Request) -> Any:
-        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
-        value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
-        if value is None:
-            if self.required:
-                raise invalid_field(self.name, f"is missing in the {self.where}")
-            return None
-        if self.schema["type"] == "integer" and value.isascii() and value.isdigit() and len(value) <= 10:
-            value = int(value)
-        check(self.schema, value, self.name)
-        return value
-
-    def describe(self) -> dict[str, Any]:
-        entry = {"name": self.name, "in": self.where, "description": self.description}
-        return {**entry, "required": self.required, "schema": self.schema}
-
-
-ORG_SLUG = Parameter("orgSlug", TEXT, "The organisation.", required=True)
-PROJECT_SLUG = Parameter("projectSlug", TEXT, "The project.", required=True)
+    field: str | None = None
+    problem: str | None = None
+    remedy: str | None = None
 
 
 @frozen
@@ -126,17 +91,17 @@ _BAD_BODY = {
 }
 
 
-@frozen
+@frozen(kw_only=True)
 class Operation:
     """What a route declares: one method of one path."""
 
     requirements: Requirements
-    body: Schema
-    body_type: str
-    parameters: Sequence[Parameter]
+    body: Schema = None
+    body_type: str = "application/json"
+    parameters: Sequence[Parameter] = ()
     responses: Mapping[int, ResponseSpec]
-    errors: Mapping[int, str]
-    error_schema: Schema
+    errors: Mapping[int, str] = field(factory=dict)
+    error_schema: Schema = ErrorBody
 
 
 class DescribedRoute(Route):
@@ -148,38 +113,40 @@ class DescribedRoute(Route):
 class RouteTable(list[DescribedRoute]):
     """The routes of a module."""
 
-    def add(
-        self,
-        method_and_path: str,
-        requirements: Requirements,
-        *,
-        body: Schema = None,
-        body_type: str = "application/json",
-        parameters: Sequence[Parameter] = (),
-        responses: Mapping[int, ResponseSpec],
-        errors: Mapping[int, str] | None = None,
-        error_schema: Schema = ErrorBody,
-    ) -> Callable[[E], E]:
-        """Register the decorated endpoint; see the head of this file."""
-
+    def add(self, method_and_path: str, requirements: Requirements, **declaration: Any) -> Callable[[E], E]:
+        """Register the decorated endpoint with the other fields of its `Operation`."""
         method, _, path = method_and_path.partition(" ")
+        operation = Operation(requirements=requirements, **declaration)
 
         def register(endpoint: E) -> E:
-            route = DescribedRoute(path, endpoint, methods=[method])
-            route.operation = Operation(
-                requirements, body, body_type, parameters, responses, errors or {}, error_schema
-            )
+            route = DescribedRoute(path, _handler(endpoint, operation), methods=[method])
+            route.operation = operation
             self.append(route)
             return endpoint
 
         return register
 
 
+def _handler(endpoint: Callable[..., Any], operation: Operation) -> Callable[[Request], Any]:
+    names = inspect.signature(endpoint).parameters
+    is_coroutine = inspect.iscoroutinefunction(endpoint)
+
+    @functools.wraps(endpoint)
+    async def handle(request: Request) -> Any:
+        found = await run_in_threadpool(authorize, request, operation.requirements, names)
+        found |= {"request": request, "state": app_state(request)}
+        if "body" in names:
+            found["body"] = await read_object(request, operation.body)
+        arguments = {name: found[name] for name in names}
+        return await (endpoint(**arguments) if is_coroutine else run_in_threadpool(endpoint, **arguments))
+
+    return handle
+
+
 # The document
 
 
 def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Return the OpenAPI document of the routes."""
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for route in routes:
@@ -202,14 +169,14 @@ def _describe_operation(route: DescribedRoute, method: str) -> dict[str, Any]:
     operation, path = route.operation, route.path
     summary, _, description = (inspect.getdoc(route.endpoint) or "").partition("\n\n")
     in_path = [Parameter(name, TEXT, f"The {name}.", required=True, where="path") for name in findall(r"{(\w+)}", path)]
-    in_query = [parameter for parameter in (ORG_SLUG, PROJECT_SLUG) if parameter.name in operation.requirements.query]
+    parameters = [*in_path, *operation.requirements.query, *operation.parameters]
     words = findall(r"[a-z0-9]+", path.replace("{", "").lower())
     entry: dict[str, Any] = {
         "operationId": method.lower() + "".join(word.capitalize() for word in words),
         "summary": summary,
         **({"description": description} if description else {}),
         "security": [{"token": []}] if operation.requirements.token else [],
-        "parameters": [parameter.describe() for parameter in (*in_path, *in_query, *operation.parameters)],
+        "parameters": [parameter.describe() for parameter in parameters],
         "responses": {str(status): response for status, response in sorted(_responses(operation, path).items())},
     }
     if operation.body is not None:
@@ -234,7 +201,7 @@ def _error_reasons(operation: Operation, path: str) -> Iterable[Mapping[int, str
         yield _UNAUTHORIZED
     if requirements.query:
         yield from (_BAD_QUERY, _FORBIDDEN)
-    if "projectSlug" in requirements.query or "{" in path:
+    if PROJECT_SLUG in requirements.query or "{" in path:
         yield _NOT_FOUND
     if operation.body is not None:
         yield _BAD_BODY

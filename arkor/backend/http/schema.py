@@ -22,6 +22,8 @@ from functools import cache
 from typing import Any
 
 import attrs
+from attrs import frozen
+from starlette.requests import Request
 
 from arkor.backend.http.errors import invalid_field
 from arkor.protocol.codec import camel_case
@@ -35,14 +37,14 @@ EVENTS: Schema = {"description": "Server-sent events."}
 FILE: Schema = {"type": "string", "format": "binary"}
 
 
+def string_schema(description: str, **rules: Any) -> Schema:
+    return {"type": "string", "description": description, **rules}
+
+
 def name_schema(max_length: int) -> Schema:
     """A string that is more than white space; the route strips the white space around it."""
-    return {
-        "type": "string",
-        "maxLength": max_length,
-        "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
-        "description": f"a non-empty string of at most {max_length} characters",
-    }
+    description = f"a non-empty string of at most {max_length} characters"
+    return string_schema(description, maxLength=max_length, pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$")
 
 
 def object_schema(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
@@ -87,7 +89,6 @@ _TYPE_NAMES: Mapping[Any, str] = {str: "string", bool: "boolean", int: "integer"
 
 
 def type_schema(hint: Any) -> Schema:
-    """The schema of a type annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _TYPE_NAMES:
         return {"type": _TYPE_NAMES[hint]}
@@ -101,6 +102,33 @@ def type_schema(hint: Any) -> Schema:
 
 
 # Checking a request
+
+
+@frozen
+class Parameter:
+    """A value in the query, in a header (`where="header"`) or in the path."""
+
+    name: str
+    schema: Schema
+    description: str
+    required: bool = False
+    where: str = "query"
+
+    def read(self, request: Request) -> Any:
+        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
+        value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
+        if value is None:
+            if self.required:
+                raise invalid_field(self.name, f"is missing in the {self.where}")
+            return None
+        if self.schema["type"] == "integer" and value.isascii() and value.isdigit() and len(value) <= 10:
+            value = int(value)
+        check(self.schema, value, self.name)
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        entry = {"name": self.name, "in": self.where, "description": self.description}
+        return {**entry, "required": self.required, "schema": self.schema}
 
 
 def check(schema: Schema, value: Any, field: str = "") -> None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -23,9 +23,11 @@ from sqlalchemy.exc import DBAPIError
 from arkor.backend.http.app import create_app
 from arkor.backend.http.connection import HEAD_LIMIT, HttpConnection
 from arkor.backend.http.middleware import ConcurrencyMiddleware
+from arkor.backend.http.state import AppState
 from arkor.backend.runs.paths import address_file, remove_leftovers, rotate_log
-from arkor.backend.store.home import StartupError, locked_home, open_store
+from arkor.backend.store.home import locked_home, open_store
 from arkor.backend.store.run_registry import register_orphans
+from arkor.backend.store.schema import StartupError
 from arkor.files import write_atomically
 from arkor.protocol.validation import is_loopback
 from arkor.settings import PROTOCOL, VERSION
@@ -46,10 +48,7 @@ def serve(
     operator_token: str | None = None,
     greet: bool = False,
 ) -> None:
-    """Serve a home until a signal, or `idle` seconds without requests and runs (0: never).
-
-    Raise `StartupError`.
-    """
+    """Serve until a signal, or `idle` seconds without use (0: never). Raise `StartupError`."""
     with locked_home(home), open_store(home) as (store, owner_token):
         remove_leftovers(home)
         register_orphans(home, store)
@@ -64,36 +63,37 @@ def serve(
             )
         own_machine_only = on_loopback and operator_token is None
         app = create_app(home, store, engine, operator_token=operator_token, open_to_own_user=own_machine_only)
-        middleware = ConcurrencyMiddleware(app, loopback_only=own_machine_only)  # a proxy may use any host name
-
-        def is_idle() -> bool:
-            idle_since = middleware.idle_since()
-            if idle <= 0 or idle_since is None or time.monotonic() - idle_since < idle:
-                return False
-            with contextlib.suppress(DBAPIError):
-                return store.count_unfinished() == 0
-            return False
-
-        def on_shutdown() -> None:
-            address_file(home).unlink(missing_ok=True)
-            app.state.arkor.log_notifier.close()
-
         url = announce(home, listener, owner_token)
         if greet:
             print(f"Serving {home} on {url}; Ctrl-C stops it (runs continue)", file=sys.stderr)  # noqa: T201
-        Server(_config(middleware), home, is_idle, on_shutdown).run([listener])
+        middleware = ConcurrencyMiddleware(app, loopback_only=own_machine_only)  # a proxy may use any host name
+        Server(app.state.arkor, middleware, idle).run([listener])
 
 
 class Server(uvicorn.Server):
     """Stops on a signal or when idle, and ends event streams before connections."""
 
-    def __init__(
-        self, config: uvicorn.Config, home: Path, is_idle: Callable[[], bool], on_shutdown: Callable[[], None]
-    ) -> None:
+    def __init__(self, state: AppState, middleware: ConcurrencyMiddleware, idle: float) -> None:
+        config = uvicorn.Config(
+            middleware,
+            http=HttpConnection,
+            h11_max_incomplete_event_size=HEAD_LIMIT,
+            headers=[("X-Arkor-Version", VERSION)],
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # the peer of the connection counts as the client, whatever a header claims
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=2,
+        )
         super().__init__(config)
-        self._home = home
-        self._is_idle = is_idle
-        self._on_shutdown = on_shutdown
+        self._state = state
+        self._middleware = middleware
+        self._idle = idle
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -107,11 +107,20 @@ class Server(uvicorn.Server):
             self.should_exit = True
         if counter % 600 == 0:
             with contextlib.suppress(OSError):
-                rotate_log(self._home)
+                rotate_log(self._state.home)
         return await super().on_tick(counter)
 
+    def _is_idle(self) -> bool:
+        idle_since = self._middleware.idle_since()
+        if self._idle <= 0 or idle_since is None or time.monotonic() - idle_since < self._idle:
+            return False
+        with contextlib.suppress(DBAPIError):
+            return self._state.store.count_unfinished() == 0
+        return False
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_shutdown()
+        address_file(self._state.home).unlink(missing_ok=True)
+        self._state.log_notifier.close()
         asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._abort_stalled_connections)
         await super().shutdown(sockets)
 
@@ -120,25 +129,6 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, HttpConnection) and connection.flow.write_paused:
                 connection.transport.abort()
-
-
-def _config(app: ConcurrencyMiddleware) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=HttpConnection,
-        h11_max_incomplete_event_size=HEAD_LIMIT,
-        headers=[("X-Arkor-Version", VERSION)],
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # the peer of the connection counts as the client, whatever a header claims
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=2,
-    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -47,5 +47,4 @@ class AppState:
 
 
 def app_state(request: Request) -> AppState:
-    """Return the state of the application that received the request."""
     return cast("AppState", request.app.state.arkor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from arkor.backend.data.datasets import Rows
@@ -12,9 +12,6 @@ from arkor.backend.data.file_readers import DataError
 from arkor.backend.training.tokenization import IGNORE_INDEX, EncodedDataset
 from arkor.protocol.checks import Duplicates, Lengths, PreviewRow
 from arkor.protocol.codec import to_wire
-
-#: Sends one message of the check, a JSON object.
-Emit = Callable[[dict[str, Any]], None]
 
 #: Limits of the report: rows shown, tokens of a row shown, pairs of duplicates listed.
 PREVIEW_ROWS, PREVIEW_TOKENS, MAX_DUPLICATE_EXAMPLES = 3, 512, 20
@@ -88,7 +85,6 @@ def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
-    """Return the first training rows, token by token."""
     rows = []
     columns = zip(examples.input_ids, examples.labels, strict=True)
     for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):

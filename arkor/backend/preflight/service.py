@@ -12,20 +12,20 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from attrs import define, field, frozen
+from attrs import define
 
-from arkor.backend.compute.child_process import describe_exit, send_line, start_child
+from arkor.backend.compute.child_process import describe_exit, encode_line, start_child
 from arkor.backend.compute.process_tuning import NICENESS
 from arkor.backend.runs.estimate_cache import store_estimate
-from arkor.backend.runs.paths import checks_folder
+from arkor.backend.runs.paths import CHECK_PREFIX, checks_folder
 from arkor.backend.runs.sse import END, PING
+from arkor.backend.store.store import new_id
 from arkor.backend.workers.supervisor import oom_remedy
 from arkor.protocol.codec import dumps
 from arkor.protocol.estimates import parse_estimate
@@ -34,23 +34,17 @@ from arkor.protocol.estimates import parse_estimate
 PING_SECONDS, POLL_SECONDS = 5.0, 0.5
 
 
-@frozen
-class CheckRequest:
-    """The configuration to check, as on the wire, and the token of its data set."""
-
-    config: Mapping[str, Any]
-    token: str | None = field(default=None, repr=False)
-
-
 @define
 class _CheckProcess:
     """A running check.
 
-    `runs_alongside`: a run is training at the same time; `device` is where the check computes;
-    `reported` and `finished`: it has sent results, and its last line.
+    `config` is the configuration as on the wire; `runs_alongside`: a run is training at the same
+    time; `device` is where the check computes; `reported` and `finished`: it has sent results, and
+    its last line.
     """
 
     process: Process
+    config: Mapping[str, Any]
     folder: Path
     runs_alongside: bool
     device: str = "cpu"
@@ -71,29 +65,26 @@ class CheckService:
         self._home = home
         self._engine = engine
         self._is_training = is_training
+        self._busy = False
         self._current: Process | None = None
-        self._starting = 0
         self._reapers: set[asyncio.Task[None]] = set()
 
-    async def frames(self, request: CheckRequest) -> AsyncGenerator[bytes, None]:
-        """Check a run; yield server-sent events. Closing the generator ends the process."""
+    async def frames(self, config: Mapping[str, Any], token: str | None) -> AsyncGenerator[bytes, None]:
+        """Check a `config` in wire format; yield events. Closing the generator ends the process."""
         async for keep_alive in self._wait_turn():
             yield keep_alive
-        self._starting += 1  # keeps other checks waiting until the process has started
         try:
-            check_process = await self._spawn(request)
+            check = await self._spawn(config, token)
         except OSError as error:
             yield _frame("check.failed", error=f"The check cannot be started: {error}.", code="no_check", status=503)
             yield END
             return
-        finally:
-            self._starting -= 1
         try:
-            async for frame in self._follow(check_process, request):
+            async for frame in self._follow(check):
                 yield frame
             yield END
         finally:
-            self._kill(check_process)
+            self._kill(check)
 
     async def close(self) -> None:
         """End the running check."""
@@ -105,7 +96,7 @@ class CheckService:
     async def _wait_turn(self) -> AsyncIterator[bytes]:
         """Yield keep-alive events until no other check is running."""
         last_sent = 0.0
-        while self._current is not None or self._starting:
+        while self._busy:
             if not last_sent:
                 yield _frame("check.progress", message="Waiting for another check to end")
                 last_sent = time.monotonic()
@@ -114,89 +105,91 @@ class CheckService:
                 last_sent = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _spawn(self, request: CheckRequest) -> _CheckProcess:
-        checks_folder(self._home).mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=checks_folder(self._home), prefix=".at-work-"))
+    async def _spawn(self, config: Mapping[str, Any], token: str | None) -> _CheckProcess:
+        self._busy = True
+        folder = checks_folder(self._home) / f"{CHECK_PREFIX}{new_id()}"
         try:
+            folder.mkdir(mode=0o700, parents=True)
             with (self._home / "checks.log").open("wb") as log:
                 process = await start_child("arkor.backend.preflight.process", self._home, self._engine, log)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            self._busy = False
             raise
         self._current = process
-        check_process = _CheckProcess(process, folder, self._is_training())
-        payload = {"config": request.config, "token": request.token, "folder": str(folder)}
-        send_line(process, {**payload, "busy": check_process.runs_alongside})
-        return check_process
+        check = _CheckProcess(process, config, folder, self._is_training())
+        request = {"config": config, "token": token, "folder": str(folder), "busy": check.runs_alongside}
+        cast("asyncio.StreamWriter", process.stdin).write(encode_line(request))
+        return check
 
-    def _kill(self, check_process: _CheckProcess) -> None:
+    def _kill(self, check: _CheckProcess) -> None:
         """Kill the process; wait for its exit in the background, as the caller may be cancelled."""
         with contextlib.suppress(ProcessLookupError):
-            check_process.process.kill()
-        reaper = asyncio.get_running_loop().create_task(self._reap(check_process))
+            check.process.kill()
+        reaper = asyncio.get_running_loop().create_task(self._reap(check))
         self._reapers.add(reaper)
         reaper.add_done_callback(self._reapers.discard)
 
-    async def _reap(self, check_process: _CheckProcess) -> None:
-        await check_process.process.wait()
-        self._current = None
-        await asyncio.to_thread(shutil.rmtree, check_process.folder, ignore_errors=True)
+    async def _reap(self, check: _CheckProcess) -> None:
+        await check.process.wait()
+        self._current, self._busy = None, False
+        await asyncio.to_thread(shutil.rmtree, check.folder, ignore_errors=True)
 
-    async def _follow(self, check_process: _CheckProcess, request: CheckRequest) -> AsyncIterator[bytes]:
+    async def _follow(self, check: _CheckProcess) -> AsyncIterator[bytes]:
         last_line_at = time.monotonic()
-        async for line in _lines(check_process.process):
+        async for line in _lines(check.process):
             if line is not None:
                 last_line_at = time.monotonic()
-                for frame in self._frames_for(json.loads(line), check_process, request):
+                for frame in self._frames_for(json.loads(line), check):
                     yield frame
-            elif not check_process.runs_alongside and self._is_training():
-                if check_process.device != "cpu":
+            elif not check.runs_alongside and self._is_training():
+                if check.device != "cpu":
                     yield _note_frame("A run has started and uses the GPU alone; check again when it has ended.")
                     return
-                check_process.yield_to_run()
+                check.yield_to_run()
             elif time.monotonic() - last_line_at >= PING_SECONDS:
                 last_line_at = time.monotonic()
                 yield PING
-        if not check_process.finished:
-            yield self._crash_frame(check_process, await check_process.process.wait(), request)
+        if not check.finished:
+            yield self._crash_frame(check, await check.process.wait())
 
-    def _frames_for(self, line: Mapping[str, Any], check_process: _CheckProcess, request: CheckRequest) -> list[bytes]:
+    def _frames_for(self, line: Mapping[str, Any], check: _CheckProcess) -> list[bytes]:
         """Convert a line of the process to events for the client."""
         if "progress" in line:
             return [_frame("check.progress", message=line["progress"])]
         if "found" in line:
-            check_process.reported = True
+            check.reported = True
             if (estimate := parse_estimate(line["found"].get("estimate"))) is not None:
                 with contextlib.suppress(OSError):  # the run then starts without an estimate
-                    store_estimate(self._home, request.config, estimate)
+                    store_estimate(self._home, check.config, estimate)
             return [_frame("check.found", found=line["found"])]
-        check_process.device = line.get("device", check_process.device)
-        check_process.finished = check_process.finished or "device" not in line
+        check.device = line.get("device", check.device)
+        check.finished = check.finished or "device" not in line
         if "refused" in line:
             return [_frame("check.failed", error=line["refused"], code="invalid_request", status=400)]
         return []
 
-    def _crash_frame(self, check_process: _CheckProcess, code: int, request: CheckRequest) -> bytes:
+    def _crash_frame(self, check: _CheckProcess, code: int) -> bytes:
         """Return the event for a process that exited without a last line."""
         killed = code == -signal.SIGKILL
         message = f"The check ended {describe_exit(code)} before it was complete."
-        if killed and not check_process.runs_alongside:
-            message += f" {oom_remedy(request.config)}".rstrip()
+        if killed and not check.runs_alongside:
+            message += f" {oom_remedy(check.config)}".rstrip()
         if not killed:
             message += f" Its log is {self._home / 'checks.log'}."
-        if not (killed and check_process.reported):
+        if not (killed and check.reported):
             return _frame("check.failed", error=message, code="check_ended", status=503)
-        if check_process.runs_alongside:
+        if check.runs_alongside:
             return _note_frame(message)
         return _frame("check.found", found={"problems": [message]})
 
 
 async def _lines(process: Process) -> AsyncIterator[bytes | None]:
     """Yield the lines of the process; None after each `POLL_SECONDS` without a line."""
-    assert process.stdout is not None  # noqa: S101 - start_child made the pipe
+    stdout = cast("asyncio.StreamReader", process.stdout)
     while True:
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), POLL_SECONDS)
+            line = await asyncio.wait_for(stdout.readline(), POLL_SECONDS)
         except asyncio.TimeoutError:
             yield None
             continue
@@ -211,9 +204,3 @@ def _frame(kind: str, **fields: Any) -> bytes:
 
 def _note_frame(note: str) -> bytes:
     return _frame("check.found", found={"notes": [note]})
-
-
-def remove_stale_checks(home: Path) -> None:
-    """Remove the folders that checks of a killed server have left."""
-    for leftover in checks_folder(home).glob(".at-work-*"):
-        shutil.rmtree(leftover, ignore_errors=True)

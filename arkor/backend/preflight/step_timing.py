@@ -56,7 +56,7 @@ def estimate_run(trainer: Any, hyperparameters: Hyperparameters, device: Device,
     trainer.run_training()
     trainer.data_collator = collator
     busy = contention.is_significant()
-    first, *others = timer.step_seconds()
+    first, *others = (after - before for before, after in itertools.pairwise(timer.marks))
     timed = others or [first]  # the first step is slower
     token_counts = counter.token_counts[: len(others) + 1][-len(timed) :]
     # scale to the tokens of the batches ahead
@@ -128,10 +128,6 @@ class StepTimer(TrainerCallback):  # type: ignore[misc]  # transformers is not t
         steps = len(self.marks) - 1
         enough = steps >= MIN_STEPS and self.marks[-1] - self.marks[0] >= TIMED_SECONDS
         control.should_training_stop |= enough or steps >= MAX_STEPS
-
-    def step_seconds(self) -> list[float]:
-        """Return the duration of each step."""
-        return [after - before for before, after in itertools.pairwise(self.marks)]
 
 
 def _token_counts_ahead(trainer: Any) -> list[int]:

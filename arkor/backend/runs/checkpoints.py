@@ -42,17 +42,12 @@ _MANIFEST = "files.json"
 
 logger = logging.getLogger("arkor.backend")
 
-Target = Mapping[str, Any]
-
 
 # Writing
 
 
 def write_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into an empty folder, which replaces `folder` once it is on the disk.
-
-    Raise OSError and what `fill` raises; nothing remains of the temporary folder then.
-    """
+    """Let `fill` write into an empty folder, which then replaces `folder`. Raise OSError."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _make_durable_folder(partial)
@@ -103,13 +98,6 @@ def locate(folder: Path) -> Path:
     return retired if not folder.exists() and retired.exists() else folder
 
 
-def best_steps(steps: Iterable[int], tracker: BestCheckpointTracker) -> list[int]:
-    """Return the step with the lowest eval loss, or without evaluations the lowest loss."""
-    steps = list(steps)
-    found = tracker.best("eval_loss", steps) or tracker.best("loss", steps)
-    return [found[1]] if found else []
-
-
 # Removing
 
 
@@ -138,7 +126,8 @@ def remove_leftovers(run: RunFolder, listed: Iterable[int]) -> None:
 def prune(run: RunFolder, steps: Iterable[int], tracker: BestCheckpointTracker, keep: int) -> None:
     """Retire all checkpoints but the newest `keep` (0: keep all), the best and the pinned ones."""
     present = sorted(step for step in steps if run.checkpoint(step).is_dir())
-    kept = {*present[-keep:], *best_steps(present, tracker), *run.pinned_steps()}
+    best = tracker.best("eval_loss", present) or tracker.best("loss", present)  # the latter without evaluations
+    kept = {*present[-keep:], *run.pinned_steps(), *([best[1]] if best else [])}
     dropped = [step for step in present if step not in kept]
     with contextlib.suppress(OSError):  # an extra checkpoint does no harm
         drop_training_states(run, [step for step in present[:-KEPT_STATES] if step in kept] + dropped)
@@ -158,10 +147,7 @@ def drop_training_states(run: RunFolder, steps: Iterable[int]) -> None:
 
 
 def remove_expired(run: RunFolder, seconds: float = RETIREMENT_SECONDS) -> None:
-    """Delete checkpoints retired more than `seconds` ago, and all but `MAX_RETIRED`.
-
-    Pinned checkpoints are kept.
-    """
+    """Delete checkpoints retired `seconds` ago, and all but `MAX_RETIRED`, unless pinned."""
     with contextlib.suppress(OSError):  # no such folder, or another process removes it too
         latest = sorted(run.retired.glob("[0-9]*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for rank, folder in enumerate(latest):
@@ -200,7 +186,7 @@ class CheckpointPins:
 
     @contextlib.contextmanager
     def pin_moved(
-        self, deployment_id: str, read: Callable[[], Deployment | None], target: Target | None
+        self, deployment_id: str, read: Callable[[], Deployment | None], target: Mapping[str, Any] | None
     ) -> Iterator[None]:
         """Move the pin around a block that sets a deployment's target (None: removes it).
 
@@ -219,7 +205,9 @@ class CheckpointPins:
                 to_remove = old
             finally:
                 if to_remove is not None and old != new:
-                    _remove(to_remove)
+                    with contextlib.suppress(OSError):  # a pin that remains costs only the space of a checkpoint
+                        to_remove.unlink()
+                    remove_expired(RunFolder(to_remove.parent.parent))
 
     def restore(self, deployments: Iterable[Deployment]) -> None:
         """Create the pins that an older version of arkor did not make, or a user deleted."""
@@ -231,7 +219,7 @@ class CheckpointPins:
                 except OSError as error:
                     logger.warning("The checkpoint of deployment %s could not be pinned: %s", deployment.slug, error)
 
-    def _pin(self, deployment_id: str, target: Target) -> Path | None:
+    def _pin(self, deployment_id: str, target: Mapping[str, Any]) -> Path | None:
         parsed = ModelTarget.parse_or_none(target)
         if parsed is None or parsed.adapter is None or parsed.adapter.step is None:
             return None
@@ -241,9 +229,3 @@ class CheckpointPins:
 def _create(pin: Path) -> None:
     pin.parent.mkdir(mode=0o700, exist_ok=True)
     pin.touch(mode=0o600)
-
-
-def _remove(pin: Path) -> None:
-    with contextlib.suppress(OSError):  # a pin that cannot be removed costs only the space of a checkpoint
-        pin.unlink()
-    remove_expired(RunFolder(pin.parent.parent))

@@ -32,7 +32,6 @@ def store_estimate(home: Path, config: Mapping[str, Any], estimate: Estimate) ->
 
 
 def load_estimate(home: Path, config: Mapping[str, Any]) -> Estimate | None:
-    """Return the latest estimate for a configuration, or None."""
     with contextlib.suppress(OSError, ValueError):
         return parse_estimate(json.loads(_estimate_file(home, config).read_bytes()))
     return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from attrs import frozen
@@ -76,7 +75,7 @@ class LogWriter:
     def __enter__(self) -> LogWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -84,10 +83,7 @@ class LogWriter:
         os.close(self._file)
 
     def append(self, event: Event, *, sync: bool = False) -> int:
-        """Append the event and return its id; `sync` flushes it to the disk first.
-
-        Raise OSError; the log is unchanged then.
-        """
+        """Append the event and return its id. Raise OSError; the log is unchanged then."""
         data = encode_event(event)
         line = (dumps(data) + "\n").encode("utf-8", "replace")
         remaining = line
@@ -156,10 +152,7 @@ def _read_last_line(path: Path) -> tuple[int, bytes] | None:
 
 
 def read_status(path: Path) -> LogStatus:
-    """Return the state: queued without an event, ended with a terminal one, else running.
-
-    Raise `LogCorrupted`.
-    """
+    """Return whether the run is queued, running or has ended. Raise `LogCorrupted`."""
     try:
         with path.open("rb", buffering=0) as file:
             _, line = _last_line(file.fileno())

@@ -1,24 +1,90 @@
-"""Queries on the event log of a run: its progress, the point to resume from, a summary."""
+"""Queries on the event log of a run: its progress, the point to resume from, a summary.
+
+They search a log by type without parsing every line: most lines of a long run are metrics, which
+crash reporting and resuming do not need. Followers of a log read it through `event_log.py`.
+"""
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from attrs import Factory, define
+from attrs import Factory, define, frozen
 
-from arkor.backend.runs.checkpoints import resume_step
 from arkor.backend.runs.event_log import LogCorrupted, decode_line
-from arkor.backend.runs.log_index import LogIndex, LogLine, open_log_index
 from arkor.backend.runs.paths import RunFolder
 from arkor.protocol.best_checkpoint import BestCheckpointTracker
-from arkor.protocol.events import CheckpointSaved, Event, TrainingLog, TrainingStarted, decode_event
+from arkor.protocol.events import TrainingLog, TrainingStarted, decode_event
 from arkor.protocol.jobs import Artifact
+
+# Search by type
+
+
+@frozen
+class LogLine:
+    """An event in wire format, and the byte offset at which its line starts."""
+
+    offset: int
+    event: dict[str, Any]
+
+
+class LogIndex:
+    """The complete lines of a log by type. Decoding a line raises `LogCorrupted`."""
+
+    def __init__(self, data: mmap.mmap | bytes) -> None:
+        self._data = data
+        self._end = data.rfind(b"\n") + 1
+
+    def events_of_type(self, kind: str, begin: int = 0, end: int | None = None) -> Iterator[LogLine]:
+        """Yield the lines of this type that start between two byte offsets, in order."""
+        marker, end = _type_marker(kind), self._end if end is None else end
+        position = self._data.find(marker, begin, end)
+        while position >= 0:
+            if self._is_line_start(position):
+                yield self._line_at(position)
+            position = self._data.find(marker, position + 1, end)
+
+    def last_of_type(self, kind: str, end: int | None = None) -> LogLine | None:
+        """Return the last line of this type that starts before a byte offset."""
+        marker = _type_marker(kind)
+        position = self._data.rfind(marker, 0, self._end if end is None else end)
+        while position >= 0 and not self._is_line_start(position):
+            position = self._data.rfind(marker, 0, position)
+        return self._line_at(position) if position >= 0 else None
+
+    def _is_line_start(self, position: int) -> bool:
+        """Return whether a marker starts a line; a text inside an event may contain one too."""
+        return position == 0 or self._data[position - 1 : position] == b"\n"
+
+    def _line_at(self, position: int) -> LogLine:
+        return LogLine(position, decode_line(self._data[position : self._data.find(b"\n", position)]))
+
+
+def _type_marker(kind: str) -> bytes:
+    return b'{"type":"%s"' % kind.encode()
+
+
+@contextmanager
+def open_log_index(log: Path) -> Iterator[LogIndex]:
+    """Open a log as it is now; a missing file counts as empty. Raise OSError."""
+    try:
+        file = log.open("rb")
+    except FileNotFoundError:
+        yield LogIndex(b"")
+        return
+    with file:
+        if not file.seek(0, 2):  # an empty file cannot be mapped
+            yield LogIndex(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield LogIndex(data)
+
 
 # Progress
 
@@ -35,14 +101,10 @@ class LogProgress:
     stalled_resumptions: int = 0
     saved: dict[int, list[Any]] = Factory(dict)
 
-    def artifacts(self, folder: RunFolder) -> tuple[Any, ...]:
-        """Return the artifacts of the checkpoints that still exist."""
-        present = [step for step in sorted(self.saved) if folder.checkpoint(step).is_dir()]
-        return tuple(artifact for step in present for artifact in self.saved[step])
 
-    def resume_step(self, folder: RunFolder) -> int:
-        """Return the step that a worker would resume from; 0 is the start."""
-        return resume_step(folder, self.saved) or 0
+def present_artifacts(folder: RunFolder, saved: Mapping[int, Sequence[Any]]) -> tuple[Any, ...]:
+    """Return the artifacts of the saved checkpoints that still exist."""
+    return tuple(item for step in sorted(saved) if folder.checkpoint(step).is_dir() for item in saved[step])
 
 
 def read_log_progress(folder: RunFolder) -> LogProgress:
@@ -80,9 +142,9 @@ def _step(line: LogLine) -> int | None:
 NOTHING_LOGGED = (-1, False)
 
 
-def log_position(step: int, eval_loss: float | None) -> tuple[int, bool]:
+def log_position(event: TrainingLog) -> tuple[int, bool]:
     """Return the sort key of a line of metrics: by step, training before evaluation."""
-    return step, eval_loss is not None
+    return event.step, event.eval_loss is not None
 
 
 @define
@@ -101,55 +163,40 @@ class ResumePoint:
 
 def read_resume_point(run: RunFolder) -> ResumePoint:
     """Return the point that this run is resumed from. Raise `LogCorrupted`."""
-    resume_point = ResumePoint()
+    resume_point, before = ResumePoint(), 0
+    tracker = resume_point.tracker
     with open_log_index(run.events) as log:
         resume_point.started = log.last_of_type("training.started") is not None
         if (line := log.last_of_type("training.log")) is not None:
-            metrics = _metrics(line)
-            resume_point.last = log_position(metrics.step, metrics.eval_loss)
-        checkpoints = [
-            (line.offset, cast("CheckpointSaved", _decoded(line))) for line in log.events_of_type("checkpoint.saved")
-        ]
-        resume_point.saved = {event.step: tuple(event.artifacts or ()) for _, event in checkpoints}
-        present = {step for step in resume_point.saved if run.checkpoint(step).is_dir()}
-        _track_checkpoints(resume_point.tracker, log, [(begin, event.step) for begin, event in checkpoints], present)
+            resume_point.last = log_position(_decoded(line))
+        for line in log.events_of_type("checkpoint.saved"):
+            event = _decoded(line)
+            resume_point.saved[event.step] = tuple(event.artifacts or ())
+            if run.checkpoint(event.step).is_dir():
+                _track_losses(tracker, log, before, line.offset)
+                tracker.checkpoint(event.step)
+                _track_evaluation(tracker, log, line.offset, event.step)
+            before = line.offset
+        _track_losses(tracker, log, before, None)
     return resume_point
-
-
-def _track_checkpoints(
-    tracker: BestCheckpointTracker, log: LogIndex, checkpoints: Sequence[tuple[int, int]], present: Collection[int]
-) -> None:
-    """Track the checkpoints that are present; `checkpoints` are (offset of its line, step)."""
-    before = 0
-    for begin, step in checkpoints:
-        if step in present:
-            _track_losses(tracker, log, before, begin)
-            tracker.checkpoint(step)
-            _track_evaluation(tracker, log, begin, step)
-        before = begin
-    _track_losses(tracker, log, before, None)
 
 
 def _track_losses(tracker: BestCheckpointTracker, log: LogIndex, begin: int, end: int | None) -> None:
     for line in log.events_of_type("training.log", begin, end):
-        metrics = _metrics(line)
+        metrics = _decoded(line)
         tracker.log(metrics.step, metrics.loss, metrics.eval_loss)
 
 
 def _track_evaluation(tracker: BestCheckpointTracker, log: LogIndex, begin: int, step: int) -> None:
     """Add the evaluation at this step that was logged after the checkpoint."""
     for line in log.events_of_type("training.log", begin):
-        metrics = _metrics(line)
+        metrics = _decoded(line)
         if metrics.step > step:
             return
         tracker.log(metrics.step, None, metrics.eval_loss)
 
 
-def _metrics(line: LogLine) -> TrainingLog:
-    return cast("TrainingLog", _decoded(line))
-
-
-def _decoded(line: LogLine) -> Event | None:
+def _decoded(line: LogLine) -> Any:
     try:
         return decode_event(line.event)
     except ValueError as error:
@@ -164,10 +211,7 @@ _CACHE_SIZE = 8192
 
 
 def summary(log: Path) -> dict[str, Any]:
-    """Return `step`, `totalSteps` and `lastLoss` in wire format, if the log has them.
-
-    A loss that is not finite is `null` with an entry in `nonFinite`, as in events.
-    """
+    """Return `step`, `totalSteps` and `lastLoss` in wire format, if the log has them."""
     try:
         size = log.stat().st_size
     except OSError:

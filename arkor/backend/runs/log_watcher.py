@@ -39,21 +39,13 @@ class Chunk:
     terminal: bool
 
 
-@frozen
-class Snapshot:
-    """A log file at one check: its size (-1 if it is missing), modification time and inode."""
-
-    size: int
-    modified_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> Snapshot:
-        try:
-            status = path.stat()
-        except OSError:
-            return cls(-1, 0, 0)
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+def _snapshot(path: Path) -> tuple[int, int, int]:
+    """Return the size of a file (-1 if it is missing), its inode and modification time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, 0, 0
+    return status.st_size, status.st_ino, status.st_mtime_ns
 
 
 class WatchedLog:
@@ -62,17 +54,14 @@ class WatchedLog:
     def __init__(self, path: Path) -> None:
         self.watchers = 0
         self._path = path
-        self._snapshot = Snapshot.of(path)
+        self._snapshot = _snapshot(path)
         self._finished: bool | None = None
         self._chunks: dict[int, Chunk] = {}
         self._waiting: set[asyncio.Future[None]] = set()
 
     def chunk(self, after: int) -> Chunk | None:
-        """Return the chunk after an id, or None if there was nothing at the last check.
-
-        The latest chunks are cached: most followers are at the end, or started together.
-        """
-        if after >= self._snapshot.size:
+        """Return the chunk after an id, if any; the latest are cached for other followers."""
+        if after >= self._snapshot[0]:
             return None
         chunk = self._chunks.pop(after, None) or self._read(after)
         if chunk is not None:
@@ -98,9 +87,9 @@ class WatchedLog:
 
     def refresh(self) -> None:
         """Check the file, and wake the followers if it has changed."""
-        snapshot = Snapshot.of(self._path)
+        snapshot = _snapshot(self._path)
         if snapshot != self._snapshot:
-            if snapshot.size < self._snapshot.size or snapshot.inode != self._snapshot.inode:
+            if snapshot[0] < self._snapshot[0] or snapshot[1] != self._snapshot[1]:
                 self._chunks.clear()  # the file was replaced
             self._snapshot = snapshot
             self._finished = None
@@ -133,7 +122,6 @@ class LogWatcher:
 
     @property
     def watched(self) -> int:
-        """The number of logs with followers."""
         return len(self._logs)
 
     async def follow(self, path: Path, after: int, *, over: bool, greeting: bytes = b"") -> AsyncGenerator[bytes, None]:

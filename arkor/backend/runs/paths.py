@@ -14,11 +14,8 @@ from attrs import frozen
 from arkor.files import fsync_path, write_atomically
 from arkor.protocol.jobs import Artifact
 
-#: The suffix of an upload that is not complete.
-PARTIAL_SUFFIX = ".part"
-
-#: The suffix of a run's folder that is not complete.
-NEW_SUFFIX = ".new"
+#: Parts of names: of an incomplete upload, an incomplete run folder, the working folder of a check.
+PARTIAL_SUFFIX, NEW_SUFFIX, CHECK_PREFIX = ".part", ".new", ".at-work-"
 
 #: The size in bytes at which `backend.log` is rotated; the file before it is kept.
 MAX_LOG_BYTES = 5_000_000
@@ -33,12 +30,16 @@ def prepare(home: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def leftovers(home: Path) -> list[Path]:
+    """Return the incomplete uploads, the new run folders and the checks of a killed server."""
+    folders = (*runs_folder(home).glob(f".*{NEW_SUFFIX}"), *checks_folder(home).glob(f"{CHECK_PREFIX}*"))
+    return [*datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"), *folders]
+
+
 def remove_leftovers(home: Path) -> None:
-    """Remove the incomplete uploads and run folders of a server that was killed. Raise OSError."""
-    for upload in datasets_folder(home).glob(f"*{PARTIAL_SUFFIX}"):
-        upload.unlink(missing_ok=True)
-    for folder in runs_folder(home).glob(f".*{NEW_SUFFIX}"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what a killed server has left. Raise OSError."""
+    for path in leftovers(home):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def rotate_log(home: Path) -> None:
@@ -52,15 +53,6 @@ def rotate_log(home: Path) -> None:
 def address_file(home: Path) -> Path:
     """The URL, token and process id of the server that is running."""
     return home / "backend.json"
-
-
-def lock_file(home: Path) -> Path:
-    return home / "backend.lock"
-
-
-def owner_token_file(home: Path) -> Path:
-    """The token of the home's owner; restarts do not change it."""
-    return home / "owner.token"
 
 
 def notifier_file(home: Path) -> Path:
@@ -81,7 +73,6 @@ def runs_folder(home: Path) -> Path:
 
 
 def models_folder(home: Path) -> Path:
-    """The cache of converted models."""
     return home / "models"
 
 
@@ -177,7 +168,6 @@ def run_folder(home: Path, job_id: str) -> RunFolder:
 
 
 def run_ids(home: Path) -> list[str]:
-    """The names of the run folders, sorted."""
     with os.scandir(runs_folder(home)) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 

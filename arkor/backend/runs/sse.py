@@ -7,10 +7,13 @@ was not written by arkor and is skipped.
 from __future__ import annotations
 
 import json
-from typing import Any
+
+from arkor.protocol.codec import reject_constant
 
 PING = b"event: ping\ndata: {}\n\n"
 END = b"event: end\ndata: {}\n\n"
+
+_STRICT_JSON = json.JSONDecoder(parse_constant=reject_constant)
 
 _MAX_CURSOR_DIGITS = 18  # enough for any file
 
@@ -37,10 +40,3 @@ def parse_cursor(last_event_id: str | None) -> int:
     """Return the offset in a `Last-Event-ID`, or 0 if it is not one of our ids."""
     text = (last_event_id or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_CURSOR_DIGITS else 0
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_STRICT_JSON = json.JSONDecoder(parse_constant=_reject_constant)

@@ -28,9 +28,6 @@ from arkor.protocol.events import format_timestamp
 #: Seconds between two removals of expired conversations.
 PURGE_SECONDS = 600.0
 
-#: The folder below the home.
-FOLDER = "conversations"
-
 logger = logging.getLogger("arkor.backend")
 
 
@@ -38,7 +35,7 @@ class ConversationStore:
     """The stored conversations of a home. Methods may be called from any thread."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = home / FOLDER
+        self._folder = home / "conversations"
         self._write_lock = threading.Lock()
 
     def append(self, read: Callable[[], Deployment | None], entry: Mapping[str, Any]) -> None:
@@ -83,10 +80,7 @@ class ConversationStore:
             await asyncio.sleep(PURGE_SECONDS)
 
     def purge(self, deployments: Iterable[Deployment], as_of: datetime | None = None) -> None:
-        """Apply the retention of each deployment, and log errors.
-
-        Folders of unknown deployments are kept: a rebuilt database has no deployments.
-        """
+        """Apply each retention, and log errors. Folders of unknown deployments are kept."""
         for deployment in deployments:
             try:
                 self.apply_retention(deployment, as_of)

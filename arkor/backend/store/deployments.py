@@ -17,11 +17,12 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, select
+from attrs import evolve
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from arkor.backend.store.schema import AlreadyExists, Tables, deployments
 from arkor.backend.store.schema import deployment_keys as keys
-from arkor.backend.store.schema import deployments
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.events import now
 
@@ -38,10 +39,6 @@ _MINUTE = len("2026-01-01T00:00")
 logger = logging.getLogger("arkor.backend")
 
 
-class SlugAlreadyExists(Exception):
-    """Another deployment of this backend has that slug."""
-
-
 class TooManyKeys(Exception):
     """The deployment has `MAX_KEYS` active keys."""
 
@@ -51,11 +48,11 @@ def hash_key(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode("utf-8", "replace")).hexdigest()
 
 
-class DeploymentStore:
+class DeploymentStore(Tables):
     """The deployments of a backend. Methods are thread-safe and raise SQLAlchemy's errors."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._last_used: dict[str, str] = {}
         self._last_written: dict[str, str] = {}
         self._usage_lock = threading.Lock()
@@ -63,19 +60,17 @@ class DeploymentStore:
     # Deployments
 
     def add(self, deployment: Deployment) -> None:
-        """Add a deployment. Raise `SlugAlreadyExists`."""
+        """Add a deployment. Raise `AlreadyExists` if another of this backend has its slug."""
         try:
-            with self._engine.begin() as connection:
-                connection.execute(deployments.insert().values(_row_values(deployment)))
+            fields = {column.name: getattr(deployment, column.name) for column in deployments.c}
+            self._write(deployments.insert().values({**fields, "target": json.dumps(deployment.target)}))
         except IntegrityError as error:
-            raise SlugAlreadyExists(deployment.slug) from error
+            raise AlreadyExists(deployment.slug) from error
 
     def of_project(self, project_id: str) -> list[Deployment]:
-        """Return the deployments of a project, sorted by slug."""
         return self._select(deployments.c.project_id == project_id)
 
     def all(self) -> list[Deployment]:
-        """Return the deployments of all projects, sorted by slug."""
         return self._select()
 
     def get(self, deployment_id: str) -> Deployment | None:
@@ -86,17 +81,15 @@ class DeploymentStore:
         return next(iter(self._select(deployments.c.slug == slug)), None)
 
     def _select(self, *conditions: Any) -> list[Deployment]:
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(deployments).where(*conditions).order_by(deployments.c.slug)).all()
-        return [_deployment_from_row(row) for row in rows]
+        query = select(deployments).where(*conditions).order_by(deployments.c.slug)
+        return [Deployment(**{**row._mapping, "target": json.loads(row.target)}) for row in self._rows(query)]
 
     def replace(self, deployment_id: str, change: Mapping[str, Any]) -> Deployment | None:
         """Set fields by their Python names; return the deployment, or None if it is gone."""
         values = {**change, **({"target": json.dumps(change["target"])} if "target" in change else {})}
         if values:
-            with self._engine.begin() as connection:
-                query = deployments.update().where(deployments.c.id == deployment_id)
-                connection.execute(query.values(**values, updated_at=now()))
+            query = deployments.update().where(deployments.c.id == deployment_id)
+            self._write(query.values(**values, updated_at=now()))
         return self.get(deployment_id)
 
     def remove(self, deployment_id: str) -> None:
@@ -108,10 +101,7 @@ class DeploymentStore:
     # Keys
 
     def add_key(self, deployment_id: str, label: str) -> DeploymentKey:
-        """Create a key and return it with its plaintext.
-
-        Raise `TooManyKeys`, and `LookupError` if the deployment was removed.
-        """
+        """Create a key with its plaintext. Raise `TooManyKeys`; without deployment `LookupError`."""
         plaintext = KEY_PREFIX + secrets.token_urlsafe(32)
         prefix = plaintext[:SHOWN_PREFIX_LENGTH]
         key = DeploymentKey(uuid.uuid4().hex, label, prefix, created_at=now(), plaintext=plaintext)
@@ -129,23 +119,21 @@ class DeploymentStore:
 
     def keys_of(self, deployment_id: str) -> list[DeploymentKey]:
         """Return all keys in order of creation, including revoked ones, without their plaintext."""
-        query = select(keys).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [self._key_from_row(row) for row in rows]
+        columns = (keys.c.id, keys.c.label, keys.c.prefix, keys.c.enabled, keys.c.created_at, keys.c.last_used_at)
+        query = select(*columns).where(keys.c.deployment_id == deployment_id).order_by(keys.c.created_at, keys.c.id)
+        found = [DeploymentKey(**dict(row._mapping)) for row in self._rows(query)]
+        return [evolve(key, last_used_at=self._last_used.get(key.id, key.last_used_at)) for key in found]
 
     def revoke_key(self, deployment_id: str, key_id: str) -> bool:
         """Disable a key, even again; return False if the deployment has no such key."""
         condition = (keys.c.deployment_id == deployment_id, keys.c.id == key_id)
-        with self._engine.begin() as connection:
-            return bool(connection.execute(keys.update().where(*condition).values(enabled=False)).rowcount)
+        return bool(self._write(keys.update().where(*condition).values(enabled=False)))
 
     def verify_key(self, deployment_id: str, plaintext: str) -> str | None:
         """Return the id of an active key and record its use, or None if it is not valid."""
         digest = hash_key(plaintext)
         query = select(keys.c.id, keys.c.hash).where(keys.c.deployment_id == deployment_id, keys.c.enabled)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows = self._rows(query)
         matching = [row.id for row in rows if hmac.compare_digest(row.hash, digest)]  # all of them, in constant time
         if not matching:
             return None
@@ -174,21 +162,6 @@ class DeploymentStore:
 
     def _write_use(self, key_id: str, at: str) -> None:
         try:
-            with self._engine.begin() as connection:
-                connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
+            self._write(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
         except DBAPIError as error:  # the request itself can still be served
             logger.warning("The last use of the key %s could not be stored: %s", key_id, error.orig)
-
-    def _key_from_row(self, row: Row[Any]) -> DeploymentKey:
-        last_used = self._last_used.get(row.id, row.last_used_at)
-        return DeploymentKey(row.id, row.label, row.prefix, row.enabled, row.created_at, last_used)
-
-
-def _row_values(deployment: Deployment) -> dict[str, Any]:
-    fields = {column.name: getattr(deployment, column.name) for column in deployments.c}
-    return {**fields, "target": json.dumps(deployment.target)}
-
-
-def _deployment_from_row(row: Row[Any]) -> Deployment:
-    values = dict(row._mapping)
-    return Deployment(**{**values, "target": json.loads(values["target"])})

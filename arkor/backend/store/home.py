@@ -8,30 +8,17 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from arkor.backend.runs.paths import database_file, lock_file, owner_token_file, prepare
+from arkor.backend.runs.paths import database_file, prepare
 from arkor.backend.store.run_registry import quarantine, register_orphans
-from arkor.backend.store.schema import StoreError
+from arkor.backend.store.schema import StartupError
 from arkor.backend.store.store import Store, new_token
-from arkor.errors import StructuredError
 from arkor.files import Lock, write_atomically
-
-
-class StartupError(StructuredError):
-    """The backend cannot start; its process ends with `exit_code`."""
-
-    def __init__(self, problem: str, *, remedy: str | None = None, exit_code: int = 2) -> None:
-        super().__init__(problem, remedy=remedy)
-        self.exit_code = exit_code
 
 
 @contextmanager
 def locked_home(home: Path) -> Iterator[None]:
-    """Create the folders of a home and hold its lock during the block.
-
-    Raise `StartupError` if another server holds it, and for errors of the disk and the database in
-    the block.
-    """
-    lock = Lock(lock_file(home))
+    """Create a home's folders and hold its lock in the block. Raise `StartupError`."""
+    lock = Lock(home / "backend.lock")
     with _as_startup_errors(home):
         prepare(home)
         acquired = lock.acquire(0)
@@ -44,19 +31,15 @@ def locked_home(home: Path) -> Iterator[None]:
 @contextmanager
 def open_store(home: Path) -> Iterator[tuple[Store, str]]:
     """Open the database of a locked home; yield it and the owner's token."""
-    try:
-        opened = Store(database_file(home))
-    except StoreError as error:
-        raise StartupError(error.problem, remedy=error.remedy) from error
-    with closing(opened) as store:
+    with closing(Store(database_file(home))) as store:
         token = owner_token(home)
         store.ensure_owner(token)
         yield store, token
 
 
 def owner_token(home: Path) -> str:
-    """Return the owner's token, creating it on the first start. Raise OSError."""
-    file = owner_token_file(home)
+    """Return the owner's token, creating it on the first start; restarts keep it. Raise OSError."""
+    file = home / "owner.token"
     with suppress(FileNotFoundError):
         if token := file.read_text(encoding="utf-8").strip():
             return token

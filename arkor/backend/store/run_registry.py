@@ -7,7 +7,6 @@ become the home owner's. Nothing in an imported folder or zip is trusted.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
@@ -15,7 +14,6 @@ import shutil
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,10 +23,12 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from attrs import asdict, evolve, frozen
 
 from arkor.backend.runs.event_log import LogCorrupted, LogWriter, read_events, read_status
-from arkor.backend.runs.log_queries import read_log_progress
+from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, build_atomically, database_file, datasets_folder, run_folder, run_ids
-from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, Store
-from arkor.files import is_locked, write_atomically
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import JobRecord, Store
+from arkor.files import DISK_ERRORS, is_locked, write_atomically
+from arkor.protocol.accounts import Org, Project
 from arkor.protocol.codec import to_wire
 from arkor.protocol.events import TrainingFailedEvent, now
 from arkor.protocol.jobs import JobStatus
@@ -42,11 +42,12 @@ MAX_DEPTH = 6
 JSON_LIMIT = 1024 * 1024
 
 _CHUNK_BYTES = 1024 * 1024
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _UPLOAD = re.compile(r"/v1/datasets/([0-9a-f]{64})/([^/?#]+)")
+
+_NOT_ENDED = "This is a copy of a run that had not ended when it was copied; its checkpoints are included."
 
 #: Imports run one at a time: two of the same run would write to the same temporary folder.
 _import_lock = Lock()
@@ -89,7 +90,7 @@ class RunManifest:
     idempotency_key: str | None = None
 
 
-def manifest(job: JobRecord, org: OrgRecord, project: ProjectRecord, idempotency_key: str | None) -> dict[str, Any]:
+def manifest(job: JobRecord, org: Org, project: Project, idempotency_key: str | None) -> dict[str, Any]:
     """Return the content of a `job.json`, from which the job's row can be restored."""
     data: dict[str, Any] = to_wire(job)
     data["org"] = {"slug": org.slug, "name": org.name}
@@ -129,11 +130,7 @@ def _slug_and_name(value: Any, slug: str, name: str) -> tuple[str, str]:
 
 
 def register_orphans(home: Path, store: Store) -> list[str]:
-    """Add a row for every run folder without one; return their ids.
-
-    A server that was killed between creating a folder and its row leaves an orphan; in a new
-    database every run is one.
-    """
+    """Add rows for the runs without one, as after a kill or a rebuild; return their ids."""
     known = store.job_ids()
     orphans = []
     for job_id in run_ids(home):
@@ -170,7 +167,7 @@ def _register(home: Path, store: Store, orphan: RunManifest) -> JobRecord:
     return job
 
 
-def _register_upload(home: Path, store: Store, project: ProjectRecord, job: JobRecord) -> None:
+def _register_upload(home: Path, store: Store, project: Project, job: JobRecord) -> None:
     """Add a row for the uploaded file that the run was trained on, if the file exists."""
     source = job.config.get("datasetSource")
     url = source.get("url") if isinstance(source, Mapping) else None
@@ -198,12 +195,8 @@ def quarantine(home: Path) -> Path | None:
 # Import of a folder
 
 
-def import_run(home: Path, store: Store, source: Path, project: ProjectRecord, org: OrgRecord) -> JobRecord:
-    """Copy a run's folder into this home and add a row for it in `project`.
-
-    A run that had not ended when it was copied is marked as failed. Raise `InvalidRunFolder` and
-    OSError.
-    """
+def import_run(home: Path, store: Store, source: Path, project: Project, org: Org) -> JobRecord:
+    """Copy a run's folder here, as failed if it had not ended. Raise `InvalidRunFolder`."""
     folder = RunFolder(source)
     run_manifest = read_manifest(folder)
     _check_importable(folder, run_manifest.job.id)
@@ -219,7 +212,11 @@ def import_run(home: Path, store: Store, source: Path, project: ProjectRecord, o
             if (source / name).exists():
                 shutil.copytree(source / name, copy.path / name, copy_function=shutil.copyfile)
         write_atomically(copy.job, json.dumps(manifest(job, org, project, None), ensure_ascii=False, indent=1))
-        _append_end(copy, job.id)
+        with LogWriter(copy.events) as log:
+            if not log.tail.terminal:
+                progress = read_log_progress(copy)
+                artifacts = present_artifacts(copy, progress.saved)
+                log.append(TrainingFailedEvent(job.id, now(), _NOT_ENDED, progress.step, artifacts), sync=True)
 
     build_atomically(home, job.id, fill)
     return _register(home, store, RunManifest(job, (org.slug, org.name), (project.slug, project.name)))
@@ -255,24 +252,13 @@ def _is_event_of(job_id: str, line: bytes) -> bool:
     return valid and line.startswith(b'{"type":"')
 
 
-def _append_end(copy: RunFolder, job_id: str) -> None:
-    with LogWriter(copy.events) as log:
-        if not log.tail.terminal:
-            progress = read_log_progress(copy)
-            problem = "This is a copy of a run that had not ended when it was copied; its checkpoints are included."
-            log.append(TrainingFailedEvent(job_id, now(), problem, progress.step, progress.artifacts(copy)), sync=True)
-
-
 # Import of a zip
 
 
 def import_archive(
-    home: Path, store: Store, archive: Path, *, scratch: Path, project: ProjectRecord, org: OrgRecord
+    home: Path, store: Store, archive: Path, *, scratch: Path, project: Project, org: Org
 ) -> tuple[JobRecord, bool]:
-    """Import the run in a zip, unpacked in `scratch`; return its job and whether it is new.
-
-    Raise `InvalidRunFolder` and `JobIdConflict`, and OSError if the disk is full.
-    """
+    """Unpack a zip in `scratch` and import its run; return its job and whether it is new."""
     try:
         unpack(archive, scratch)
         check_adapters(scratch)
@@ -288,7 +274,7 @@ def import_archive(
         raise InvalidRunFolder(error.predicate, subject, error.cause) from None
 
 
-def _existing_job(home: Path, store: Store, unpacked: Path, project: ProjectRecord) -> JobRecord | None:
+def _existing_job(home: Path, store: Store, unpacked: Path, project: Project) -> JobRecord | None:
     job_id = read_manifest(RunFolder(unpacked)).job.id
     folder = run_folder(home, job_id).path
     job = store.job(project, job_id)
@@ -301,24 +287,19 @@ def _existing_job(home: Path, store: Store, unpacked: Path, project: ProjectReco
 
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a run. Raise `InvalidRunFolder`, and OSError if the disk is full."""
-    with _zip_errors_as_invalid(), ZipFile(archive) as zipped:
-        entries = zipped.infolist()
-        _check_entries(entries)
-        remaining = UNPACKED_LIMIT
-        for entry, member_path in _run_entries(entries):
-            remaining -= _extract(zipped, entry, target.joinpath(*member_path), remaining)
-
-
-@contextmanager
-def _zip_errors_as_invalid() -> Iterator[None]:
     try:
-        yield
+        with ZipFile(archive) as zipped:
+            entries = zipped.infolist()
+            _check_entries(entries)
+            remaining = UNPACKED_LIMIT
+            for entry, member_path in _run_entries(entries):
+                remaining -= _extract(zipped, entry, target.joinpath(*member_path), remaining)
     except BadZipFile as error:
         raise InvalidRunFolder(f"This is not a complete zip ({error}); make it with `arkor export-run JOB`") from None
     except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise InvalidRunFolder(f"The zip cannot be unpacked: {error}") from None
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
+        if error.errno in DISK_ERRORS:
             raise
         raise InvalidRunFolder(f"The zip cannot be unpacked: {error.strerror or error}") from None
 

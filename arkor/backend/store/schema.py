@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 from arkor.errors import StructuredError
+from arkor.files import atomic_writer
 from arkor.settings import arkor_home
 
 SCHEMA_VERSION = 3
@@ -147,8 +149,32 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 
 
-class StoreError(StructuredError):
-    """The database cannot be used."""
+class Tables:
+    """Runs queries, each in a transaction of its own. Methods raise SQLAlchemy's errors."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def _rows(self, query: Any) -> Sequence[sa.Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def _write(self, statement: Any) -> int:
+        """Return the number of rows that were changed."""
+        with self._engine.begin() as connection:
+            return connection.execute(statement).rowcount
+
+
+class StartupError(StructuredError):
+    """The backend cannot start; its process ends with `exit_code`."""
+
+    def __init__(self, problem: str, *, remedy: str | None = None, exit_code: int = 2) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.exit_code = exit_code
+
+
+class AlreadyExists(Exception):
+    """A row with the same key exists."""
 
 
 def recovery_advice(path: Path) -> str:
@@ -158,31 +184,24 @@ def recovery_advice(path: Path) -> str:
 
 
 def prepare_database(engine: sa.Engine, path: Path) -> None:
-    """Create the tables of an empty database, or migrate a database of an older version.
-
-    Raise `StoreError` for a damaged, foreign or newer database, and SQLAlchemy's errors.
-    """
+    """Create the tables, or migrate those of an older version. Raise `StartupError`."""
     with engine.begin() as connection:
         if (fault := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()) != "ok":
             problem = f"{path} is damaged ({str(fault).splitlines()[-1]})"
-            raise StoreError(problem, remedy=recovery_advice(path))
+            raise StartupError(problem, remedy=recovery_advice(path))
         if not sa.inspect(connection).get_table_names():
             metadata.create_all(connection)
             connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
             return
-        version = _version(connection)
-    if version is None:
-        raise StoreError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
+        has_version = sa.inspect(connection).has_table("meta")
+        version = connection.scalar(sa.select(meta.c.schema_version)) if has_version else None
+    if not isinstance(version, int) or version <= 0:
+        raise StartupError(f"{path} is not a database of arkor.", remedy="Move it to another folder.")
     if version > SCHEMA_VERSION:
         problem = f"{path} was written by a newer arkor (schema {version}, this one supports {SCHEMA_VERSION})"
-        raise StoreError(problem, remedy="pip install --upgrade arkor")
+        raise StartupError(problem, remedy="pip install --upgrade arkor")
     if version < SCHEMA_VERSION:
         _migrate(engine, path, version)
-
-
-def _version(connection: sa.Connection) -> int | None:
-    version = connection.scalar(sa.select(meta.c.schema_version)) if sa.inspect(connection).has_table("meta") else None
-    return version if isinstance(version, int) and version > 0 else None
 
 
 def _migrate(engine: sa.Engine, path: Path, version: int) -> None:
@@ -195,16 +214,16 @@ def _migrate(engine: sa.Engine, path: Path, version: int) -> None:
 
 
 def backup_database(path: Path, target_file: Path) -> None:
-    """Make a consistent copy of a database with SQLite's backup. Raise `StoreError`."""
-    partial = target_file.with_name(f".{target_file.name}.partial")
+    """Make a consistent copy of a database with SQLite's backup. Raise `StartupError`."""
     try:
-        partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
+        with (
+            atomic_writer(target_file) as file,
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(file.name)) as target,
+        ):
             source.backup(target)
-        partial.replace(target_file)
     except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
+        raise StartupError(f"{path} cannot be copied to {target_file} before its migration: {error}.") from error
 
 
 def enable_explicit_transactions(engine: sa.Engine) -> None:

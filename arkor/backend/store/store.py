@@ -11,19 +11,21 @@ import json
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, frozen
-from sqlalchemy import URL, Connection, Row, create_engine, func, select
+from sqlalchemy import URL, Connection, create_engine, func, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from arkor.backend.store.deployments import DeploymentStore, hash_key
 from arkor.backend.store.schema import (
     UNFINISHED,
-    StoreError,
+    AlreadyExists,
+    StartupError,
+    Tables,
     datasets,
     enable_explicit_transactions,
     jobs,
@@ -34,33 +36,9 @@ from arkor.backend.store.schema import (
     tokens,
     users,
 )
+from arkor.protocol.accounts import Org, Project, User
 from arkor.protocol.events import now
 from arkor.protocol.jobs import JobStatus
-
-
-class AlreadyExists(Exception):
-    """A row with the same key exists."""
-
-
-@frozen
-class UserRecord:
-    id: str
-    email: str | None
-
-
-@frozen
-class OrgRecord:
-    id: str
-    slug: str
-    name: str
-
-
-@frozen
-class ProjectRecord:
-    id: str
-    slug: str
-    name: str
-    org_id: str
 
 
 @frozen
@@ -87,7 +65,6 @@ _JOB = [column for column in jobs.c if column.name not in ("seq", "idempotency_k
 
 
 def new_id() -> str:
-    """Return a random id."""
     return uuid.uuid4().hex
 
 
@@ -95,19 +72,19 @@ def new_token() -> str:
     return f"arkor_{secrets.token_urlsafe(32)}"
 
 
-class Store:
-    """The database of the server. Methods are thread-safe; opening it raises `StoreError`."""
+class Store(Tables):
+    """The database of the server. Methods are thread-safe; opening it raises `StartupError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engine = create_engine(URL.create("sqlite", database=str(path)))
+        super().__init__(create_engine(URL.create("sqlite", database=str(path))))
         self.deployments = DeploymentStore(self._engine)
         enable_explicit_transactions(self._engine)
         try:
             prepare_database(self._engine, path)
         except DBAPIError as error:
             self.close()
-            raise StoreError(f"{path} cannot be used ({error.orig})", remedy=_opening_advice(path, error)) from error
+            raise StartupError(f"{path} cannot be used ({error.orig})", remedy=_opening_advice(path, error)) from error
         except BaseException:
             self.close()
             raise
@@ -115,10 +92,6 @@ class Store:
     def close(self) -> None:
         self.deployments.flush()
         self._engine.dispose()
-
-    def _rows(self, query: Any) -> Sequence[Row[Any]]:
-        with self._engine.connect() as connection:
-            return connection.execute(query).all()
 
     # Users
 
@@ -131,56 +104,53 @@ class Store:
             values = {"hash": hash_key(token), "user_id": OWNER_ID, "created_at": now()}
             connection.execute(insert_or(tokens).values(values).on_conflict_do_nothing())
 
-    def create_identity(self) -> tuple[str, UserRecord, OrgRecord]:
+    def create_identity(self) -> tuple[str, User, Org]:
         """Add a user with their own org; return the token, which is stored as a hash."""
         token, user_id = new_token(), new_id()
         with self._engine.begin() as connection:
             org = _add_identity(connection, user_id, f"anon-{user_id[:12]}", "Personal")
             connection.execute(tokens.insert().values(hash=hash_key(token), user_id=user_id, created_at=now()))
-        return token, UserRecord(user_id, None), org
+        return token, User(user_id), org
 
-    def user(self, token: str) -> UserRecord | None:
-        """Return the user with this token."""
+    def user(self, token: str) -> User | None:
         digest = hash_key(token)
         query = select(tokens.c.hash, users.c.id, users.c.email).join(users).where(tokens.c.hash == digest)
         valid = [row for row in self._rows(query) if hmac.compare_digest(row.hash, digest)]
-        return UserRecord(valid[0].id, valid[0].email) if valid else None
+        return User(valid[0].id, valid[0].email) if valid else None
 
-    def orgs(self, user: UserRecord) -> list[OrgRecord]:
+    def orgs(self, user: User) -> list[Org]:
         rows = self._rows(select(orgs).where(orgs.c.owner_id == user.id))
-        return [OrgRecord(row.id, row.slug, row.name) for row in rows]
+        return [Org(row.id, row.slug, row.name) for row in rows]
 
     # Projects
 
-    def projects(self, org: OrgRecord) -> list[ProjectRecord]:
+    def projects(self, org: Org) -> list[Project]:
         return self._projects(projects.c.org_id == org.id)
 
-    def project(self, org: OrgRecord, slug: str) -> ProjectRecord | None:
+    def project(self, org: Org, slug: str) -> Project | None:
         return next(iter(self._projects(projects.c.org_id == org.id, projects.c.slug == slug)), None)
 
-    def project_of_id(self, project_id: str) -> ProjectRecord | None:
+    def project_of_id(self, project_id: str) -> Project | None:
         return next(iter(self._projects(projects.c.id == project_id)), None)
 
-    def _projects(self, *conditions: Any) -> list[ProjectRecord]:
+    def _projects(self, *conditions: Any) -> list[Project]:
         rows = self._rows(select(projects).where(*conditions).order_by(projects.c.slug))
-        return [ProjectRecord(row.id, row.slug, row.name, row.org_id) for row in rows]
+        return [Project(row.id, row.slug, row.name, row.org_id) for row in rows]
 
-    def create_project(self, org: OrgRecord, name: str, slug: str) -> ProjectRecord:
+    def create_project(self, org: Org, name: str, slug: str) -> Project:
         """Add a project. Raise `AlreadyExists` if the org has a project with this slug."""
-        project = ProjectRecord(new_id(), slug, name, org.id)
+        project = Project(new_id(), slug, name, org.id)
         try:
-            with self._engine.begin() as connection:
-                values = {"id": project.id, "org_id": org.id, "slug": slug, "name": name}
-                connection.execute(projects.insert().values(values))
+            self._write(projects.insert().values(id=project.id, org_id=org.id, slug=slug, name=name))
         except IntegrityError as error:
             raise AlreadyExists(slug) from error
         return project
 
-    def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> ProjectRecord:
+    def ensure_project(self, org_slug: str, org_name: str, slug: str, name: str) -> Project:
         """Return the project with these slugs; a new one belongs to the owner."""
         with self._engine.begin() as connection:
             row = connection.execute(select(orgs).where(orgs.c.slug == org_slug)).first()
-            org = OrgRecord(row.id, row.slug, row.name) if row else OrgRecord(new_id(), org_slug, org_name)
+            org = Org(row.id, row.slug, row.name) if row else Org(new_id(), org_slug, org_name)
             if row is None:
                 connection.execute(orgs.insert().values(id=org.id, slug=org.slug, name=org.name, owner_id=OWNER_ID))
         try:
@@ -201,21 +171,19 @@ class Store:
             "idempotency_key": idempotency_key,
         }
         try:
-            with self._engine.begin() as connection:
-                connection.execute(jobs.insert().values(values))
+            self._write(jobs.insert().values(values))
         except IntegrityError as error:
             raise AlreadyExists(idempotency_key) from error
 
-    def job(self, project: ProjectRecord, job_id: str) -> JobRecord | None:
+    def job(self, project: Project, job_id: str) -> JobRecord | None:
         return next(iter(self._jobs(jobs.c.project_id == project.id, jobs.c.id == job_id)), None)
 
-    def job_of_key(self, project: ProjectRecord, idempotency_key: str) -> JobRecord | None:
-        """Return the job that was submitted with this key."""
+    def job_of_key(self, project: Project, idempotency_key: str) -> JobRecord | None:
         conditions = (jobs.c.project_id == project.id, jobs.c.idempotency_key == idempotency_key)
         return next(iter(self._jobs(*conditions)), None)
 
     def jobs(
-        self, project: ProjectRecord, limit: int, *, before: JobRecord | None = None, prefix: str = ""
+        self, project: Project, limit: int, *, before: JobRecord | None = None, prefix: str = ""
     ) -> list[JobRecord]:
         """Return at most `limit` jobs, newest first: before `before`, ids with `prefix`."""
         conditions = [jobs.c.project_id == project.id]
@@ -232,74 +200,62 @@ class Store:
     def _jobs(self, *conditions: Any, newest: int | None = None) -> list[JobRecord]:
         """Return jobs in order of submission, or the `newest` ones in reverse order."""
         query = select(*_JOB).where(*conditions).order_by(jobs.c.seq if newest is None else jobs.c.seq.desc())
-        return [_job_from_row(row) for row in self._rows(query.limit(newest))]
+        return [
+            JobRecord(**{**row._mapping, "status": JobStatus(row.status), "config": json.loads(row.config)})
+            for row in self._rows(query.limit(newest))
+        ]
 
     def job_ids(self) -> set[str]:
-        """Return the ids of all jobs."""
         return {row.id for row in self._rows(select(jobs.c.id))}
 
     def count_unfinished(self) -> int:
-        with self._engine.connect() as connection:
-            return connection.scalar(select(func.count()).select_from(jobs).where(UNFINISHED)) or 0
+        return int(self._rows(select(func.count()).select_from(jobs).where(UNFINISHED))[0][0])
 
     def update_job(self, job_id: str, **values: str | None) -> None:
         """Set `status`, `error`, `started_at`, `completed_at` or `cancel_requested_at`."""
-        with self._engine.begin() as connection:
-            connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+        self._write(jobs.update().where(jobs.c.id == job_id).values(**values))
 
     def cancel_requested(self, job_id: str) -> bool:
-        with self._engine.connect() as connection:
-            return connection.scalar(select(jobs.c.cancel_requested_at).where(jobs.c.id == job_id)) is not None
+        query = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.cancel_requested_at.is_not(None))
+        return bool(self._rows(query))
 
     # Uploaded files
 
-    def add_dataset(self, project: ProjectRecord, digest: str, filename: str, size: int) -> None:
+    def add_dataset(self, project: Project, digest: str, filename: str, size: int) -> None:
         """Add an uploaded file of `size` bytes; adding it again has no effect."""
         row = {"project_id": project.id, "id": digest, "filename": filename, "bytes": size, "created_at": now()}
-        with self._engine.begin() as connection:
-            connection.execute(insert_or(datasets).values(row).on_conflict_do_nothing())
+        self._write(insert_or(datasets).values(row).on_conflict_do_nothing())
 
-    def has_dataset(self, project: ProjectRecord, digest: str) -> bool:
+    def has_dataset(self, project: Project, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
         return bool(self._rows(query))
 
 
 def _opening_advice(path: Path, error: DBAPIError) -> str:
     """Return what to do about a database that cannot be opened, as a `remedy`."""
-    if is_disk_error(error):
+    if database_problem(error) == "disk":
         return "free some space or fix its permissions, and try again."
     if isinstance(error.orig, sqlite3.DatabaseError) and path.exists():
         return recovery_advice(path)
     return "fix the cause and try again."
 
 
-def is_disk_error(error: DBAPIError) -> bool:
-    """Return whether the database cannot be written because of missing space or permissions."""
-    return _mentions(error, "full", "ioerr", "readonly", "cantopen", "i/o")
+#: Problem → parts of the names of SQLite's errors.
+_DATABASE_PROBLEMS = {
+    "disk": ("full", "ioerr", "readonly", "cantopen", "i/o"),
+    "busy": ("busy", "locked"),
+    "damaged": ("corrupt", "notadb"),
+}
 
 
-def is_busy(error: DBAPIError) -> bool:
-    """Return whether another program locked the database for longer than the timeout."""
-    return _mentions(error, "busy", "locked")
+def database_problem(error: DBAPIError) -> str | None:
+    """Return "disk" for space or permissions, "busy" for a lock, "damaged", or None."""
+    name = (getattr(error.orig, "sqlite_errorname", "") or str(error.orig)).lower()
+    return next((key for key, parts in _DATABASE_PROBLEMS.items() if any(part in name for part in parts)), None)
 
 
-def is_corrupted(error: DBAPIError) -> bool:
-    """Return whether the file is damaged or not a database."""
-    return _mentions(error, "corrupt", "notadb")
-
-
-def _mentions(error: DBAPIError, *markers: str) -> bool:
-    name = getattr(error.orig, "sqlite_errorname", "") or str(error.orig)
-    return any(marker in name.lower() for marker in markers)
-
-
-def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> OrgRecord:
-    org = OrgRecord(new_id(), slug, name)
+def _add_identity(connection: Connection, user_id: str, slug: str, name: str) -> Org:
+    org = Org(new_id(), slug, name)
     connection.execute(users.insert().values(id=user_id, created_at=now()))
     connection.execute(orgs.insert().values(id=org.id, slug=slug, name=name, owner_id=user_id))
     return org
-
-
-def _job_from_row(row: Row[Any]) -> JobRecord:
-    values = dict(row._mapping)
-    return JobRecord(**{**values, "status": JobStatus(values["status"]), "config": json.loads(values["config"])})

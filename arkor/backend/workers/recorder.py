@@ -13,25 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrs import define, field
+
+from arkor.backend.engine.interface import Recorder
 from arkor.backend.runs import checkpoints
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.log_notifier import notify
-from arkor.backend.runs.log_queries import ResumePoint, log_position
+from arkor.backend.runs.log_queries import ResumePoint, log_position, present_artifacts
 from arkor.backend.runs.paths import RunFolder
 from arkor.backend.workers.signals import StopSignal
+from arkor.protocol import events
 from arkor.protocol.estimates import Estimate
-from arkor.protocol.events import (
-    CheckpointSaved,
-    Event,
-    TrainingCancelled,
-    TrainingCompleted,
-    TrainingFailedEvent,
-    TrainingLog,
-    TrainingPreparing,
-    TrainingStarted,
-    TrainingWarning,
-    now,
-)
+from arkor.protocol.events import now
 from arkor.protocol.jobs import Artifact
 from arkor.settings import max_kept_checkpoints
 
@@ -48,61 +41,41 @@ _DISK_ERRORS = {
 }
 
 
-class LogRecorder:
-    """The `Recorder` of a worker.
+@define
+class LogRecorder(Recorder):
+    """The `Recorder` of a worker; `estimate` is from a check of the same configuration."""
 
-    `resume_point` is the content of the log so far, `estimate` the result of a check of the same
-    configuration.
-    """
+    _log: LogWriter
+    _folder: RunFolder
+    _notifier: Path
+    _stop_signal: StopSignal
+    _resume_point: ResumePoint
+    _estimate: Estimate | None = field(default=None, kw_only=True)
+    _step: int | None = field(init=False)
+    _final: Artifact | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        log: LogWriter,
-        folder: RunFolder,
-        notifier: Path,
-        stop_signal: StopSignal,
-        resume_point: ResumePoint,
-        *,
-        estimate: Estimate | None = None,
-    ) -> None:
-        self._log = log
-        self._folder = folder
-        self._notifier = notifier
-        self._stop_signal = stop_signal
-        self._resume_point = resume_point
-        self._estimate = estimate
-        reached = max(resume_point.last[0], *resume_point.saved, 0)
-        self._step: int | None = reached or None
-        self._final: Artifact | None = None
+    def __attrs_post_init__(self) -> None:
+        self._step = max(self._resume_point.last[0], *self._resume_point.saved, 0) or None
 
     @property
     def stopping(self) -> bool:
         return self._stop_signal.requested
 
     def preparing(self, message: str) -> None:
-        self.write(TrainingPreparing(self._folder.id, now(), message))
+        self.write(events.TrainingPreparing(self._folder.id, now(), message))
 
     def started(self, total_steps: int) -> None:
         self._stop_signal.poll()
         if not self._resume_point.started:
-            self.write(TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
+            self.write(events.TrainingStarted(self._folder.id, now(), total_steps, self._estimate))
 
-    def log(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        eval_loss: float | None = None,
-        learning_rate: float | None = None,
-        epoch: float | None = None,
-        samples_per_second: float | None = None,
-    ) -> None:
-        if log_position(step, eval_loss) <= self._resume_point.last:
+    def log(self, step: int, **metrics: float | None) -> None:
+        event = events.TrainingLog(self._folder.id, now(), step, **metrics)
+        if log_position(event) <= self._resume_point.last:
             return
         self._step = step
-        self._resume_point.tracker.log(step, loss, eval_loss)
-        metrics = (loss, eval_loss, learning_rate, epoch, samples_per_second)
-        self.write(TrainingLog(self._folder.id, now(), step, *metrics))
+        self._resume_point.tracker.log(step, event.loss, event.eval_loss)
+        self.write(event)
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         folder = self._folder.checkpoint(step)
@@ -115,7 +88,12 @@ class LogRecorder:
             problem = disk_problem(error)
             if problem is None:
                 raise
-            self._skip_checkpoint(step, folder, problem)
+            if step not in self._resume_point.saved:
+                checkpoints.remove(folder)
+            self.warn(
+                f"The checkpoint of step {step} could not be saved in {folder.parent}: {problem}. The run continues "
+                f"without it. Free some space there, for example by deleting old runs in {self._folder.path.parent}."
+            )
         self.prune_checkpoints()
 
     def final(self, write: Callable[[Path], None]) -> None:
@@ -129,41 +107,33 @@ class LogRecorder:
         self._final = self._folder.artifact("final", self._folder.final, self._step)
 
     def warn(self, message: str) -> None:
-        """Log a warning for the owner of the run."""
-        self.write(TrainingWarning(self._folder.id, now(), message))
+        self.write(events.TrainingWarning(self._folder.id, now(), message))
 
-    def write(self, event: Event, *, sync: bool = False) -> None:
+    def write(self, event: events.Event, *, sync: bool = False) -> None:
         """Append an event to the log and notify its followers."""
         with self._stop_signal.deferred():
             self._log.append(event, sync=sync)
             notify(self._notifier)
 
     def prune_checkpoints(self) -> None:
-        """Retire the checkpoints that are not to be kept."""
         resume_point = self._resume_point
         checkpoints.prune(self._folder, resume_point.saved, resume_point.tracker, max_kept_checkpoints())
 
     def drop_training_states(self) -> None:
-        """Remove the training states of a run that will not be resumed. Raise OSError."""
         checkpoints.drop_training_states(self._folder, self._resume_point.saved)
 
-    def completed(self, metrics: dict[str, Any]) -> Event:
-        """Return the event that ends a completed run."""
-        return TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
+    def completed(self, metrics: dict[str, Any]) -> events.Event:
+        return events.TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
 
-    def cancelled(self) -> Event:
-        """Return the event that ends a cancelled run."""
-        return TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
+    def cancelled(self) -> events.Event:
+        return events.TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())
 
-    def failed(self, problem: str) -> Event:
-        """Return the event that ends a failed run."""
-        return TrainingFailedEvent(self._folder.id, now(), problem, self._step, self._artifacts())
+    def failed(self, problem: str) -> events.Event:
+        return events.TrainingFailedEvent(self._folder.id, now(), problem, self._step, self._artifacts())
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        """Return the artifacts of the checkpoints that still exist and of the final adapter."""
-        saved = self._resume_point.saved
-        kept = [item for step in sorted(saved) if self._folder.checkpoint(step).is_dir() for item in saved[step]]
-        return (*kept, self._final) if self._final else tuple(kept)
+        present = present_artifacts(self._folder, self._resume_point.saved)
+        return (*present, self._final) if self._final else present
 
     def _write_folder(self, folder: Path, write: Callable[[Path], None]) -> None:
         try:
@@ -179,17 +149,9 @@ class LogRecorder:
         if step in self._resume_point.saved:  # it was damaged and has been rewritten
             return
         artifact = self._folder.artifact("checkpoint", folder, step)
-        self.write(CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
+        self.write(events.CheckpointSaved(self._folder.id, now(), step, (artifact,)), sync=True)
         self._resume_point.saved[step] = (artifact,)
         self._resume_point.tracker.checkpoint(step)
-
-    def _skip_checkpoint(self, step: int, folder: Path, problem: str) -> None:
-        if step not in self._resume_point.saved:
-            checkpoints.remove(folder)
-        self.warn(
-            f"The checkpoint of step {step} could not be saved in {folder.parent}: {problem}. The run continues "
-            f"without it. Free some space there, for example by deleting old runs in {self._folder.path.parent}."
-        )
 
 
 def disk_problem(error: BaseException) -> str | None:

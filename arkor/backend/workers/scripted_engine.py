@@ -11,19 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, define, field, frozen
+from attrs import field, frozen
 
 from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.runs.paths import STATE_FOLDER
 from arkor.protocol.jobs import JobConfig
-
-
-@define
-class Script:
-    """The state of a scripted run; the `sum` of its losses reveals skipped or repeated steps."""
-
-    step: int = 0
-    sum: float = 0.0
 
 
 @frozen
@@ -44,21 +36,21 @@ class ScriptedEngine:
             raise RunError("This model fails by design; name another one.")
         total = config.max_steps or 10
         save_every = config.save_steps or max(1, total // 5)
-        script = Script()
+        begin, loss_sum = 0, 0.0  # the sum reveals skipped or repeated steps
         if run.checkpoint:
-            script = Script(**json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes()))
+            state = json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes())
+            begin, loss_sum = state["step"], state["sum"]
         recorder.started(total)
-        while script.step < total:
+        for step in range(begin + 1, total + 1):
             time.sleep(self.step_seconds)
             if recorder.stopping:
                 return {}
-            script.step += 1
-            script.sum += self._loss(config, script.step)
-            _maybe_crash(run, script.step)
-            self._log(config, recorder, script.step, total)
-            if script.step % save_every == 0:
-                recorder.checkpoint(script.step, partial(_checkpoint, script))
-        recorder.final(partial(_adapter, script))
+            loss_sum += self._loss(config, step)
+            _maybe_crash(run, step)
+            self._log(config, recorder, step, total)
+            if step % save_every == 0:
+                recorder.checkpoint(step, partial(_checkpoint, step, loss_sum))
+        recorder.final(partial(_adapter, loss_sum))
         return {"steps": total, "loss": self._loss(config, total)}
 
     def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
@@ -83,14 +75,14 @@ def _maybe_crash(run: Run, step: int) -> None:
         os._exit(13)
 
 
-def _checkpoint(script: Script, folder: Path) -> None:
-    _adapter(script, folder)
+def _checkpoint(step: int, loss_sum: float, folder: Path) -> None:
+    _adapter(loss_sum, folder)
     (folder / STATE_FOLDER).mkdir()
-    (folder / STATE_FOLDER / "score.json").write_text(json.dumps(asdict(script)))
+    (folder / STATE_FOLDER / "score.json").write_text(json.dumps({"step": step, "sum": loss_sum}))
 
 
-def _adapter(script: Script, folder: Path) -> None:
+def _adapter(loss_sum: float, folder: Path) -> None:
     """Write the files of an adapter; the weights are a safetensors file without tensors."""
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
-    header = json.dumps({"__metadata__": {"sum": script.sum.hex()}}).encode()
+    header = json.dumps({"__metadata__": {"sum": loss_sum.hex()}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -1,4 +1,4 @@
-"""Start a worker for every job as slots allow, and record how each run ends.
+"""Start a worker for each job in turn, and record how each run ends.
 
 The log of a run is locked by its worker while it is alive. The supervisor waits for a worker by
 waiting for the lock, both for its own child processes and for workers that an earlier server
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from sqlalchemy.exc import DBAPIError
 
 from arkor.backend.compute.child_process import describe_exit
 from arkor.backend.engine.hyperparameters import DEFAULTS
-from arkor.backend.runs.checkpoints import RETIREMENT_SECONDS, remove_expired
+from arkor.backend.runs.checkpoints import RETIREMENT_SECONDS, remove_expired, resume_step
 from arkor.backend.runs.event_log import LogCorrupted, LogStatus, LogWriter, read_last, read_status
 from arkor.backend.runs.log_notifier import notify
-from arkor.backend.runs.log_queries import read_log_progress
+from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder, notifier_file, run_folder, run_ids
-from arkor.backend.store.store import JobRecord, Store, is_disk_error
+from arkor.backend.store.store import JobRecord, Store, database_problem
 from arkor.backend.workers.signals import HEARTBEAT_SECONDS, HeartbeatMonitor
 from arkor.backend.workers.worker import EXIT_LOG_HELD
 from arkor.files import is_locked
@@ -74,13 +74,12 @@ class ActiveRun:
 
 
 class Supervisor:
-    """The job queue and its slots. Methods may be called from any thread."""
+    """The job queue; one run trains at a time. Methods may be called from any thread."""
 
-    def __init__(self, home: Path, store: Store, engine: str, slots: int = 1) -> None:
+    def __init__(self, home: Path, store: Store, engine: str) -> None:
         self._home = home
         self._store = store
         self._engine = engine
-        self._slots = slots
         self._changed = threading.Condition()
         self._active: dict[str, ActiveRun] = {}
         self._cancelled: set[str] = set()
@@ -99,7 +98,6 @@ class Supervisor:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Look for new jobs."""
         with self._changed:
             self._changed.notify_all()
 
@@ -119,7 +117,6 @@ class Supervisor:
         return active.heartbeat.stalled_since if active else None
 
     def is_training(self) -> bool:
-        """Return whether any run is active."""
         return bool(self._active)
 
     def cancel(self, job: JobRecord) -> None:
@@ -146,7 +143,7 @@ class Supervisor:
         try:
             self._store.update_job(job.id, cancel_requested_at=now())
         except DBAPIError as error:
-            if not is_disk_error(error):
+            if database_problem(error) != "disk":
                 raise
             logger.warning("The cancellation of run %s could not be recorded: %s", job.id, error.orig)
 
@@ -158,7 +155,9 @@ class Supervisor:
             with self._retrying("The queue could not be read"):
                 with self._changed:
                     for job in select_jobs():
-                        self._adopt(job)
+                        self._active[job.id] = ActiveRun()
+                        name = f"run {job.id}"
+                        threading.Thread(target=self._supervise, args=(job,), name=name, daemon=True).start()
                     if select_jobs == self._next_jobs:
                         self._changed.wait(HEARTBEAT_SECONDS if self._active else None)
                     select_jobs = self._next_jobs
@@ -176,21 +175,15 @@ class Supervisor:
             logger.exception("%s; trying again", problem)
             time.sleep(RETRY_SECONDS)
 
-    def _adopt(self, job: JobRecord) -> None:
-        self._active[job.id] = ActiveRun()
-        threading.Thread(target=self._supervise, args=(job,), name=f"run {job.id}", daemon=True).start()
-
     def _abandoned(self) -> list[JobRecord]:
-        """Return the unfinished runs that do not wait for a worker; they need no free slot."""
+        """Return the unfinished runs that do not wait for a worker; they are adopted at once."""
         return [job for job in self._store.unfinished() if self._waiting_since(job) is None]
 
     def _next_jobs(self) -> list[JobRecord]:
-        """Return the jobs to start now, one per free slot, longest waiting first."""
-        free = self._slots - len(self._active)
-        if free <= 0 or self._stopping:
+        """Return the job to start now, the one that waits the longest, unless a run is active."""
+        if self._active or self._stopping:
             return []
-        idle = [job for job in self._store.unfinished() if job.id not in self._active]
-        return sorted(idle, key=lambda job: self._waiting_since(job) or "")[:free]
+        return sorted(self._store.unfinished(), key=lambda job: self._waiting_since(job) or "")[:1]
 
     def _waiting_since(self, job: JobRecord) -> str | None:
         """Return the time since which the job waits for a worker, or None if it does not wait."""
@@ -293,38 +286,30 @@ class Supervisor:
 
     def _release_later(self, *ids: str) -> None:
         """Remove the retired checkpoints of runs without a worker once no client can need them."""
-        waiting = [folder for job_id in ids if (folder := run_folder(self._home, job_id)).retired.is_dir()]
-
-        def release_all() -> None:
-            for folder in waiting:
-                remove_expired(folder)
-
-        if waiting:
-            timer = threading.Timer(RETIREMENT_SECONDS + 1, release_all)
-            timer.daemon = True
-            timer.start()
+        for job_id in ids:
+            if (folder := run_folder(self._home, job_id)).retired.is_dir():
+                _call_later(RETIREMENT_SECONDS + 1, remove_expired, folder)
 
     def _outcome(self, job: JobRecord, folder: RunFolder, cause: str, last: str | None) -> Event | None:
         """Return the event to append after a worker has died; None if the job still waits."""
         progress = read_log_progress(folder)
+        artifacts = present_artifacts(folder, progress.saved)
         if self._is_cancelled(job):
-            return TrainingCancelled(job.id, now(), progress.step, progress.artifacts(folder))
+            return TrainingCancelled(job.id, now(), progress.step, artifacts)
         if cause == UNOBSERVED and last in WAITING_TYPES:
             return None
         if progress.stalled_resumptions < MAX_RESUMPTIONS:
-            step = progress.resume_step(folder)
+            step = resume_step(folder, progress.saved) or 0
             logger.warning("The worker of run %s ended %s; the run resumes from step %d", job.id, cause, step)
             return TrainingResumed(job.id, now(), step, f"the worker ended {cause}")
         problem = crash_message(cause, MAX_RESUMPTIONS + 1, folder.worker_log, job.config)
-        return TrainingFailedEvent(job.id, now(), problem, progress.step, progress.artifacts(folder))
+        return TrainingFailedEvent(job.id, now(), problem, progress.step, artifacts)
 
     # Stopping a worker
 
     def _stop(self, folder: RunFolder) -> None:
         self._signal(folder, signal.SIGTERM)
-        backstop = threading.Timer(GRACE_SECONDS, self._signal, (folder, signal.SIGKILL))
-        backstop.daemon = True
-        backstop.start()
+        _call_later(GRACE_SECONDS, self._signal, folder, signal.SIGKILL)
 
     def _signal(self, folder: RunFolder, number: signal.Signals) -> None:
         """Signal the worker if it is alive; SIGKILL also goes to the processes that it started."""
@@ -338,14 +323,17 @@ class Supervisor:
                 os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
 
 
+def _call_later(seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
+
+
 # How a worker ended
 
 
 def wait_for_exit(worker: Process) -> int:
-    """Wait for a worker, kill the processes of its session, and return its exit code.
-
-    A forked process would keep the lock of the log.
-    """
+    """Wait for a worker, kill its session, which may hold the log's lock; return the exit code."""
     with contextlib.suppress(AttributeError, ChildProcessError, ProcessLookupError, PermissionError):
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the id stays reserved while it is a zombie
         os.killpg(worker.pid, signal.SIGKILL)

@@ -150,7 +150,6 @@ def _log(message: str) -> None:
 
 
 def main() -> int:
-    """Parse the command line and run the worker."""
     parser = argparse.ArgumentParser(prog="python -m arkor.backend.workers.worker", description="Train one run.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument("--home", type=Path, required=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import attrs
+import msgspec.json
 from attrs import frozen
 
 from arkor.callbacks.contexts import CheckpointContext, CompletedContext, FinishedContext, Infer, StartedContext
@@ -30,7 +30,6 @@ Metric = Callable[[str, "str | None"], float]
 _RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "n", "abort_signal"}
 _OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _RESERVED_OPTIONS]
 
-_NOT_FOUND = 404
 _POLL_SECONDS = 0.05  # the interval between two looks at the abort signal
 
 
@@ -71,7 +70,7 @@ class Evaluate:
         **options: Any,
     ) -> None:
         self.questions = parse_questions(questions)
-        self._metric = self._metric_for(metric)
+        self._metric = _metric_for(metric, self.questions)
         Integer(1)("Evaluate.every", every)
         Integer(1)("Evaluate.concurrency", concurrency)
         if not is_finite(timeout) or not 0 < timeout < threading.TIMEOUT_MAX:
@@ -95,11 +94,9 @@ class Evaluate:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """The evaluations of the current run so far."""
         return tuple(self._evaluations)
 
     def on_started(self, ctx: StartedContext) -> None:
-        """Discard earlier evaluations of this run."""
         self._begin(ctx.job.id)
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
@@ -113,14 +110,13 @@ class Evaluate:
         """Evaluate the final adapter, unless the last checkpoint has the same weights."""
         self._begin_if_new(ctx.job)
         final_steps = [item.step for item in ctx.artifacts if isinstance(item, Artifact) and item.kind == "final"]
-        last = self._evaluations[-1] if self._evaluations else None
+        last = next(reversed(self._evaluations), None)
         if last is not None and last.step in final_steps and not any(answer.error for answer in last.answers):
             self._add_evaluation(attrs.evolve(last, step=None))
         elif ctx.infer is not None:
             self._evaluate(None, ctx.infer, ctx.job)
 
     def on_finished(self, ctx: FinishedContext) -> TrainingResult | None:
-        """Add the evaluations to the result."""
         if ctx.result is None or ctx.job.id != self._job_id:
             return None
         return attrs.evolve(ctx.result, evaluations=(*ctx.result.evaluations, *self._evaluations))
@@ -134,15 +130,6 @@ class Evaluate:
     def _begin_if_new(self, job: TrainingJob) -> None:
         if job.id != self._job_id:
             self._begin(job.id)
-
-    def _metric_for(self, metric: Any) -> Metric | None:
-        unexpected = [question for question in self.questions if question.expected is None]
-        if metric == "exact_match" and unexpected:
-            problem = f'"exact_match" needs an expected answer for {quote(unexpected[0].text)}'
-            raise InvalidConfig("Evaluate.metric", problem)
-        if metric is None:
-            return None if unexpected else resolve_metric("exact_match")
-        return resolve_metric(metric)
 
     def _evaluate(self, step: int | None, infer: Infer, job: TrainingJob) -> None:
         if self._base and self._base_predictions is None:
@@ -194,7 +181,7 @@ class EvaluationRun:
         except TrainerAborted:
             return Prediction(error=self._not_found or "it was not answered in time")
         except ArkorError as error:
-            if isinstance(error, CloudApiError) and error.status == _NOT_FOUND:
+            if isinstance(error, CloudApiError) and error.status == 404:
                 self._not_found = str(error)
                 self.stopped.set()  # every other question would fail in the same way
             return Prediction(error=str(error))
@@ -225,7 +212,7 @@ def exact_match(answer: str, expected: str | None) -> float:
 def json_valid(answer: str, expected: str | None) -> float:  # noqa: ARG001 - a metric gets both
     """Return 1 if the answer is one JSON document without NaN and Infinity, else 0."""
     try:
-        json.loads(answer, parse_constant=_reject_constant)
+        msgspec.json.decode(answer)
     except (ValueError, RecursionError):
         return 0.0
     return 1.0
@@ -234,8 +221,13 @@ def json_valid(answer: str, expected: str | None) -> float:  # noqa: ARG001 - a 
 METRICS: dict[str, Metric] = {"exact_match": exact_match, "json_valid": json_valid}
 
 
-def resolve_metric(given: Any) -> Metric:
-    """Return the metric of this name, or the given function. Raise `InvalidConfig`."""
+def _metric_for(given: Any, questions: Sequence[Question]) -> Metric | None:
+    """Return the metric of this name, the given function, or the default. Raise `InvalidConfig`."""
+    unexpected = next((question for question in questions if question.expected is None), None)
+    if given is None:
+        return exact_match if unexpected is None else None
+    if given == "exact_match" and unexpected is not None:
+        raise InvalidConfig("Evaluate.metric", f'"exact_match" needs an expected answer for {quote(unexpected.text)}')
     if isinstance(given, str) and given in METRICS:
         return METRICS[given]
     if not callable(given):
@@ -245,7 +237,3 @@ def resolve_metric(given: Any) -> Metric:
         raise InvalidConfig("Evaluate.metric", f"must take (answer, expected), and this one takes {signature}")
     metric: Metric = given
     return metric
-
-
-def _reject_constant(constant: str) -> None:
-    raise ValueError(constant)

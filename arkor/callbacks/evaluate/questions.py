@@ -27,12 +27,10 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The text of the last message."""
         return message_text(self.messages[-1])
 
 
 def parse_questions(given: Any) -> tuple[Question, ...]:
-    """Parse the `questions` argument of `Evaluate`. Raise `InvalidConfig`."""
     questions = tuple(_question(location, row) for location, row in _rows(given))
     if not questions:
         raise InvalidConfig(_FIELD, "must contain at least one question")

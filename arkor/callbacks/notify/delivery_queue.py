@@ -1,7 +1,4 @@
-"""Delivery of messages to a webhook on a background thread.
-
-The URL is a secret: it appears in no log, `repr` or error.
-"""
+"""Deliver messages to a webhook on a background thread; its URL, a secret, is never shown."""
 
 from __future__ import annotations
 
@@ -41,14 +38,11 @@ def _hide_delivery_logs(_: logging.LogRecord) -> bool:
 
 
 class DeliveryError(Exception):
-    """The reason why a message was not delivered, without the URL."""
+    """The reason why a message was not delivered, without the URL; `retry_after` in seconds."""
 
-
-class TransientDeliveryError(DeliveryError):
-    """A failure that may go away; `retry_after` is the server's `Retry-After` in seconds."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, reason: str, *, transient: bool = False, retry_after: float | None = None) -> None:
         super().__init__(reason)
+        self.transient = transient
         self.retry_after = retry_after
 
 
@@ -64,9 +58,6 @@ class DeliveryQueue:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._gave_up = False
-
-    def __repr__(self) -> str:
-        return f"DeliveryQueue({self._name!r})"
 
     def send(self, label: str, body: dict[str, Any]) -> None:
         """Queue a message and return at once; `label` names it in logs."""
@@ -98,7 +89,8 @@ class DeliveryQueue:
         urllib3_logger = logging.getLogger("urllib3.connectionpool")
         if _hide_delivery_logs not in urllib3_logger.filters:
             urllib3_logger.addFilter(_hide_delivery_logs)
-        attempts = retrying(_is_retryable, _retry_delay, stop_after_attempt(self._attempts))
+        stop = stop_after_attempt(self._attempts)
+        attempts = retrying(lambda error: getattr(error, "transient", False), _retry_delay, stop)
         while (message := self._next_message()) is not None:
             label, body = message
             try:
@@ -123,7 +115,6 @@ class DeliveryQueue:
             return None
 
     def _post(self, body: dict[str, Any]) -> None:
-        """Make one attempt. Raise `DeliveryError` if it fails."""
         try:
             response = requests.post(
                 self._url,
@@ -135,21 +126,15 @@ class DeliveryQueue:
                 stream=True,
             )
         except requests.Timeout:
-            raise TransientDeliveryError("the server did not respond in time") from None
+            raise DeliveryError("the server did not respond in time", transient=True) from None
         except requests.ConnectionError:
-            raise TransientDeliveryError("cannot connect to the server") from None
+            raise DeliveryError("cannot connect to the server", transient=True) from None
         except (requests.RequestException, ValueError) as error:
             raise DeliveryError(type(error).__name__) from None
         response.close()
-        status = response.status_code
-        if is_transient(status):
-            raise TransientDeliveryError(f"the server answered with status {status}", retry_after(response.headers))
-        if not 200 <= status < 300:
-            raise DeliveryError(f"the server answered with status {status}")
-
-
-def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, TransientDeliveryError)
+        if not 200 <= (status := response.status_code) < 300:
+            reason, after = f"the server answered with status {status}", retry_after(response.headers)
+            raise DeliveryError(reason, transient=is_transient(status), retry_after=after)
 
 
 def _retry_delay(error: BaseException, attempt: int) -> float:

@@ -40,7 +40,6 @@ class Notification:
 
     @property
     def details(self) -> dict[str, str]:
-        """The other facts, by their labels."""
         facts = {"Run": self.job.id}
         if self.step is not None and self.event != "checkpoint":
             facts["Step"] = str(self.step)
@@ -120,10 +119,7 @@ _HOSTS = {
 
 
 def detect_kind(url: Any) -> str:
-    """Return the message format for a webhook URL.
-
-    Raise `InvalidConfig` for an invalid URL, without quoting it, since it is a secret.
-    """
+    """Return the message format for a webhook URL, which no error quotes: it is a secret."""
     if not isinstance(url, str) or not url.strip():
         raise InvalidConfig("Notify.url", "is missing", "check that the environment variable for it is set")
     try:

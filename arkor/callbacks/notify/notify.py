@@ -61,7 +61,6 @@ class Notify:
         return f"Notify(<{self.kind}>, on={self.on!r})"
 
     def on_started(self, ctx: StartedContext) -> None:
-        """Send the event if `on` contains it."""
         self._job_id = None  # forget the numbers of an earlier `wait()` for the same run
         self._track(ctx.job)
         self._send("started", ctx.job)
@@ -73,7 +72,6 @@ class Notify:
             self._loss = ctx.loss
 
     def on_checkpoint(self, ctx: CheckpointContext) -> None:
-        """Send the event if `on` contains it."""
         self._track(ctx.job, ctx.step)
         self._send("checkpoint", ctx.job)
 

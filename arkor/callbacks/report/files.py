@@ -1,8 +1,4 @@
-"""Metrics files: CSV or JSON Lines, with one row per log. A file can hold several runs.
-
-A run that is reported again from its start replaces its rows; a run that is resumed appends to
-them.
-"""
+"""Metrics files, CSV or JSON Lines: one row per log; a run that restarts replaces its rows."""
 
 from __future__ import annotations
 

@@ -48,7 +48,6 @@ class Report:
         self._open(ctx.job, restart=True)
 
     def on_log(self, ctx: TrainingLogContext) -> None:
-        """Write the metrics of this log entry."""
         if ctx.job.id != self._job_id:
             self._open(ctx.job, restart=False)
         metrics = {name: getattr(ctx, name) for name in METRIC_FIELDS}

@@ -1,8 +1,4 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow and trackio, through their libraries.
-
-A library is imported when a run begins. The reported configuration contains no token and no query
-of a URL.
-"""
+"""Experiment trackers, through their libraries, which are imported when a run begins."""
 
 from __future__ import annotations
 
@@ -26,15 +22,12 @@ class Tracker(Protocol):
 
     def open(self, job: TrainingJob, restart: bool) -> None:
         """Begin to report a run: from its first step if `restart`, else after the last one."""
-        ...
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Report the metrics of one step, by the names of `TrainingLogContext`."""
-        ...
 
     def close(self, status: str | None) -> None:
         """Finish the report; `status` is the final status, None if the run continues."""
-        ...
 
 
 def require_module(*modules: str, package: str) -> str:
@@ -99,14 +92,16 @@ class TensorBoard:
 class WeightsAndBiases:
     """A wandb run with the id of the job; `options` are passed to `wandb.init`."""
 
+    _library = "wandb"
+
     def __init__(self, **options: Any) -> None:
-        require_module("wandb", package="wandb")
+        require_module(self._library, package=self._library)
         self._options = options
 
     def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - wandb skips old steps
-        wandb = importlib.import_module("wandb")
-        base = {"id": job.id, "name": job.name, "config": settings_of(job), "resume": "allow", "reinit": "create_new"}
-        self._run = wandb.init(**{**base, **self._options})
+        library = importlib.import_module(self._library)
+        base = {"config": settings_of(job), "resume": "allow", **self._identity(job)}
+        self._run = library.init(**{**base, **self._options})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(group_names(numbers), step=step)
@@ -114,24 +109,23 @@ class WeightsAndBiases:
     def close(self, status: str | None) -> None:
         self._run.finish(exit_code=0 if status in ("completed", None) else 1)
 
+    def _identity(self, job: TrainingJob) -> dict[str, Any]:
+        return {"id": job.id, "name": job.name, "reinit": "create_new"}
 
-class Trackio:
-    """A trackio run in `project`; `options` are passed to `trackio.init`."""
+
+class Trackio(WeightsAndBiases):
+    """A trackio run in `project`; its interface is wandb's, but it continues a run by its name."""
+
+    _library = "trackio"
 
     def __init__(self, project: str = "arkor", **options: Any) -> None:
-        require_module("trackio", package="trackio")
-        self._options = {"project": project, **options}
-
-    def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - not supported
-        trackio = importlib.import_module("trackio")
-        base = {"name": f"{job.name}-{job.id[:8]}", "config": settings_of(job), "resume": "allow"}
-        self._run = trackio.init(**{**base, **self._options})
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(group_names(numbers), step=step)
+        super().__init__(project=project, **options)
 
     def close(self, status: str | None) -> None:  # noqa: ARG002 - trackio has no field for it
         self._run.finish()
+
+    def _identity(self, job: TrainingJob) -> dict[str, Any]:
+        return {"name": f"{job.name}-{job.id[:8]}"}
 
 
 _RUN_STATUSES = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}

@@ -1,8 +1,4 @@
-"""The command `doctor`: run every check of an installation and print the results.
-
-The checks are in `installation.py` and `local_backend.py`; checks that import the training
-libraries or read the backend's files are in `arkor.backend.diagnostics`, run as a subprocess.
-"""
+"""The command `doctor`: run every check of an installation and print the results."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from attrs import evolve
 from arkor.cli.doctor import installation, local_backend
 from arkor.cli.errors import EXIT_FAILED, EXIT_OK
 from arkor.cli.output import say, say_json
-from arkor.client.local_backend import EXIT_ALREADY_SERVING, server_environment
+from arkor.client.local_backend import EXIT_ALREADY_SERVING, missing_packages, server_environment
 from arkor.protocol.codec import from_wire, to_wire
 from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic, problem
 from arkor.settings import VERSION, arkor_home
@@ -61,7 +57,7 @@ def doctor(as_json: bool, rebuild: bool) -> int:
 def diagnose(home: Path) -> Iterator[Diagnostic]:
     """Run every check. The slow ones run in the background while the quick ones are yielded."""
     backend_choice, url = installation.check_backend_choice()
-    missing = installation.missing_packages()
+    missing = missing_packages()
     serving = [] if local_backend.lock_holder(home / "backend.lock") is None else ["--serving"]
     with ThreadPoolExecutor() as pool:
         device = None if missing else pool.submit(_inspect, "device", required=url is None)

@@ -1,11 +1,7 @@
-"""Checks of `arkor doctor` on the installation: packages, home, sign-in, backend address, network.
-
-They start, create, download and refresh nothing.
-"""
+"""Checks of `arkor doctor` on packages, home, sign-in, backend and network; all are read-only."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -34,7 +30,7 @@ from arkor.client.connect import choose_backend
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.urls import is_loopback_url
-from arkor.client.local_backend import REQUIRED_PACKAGES
+from arkor.client.local_backend import REQUIRED_PACKAGES, missing_packages
 from arkor.errors import ArkorError, CloudApiError, CredentialsError
 from arkor.formatting import format_bytes
 from arkor.protocol.diagnostics import OK, PROBLEM, WARNING, Diagnostic, ok, problem, warning
@@ -50,7 +46,6 @@ _OTHER_HOME = "set ARKOR_HOME to another folder"
 
 
 def check_installation(needed: bool) -> Iterator[Diagnostic]:
-    """Check Python, arkor, and the packages of a local backend, if it is `needed`."""
     yield ok("Python", f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.executable}")
     yield ok("arkor", f"{VERSION} in {Path(__file__).parents[2]}")
     missing = missing_packages()
@@ -62,11 +57,6 @@ def check_installation(needed: bool) -> Iterator[Diagnostic]:
         yield ok("packages", ", ".join(f"{name} {_version(name) or 'of unknown version'}" for name in present))
     if outdated := list(_outdated()):
         yield problem("packages", f"too old: {', '.join(outdated)}", 'pip install --upgrade "arkor[local]"')
-
-
-def missing_packages() -> list[str]:
-    """Return the packages that a backend on this machine requires and that are not installed."""
-    return [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def _version(package: str) -> str | None:
@@ -87,7 +77,6 @@ def _outdated() -> Iterator[str]:
 
 
 def check_home(home: Path) -> Iterator[Diagnostic]:
-    """Check the owner and the permissions of `ARKOR_HOME`."""
     try:
         found = home.stat()
     except FileNotFoundError:
@@ -133,7 +122,6 @@ def check_space(home: Path) -> Iterator[Diagnostic]:
 
 
 def check_sign_in() -> Iterator[Diagnostic]:
-    """Check the credentials file, without showing its token."""
     path = credentials_path()
     if token_from_env() and not cloud_api_url_from_env():
         remedy = "set ARKOR_CLOUD_API_URL to the backend of the token"
@@ -175,7 +163,6 @@ def check_backend_choice() -> tuple[list[Diagnostic], str | None]:
 
 
 def check_remote_backend(url: str) -> Iterator[Diagnostic]:
-    """Check that a remote backend responds and accepts the sign-in."""
     credentials = credentials_from_env(url) or read_credentials()
     if credentials is not None and url_of(credentials) != url:
         sentence = f"ARKOR_CLOUD_API_URL is {url}, but the sign-in is for {url_of(credentials)}"

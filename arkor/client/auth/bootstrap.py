@@ -87,10 +87,7 @@ def ensure_registered(url: str) -> AnonymousCredentials:
 
 
 def request_anonymous_token(base_url: str, kind: Literal["cli", "web"] = "cli") -> AnonymousCredentials:
-    """Request a new anonymous identity from the backend; store nothing.
-
-    Raise `CloudApiError` or `BackendUnavailable`.
-    """
+    """Request a new anonymous identity from the backend; store nothing."""
     url = checked_url(base_url)
     response = HttpClient(Auth(url)).call("POST", "/v1/auth/anonymous", body={"kind": kind})
     org = response.get("personalOrg")

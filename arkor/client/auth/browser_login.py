@@ -6,7 +6,6 @@ import base64
 import hashlib
 import secrets
 import threading
-import time
 import webbrowser
 from collections.abc import Callable
 from urllib.parse import quote, urlencode
@@ -15,7 +14,7 @@ from attrs import field, frozen
 
 from arkor.client.auth.callback_server import CallbackServer
 from arkor.client.auth.credentials import OAuthCredentials
-from arkor.client.auth.oauth import authorization_server, lifetime_of, request_token
+from arkor.client.auth.oauth import authorization_server, request_token
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.errors import CHECK_ADDRESS
@@ -52,11 +51,7 @@ class _PkceSecrets:
 
 
 def sign_in_config(base_url: str) -> SignInConfig | None:
-    """Return the OAuth configuration of that backend, None if it has none.
-
-    Raise `CloudApiError`, `BackendUnavailable`, and `CredentialsError` for an invalid
-    configuration.
-    """
+    """Return the OAuth configuration of a backend, or None; `CredentialsError` if it is invalid."""
     url = checked_url(base_url)
     response = HttpClient(Auth(url)).call("GET", "/v1/auth/cli/config")
     domain, client_id = response.get("auth0Domain"), response.get("clientId")
@@ -102,13 +97,9 @@ def sign_in(
         "code_verifier": pkce.verifier,
         "redirect_uri": redirect_uri,
     }
-    requested_at = time.time()
-    response = request_token(config.auth0_domain, form, task="signs you in", rejected="you are not signed in")
-    refresh_token = response.get("refresh_token")
+    token = request_token(config.auth0_domain, form, task="signs you in", rejected="you are not signed in")
     return OAuthCredentials(
-        access_token=response["access_token"],
-        refresh_token=refresh_token if isinstance(refresh_token, str) else "",
-        expires_at=requested_at + lifetime_of(response.get("expires_in")),
+        **{"refresh_token": "", **token},
         auth0_domain=config.auth0_domain,
         audience=config.audience,
         client_id=config.client_id,

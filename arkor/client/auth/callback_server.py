@@ -72,10 +72,7 @@ def parse_authorization_response(query: str, state: str) -> AuthorizationRespons
 
 
 class CallbackServer:
-    """Waits for one redirect on a port of this machine; `with` closes it.
-
-    Raises `CredentialsError` if all of the `ports` are in use.
-    """
+    """Waits for a redirect on one of the `ports`; raises `CredentialsError` if all are in use."""
 
     def __init__(self, ports: Sequence[int], state: str) -> None:
         self._responses: queue.SimpleQueue[AuthorizationResponse] = queue.SimpleQueue()

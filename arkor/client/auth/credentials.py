@@ -1,9 +1,4 @@
-"""Credentials for a backend, and the file that keeps them.
-
-Obtaining them is in `bootstrap.py` (anonymous) and `browser_login.py` (OAuth), renewing OAuth
-tokens in `oauth.py`. A backend on this machine needs no credentials file
-(`client/local_backend.py`).
-"""
+"""Credentials for a backend, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -67,7 +62,6 @@ class OAuthCredentials:
 
     @property
     def bearer(self) -> str:
-        """The token for `Authorization: Bearer`."""
         return self.access_token
 
 
@@ -83,7 +77,6 @@ class TokenCredentials:
 
     @property
     def bearer(self) -> str:
-        """The token for `Authorization: Bearer`."""
         return self.token
 
 
@@ -125,10 +118,7 @@ def credentials_path() -> Path:
 
 
 def read_credentials() -> Credentials | None:
-    """Return the stored credentials; None if the file is missing or invalid.
-
-    Raise `CredentialsError` if it cannot be read.
-    """
+    """Return the stored credentials; None if missing or invalid. Raise `CredentialsError`."""
     path = credentials_path()
     try:
         data = json.loads(path.read_text("utf-8"))

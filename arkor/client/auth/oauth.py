@@ -1,9 +1,4 @@
-"""OAuth credentials that renew themselves, once for all threads and processes that use them.
-
-Requests to the authorization server are made here; the browser login is in `browser_login.py`, the
-stored credentials in `credentials.py`. `client/http/client.py` calls `refresh_token` when a backend
-rejects a token.
-"""
+"""OAuth credentials that renew themselves, once for all threads and processes that use them."""
 
 from __future__ import annotations
 
@@ -103,7 +98,6 @@ class OAuthAuth(Auth):
             logger.info("the sign-in expires soon and cannot be renewed: %s", error)
 
     def refresh_token(self, rejected: str | None) -> bool:
-        """Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable`."""
         self._refresh(rejected)
         return True
 
@@ -159,11 +153,7 @@ def _identity(credentials: OAuthCredentials) -> tuple[str | None, ...]:
 
 
 def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
-    """Return renewed credentials without storing them.
-
-    Raise `CredentialsError` if the sign-in has expired, `BackendUnavailable` after a transient
-    failure.
-    """
+    """Return renewed credentials, unstored; raise `CredentialsError` if the sign-in has expired."""
     if not credentials.refresh_token:
         raise CredentialsError("your sign-in has expired and has no refresh token", remedy=SIGN_IN_AGAIN)
     if problem := _rejections.get(credentials.refresh_token):
@@ -173,25 +163,16 @@ def refresh(credentials: OAuthCredentials) -> OAuthCredentials:
         "client_id": credentials.client_id,
         "refresh_token": credentials.refresh_token,
     }
-    requested_at = time.time()
     try:
-        response = request_token(credentials.auth0_domain, form)
+        renewed = request_token(credentials.auth0_domain, form)
     except CredentialsError as error:
         _rejections[credentials.refresh_token] = error.problem
         raise
-    return evolve(
-        credentials,
-        access_token=response["access_token"],
-        refresh_token=_text_or_none(response.get("refresh_token")) or credentials.refresh_token,
-        expires_at=requested_at + lifetime_of(response.get("expires_in")),
-    )
+    return evolve(credentials, **renewed)
 
 
 def authorization_server(domain: str) -> str:
-    """Return the URL of an `auth0Domain`: without TLS on this machine, else with it.
-
-    Raise `CredentialsError` unless it is a host name.
-    """
+    """Return the URL of an `auth0Domain`, without TLS on this machine; raise `CredentialsError`."""
     try:
         scheme = "http" if is_loopback_url(f"//{domain}") else "https"
         url = checked_url(f"{scheme}://{domain}")
@@ -206,20 +187,23 @@ def authorization_server(domain: str) -> str:
 def request_token(
     domain: str, form: Mapping[str, str], *, task: str = "renews your sign-in", rejected: str = "your sign-in has ended"
 ) -> dict[str, Any]:
-    """Return the response of the token endpoint, which has a valid `access_token`.
+    """Return the fields of `OAuthCredentials` that the token endpoint sets.
 
     Raise `CredentialsError` (`rejected`, and the reason) if the server rejects the request,
     `BackendUnavailable` after a transient failure; `task` is the purpose of the request.
     """
-    server = authorization_server(domain)
+    server, requested_at = authorization_server(domain), time.time()
     try:
         status, body = _post(f"{server}/oauth/token", form)
     except (OSError, HTTPError) as error:  # the errors of requests are OSErrors
         raise unavailable_error(f"{server}, which {task},", error) from None
     response = parse_object(body)
-    if status == 200 and _text_or_none(response.get("access_token")):
-        checked_token(response["access_token"])
-        return response
+    given = (response.get("access_token"), response.get("refresh_token"))
+    access_token, refresh_token = (value if isinstance(value, str) else "" for value in given)
+    if status == 200 and checked_token(access_token or None):
+        expires_at = requested_at + _lifetime_of(response.get("expires_in"))
+        fields = {"access_token": access_token, "refresh_token": refresh_token, "expires_at": expires_at}
+        return {name: value for name, value in fields.items() if value}
     if 400 <= status < 500 and not is_transient(status) and "error" in response:
         code = response["error"]  # the description is left out, because it may quote what was sent
         reason = code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else "an unknown error"
@@ -242,11 +226,7 @@ def _post(url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
             return response.status_code, response.raw.read(_MAX_RESPONSE_BYTES, decode_content=True)
 
 
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def lifetime_of(expires_in: Any) -> float:
+def _lifetime_of(expires_in: Any) -> float:
     """Return the seconds that a token is valid; a default if `expires_in` is missing or invalid."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, (int, float)):
         return _DEFAULT_LIFETIME

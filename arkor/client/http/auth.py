@@ -7,10 +7,7 @@ from arkor.errors import CredentialsError
 
 
 class Auth:
-    """A backend's address and a fixed token; subclasses renew theirs.
-
-    `source` names the setting that chose this backend, for messages.
-    """
+    """A backend's address and a fixed token; `source` names the setting that chose this backend."""
 
     def __init__(self, base_url: str, token: str | None = None, *, source: str = "base_url") -> None:
         self.base_url = checked_url(base_url)

@@ -78,7 +78,6 @@ class CancelScope:
 
 
 def current_scope() -> CancelScope | None:
-    """Return the innermost scope of this thread."""
     return getattr(_thread_scope, "scope", None)
 
 

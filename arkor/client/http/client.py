@@ -1,7 +1,4 @@
-"""Send requests to one backend: authentication, timeouts, error statuses and retries.
-
-The routes are in `client/api.py`, the text of errors in `errors.py`.
-"""
+"""Send requests to one backend: authentication, timeouts, error statuses and retries."""
 
 from __future__ import annotations
 
@@ -45,10 +42,7 @@ _TRANSIENT_ERRORS = (requests.ConnectionError, requests.Timeout, requests.except
 
 @frozen
 class Call:
-    """A request; `raw_headers` are not validated, `timeout` is in seconds.
-
-    `upload` opens the file that is streamed as the body; it is called again for each attempt.
-    """
+    """A request; for each attempt, `upload` opens the file that is streamed as the body."""
 
     method: str
     path: str
@@ -59,10 +53,6 @@ class Call:
     raw_headers: Mapping[str, bytes] = field(factory=dict)
     timeout: tuple[float, float] = TIMEOUT
     repeatable: bool = False
-
-    @property
-    def idempotent(self) -> bool:
-        return self.repeatable or self.method in _IDEMPOTENT
 
     def data(self) -> bytes | IO[bytes] | None:
         """Return the body to send; raise `InvalidConfig` if it has no JSON form, or OSError."""
@@ -80,10 +70,7 @@ class Call:
 
 
 class HttpClient:
-    """Calls to one backend; thread-safe and usable after a fork.
-
-    `retry_budget` is in seconds; 0 disables retries.
-    """
+    """Calls to one backend; thread-safe, usable after a fork; `retry_budget` 0 disables retries."""
 
     def __init__(self, auth: Auth, *, retry_budget: float = RETRY_BUDGET) -> None:
         self.auth = auth
@@ -99,8 +86,10 @@ class HttpClient:
         """
         call = Call(method, path, **rest)
 
+        idempotent = call.repeatable or method in _IDEMPOTENT
+
         def may_repeat(error: BaseException) -> bool:
-            return was_never_sent(error) or (call.idempotent and _is_transient(error))
+            return was_never_sent(error) or (idempotent and _is_transient(error))
 
         maybe_applied: list[bool] = []  # for each failed attempt, whether the backend may have carried it out
         attempts = retrying(may_repeat, _retry_delay, self._is_budget_spent, sleep=sleep, log=_log_retry)
@@ -122,20 +111,14 @@ class HttpClient:
             raise
 
     def open(self, method: str, path: str, **rest: Any) -> requests.Response:
-        """Send a `Call` once and return the response with its body unread; the caller closes it.
-
-        Raise `CloudApiError` for an error status, `BackendUnavailable` without a response.
-        """
+        """Send a `Call` once and return the unread response, which the caller closes, or raise."""
         try:
             return self._send(Call(method, path, **rest))
         except _CONNECTION_ERRORS as error:
             raise unavailable_error(self.auth.base_url, error) from error
 
     def save(self, file: Path, method: str, path: str, **rest: Any) -> None:
-        """Send a `Call` once and write the body of the response to `file` atomically.
-
-        Raise `CloudApiError`, `BackendUnavailable`, and OSError if the file cannot be written.
-        """
+        """Send a `Call` once and write the body of the response to `file` atomically, or raise."""
         with self.open(method, path, **rest) as response, atomic_writer(file) as target:
             try:
                 for chunk in response.iter_content(1024 * 1024):

@@ -1,10 +1,8 @@
-"""Wait for results until the caller's deadline or abort signal.
-
-Blocking work runs on other threads, so that the abort signal and Ctrl-C take effect at once.
-"""
+"""Wait for results on other threads until the caller's deadline or abort signal."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -45,12 +43,9 @@ class Deadline:
 
     def sleep(self, seconds: float) -> None:
         """Sleep; raise as `raise_if_expired` does as soon as that applies."""
-        end = time.monotonic() + seconds
-        while (remaining := end - time.monotonic()) > 0:
-            self.raise_if_expired()
-            if self.expires_at is not None:
-                remaining = min(remaining, max(0.0, self.expires_at - time.monotonic()))
-            self.abort_signal.wait(remaining)
+        self.raise_if_expired()
+        left = math.inf if self.expires_at is None else max(0.0, self.expires_at - time.monotonic())
+        self.abort_signal.wait(min(seconds, left))
         self.raise_if_expired()
 
     def poll(self, attempt: Callable[[float], Any]) -> Any:

@@ -31,10 +31,7 @@ def read_chunks(response: requests.Response, deadline: Deadline | None) -> Itera
 
 
 def read_with(read: Callable[[], T], response: requests.Response, deadline: Deadline | None) -> T:
-    """Return the result of `read`, which reads from the response.
-
-    Raise `BackendUnavailable` if the connection fails, and whatever the deadline raises.
-    """
+    """Return the result of `read`; raise `BackendUnavailable` if the connection fails."""
     try:
         return deadline.call(read) if deadline else read()
     except (OSError, HTTPException, HTTPError) as error:  # the errors of requests are OSErrors
@@ -42,10 +39,7 @@ def read_with(read: Callable[[], T], response: requests.Response, deadline: Dead
 
 
 def json_object(response: requests.Response) -> dict[str, Any]:
-    """Read and close the response; return its JSON object, empty if it has no body.
-
-    Raise `CloudApiError` for another body, `requests.ReadTimeout` if it takes too long.
-    """
+    """Read and close a response; return its JSON object, empty without a body, or raise."""
     chunks, size, deadline = [], 0, time.monotonic() + RESPONSE_SECONDS
     with response:
         while chunk := response.raw.read1(1024 * 1024, decode_content=True):

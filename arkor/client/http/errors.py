@@ -1,7 +1,4 @@
-"""Turn failed responses and exceptions of requests into errors of arkor.
-
-Nothing here sends a request; retries are in `client.py`.
-"""
+"""Turn failed responses and exceptions of requests into errors of arkor."""
 
 from __future__ import annotations
 
@@ -45,16 +42,14 @@ _REMEDIES = dict.fromkeys(
 
 
 def parse_error(response: requests.Response) -> CloudApiError:
-    """Return the error of a non-2xx response; read a bounded part of its body and close it.
-
-    The token that was sent is redacted in everything that comes from the backend.
-    """
+    """Return the error of a non-2xx response, and close it; the sent token is redacted."""
     request = response.request
     body = without_token(_read_limited(response).decode("utf-8", "replace"), request)
     try:
-        message, code = _from_object(json.loads(body))
+        data = json.loads(body)
     except (ValueError, RecursionError):
-        message, code = None, None
+        data = None
+    message, code = _from_object(data)
     message = without_token(message or _from_page(response, body), request)
     if remedy := _REMEDIES.get(code or ""):
         message = f"{message} {remedy}"
@@ -69,7 +64,16 @@ def parse_error(response: requests.Response) -> CloudApiError:
         path=urlsplit(request.url or "").path,
         request_id=request_id and without_token(one_line(request_id, 200), request),
         retry_after=retry_after(response.headers),
+        **_field_parts(data, request),
     )
+
+
+def _field_parts(data: Any, request: requests.PreparedRequest) -> dict[str, str]:
+    """Return the parts of an error about a field, which arkor's own backend sends."""
+    found = {name: data.get(name) for name in ("field", "problem", "remedy")} if isinstance(data, dict) else {}
+    if not (isinstance(found.get("field"), str) and isinstance(found["problem"], str)):
+        return {}
+    return {name: without_token(_excerpt(part), request) for name, part in found.items() if isinstance(part, str)}
 
 
 def without_token(text: str, request: requests.PreparedRequest) -> str:

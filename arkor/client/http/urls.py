@@ -31,7 +31,6 @@ def _is_requestable(url: str) -> bool:
 
 
 def split_url(url: Any) -> SplitResult | None:
-    """Return the parts of a URL, None if it is invalid."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError for an invalid one

@@ -24,11 +24,7 @@ ReportStatus = Callable[[str], None]
 def request_check(
     open_stream: Callable[..., requests.Response], report: ReportStatus | None, abort_signal: threading.Event | None
 ) -> Check:
-    """Start a check, wait for its end and return its report; `open_stream` takes further headers.
-
-    Raise `CloudApiError` for an error of the backend, `BackendUnavailable` if the response is
-    incomplete, `TrainerAborted` once the signal is set.
-    """
+    """Run a check to its end and return its report; `open_stream` takes further headers."""
     deadline = Deadline(abort_signal or threading.Event(), timeout_note="the check was abandoned")
     headers = {"Accept": "text/event-stream"}
     try:

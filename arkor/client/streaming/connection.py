@@ -1,7 +1,4 @@
-"""One connection to an event stream, read on a thread of its own into a bounded inbox.
-
-What a failure means, and where to resume after it, is decided in `event_stream.py`.
-"""
+"""One connection to an event stream, read on a thread of its own into a bounded inbox."""
 
 from __future__ import annotations
 

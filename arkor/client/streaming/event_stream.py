@@ -8,29 +8,59 @@ may replay too much. Event ids are opaque and distinct; each one seen takes eigh
 from __future__ import annotations
 
 import logging
+import random
 from array import array
 from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from tenacity import RetryCallState, RetryError, stop_after_attempt, stop_never
 
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import MIN_RETRY_AFTER, ReconnectPolicy
 from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
-from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
+from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig, StreamLost
 from arkor.protocol.events import Event
 from arkor.protocol.retry import retrying
 
 logger = logging.getLogger("arkor")
+
+#: Seconds to wait at least when a server asks for an immediate retry.
+_MIN_RETRY_AFTER = 0.1
 
 _FINAL_STATUSES = frozenset({401, 403, 410, 426})
 
 #: A number of at most 18 digits fits into eight bytes and is kept unchanged, so that rising ids
 #: need no sorting. Other ids are kept as their hash.
 _MAX_DIGITS = 18
+
+
+@frozen
+class ReconnectPolicy:
+    """Delays in seconds; `max_attempts` failures in a row are tolerated (None: any number)."""
+
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+    max_attempts: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("initial_delay", "max_delay"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
+                raise InvalidConfig(f"reconnect.{name}", f"must be seconds between 0 and 86400, not {value!r}")
+        attempts = self.max_attempts
+        if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 0):
+            raise InvalidConfig("reconnect.max_attempts", f"must be a whole number or None, not {attempts!r}")
+
+    def delay(self, failures: int, base: float | None = None) -> float:
+        """Return the seconds to wait after `failures` (≥ 1): doubling, ±25 %, up to `max_delay`.
+
+        `base` is the first delay if the server asked for one (`retry:`).
+        """
+        base = self.initial_delay if base is None else max(base, _MIN_RETRY_AFTER)
+        exponential = min(base * 2.0 ** min(failures - 1, 64), self.max_delay)
+        return min(exponential * random.uniform(0.75, 1.25), self.max_delay)  # noqa: S311 - jitter, not a secret
 
 
 class ReplayGuard:
@@ -122,7 +152,7 @@ class EventStream:
         """Return the `retry_after` of an error, up to the policy's cap, or the policy's delay."""
         retry_after = getattr(error, "retry_after", None)
         if retry_after:
-            return float(min(max(retry_after, MIN_RETRY_AFTER), self.policy.max_delay))
+            return float(min(max(retry_after, _MIN_RETRY_AFTER), self.policy.max_delay))
         return self.policy.delay(failures, self._base_delay)
 
     def _one_connection(self, deadline: Deadline, failures: RetryCallState) -> Iterator[Any]:
@@ -154,7 +184,6 @@ class EventStream:
 
 
 def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Received]:
-    """Yield the frames of the connection until it ends."""
     with suppress(EOFError):
         while True:
             yield connection.receive() or deadline.poll(connection.receive)

@@ -41,11 +41,7 @@ class Frame(Protocol):
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
-    """Yield the frames of a stream, each as soon as its last byte has arrived.
-
-    A frame that is incomplete at the end is dropped. Raise `FrameTooLarge`, and whatever `chunks`
-    raises.
-    """
+    """Yield the whole frames of a stream, each as soon as its last byte has arrived."""
     parsed: Any = _Parser(_normalize_frames(_split_blocks(_normalize_newlines(_strip_bom(chunks))))).events()
     return iter(parsed)
 

@@ -14,49 +14,28 @@ from arkor.client.api import CloudApiClient
 from arkor.errors import CloudApiError, InvalidConfig, Problem
 from arkor.protocol.deployments import MAX_RETENTION_DAYS, Deployment, DeploymentKey, check_slug
 from arkor.protocol.model_target import ModelTarget
+from arkor.studio import model_selection as models
 from arkor.studio import snippets
-from arkor.studio.model_selection import (
-    ModelOption,
-    address_of,
-    is_unsupported_route,
-    option_of,
-    parse_option,
-    target_of,
-)
-from arkor.studio.rendering import page, redirect
-from arkor.studio.run_index import RunIndex
+from arkor.studio.backend_client import client_of
+from arkor.studio.rendering import form_message, page, redirect
 
 Form = Mapping[str, Any]
 
-#: The labels of the fields in the form.
-_LABELS = {
-    "slug": "Name",
-    "auth_mode": "Access",
-    "run_retention_mode": "Conversations",
-    "run_retention_days": "Days",
-    "days": "Days",
-    "target.baseModel": "Model",
-    "model": "Model",
-    "step": "Model",
-}
-
 
 def endpoints(request: Request) -> Response:  # noqa: ARG001 - the signature of a route
-    """`GET /endpoints`: the page."""
     return page("endpoints.html")
 
 
 def listed(request: Request) -> Response:
-    """`GET /parts/endpoints`: the list."""
-    client = _client(request)
+    client = client_of(request)
     try:
         found = client.list_deployments()
     except CloudApiError as error:
-        if not is_unsupported_route(error):
+        if not models.is_unsupported_route(error):
             raise
         return page("parts/endpoint_list.html", lacking=True, rows=[])
     names = {job.id: job.name for job in request.app.state.run_index.runs()}
-    rows = [(item, _model(target_of(item), names), address_of(client, item)) for item in found]
+    rows = [(item, _model(models.target_of(item), names), models.address_of(client, item)) for item in found]
     return page("parts/endpoint_list.html", lacking=False, rows=rows)
 
 
@@ -64,22 +43,21 @@ def _model(target: ModelTarget, names: Mapping[str, str]) -> str:
     """Describe a model (`"support-bot, step 20"`)."""
     if target.adapter is None:
         return target.base_model or ""
-    return f"{names.get(target.adapter.job_id, target.adapter.job_id)}, {ModelOption(target).weights}"
+    return f"{names.get(target.adapter.job_id, target.adapter.job_id)}, {models.ModelOption(target).weights}"
 
 
 def endpoint(request: Request) -> Response:
-    """`GET /endpoints/:id`: the page of an endpoint."""
     return page("endpoint.html", **_endpoint_context(request))
 
 
 def _endpoint_context(request: Request, made: DeploymentKey | None = None) -> dict[str, Any]:
-    client = _client(request)
+    client = client_of(request)
     found = client.get_deployment(request.path_params["id"])
-    address = address_of(client, found)
+    address = models.address_of(client, found)
     key = None if found.auth_mode == "none" else made.plaintext if made and made.plaintext else snippets.KEY
     return {
         "endpoint": found,
-        "choice": option_of(client, found),
+        "choice": models.option_of(client, found),
         "address": address,
         "keys": client.list_deployment_keys(found.id),
         "made": made,
@@ -89,22 +67,17 @@ def _endpoint_context(request: Request, made: DeploymentKey | None = None) -> di
 
 def new(request: Request) -> Response:
     """`GET /endpoints/new`: the form; `run`, `step` and `model` of the URL choose the model."""
-    choice = parse_option(_client(request), request.query_params) or _latest(request.app.state.run_index)
+    runs = request.app.state.run_index.runs()
+    choice = models.parse_option(client_of(request), request.query_params) or models.latest_option(runs)
     return page("endpoint_new.html", choice=choice)
-
-
-def _latest(run_index: RunIndex) -> ModelOption | None:
-    """Return the latest completed run."""
-    job = next((job for job in run_index.runs() if job.status == "completed"), None)
-    return None if job is None else ModelOption(ModelTarget.of_run(job.id), job)
 
 
 def slug(request: Request) -> Response:
     """`GET /parts/slug`: whether a slug is valid and not used in this project."""
     given = request.query_params.get("slug", "").strip()
-    client = _client(request)
+    client = client_of(request)
     problem = _slug_problem(client, given) if given else None
-    address = address_of(client, Deployment("", given, {}, "none"))
+    address = models.address_of(client, Deployment("", given, {}, "none"))
     return page("parts/slug.html", slug=given, problem=problem, address=address)
 
 
@@ -125,7 +98,7 @@ def form_action(
     async def route(request: Request) -> Response:
         async with request.form(max_files=0, max_fields=20) as form:
             fields = dict(form)
-        return await run_in_threadpool(lambda: action(request, _client(request), fields))
+        return await run_in_threadpool(lambda: action(request, client_of(request), fields))
 
     return route
 
@@ -136,17 +109,12 @@ def create(request: Request, client: CloudApiClient, form: Form) -> Response:  #
     try:
         made = client.create_deployment(_text(form, "slug"), _target(client, form), **_settings(form))
     except (CloudApiError, InvalidConfig) as error:
-        response = page("parts/form_error.html", 400, sentence=_form_message(error))
+        is_unsupported = isinstance(error, CloudApiError) and models.is_unsupported_route(error)
+        message = f"This backend has no endpoints ({error.problem})." if is_unsupported else form_message(error)
+        response = page("parts/form_error.html", 400, sentence=message)
         response.headers.update({"HX-Retarget": "#form-error", "HX-Reswap": "innerHTML"})
         return response
     return redirect(f"/endpoints/{made.id}")
-
-
-def _form_message(error: CloudApiError | InvalidConfig) -> str:
-    """Return the message with the form's label instead of the name of the field."""
-    if isinstance(error, CloudApiError) and is_unsupported_route(error):
-        return f"This backend has no endpoints ({error.message})."
-    return str(Problem(error.problem, _LABELS.get(error.field or "", error.field), error.remedy))
 
 
 @form_action
@@ -177,7 +145,6 @@ def new_key(request: Request, client: CloudApiClient, form: Form) -> Response:
 
 @form_action
 def revoke(request: Request, client: CloudApiClient, form: Form) -> Response:  # noqa: ARG001 - an action's signature
-    """`POST /actions/endpoints/:id/keys/:key/revoke`: revoke a key."""
     client.revoke_deployment_key(request.path_params["id"], request.path_params["key"])
     return part(request)
 
@@ -187,17 +154,12 @@ def part(request: Request, made: DeploymentKey | None = None) -> Response:
     return page("parts/endpoint.html", **_endpoint_context(request, made))
 
 
-def _client(request: Request) -> CloudApiClient:
-    client: CloudApiClient = request.app.state.backend.client()
-    return client
-
-
 def _text(form: Form, name: str) -> str:
     return str(form.get(name, "")).strip()
 
 
 def _target(client: CloudApiClient, form: Form) -> dict[str, Any]:
-    choice = parse_option(client, form)
+    choice = models.parse_option(client, form)
     if choice is None:
         raise InvalidConfig("model", "choose a run or a model")
     return choice.target.to_wire()

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from arkor.client.auth.credentials import OAuthCredentials
 from arkor.errors import ArkorError
+from arkor.studio.backend_client import client_of
 from arkor.studio.entry_point import probe_entry
 from arkor.studio.rendering import page
 from arkor.studio.run_processes import RunProcess, RunProcesses
@@ -41,7 +42,6 @@ def trainer(request: Request) -> Response:
 
 
 def latest(request: Request) -> Response:
-    """`GET /parts/latest`: the latest runs."""
     return page("parts/latest.html", runs=request.app.state.run_index.runs()[:_LATEST])
 
 
@@ -49,7 +49,7 @@ def identity(request: Request) -> Response:
     """`GET /parts/identity`: the backend and the identity; with `?long`, for the overview."""
     long = "long" in request.query_params
     try:
-        client = request.app.state.backend.client()
+        client = client_of(request)
     except ArkorError:
         if long:  # the card shows the reason, the short form only the state
             raise

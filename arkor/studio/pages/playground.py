@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import requests
 from starlette.concurrency import run_in_threadpool
@@ -17,11 +16,11 @@ from arkor.protocol.chat import InferenceRequest
 from arkor.protocol.codec import from_wire
 from arkor.protocol.model_target import ModelTarget
 from arkor.settings import STARTER_MODEL
+from arkor.studio import model_selection as models
 from arkor.studio import snippets
-from arkor.studio.backend_client import BackendClient
-from arkor.studio.model_selection import ModelOption, address_of, find_endpoint, is_unsupported_route, parse_option
+from arkor.studio.backend_client import client_of
 from arkor.studio.rendering import page
-from arkor.studio.run_index import Query, RunIndex
+from arkor.studio.run_index import Query
 from arkor.studio.stream_proxy import proxy_answer
 
 _MAX_RUNS, _MAX_MODELS = 40, 6
@@ -29,19 +28,13 @@ _MAX_RUNS, _MAX_MODELS = 40, 6
 
 def playground(request: Request) -> Response:
     """`GET /playground`: `run`, `step` and `model` choose a model, `run2` and so on a second."""
-    client = request.app.state.backend.client()
-    first = parse_option(client, request.query_params) or _default_option(request.app.state.run_index)
-    second = parse_option(client, request.query_params, "2")
+    client = client_of(request)
+    runs = request.app.state.run_index.runs()
+    first = models.parse_option(client, request.query_params) or models.latest_option(runs, completed=False)
+    second = models.parse_option(client, request.query_params, "2")
     scope = client.scope
     project = f"{scope.org_slug}/{scope.project_slug}" if scope else ""
     return page("playground.html", first=first, second=second, project=project)
-
-
-def _default_option(run_index: RunIndex) -> ModelOption | None:
-    """Return the latest completed run, or the latest of all."""
-    runs = run_index.runs()
-    job = next((job for job in runs if job.status == "completed"), runs[0] if runs else None)
-    return None if job is None else ModelOption(ModelTarget.of_run(job.id), job)
 
 
 def choices(request: Request) -> Response:
@@ -50,26 +43,25 @@ def choices(request: Request) -> Response:
     runs = request.app.state.run_index.runs()
     found = query.apply(runs)
     used = (str(job.config.model) for job in runs if getattr(job.config, "model", None))
-    models = [model for model in dict.fromkeys([STARTER_MODEL, *used]) if query.text.casefold() in model.casefold()]
+    names = [name for name in dict.fromkeys([STARTER_MODEL, *used]) if query.text.casefold() in name.casefold()]
     return page(
         "parts/choices.html",
         text=query.text,
         runs=found[:_MAX_RUNS],
         more=max(0, len(found) - _MAX_RUNS),
-        models=models[:_MAX_MODELS],
+        models=names[:_MAX_MODELS],
     )
 
 
 async def answer(request: Request) -> Response:
     """`POST /streams/answers`: stream an answer; takes the body of `POST /v1/inference/chat`."""
     inference_request = _parse_request(await request.body())
-    backend: BackendClient = request.app.state.backend
 
     def call() -> requests.Response:
         try:
-            return backend.client().chat(inference_request).raw
+            return client_of(request).chat(inference_request).raw
         except CloudApiError as error:
-            if not is_unsupported_route(error):
+            if not models.is_unsupported_route(error):
                 raise
             raise ArkorError(
                 f"This backend does not know the model, or does not support chat ({error.message})."
@@ -79,7 +71,6 @@ async def answer(request: Request) -> Response:
 
 
 def _parse_request(body: bytes) -> InferenceRequest:
-    """Parse and check a request. Raises `InvalidConfig`."""
     try:
         inference_request = from_wire(InferenceRequest, json.loads(body))
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -91,19 +82,19 @@ def _parse_request(body: bytes) -> InferenceRequest:
 async def code(request: Request) -> Response:
     """`POST /parts/code`: the same request as code; nothing is sent to the model."""
     inference_request = _parse_request(await request.body())
-    return await run_in_threadpool(_code, request.app.state.backend.client, inference_request)
+    return await run_in_threadpool(lambda: _code(client_of(request), inference_request))
 
 
-def _code(connect: Callable[[], CloudApiClient], request: InferenceRequest) -> Response:
-    client, target = connect(), ModelTarget(request.base_model, request.adapter)
-    endpoint = find_endpoint(client, target)
-    address = address_of(client, endpoint) if endpoint else None
+def _code(client: CloudApiClient, request: InferenceRequest) -> Response:
+    target = ModelTarget(request.base_model, request.adapter)
+    endpoint = models.find_endpoint(client, target)
+    address = models.address_of(client, endpoint) if endpoint else None
     published = []
     if endpoint and address:
         key = None if endpoint.auth_mode == "none" else snippets.KEY
         published = snippets.endpoint_snippets(address, endpoint.slug, request, key=key)
     own = snippets.backend_snippets(client, request)
-    option = ModelOption(target)
+    option = models.ModelOption(target)
     publish = {"run": option.name, "step": option.step} if target.adapter else {"model": option.name}
     return page("parts/code.html", own=own, published=published, endpoint=endpoint, publish=publish)
 

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from arkor.protocol.codec import to_wire
 from arkor.protocol.jobs import TrainingJob
 from arkor.settings import arkor_home
+from arkor.studio.backend_client import client_of
 from arkor.studio.pages.runs import flattened
 from arkor.studio.rendering import page, toast
 from arkor.studio.run_index import has_ended
@@ -16,16 +17,14 @@ from arkor.studio.stream_proxy import open_proxy
 
 
 def run(request: Request) -> Response:
-    """`GET /runs/:id`: the page."""
     job = _job(request)
     folder = arkor_home() / "runs" / job.id
-    is_local = request.app.state.backend.client().http.auth.source == "embedded" and folder.is_dir()
+    is_local = client_of(request).http.auth.source == "embedded" and folder.is_dir()
     settings = flattened(to_wire(job.config))
     return page("run.html", job=job, over=has_ended(job), settings=settings, folder=str(folder) if is_local else None)
 
 
 def head(request: Request) -> Response:
-    """`GET /parts/runs/:id`: the state."""
     job = _job(request)
     return page("parts/run_head.html", job=job, over=has_ended(job))
 
@@ -37,21 +36,20 @@ def checkpoints(request: Request) -> Response:
 
 def cancel(request: Request) -> Response:
     """`POST /actions/runs/:id/cancel`: cancel the run; what it has saved is kept."""
-    request.app.state.backend.client().cancel_job(request.path_params["id"])
+    client_of(request).cancel_job(request.path_params["id"])
     return toast("The run is being cancelled. What it has saved is kept.", kind="done")
 
 
 def events(request: Request) -> Response:
     """`GET /streams/runs/:id`: the events after `Last-Event-ID`; with `?once`, only up to now."""
-    client = request.app.state.backend.client()
+    client = client_of(request)
     id_, cursor = request.path_params["id"], request.headers.get("last-event-id")
     snapshot = "once" in request.query_params
     return open_proxy(lambda: client.open_event_stream(id_, last_event_id=cursor), snapshot=snapshot)
 
 
 def _job(request: Request) -> TrainingJob:
-    job: TrainingJob = request.app.state.backend.client().get_job(request.path_params["id"])
-    return job
+    return client_of(request).get_job(request.path_params["id"])
 
 
 routes = [

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from arkor.protocol.codec import to_wire
 from arkor.protocol.jobs import TrainingJob
-from arkor.studio.rendering import page
+from arkor.studio.backend_client import client_of
+from arkor.studio.rendering import page, python_name
 from arkor.studio.run_index import DESCENDING_ORDERS, ORDERS, STATUSES, Query, paginate
 
 MAX_COMPARED = 6
@@ -26,7 +27,6 @@ def runs(request: Request) -> Response:
 
 
 def found(request: Request) -> Response:
-    """`GET /parts/runs`: the rows of the table."""
     query = Query.of(request.query_params)
     every = request.app.state.run_index.runs()
     response = page(
@@ -72,7 +72,7 @@ class Setting:
 
 def compare(request: Request) -> Response:
     """`GET /compare?run=…&run=…`: the losses and the settings of several runs."""
-    client = request.app.state.backend.client()
+    client = client_of(request)
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
     compared = [client.get_job(id_) for id_ in ids[:MAX_COMPARED] if id_]
     left_out = max(0, len(ids) - MAX_COMPARED)
@@ -90,11 +90,12 @@ def _settings(compared: Iterable[TrainingJob]) -> list[Setting]:
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten a configuration: `{"a": {"bC": 1}}` → `{"a.b_c": "1"}`, without any `token`."""
     found: dict[str, str] = {}
-    for name, item in value.items():
+    for wire_name, item in value.items():
+        name = "dataset" if wire_name == "datasetSource" else python_name(wire_name)
         if isinstance(item, Mapping):
-            found.update(flattened(item, f"{prefix}{_python_name(name)}."))
+            found.update(flattened(item, f"{prefix}{name}."))
         elif name != "token":
-            found[prefix + _python_name(name)] = _format_setting(item)
+            found[prefix + name] = _format_setting(item)
     return found
 
 
@@ -102,12 +103,6 @@ def _format_setting(value: Any) -> str:
     """Format a value; of an uploaded file, its name and the start of its digest."""
     uploaded = re.fullmatch(r"/v1/datasets/(?P<digest>[0-9a-f]{64})/(?P<name>.+)", str(value))
     return f"{uploaded['name']}, uploaded ({uploaded['digest'][:8]})" if uploaded else str(value)
-
-
-def _python_name(name: str) -> str:
-    """Convert a field to its Python name (`"maxSteps"` → `"max_steps"`)."""
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    return {"dataset_source": "dataset"}.get(snake, snake)
 
 
 routes = [

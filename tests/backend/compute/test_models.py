@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -146,22 +144,13 @@ class TestLoading:
         assert whole.startswith(payload)
         assert payload.endswith("Assistant:")
 
-    def test_concurrent_runs_convert_the_starter_model_once(self, tmp_path: Path) -> None:
-        messages: list[str] = []
-        folders: list[str] = []
-        convert = [
-            threading.Thread(target=lambda: folders.append(local_folder(STARTER_MODEL, tmp_path, messages.append)))
-            for _ in range(3)
-        ]
-        for thread in convert:
-            thread.start()
-        for thread in convert:
-            thread.join()
-        assert folders == [str(tmp_path / "models" / STARTER_MODEL)] * 3
-        assert messages.count("Converting the starter model (once, about 20 s)") == 1
-        assert [path.name for path in (tmp_path / "models").iterdir() if path.is_dir()] == [STARTER_MODEL]
-        self._check_answer(folders[0])
-        shutil.rmtree(folders[0])
+    def test_concurrent_runs_convert_the_starter_model_once(self, starter: Path) -> None:
+        """The fixture converts it for three concurrent callers, and records what each of them got."""
+        record = json.loads((starter.parent / "conversion.json").read_text())
+        assert record["folders"] == [str(starter)] * 3
+        assert record["messages"].count("Converting the starter model (once, about 20 s)") == 1
+        assert [path.name for path in starter.parent.iterdir() if path.is_dir()] == [STARTER_MODEL]
+        self._check_answer(str(starter))
 
     def _check_answer(self, folder: str) -> None:
         import torch  # noqa: PLC0415 - collecting tests loads no torch

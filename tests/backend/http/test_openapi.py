@@ -15,7 +15,7 @@ import requests
 from arkor.backend.http.app import create_app
 from arkor.backend.http.openapi import DescribedRoute, describe
 from arkor.backend.store.store import Store
-from tests.backend.caller import Caller
+from tests.backend.caller import Caller, owner
 from tests.conftest import Backend
 
 HOOKS = "tests.backend.http.schemathesis_hooks"
@@ -138,20 +138,22 @@ bearer = "{caller.token}"
 
 @pytest.mark.slow
 def test_nothing_is_answered_that_is_not_described(
-    backend_env: Backend, caller: Caller, tmp_path: Path, request: pytest.FixtureRequest
+    slow_backend: Backend, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Schemathesis calls every route with valid and invalid data, and in sequences along the links.
 
-    `--calls N` has it play N examples of each; by default it plays a few, always the same.
+    `--calls N` has it play N examples of each; by default it plays a few, always the same. The steps of the runs take
+    time, as some of the submitted configurations have a billion of them.
     """
+    caller = owner(slow_backend)
     examples = request.config.getoption("--calls")
     file = tmp_path / "schemathesis.toml"
     file.write_text(configuration(caller, examples), "utf-8")
     found = caller.call("POST", "/v1/datasets", params={**caller.scope, "filename": "x"}, data=b"{}").json()
     environment = {**os.environ, "UPLOADED": found["dataset"]["url"], "PYTHONPATH": str(Path.cwd())}
     command = [Path(sys.executable).with_name("st"), "--config-file", file, "run", "--no-color"]
-    command += [f"{backend_env.url}/openapi.json", "--request-timeout", "20"]
+    command += [f"{slow_backend.url}/openapi.json", "--request-timeout", "20"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]
-    assert requests.get(f"{backend_env.url}/healthz", timeout=10).status_code == 200
-    assert "Traceback" not in (backend_env.home / "test-backend.log").read_text()
+    assert requests.get(f"{slow_backend.url}/healthz", timeout=10).status_code == 200
+    assert "Traceback" not in (slow_backend.home / "test-backend.log").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.http.peer import is_own_process
+from arkor.backend.http.routes.accounts import is_own_process
 from arkor.protocol.validation import is_loopback
 
 linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs the socket table of Linux")

@@ -307,9 +307,7 @@ def test_a_json_object_follows_the_schema_in_a_system_message(generator: TorchGe
     """As pydantic-ai's `PromptedOutput` sends it: a small model would repeat the schema."""
     example = {"type": "object", "properties": {"foo": {"type": "array"}}}
     closed = {**TWO, "additionalProperties": False}
-    text = (
-        f"Like {json.dumps(example)}.\n\nAlways respond with JSON of this schema:\n\n{json.dumps(closed)}\n\nNo fencing."
-    )
+    text = f"Like {json.dumps(example)}.\n\nAlways respond with JSON of this schema:\n\n{json.dumps(closed)}\n\nNo fencing."
     constraint = json_object("Sort the ticket. {}", text)
     assert (constraint.value, constraint.prompted) == (closed, True)
     for replies in answers(generator, base, [constraint] * 3):

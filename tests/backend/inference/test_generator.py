@@ -27,7 +27,7 @@ from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Failed, GenerationError, Reply
 from arkor.backend.inference.model_cache import ModelCache
 from arkor.settings import STARTER_MODEL
-from tests.fakes.starter_model import install_starter
+from tests.conftest import install_starter
 from tests.fakes.tiny_model import byte_tokenizer, make_adapter, make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import

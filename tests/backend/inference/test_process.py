@@ -174,45 +174,54 @@ def test_it_has_a_lower_priority_than_runs(served: Served) -> None:
         assert int(score.read_text()) == 500
 
 
-@pytest.mark.slow
-def test_the_real_generator_answers_over_the_pipe(tmp_path: Path) -> None:
+# Real models
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
 
-    base = make_base(tmp_path / "base")
-    served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
-    with served.process:
-        served.ask("q", "Hello", model=base, max_tokens=12)
-        assert served.text()
-        served.ask("q", "Hello", model=str(tmp_path / "nowhere"))
-        assert isinstance(served.reply(), Failed)
-        assert served.process.stdin is not None
-        served.process.stdin.close()
-        assert served.process.wait(timeout=30) == 0
+    return make_base(tmp_path_factory.mktemp("model") / "base", context=60_000)
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A serving process of the real engine, which takes seconds to import what it needs."""
+    one = serve(tmp_path_factory.mktemp("real"), "trl", OMP_NUM_THREADS="1")
+    with one.process:
+        yield one
+        one.process.kill()
+
+
+def test_the_real_generator_answers_over_the_pipe(real: Served, base: str, tmp_path: Path) -> None:
+    real.ask("q", "Hello", model=base, max_tokens=12)
+    assert real.text()
+    real.ask("q", "Hello", model=str(tmp_path / "nowhere"))
+    assert isinstance(real.reply(), Failed)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system sets no limit on another process")
-def test_out_of_memory_fails_one_answer_only(tmp_path: Path) -> None:
+def test_out_of_memory_fails_one_answer_only(real: Served, base: str) -> None:
     """The memory limit of the process is barely above its current use."""
     import resource  # noqa: PLC0415 - not on every system
 
-    from tests.fakes.tiny_model import make_base  # noqa: PLC0415 - imports torch
+    real.ask("q", "Hello", model=base, max_tokens=3)
+    assert real.text()
+    used = psutil.Process(real.process.pid).memory_info().vms
+    unlimited = resource.prlimit(real.process.pid, resource.RLIMIT_AS, (used + 24 * 2**20, resource.RLIM_INFINITY))
+    real.ask("large", "x" * 50_000, model=base, max_tokens=3)
+    while not isinstance(failed := real.reply(), Failed):
+        pass
+    assert (failed.status, failed.code) == (503, "out_of_memory")
+    assert "memory" in failed.sentence
+    resource.prlimit(real.process.pid, resource.RLIMIT_AS, unlimited)
+    real.ask("q", "Hello", model=base, max_tokens=3)
+    assert real.text()
 
-    base = make_base(tmp_path / "base", context=60_000)
-    served = serve(tmp_path, "trl", OMP_NUM_THREADS="1")
-    with served.process:
-        served.ask("q", "Hello", model=base, max_tokens=3)
-        assert served.text()
-        used = psutil.Process(served.process.pid).memory_info().vms
-        unlimited = resource.prlimit(
-            served.process.pid, resource.RLIMIT_AS, (used + 24 * 2**20, resource.RLIM_INFINITY)
-        )
-        served.ask("large", "x" * 50_000, model=base, max_tokens=3)
-        while not isinstance(failed := served.reply(), Failed):
-            pass
-        assert (failed.status, failed.code) == (503, "out_of_memory")
-        assert "memory" in failed.sentence
-        resource.prlimit(served.process.pid, resource.RLIMIT_AS, unlimited)
-        served.ask("q", "Hello", model=base, max_tokens=3)
-        assert served.text()
-        served.process.kill()
+
+def test_the_real_generator_ends_with_its_stdin(real: Served, base: str) -> None:
+    real.ask("q", "Hello", model=base, max_tokens=3)
+    assert real.text()
+    assert real.process.stdin is not None
+    real.process.stdin.close()
+    assert real.process.wait(timeout=30) == 0

@@ -304,7 +304,7 @@ def test_an_event_reaches_all_without_a_poll(unpolled_run: Run) -> None:
 
 def test_who_goes_away_leaves_nothing_behind(run: Run) -> None:
     """Not a file, not a task, neither while the run is silent nor in the middle of a replay."""
-    run.write(1, 100_000)
+    run.write(1, 50_000)
     server = psutil.Process(run.backend.process.pid)
     with ExitStack() as stack:  # the database's files, which stay open, are opened when many call at once
         for watcher in [stack.enter_context(closing(run.watch(since="now"))) for _ in range(40)]:

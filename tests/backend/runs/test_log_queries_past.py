@@ -55,7 +55,7 @@ def test_it_is_what_every_line_says(tmp_path: Path, run: tuple[list[Event], set[
         event = decode_event(json.loads(line))
         if isinstance(event, TrainingLog):
             tracker.log(event.step, event.loss, event.eval_loss)
-            last = max(last, log_position(event.step, event.eval_loss))
+            last = max(last, log_position(event))
         elif isinstance(event, CheckpointSaved):
             tracker.checkpoint(event.step)
             saved[event.step] = event.artifacts

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from arkor.backend.runs.checkpoints import resume_step
 from arkor.backend.runs.event_log import LogCorrupted, LogWriter
-from arkor.backend.runs.log_queries import read_log_progress
+from arkor.backend.runs.log_queries import present_artifacts, read_log_progress
 from arkor.backend.runs.paths import RunFolder
 from arkor.protocol.events import CheckpointSaved, Event, TrainingLog, TrainingPreparing, TrainingResumed
 from arkor.protocol.jobs import Artifact
@@ -39,7 +40,7 @@ def write(folder: RunFolder, *events: Event) -> None:
 def test_nothing_yet(folder: RunFolder) -> None:
     progress = read_log_progress(folder)
     assert (progress.step, progress.stalled_resumptions) == (None, 0)
-    assert (progress.resume_step(folder), progress.artifacts(folder)) == (0, ())
+    assert (resume_step(folder, progress.saved), present_artifacts(folder, progress.saved)) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def test_what_is_gone_is_not_listed(folder: RunFolder) -> None:
     folder.checkpoint(4).mkdir(parents=True)
     progress = read_log_progress(folder)
     assert progress.step == 5
-    assert [artifact["step"] for artifact in progress.artifacts(folder)] == [4]
-    assert progress.resume_step(folder) == 0  # it has no training state in it
+    assert [artifact["step"] for artifact in present_artifacts(folder, progress.saved)] == [4]
+    assert resume_step(folder, progress.saved) is None  # it has no training state in it
 
 
 def test_a_damaged_log_is_told_of(folder: RunFolder) -> None:

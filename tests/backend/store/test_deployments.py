@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from arkor.backend.store.deployments import MAX_KEYS, DeploymentStore, SlugAlreadyExists, TooManyKeys
+from arkor.backend.store.deployments import MAX_KEYS, DeploymentStore, TooManyKeys
+from arkor.backend.store.schema import AlreadyExists
 from arkor.backend.store.store import Store, new_id
 from arkor.protocol.deployments import Deployment
 from arkor.protocol.events import now
@@ -62,7 +63,7 @@ def test_a_deployment_comes_back_as_it_went(endpoints: DeploymentStore, deployme
 
 
 def test_a_slug_is_there_once(store: Store, endpoints: DeploymentStore, deployment: Deployment) -> None:
-    with pytest.raises(SlugAlreadyExists):
+    with pytest.raises(AlreadyExists):
         endpoints.add(make_deployment(store))
     endpoints.add(make_deployment(store, "a-bot"))
     assert [one.slug for one in endpoints.of_project(deployment.project_id)] == ["a-bot", "bot"]

@@ -27,7 +27,8 @@ from arkor.backend.runs.paths import (
     runs_folder,
 )
 from arkor.backend.store.run_registry import InvalidRunFolder, import_run, manifest, quarantine, register_orphans
-from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
+from arkor.backend.store.store import JobRecord, Store, new_id
+from arkor.protocol.accounts import Org, Project
 from arkor.protocol.events import CheckpointSaved, Event, TrainingCompleted, TrainingLog, TrainingStarted
 from arkor.protocol.jobs import Artifact, JobStatus
 from tests.backend.caller import CONFIG, owner, stranger
@@ -50,11 +51,11 @@ def store(home: Path) -> Iterator[Store]:
     store.close()
 
 
-LOCAL, DEFAULT = OrgRecord("", "local", "Local"), ProjectRecord("", "default", "Default", "")
+LOCAL, DEFAULT = Org("", "local", "Local"), Project("", "default", "Default", "")
 
 
 def make_run(
-    home: Path, *events: Event, org: OrgRecord = LOCAL, project: ProjectRecord = DEFAULT, key: str | None = None
+    home: Path, *events: Event, org: Org = LOCAL, project: Project = DEFAULT, key: str | None = None
 ) -> JobRecord:
     """A run's folder of which no store knows."""
     job = JobRecord(new_id(), "", "", "a run", JobStatus.QUEUED, {"model": "m", "datasetSource": {"name": "r"}}, TIME)
@@ -75,7 +76,7 @@ def finished() -> tuple[Event, ...]:
     )
 
 
-def the_project(store: Store) -> tuple[OrgRecord, ProjectRecord]:
+def the_project(store: Store) -> tuple[Org, Project]:
     user = store.user("token")
     assert user is not None
     org = store.orgs(user)[0]
@@ -98,7 +99,7 @@ def test_a_folder_without_a_row_gets_one(home: Path, store: Store) -> None:
 
 
 def test_runs_come_back_into_the_projects_that_they_were_in(home: Path, store: Store) -> None:
-    job = make_run(home, org=OrgRecord("", "anon-1", "Personal"), project=ProjectRecord("", "mine", "Mine", ""))
+    job = make_run(home, org=Org("", "anon-1", "Personal"), project=Project("", "mine", "Mine", ""))
     register_orphans(home, store)
     user = store.user("token")
     assert user is not None
@@ -182,7 +183,7 @@ def other_home(tmp_path: Path) -> Path:
 
 
 def make_copy(elsewhere: Path, *events: Event) -> RunFolder:
-    folder = run_folder(elsewhere, make_run(elsewhere, *events, org=OrgRecord("", "other", "Other"), key="key").id)
+    folder = run_folder(elsewhere, make_run(elsewhere, *events, org=Org("", "other", "Other"), key="key").id)
     for path in (folder.checkpoint(1), folder.final):
         path.mkdir(parents=True)
         (path / "adapter_model.safetensors").write_text("weights")

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from arkor.backend.store.schema import MIGRATIONS, StoreError
-from arkor.backend.store.store import AlreadyExists, JobRecord, ProjectRecord, Store, new_id
+from arkor.backend.store.schema import MIGRATIONS, AlreadyExists, StartupError
+from arkor.backend.store.store import JobRecord, Store, new_id
+from arkor.protocol.accounts import Project
 from arkor.protocol.jobs import JobStatus
 
 
 @pytest.fixture
-def project(store: Store) -> ProjectRecord:
+def project(store: Store) -> Project:
     user = store.user("the owner's token")
     assert user
     (org,) = store.orgs(user)
@@ -30,7 +31,7 @@ def project(store: Store) -> ProjectRecord:
     return found
 
 
-def make_job(project: ProjectRecord, name: str = "a run") -> JobRecord:
+def make_job(project: Project, name: str = "a run") -> JobRecord:
     return JobRecord(
         new_id(), project.org_id, project.id, name, JobStatus.QUEUED, {"model": "m"}, "2026-01-01T00:00:00Z"
     )
@@ -64,14 +65,14 @@ def test_no_token_is_in_the_file(store: Store, tmp_path: Path) -> None:
     assert b"the owner's token" not in content
 
 
-def test_a_slug_is_taken_once_per_org(store: Store, project: ProjectRecord) -> None:
+def test_a_slug_is_taken_once_per_org(store: Store, project: Project) -> None:
     _, _, org = store.create_identity()
     store.create_project(org, "Default", "default")
     with pytest.raises(AlreadyExists):
         store.create_project(org, "Again", "default")
 
 
-def test_a_job_comes_back_as_it_went(store: Store, project: ProjectRecord) -> None:
+def test_a_job_comes_back_as_it_went(store: Store, project: Project) -> None:
     job = make_job(project)
     store.add_job(job, None)
     assert store.job(project, job.id) == job
@@ -79,7 +80,7 @@ def test_a_job_comes_back_as_it_went(store: Store, project: ProjectRecord) -> No
     assert store.job(project, job.id) == evolve(job, status=JobStatus.FAILED, error="why", completed_at="later")
 
 
-def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: ProjectRecord) -> None:
+def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project: Project) -> None:
     jobs = [make_job(project, str(number)) for number in range(4)]
     for job in jobs:
         store.add_job(job, None)
@@ -89,7 +90,7 @@ def test_jobs_are_newest_first_and_the_unfinished_in_order(store: Store, project
     assert store.count_unfinished() == 3
 
 
-def test_a_key_makes_one_job(store: Store, project: ProjectRecord) -> None:
+def test_a_key_makes_one_job(store: Store, project: Project) -> None:
     job = make_job(project)
     store.add_job(job, "key")
     with pytest.raises(AlreadyExists):
@@ -98,7 +99,7 @@ def test_a_key_makes_one_job(store: Store, project: ProjectRecord) -> None:
     assert store.job_of_key(project, "other") is None
 
 
-def test_another_project_sees_nothing(store: Store, project: ProjectRecord) -> None:
+def test_another_project_sees_nothing(store: Store, project: Project) -> None:
     _, _, org = store.create_identity()
     other = store.create_project(org, "Other", "other")
     job = make_job(project)
@@ -111,7 +112,7 @@ def test_another_project_sees_nothing(store: Store, project: ProjectRecord) -> N
     assert store.has_dataset(project, "0" * 64)
 
 
-def test_many_threads_may_write(store: Store, project: ProjectRecord) -> None:
+def test_many_threads_may_write(store: Store, project: Project) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: store.add_job(make_job(project), None), range(40)))
     assert store.count_unfinished() == 40
@@ -130,7 +131,7 @@ def test_garbage_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "arkor.db"
     path.write_bytes(b"this is no database at all, " * 100)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"arkor\.db cannot be used"):
+    with pytest.raises(StartupError, match=r"arkor\.db cannot be used"):
         Store(path)
     assert path.read_bytes() == before
 
@@ -143,7 +144,7 @@ def test_a_torn_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     torn = bytearray(path.read_bytes())
     torn[3 * 4096 : 5 * 4096] = b"\x07" * (2 * 4096)
     path.write_bytes(torn)
-    with pytest.raises(StoreError, match=r"arkor\.db (is damaged|cannot be used).*--rebuild"):
+    with pytest.raises(StartupError, match=r"arkor\.db (is damaged|cannot be used).*--rebuild"):
         Store(path)
     assert path.read_bytes() == torn
 
@@ -152,7 +153,7 @@ def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "arkor.db")
     connection.execute("CREATE TABLE songs (title)")
     connection.close()
-    with pytest.raises(StoreError, match="not a database of arkor"):
+    with pytest.raises(StartupError, match="not a database of arkor"):
         Store(tmp_path / "arkor.db")
 
 
@@ -211,7 +212,7 @@ def test_an_older_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp_path: Path
     before = schema_of(path)
     store = Store(path)
     assert [job.id for job in store.unfinished()] == ["j2"]
-    job = store.job_of_key(ProjectRecord("p", "default", "Default", "o"), "k")
+    job = store.job_of_key(Project("p", "default", "Default", "o"), "k")
     assert job is not None
     assert (job.status, job.completed_at) == (JobStatus.COMPLETED, "3")
     store.close()
@@ -309,12 +310,12 @@ def test_a_migration_without_room_for_the_copy_leaves_the_database_alone(tmp_pat
     path = tmp_path / "arkor.db"
     old_database(path)
     (tmp_path / "arkor.db.v1.bak" / "in the way").mkdir(parents=True)
-    with pytest.raises(StoreError, match="cannot be copied"):
+    with pytest.raises(StartupError, match="cannot be copied"):
         Store(path)
     assert schema_of(path)[0] == 1
 
 
-def test_jobs_come_in_pages(store: Store, project: ProjectRecord) -> None:
+def test_jobs_come_in_pages(store: Store, project: Project) -> None:
     jobs = [make_job(project, str(number)) for number in range(5)]
     for job in jobs:
         store.add_job(job, None)
@@ -331,10 +332,10 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.execute("UPDATE meta SET schema_version = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="newer arkor"):
+    with pytest.raises(StartupError, match="newer arkor"):
         Store(tmp_path / "arkor.db")
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="unable to open"):
+    with pytest.raises(StartupError, match="unable to open"):
         Store(tmp_path / "nowhere" / "arkor.db")

@@ -15,7 +15,7 @@ from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
-from tests.fakes.notebook import MemoryRecorder
+from tests.fakes.memory_recorder import MemoryRecorder
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
 pytestmark = pytest.mark.slow

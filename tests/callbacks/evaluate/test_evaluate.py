@@ -19,7 +19,7 @@ from arkor.callbacks.evaluate.evaluate import exact_match, json_valid
 from arkor.callbacks.evaluate.questions import parse_questions
 from arkor.results.evaluation import Answer, Evaluation
 from tests.conftest import Backend
-from tests.fakes.run_server import completed, running
+from tests.fakes.run_server import RunServer, completed
 from tests.fakes.sse_server import frame, send
 
 HUB = {"type": "huggingface", "name": "some/rows"}
@@ -249,7 +249,7 @@ def test_two_sheets_are_both_in_the_result(backend_env: Backend) -> None:
 def test_a_model_that_does_not_answer_costs_the_sheet_its_time_and_no_more(tmp_path: Path) -> None:
     over = threading.Event()
     saved = frame(1, "checkpoint.saved", '{"type":"checkpoint.saved","jobId":"j","timestamp":"t","step":2}')
-    with running(send(saved + completed(2))) as server:
+    with RunServer(send(saved + completed(2))) as server:
         server.special["POST /v1/inference/chat"] = lambda connection, headers: over.wait(20) and None
         evaluate = Evaluate(["Hi", "Yo", "Hey"], base=False, timeout=0.4)
         began = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_model_that_does_not_answer_costs_the_sheet_its_time_and_no_more(tmp_p
 def test_an_abort_is_heard_in_mid_sheet(tmp_path: Path) -> None:
     over, leave = threading.Event(), threading.Event()
     saved = frame(1, "checkpoint.saved", '{"type":"checkpoint.saved","jobId":"j","timestamp":"t","step":2}')
-    with running(send(saved + completed(2))) as server:
+    with RunServer(send(saved + completed(2))) as server:
         server.special["POST /v1/inference/chat"] = lambda connection, headers: over.wait(20) and None
         evaluate = Evaluate(["Hi", "Yo"], base=False)
         threading.Timer(0.3, leave.set).start()

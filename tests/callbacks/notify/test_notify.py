@@ -23,7 +23,7 @@ from arkor.formatting import seconds_between
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import TrainingJob
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 from tests.fakes.run_server import JOB
 
 HUB = {"type": "huggingface", "name": "some/rows"}
@@ -155,7 +155,7 @@ def events(requests: list[Request]) -> list[str]:
 
 
 def test_every_event_can_be_sent(backend_env: Backend) -> None:
-    with answering(Answer(204)) as server:
+    with HttpServer(Answer(204)) as server:
         every = Notify(server.url, on=("started", "checkpoint", "completed", "failed", "cancelled"))
         make(max_steps=4, save_steps=2, callbacks=[every]).wait()
         make(model="scripted/fail", callbacks=[every]).wait()
@@ -169,7 +169,7 @@ def test_every_event_can_be_sent(backend_env: Backend) -> None:
 
 
 def test_a_cancelled_run_is_not_sent_by_default(slow_backend: Backend) -> None:
-    with answering(Answer(200)) as server:
+    with HttpServer(Answer(200)) as server:
         cancelled, default = Notify(server.url, on="cancelled"), Notify(server.url)
         make(max_steps=1000, callbacks=[cancelled, default, {"on_log": lambda ctx: ctx.cancel()}]).wait()
         assert events(server.requests) == ["cancelled"]
@@ -184,7 +184,7 @@ Trainer.attach(sys.argv[1], callbacks=Notify(sys.argv[2], attempts=1), progress=
 
 
 def test_a_second_process_can_notify(slow_backend: Backend) -> None:
-    with answering(Answer(200)) as server:
+    with HttpServer(Answer(200)) as server:
         job_id = make(max_steps=5).start().job_id
         subprocess.run([sys.executable, "-c", WATCH, job_id, server.url], check=True, timeout=60)
         assert events(server.requests) == ["completed"]
@@ -209,7 +209,7 @@ def test_pending_messages_are_sent_at_exit(slow_backend: Backend) -> None:
         time.sleep(0.5)
         return Answer(200)
 
-    with answering(slowly) as server:
+    with HttpServer(slowly) as server:
         job_id = make(max_steps=1000).start().job_id
         left = subprocess.run([sys.executable, "-c", LEAVE, job_id, server.url], check=True, capture_output=True)
         assert left.stdout == b"left\n"
@@ -228,7 +228,7 @@ def deliver(url: str, *, attempts: int = 4, timeout: float = 5.0, within: float 
 
 @pytest.mark.parametrize("fault", [Answer(500), Answer(429, headers={"Retry-After": "0.3"}), Answer(None), Answer(408)])
 def test_transient_failures_are_retried(fault: Answer, caplog: pytest.LogCaptureFixture) -> None:
-    with answering(fault, Answer(200)) as server:
+    with HttpServer(fault, Answer(200)) as server:
         began = time.monotonic()
         assert deliver(server.url)
         assert len(server.requests) == 2
@@ -237,7 +237,7 @@ def test_transient_failures_are_retried(fault: Answer, caplog: pytest.LogCapture
 
 
 def test_the_attempts_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    with answering(Answer(503)) as server:
+    with HttpServer(Answer(503)) as server:
         assert deliver(server.url, attempts=2)
         assert len(server.requests) == 2
     assert "'completed' was not delivered: the server answered with status 503" in caplog.text
@@ -245,7 +245,7 @@ def test_the_attempts_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 301, 307])
 def test_permanent_failures_are_not_retried(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    with answering(Answer(status, headers={"Location": "http://127.0.0.1:9/"})) as server:
+    with HttpServer(Answer(status, headers={"Location": "http://127.0.0.1:9/"})) as server:
         assert deliver(server.url)
         assert len(server.requests) == 1
     assert f"the server answered with status {status}" in caplog.text
@@ -260,7 +260,7 @@ def test_a_hanging_server_delays_wait_by_flush_timeout_at_most(
         woken.wait(30)
         return Answer(None)
 
-    with answering(hang) as server:
+    with HttpServer(hang) as server:
         notify = Notify(server.url, on=("started", "checkpoint", "completed"), flush_timeout=0.7)
         logs: list[float] = []
         trainer = make(max_steps=5, callbacks=[notify, {"on_log": lambda ctx: logs.append(time.monotonic())}])
@@ -304,7 +304,7 @@ def test_an_unreachable_server_is_a_warning(backend_env: Backend, caplog: pytest
 @pytest.mark.slow
 def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
     others = set(threading.enumerate())
-    with answering(Answer(200)) as server:
+    with HttpServer(Answer(200)) as server:
         queue = DeliveryQueue(server.url, "Notify (plain)", timeout=5, attempts=1)
         for count in (1, 2):
             queue.send("completed", {"event": "completed"})
@@ -321,7 +321,7 @@ def test_a_thread_with_nothing_to_do_goes_and_another_one_comes() -> None:
 
 def test_the_url_is_in_no_log_at_any_level(backend_env: Backend, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with answering(Answer(500), Answer(404), Answer(200)) as server:
+    with HttpServer(Answer(500), Answer(404), Answer(200)) as server:
         notify = Notify(f"{server.url}/{SECRET}", on=("started", "completed"))
         make(max_steps=1, callbacks=[notify]).wait()
         assert [request.path for request in server.requests] == [f"/{SECRET}"] * 3

@@ -20,7 +20,7 @@ from arkor.cli.doctor import local_backend
 from arkor.settings import VERSION, arkor_home
 from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend, start_backend
-from tests.fakes.http_server import Answer, answering
+from tests.fakes.http_server import Answer, HttpServer
 
 pytestmark = [
     pytest.mark.slow,  # every test starts processes of its own
@@ -133,7 +133,7 @@ def test_a_sign_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_backend_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arkor_home().mkdir(mode=0o700)
-    with answering(lambda request: Answer(200 if request.path == "/healthz" else 401, {"version": "9.9"})) as server:
+    with HttpServer(lambda request: Answer(200 if request.path == "/healthz" else 401, {"version": "9.9"})) as server:
         monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
         assert ailments(run) == {}
         anonymous = {"mode": "anon", "token": TOKEN, "anonymousId": "a", "orgSlug": "o", "arkorCloudApiUrl": server.url}
@@ -186,7 +186,7 @@ def test_what_a_backend_that_was_killed_leaves(run: Run, backend: Backend) -> No
 def test_a_backend_of_another_version(run: Run, version: str, protocol: int, says: str | None) -> None:
     health = {"status": "ok", "version": version, "protocol": protocol, "activeRuns": 2}
     arkor_home().mkdir(mode=0o700)
-    with answering(Answer(200, health)) as server:
+    with HttpServer(Answer(200, health)) as server:
         info = {"url": server.url, "token": TOKEN, "pid": os.getpid()}
         (arkor_home() / "backend.json").write_text(json.dumps(info))
         found = ailments(run)

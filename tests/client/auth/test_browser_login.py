@@ -22,8 +22,8 @@ from arkor.client.auth.oauth import OAuthAuth
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError
-from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer, authorizing
-from tests.fakes.http_server import Answer, answering
+from tests.fakes.authorization_server import AUDIENCE, CLIENT_ID, AuthorizationServer
+from tests.fakes.http_server import Answer, HttpServer
 
 URL = "https://api.example"
 OF_OTHERS = "-".join(("code", "of", "others"))
@@ -31,7 +31,7 @@ OF_OTHERS = "-".join(("code", "of", "others"))
 
 @pytest.fixture
 def auth() -> Iterator[AuthorizationServer]:
-    with authorizing() as server:
+    with AuthorizationServer() as server:
         yield server
 
 
@@ -129,7 +129,7 @@ def test_the_sign_in_renews_itself_later(auth: AuthorizationServer) -> None:
     found = sign_in(URL, config_of(auth), announce=Browser().announce, browser=False)
     auth.expire_all()
     refused = Answer(401, {"error": "expired"})
-    with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else refused) as api:
+    with HttpServer(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else refused) as api:
         assert HttpClient(OAuthAuth(api.url, found)).call("GET", "/v1/x") == {"ok": True}
 
 
@@ -310,7 +310,7 @@ def test_the_oauth_configuration() -> None:
         "audience": "a",
         "callbackPorts": [4000, "x", 0, 70000, 4001],
     }
-    with answering(Answer(body=body)) as server:
+    with HttpServer(Answer(body=body)) as server:
         assert sign_in_config(server.url) == SignInConfig("login.example", "c", "a", (4000, 4001))
     (request,) = server.requests
     assert (request.method, request.path) == ("GET", "/v1/auth/cli/config")
@@ -320,7 +320,7 @@ def test_the_oauth_configuration() -> None:
 @pytest.mark.parametrize("missing", ["auth0Domain", "clientId"])
 def test_a_backend_without_oauth(missing: str) -> None:
     body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], missing: None}
-    with answering(Answer(body=body)) as server:
+    with HttpServer(Answer(body=body)) as server:
         assert sign_in_config(server.url) is None
 
 
@@ -331,7 +331,7 @@ def test_a_backend_without_oauth(missing: str) -> None:
 )  # fmt: skip
 def test_an_invalid_oauth_configuration(wrong: dict[str, object]) -> None:
     body = {"auth0Domain": "login.example", "clientId": "c", "audience": "a", "callbackPorts": [4000], **wrong}
-    with answering(Answer(body=body)) as server:
+    with HttpServer(Answer(body=body)) as server:
         if not wrong.get("clientId", "c"):
             assert sign_in_config(server.url) is None
             return
@@ -340,6 +340,6 @@ def test_an_invalid_oauth_configuration(wrong: dict[str, object]) -> None:
 
 
 def test_a_backend_without_that_route() -> None:
-    with answering(Answer(404, {"error": "Not found."})) as server, pytest.raises(CloudApiError):
+    with HttpServer(Answer(404, {"error": "Not found."})) as server, pytest.raises(CloudApiError):
         sign_in_config(server.url)
     assert Auth(server.url).token is None

@@ -29,7 +29,7 @@ from arkor.client.auth.credentials import (
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, CredentialsError
 from arkor.settings import MANAGED_CLOUD_API_URL
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 ANONYMOUS = AnonymousCredentials("secret-1", "anon-1", "https://api.example", "org-1")
 OAUTH = OAuthCredentials("secret-1", "secret-2", 1_900_000_000, "login.example", "audience", "client")
@@ -124,7 +124,7 @@ def test_an_unreadable_file_is_named_and_kept() -> None:
     credentials_path().mkdir(parents=True)
     with pytest.raises(CredentialsError, match=str(credentials_path())):
         read_credentials()
-    with answering(Answer(body=IDENTITY)) as server, pytest.raises(CredentialsError):
+    with HttpServer(Answer(body=IDENTITY)) as server, pytest.raises(CredentialsError):
         ensure_credentials(server.url)
     assert server.requests == []
     assert credentials_path().is_dir()
@@ -160,7 +160,7 @@ def test_the_default_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_requesting_an_anonymous_identity_stores_nothing() -> None:
-    with answering(Answer(201, IDENTITY)) as server:
+    with HttpServer(Answer(201, IDENTITY)) as server:
         got = request_anonymous_token(server.url + "/", "web")
         assert got == AnonymousCredentials("t-1", "a-1", server.url, "org-1")
     (request,) = server.requests
@@ -171,20 +171,20 @@ def test_requesting_an_anonymous_identity_stores_nothing() -> None:
 
 @pytest.mark.parametrize("body", [{}, {"token": "t"}, {**IDENTITY, "personalOrg": None}, {**IDENTITY, "token": None}])
 def test_a_response_without_an_identity(body: object) -> None:
-    with answering(Answer(201, body)) as server, pytest.raises(CloudApiError, match="no anonymous identity"):
+    with HttpServer(Answer(201, body)) as server, pytest.raises(CloudApiError, match="no anonymous identity"):
         ensure_credentials(server.url)
     assert read_credentials() is None
 
 
 def test_ensure_obtains_and_stores_an_identity() -> None:
-    with answering(Answer(201, IDENTITY)) as server:
+    with HttpServer(Answer(201, IDENTITY)) as server:
         first = ensure_credentials(server.url)
         assert ensure_credentials(server.url + "/") == ensure_credentials() == first == read_credentials()
     assert len(server.requests) == 1
 
 
 def test_ensure_asks_the_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Answer(201, IDENTITY)) as server:
+    with HttpServer(Answer(201, IDENTITY)) as server:
         monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
         assert ensure_credentials().arkor_cloud_api_url == server.url
 
@@ -192,7 +192,7 @@ def test_ensure_asks_the_backend_of_the_environment(monkeypatch: pytest.MonkeyPa
 def test_ensure_never_overwrites_credentials() -> None:
     write_credentials(ANONYMOUS)
     before = credentials_path().read_bytes()
-    with answering(Answer(201, IDENTITY)) as server, pytest.raises(CredentialsError) as caught:
+    with HttpServer(Answer(201, IDENTITY)) as server, pytest.raises(CredentialsError) as caught:
         ensure_credentials(server.url)
     assert all(
         word in str(caught.value) for word in ("https://api.example", server.url, str(credentials_path()), "ARKOR_HOME")
@@ -204,14 +204,14 @@ def test_ensure_never_overwrites_credentials() -> None:
 def test_ensure_replaces_an_invalid_file() -> None:
     credentials_path().parent.mkdir()
     credentials_path().write_text("{")
-    with answering(Answer(201, IDENTITY)) as server:
+    with HttpServer(Answer(201, IDENTITY)) as server:
         assert ensure_credentials(server.url) == read_credentials()
 
 
 def test_nothing_is_stored_without_a_response() -> None:
-    with answering(Answer(503, {"error": "Busy."})) as server, pytest.raises(ArkorError, match=r"Busy\."):
+    with HttpServer(Answer(503, {"error": "Busy."})) as server, pytest.raises(ArkorError, match=r"Busy\."):
         ensure_credentials(server.url)
-    with answering(Answer(None)) as server, pytest.raises(BackendUnavailable):
+    with HttpServer(Answer(None)) as server, pytest.raises(BackendUnavailable):
         ensure_credentials(server.url)
     assert read_credentials() is None
 
@@ -232,7 +232,7 @@ class Bureau:
 
 def test_concurrent_threads_get_one_identity() -> None:
     bureau = Bureau(4)
-    with answering(bureau) as server, ThreadPoolExecutor(4) as pool:
+    with HttpServer(bureau) as server, ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda _: ensure_credentials(server.url), range(4)))
     assert set(got) == {read_credentials()}
     assert bureau.given == 1
@@ -241,7 +241,7 @@ def test_concurrent_threads_get_one_identity() -> None:
 def test_concurrent_processes_get_one_identity() -> None:
     bureau = Bureau(4)
     code = "import sys; from arkor import ensure_credentials; print(ensure_credentials(sys.argv[1]).token)"
-    with answering(bureau) as server:
+    with HttpServer(bureau) as server:
         command = [sys.executable, "-c", code, server.url]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
         got = [process.communicate(timeout=30)[0].strip() for process in processes]
@@ -250,7 +250,7 @@ def test_concurrent_processes_get_one_identity() -> None:
 
 
 def test_credentials_stored_meanwhile_are_used() -> None:
-    with answering(Answer(201, IDENTITY)) as server:
+    with HttpServer(Answer(201, IDENTITY)) as server:
         mine = AnonymousCredentials("mine", "a", server.url, "org-1")
         with ThreadPoolExecutor(1) as pool:
             with credentials_lock():

@@ -196,7 +196,7 @@ for number in range(rounds):
 
 @pytest.mark.slow
 def test_many_processes_get_one_identity_and_one_project(backend: Backend, tmp_path: Path) -> None:
-    """Twenty times, eight new processes connect to a backend at once."""
-    command = [sys.executable, "-c", CROWD, backend.url, str(tmp_path), "20", "8"]
+    """Eight times, eight new processes connect to a backend at once."""
+    command = [sys.executable, "-c", CROWD, backend.url, str(tmp_path), "8", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

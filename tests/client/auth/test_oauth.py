@@ -31,23 +31,23 @@ from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.project_state import ProjectState, write_state
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, TrainerAborted
-from tests.fakes.authorization_server import AuthorizationServer, authorizing
-from tests.fakes.http_server import Answer, HttpServer, answering
-from tests.fakes.sse_server import END_FRAME, Step, answer, frame, log_frame, send, serving
+from tests.fakes.authorization_server import AuthorizationServer
+from tests.fakes.http_server import Answer, HttpServer
+from tests.fakes.sse_server import END_FRAME, ScriptedServer, Step, answer, frame, log_frame, send
 
 REFUSED = Answer(401, {"error": "The token has expired."})
 
 
 @pytest.fixture
 def auth() -> Iterator[AuthorizationServer]:
-    with authorizing() as server:
+    with AuthorizationServer() as server:
         yield server
 
 
 @pytest.fixture
 def api(auth: AuthorizationServer) -> Iterator[HttpServer]:
     """A backend that accepts the newest token of a sign-in and answers 401 to any other."""
-    with answering(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else REFUSED) as server:
+    with HttpServer(lambda request: Answer(body={"ok": True}) if auth.accepts(request.headers) else REFUSED) as server:
         yield server
 
 
@@ -87,7 +87,7 @@ def test_a_token_that_expires_within_a_minute_is_renewed_first(auth: Authorizati
 
 
 def test_a_renewed_token_that_is_rejected_is_an_error(auth: AuthorizationServer) -> None:
-    with answering(REFUSED) as api, pytest.raises(CloudApiError, match="has expired") as caught:
+    with HttpServer(REFUSED) as api, pytest.raises(CloudApiError, match="has expired") as caught:
         called(OAuthAuth(api.url, auth.sign_in()))
     assert caught.value.status == 401
     assert (len(auth.requests), len(api.requests)) == (1, 2)
@@ -251,7 +251,7 @@ def test_connect_stores_renewals_of_stored_credentials(
     monkeypatch.chdir(tmp_path)
     write_state(ProjectState("org-1", "bot", "p-1"))
     me = {"user": {"id": "u", "email": "a@example"}, "orgs": [{"id": "o", "slug": "org-1", "name": "Org"}]}
-    with answering(lambda request: Answer(body=me) if auth.accepts(request.headers) else REFUSED) as api:
+    with HttpServer(lambda request: Answer(body=me) if auth.accepts(request.headers) else REFUSED) as api:
         old = expired(auth, api.url)
         write_credentials(old)
         assert connect().me().orgs[0].slug == "org-1"
@@ -341,7 +341,7 @@ def test_any_lifetime_is_accepted(auth: AuthorizationServer, expires_in: object,
 
 
 def test_short_lived_tokens_are_not_renewed_with_every_call() -> None:
-    with authorizing(lifetime=20) as auth:
+    with AuthorizationServer(lifetime=20) as auth:
         access = OAuthAuth("http://127.0.0.1:1", auth.sign_in(seconds_left=0))
         for _ in range(20):
             access.prepare()
@@ -373,7 +373,7 @@ def test_an_invalid_domain(domain: str) -> None:
 
 
 def test_the_refresh_token_follows_no_redirect(auth: AuthorizationServer) -> None:
-    with answering(Answer(body={"access_token": "stolen"})) as thief:
+    with HttpServer(Answer(body={"access_token": "stolen"})) as thief:
         auth.faults = [Answer(307, b"", {"Location": f"{thief.url}/oauth/token"})]
         with pytest.raises(BackendUnavailable, match="307"):
             refresh(auth.sign_in())
@@ -439,7 +439,7 @@ def watch(tmp_path: Path, auth: AuthorizationServer) -> Watch:
 def test_a_run_is_watched_beyond_the_expiry_of_a_token(auth: AuthorizationServer, watch: Watch) -> None:
     first = then(send(log_frame(1), log_frame(2)), auth.expire_all)
     last = send(log_frame(2), log_frame(3), COMPLETED, END_FRAME)
-    with serving(said(ME), said({"job": JOB}), first, said({"error": "expired"}, 401), last) as server:
+    with ScriptedServer(said(ME), said({"job": JOB}), first, said({"error": "expired"}, 401), last) as server:
         steps: list[int] = []
         assert watch(server.url, steps).wait(timeout=20).job.status == "completed"
     assert steps == [1, 2, 3]
@@ -454,7 +454,7 @@ def test_a_sign_in_that_expires_during_a_run(auth: AuthorizationServer, watch: W
         auth.expire_all()
         auth.ended.add(auth.tokens[0].family)
 
-    with serving(said(ME), said({"job": JOB}), then(send(log_frame(1)), end), said({}, 401)) as server:
+    with ScriptedServer(said(ME), said({"job": JOB}), then(send(log_frame(1)), end), said({}, 401)) as server:
         steps: list[int] = []
         with pytest.raises(CredentialsError, match="sign in again: arkor login --oauth") as caught:
             watch(server.url, steps).wait(timeout=20)
@@ -469,7 +469,7 @@ def test_a_temporary_failure_of_the_authorization_server(
     first = then(send(log_frame(1), log_frame(2)), auth.expire_all)
     refused = said({"error": "expired"}, 401)
     last = send(log_frame(3), COMPLETED, END_FRAME)
-    with serving(said(ME), said({"job": JOB}), first, *[refused] * 4, last) as server:
+    with ScriptedServer(said(ME), said({"job": JOB}), first, *[refused] * 4, last) as server:
         steps: list[int] = []
         watch(server.url, steps).wait(timeout=20)
     assert steps == [1, 2, 3]
@@ -489,7 +489,7 @@ def test_a_token_about_to_expire_is_renewed_before_reconnecting(
         monkeypatch.setattr(time, "time", lambda: real() + 3590)
 
     first = then(send(log_frame(1)), an_hour_later)
-    with serving(said(ME), said({"job": JOB}), first, send(log_frame(2), COMPLETED, END_FRAME)) as server:
+    with ScriptedServer(said(ME), said({"job": JOB}), first, send(log_frame(2), COMPLETED, END_FRAME)) as server:
         steps: list[int] = []
         watch(server.url, steps).wait(timeout=20)
     assert steps == [1, 2]
@@ -504,7 +504,7 @@ def test_an_abort_during_a_renewal_is_immediate_and_keeps_the_sign_in(
     auth.delay = 3.0
     aborted = threading.Event()
     first = then(send(log_frame(1)), auth.expire_all)
-    with serving(said(ME), said({"job": JOB}), first, said({}, 401)) as server:
+    with ScriptedServer(said(ME), said({"job": JOB}), first, said({}, 401)) as server:
         write_credentials(auth.sign_in(server.url))
         trainer = Trainer.attach(
             "j", abort_signal=aborted, reconnect=ReconnectPolicy(0.01), progress=False, project_dir=tmp_path

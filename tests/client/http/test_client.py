@@ -17,7 +17,7 @@ from arkor.client.http.client import HttpClient
 from arkor.client.http.urls import checked_url, is_loopback_url
 from arkor.errors import BackendUnavailable, CloudApiError, CredentialsError, InvalidConfig
 from arkor.settings import VERSION
-from tests.fakes.http_server import Answer, HttpServer, Request, answering
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 TOKEN = "a-secret-token"
 
@@ -35,7 +35,7 @@ def unused_url() -> str:
 
 
 def test_the_client_headers() -> None:
-    with answering(Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(body={"a": 1})) as server:
         assert http(server).call("POST", "/v1/x", query={"orgSlug": "o"}, body={"b": "ü"}) == {"a": 1}
     (request,) = server.requests
     assert request.target == "/v1/x?orgSlug=o"
@@ -46,7 +46,7 @@ def test_the_client_headers() -> None:
 
 
 def test_the_client_headers_without_a_token() -> None:
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         HttpClient(Auth(server.url)).call("GET", "/healthz")
     (request,) = server.requests
     assert "authorization" not in request.headers
@@ -54,18 +54,18 @@ def test_the_client_headers_without_a_token() -> None:
 
 
 def test_a_path_in_the_base_url_is_kept() -> None:
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         HttpClient(Auth(f"{server.url}/arkor/")).call("GET", "/v1/me")
     assert server.requests[0].target == "/arkor/v1/me"
 
 
 def test_an_answer_without_a_body_is_empty() -> None:
-    with answering(Answer(204, b"")) as server:
+    with HttpServer(Answer(204, b"")) as server:
         assert http(server).call("DELETE", "/v1/x") == {}
 
 
 def test_no_cookie_is_kept() -> None:
-    with answering(Answer(headers={"Set-Cookie": "a=b; Path=/"})) as server:
+    with HttpServer(Answer(headers={"Set-Cookie": "a=b; Path=/"})) as server:
         caller = http(server)
         caller.call("GET", "/v1/x")
         caller.call("GET", "/v1/x")
@@ -73,7 +73,7 @@ def test_no_cookie_is_kept() -> None:
 
 
 def test_loopback_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Answer(body={"from": "proxy"})) as proxy, answering(Answer(body={"from": "backend"})) as server:
+    with HttpServer(Answer(body={"from": "proxy"})) as proxy, HttpServer(Answer(body={"from": "backend"})) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
         assert http(server).call("GET", "/v1/x") == {"from": "backend"}
@@ -90,7 +90,7 @@ def test_a_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     redirect = Answer(307, headers={"Location": "/v1/y"})
-    with answering(Answer(), redirect, Answer(), Answer()) as proxy:
+    with HttpServer(Answer(), redirect, Answer(), Answer()) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         caller = HttpClient(Auth("http://backend.example", TOKEN))
         caller.call("GET", "/v1/x")
@@ -129,16 +129,16 @@ def test_loopback() -> None:
 
 
 def test_a_redirect_within_the_backend_is_followed() -> None:
-    with answering(Answer(308, headers={"Location": "/v2/x"}), Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(308, headers={"Location": "/v2/x"}), Answer(body={"a": 1})) as server:
         assert http(server).call("POST", "/v1/x", body={"b": 2}) == {"a": 1}
     assert server.requests[1].headers["authorization"] == f"Bearer {TOKEN}"
     assert server.requests[1].json() == {"b": 2}
 
 
 def test_a_redirect_to_another_origin_is_an_error() -> None:
-    with answering(Answer()) as elsewhere:
+    with HttpServer(Answer()) as elsewhere:
         away = Answer(302, headers={"Location": f"{elsewhere.url}/v1/x?secret=1"})
-        with answering(away) as server, pytest.raises(CloudApiError, match="redirects this call") as caught:
+        with HttpServer(away) as server, pytest.raises(CloudApiError, match="redirects this call") as caught:
             http(server).call("GET", "/v1/x")
         assert elsewhere.requests == []
     assert caught.value.code == "redirected"
@@ -148,7 +148,7 @@ def test_a_redirect_to_another_origin_is_an_error() -> None:
 
 def test_a_redirect_that_would_turn_a_post_into_a_get_is_an_error() -> None:
     moved = Answer(301, headers={"Location": "/v2/x"})
-    with answering(moved, Answer()) as server, pytest.raises(CloudApiError, match="redirects"):
+    with HttpServer(moved, Answer()) as server, pytest.raises(CloudApiError, match="redirects"):
         http(server).call("POST", "/v1/x", body={})
     assert len(server.requests) == 1
 
@@ -181,7 +181,7 @@ PAGE = b"<!doctype html><html><head><title>502 Bad\n Gateway</title></head><body
     ],
 )
 def test_an_error_status_is_one_line(status: int, body: object, sentence: str, code: str | None) -> None:
-    with answering(Answer(status, body, {"X-Request-Id": "r-1"})) as server, pytest.raises(CloudApiError) as caught:
+    with HttpServer(Answer(status, body, {"X-Request-Id": "r-1"})) as server, pytest.raises(CloudApiError) as caught:
         http(server, retry_budget=0).call("GET", "/v1/jobs/x", query={"orgSlug": "o"})
     error = caught.value
     assert (error.status, error.code, error.method, error.path) == (status, code, "GET", "/v1/jobs/x")
@@ -195,7 +195,7 @@ def test_an_error_status_is_one_line(status: int, body: object, sentence: str, c
 
 @pytest.mark.parametrize("body", [{"error": "Too old."}, b"<html>nope</html>", b""])
 def test_426_always_says_how_to_upgrade(body: object) -> None:
-    with answering(Answer(426, body)) as server, pytest.raises(CloudApiError, match="pip install --upgrade arkor"):
+    with HttpServer(Answer(426, body)) as server, pytest.raises(CloudApiError, match="pip install --upgrade arkor"):
         http(server).call("GET", "/v1/x")
 
 
@@ -209,7 +209,7 @@ def test_426_always_says_how_to_upgrade(body: object) -> None:
     ],
 )
 def test_retry_after_in_both_forms(value: str, low: float, high: float) -> None:
-    with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError) as caught:
+    with HttpServer(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError) as caught:
         http(server, retry_budget=0).call("GET", "/v1/x")
     assert caught.value.retry_after is not None
     assert low <= caught.value.retry_after <= high
@@ -217,7 +217,7 @@ def test_retry_after_in_both_forms(value: str, low: float, high: float) -> None:
 
 @pytest.mark.parametrize("value", ["", "-3", "soon", "nan", "9" * 400, "Wed, 99 Foo 2015 99:99:99 GMT"])
 def test_an_invalid_retry_after(value: str) -> None:
-    with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError) as caught:
+    with HttpServer(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError) as caught:
         http(server, retry_budget=0).call("GET", "/v1/x")
     assert caught.value.retry_after is None
 
@@ -227,7 +227,7 @@ def test_an_invalid_retry_after(value: str) -> None:
 )
 def test_a_success_that_is_not_a_json_object(body: bytes) -> None:
     with (
-        answering(Answer(200, body)) as server,
+        HttpServer(Answer(200, body)) as server,
         pytest.raises(CloudApiError, match="check that this is the address") as caught,
     ):
         http(server).call("GET", "/v1/x")
@@ -257,7 +257,7 @@ def test_a_silent_backend_times_out() -> None:
 
 def test_an_incomplete_response() -> None:
     cut = Answer(200, b'{"a": ', {"Content-Length": "100", "Connection": "close"})
-    with answering(cut) as server, pytest.raises(BackendUnavailable, match="closed the connection"):
+    with HttpServer(cut) as server, pytest.raises(BackendUnavailable, match="closed the connection"):
         http(server, retry_budget=0).call("GET", "/v1/x", timeout=(1.0, 1.0))
 
 
@@ -268,33 +268,33 @@ def test_an_incomplete_response() -> None:
     "fault", [Answer(408), Answer(429, headers={"Retry-After": "0"}), Answer(500), Answer(503), Answer(None)]
 )
 def test_transient_failures_are_retried(fault: Answer) -> None:
-    with answering(fault, Answer(body={"a": 1})) as server:
+    with HttpServer(fault, Answer(body={"a": 1})) as server:
         assert http(server).call("GET", "/v1/x") == {"a": 1}
     assert len(server.requests) == 2
 
 
 def test_an_incomplete_response_is_requested_again() -> None:
     cut = Answer(200, b'{"a": ', {"Content-Length": "100", "Connection": "close"})
-    with answering(cut, Answer(body={"a": 1})) as server:
+    with HttpServer(cut, Answer(body={"a": 1})) as server:
         assert http(server).call("GET", "/v1/x") == {"a": 1}
 
 
 @pytest.mark.parametrize("fault", [Answer(400), Answer(404), Answer(409), Answer(426)])
 def test_other_failures_are_not_retried(fault: Answer) -> None:
-    with answering(fault, Answer()) as server, pytest.raises(CloudApiError):
+    with HttpServer(fault, Answer()) as server, pytest.raises(CloudApiError):
         http(server).call("GET", "/v1/x")
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("fault", [Answer(503), Answer(429), Answer(None)])
 def test_a_post_is_sent_once(fault: Answer) -> None:
-    with answering(fault, Answer()) as server, pytest.raises((CloudApiError, BackendUnavailable)):
+    with HttpServer(fault, Answer()) as server, pytest.raises((CloudApiError, BackendUnavailable)):
         http(server).call("POST", "/v1/x", body={})
     assert len(server.requests) == 1
 
 
 def test_a_repeatable_post_is_repeated_unchanged() -> None:
-    with answering(Answer(None), Answer(503), Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(None), Answer(503), Answer(body={"a": 1})) as server:
         headers = {"Idempotency-Key": "k"}
         assert http(server).call("POST", "/v1/x", body={"b": 1}, headers=headers, repeatable=True) == {"a": 1}
     assert {r.headers["idempotency-key"] for r in server.requests} == {"k"}
@@ -302,20 +302,20 @@ def test_a_repeatable_post_is_repeated_unchanged() -> None:
 
 
 def test_an_upload_is_opened_for_each_attempt() -> None:
-    with answering(Answer(503), Answer()) as server:
+    with HttpServer(Answer(503), Answer()) as server:
         http(server).call("POST", "/v1/x", upload=lambda: io.BytesIO(b"rows"), repeatable=True)
     assert [r.body for r in server.requests] == [b"rows", b"rows"]
 
 
 def test_retry_after_is_honoured() -> None:
-    with answering(Answer(429, headers={"Retry-After": "1"}), Answer()) as server:
+    with HttpServer(Answer(429, headers={"Retry-After": "1"}), Answer()) as server:
         began = time.monotonic()
         http(server).call("GET", "/v1/x")
     assert 1.0 <= time.monotonic() - began < 10
 
 
 def test_no_wait_exceeds_the_budget() -> None:
-    with answering(Answer(429, headers={"Retry-After": "3600"})) as server:
+    with HttpServer(Answer(429, headers={"Retry-After": "3600"})) as server:
         began = time.monotonic()
         with pytest.raises(CloudApiError) as caught:
             http(server).call("GET", "/v1/x")
@@ -331,7 +331,7 @@ def test_a_backend_at_a_new_address_is_found_even_by_a_post() -> None:
             self.base_url = server.url
             return True
 
-    with answering(Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(body={"a": 1})) as server:
         assert HttpClient(Moved(unused_url(), TOKEN)).call("POST", "/v1/x", body={}) == {"a": 1}
 
 
@@ -344,7 +344,7 @@ def test_a_rejected_token_is_renewed_once() -> None:
     def gate(request: Request) -> Answer:
         return Answer() if request.headers["authorization"] == "Bearer another" else Answer(401, {"error": "no"})
 
-    with answering(gate) as server:
+    with HttpServer(gate) as server:
         HttpClient(Renewed(server.url, TOKEN)).call("POST", "/v1/x", body={})
     assert len(server.requests) == 2
 
@@ -354,7 +354,7 @@ def test_a_rejected_token_is_renewed_once() -> None:
 
 def test_open_sends_once_and_reads_nothing() -> None:
     stream = Answer(200, b"data: x\n\n", {"Content-Type": "text/event-stream"})
-    with answering(stream) as server:
+    with HttpServer(stream) as server:
         response = http(server).open("GET", "/v1/x", headers={"Accept": "text/event-stream"})
         assert response.raw.read1(100) == b"data: x\n\n"
         response.close()
@@ -362,14 +362,14 @@ def test_open_sends_once_and_reads_nothing() -> None:
 
 
 def test_a_rejected_stream_is_not_retried() -> None:
-    with answering(Answer(503, {"error": "Busy."})) as server, pytest.raises(CloudApiError, match=r"Busy\."):
+    with HttpServer(Answer(503, {"error": "Busy."})) as server, pytest.raises(CloudApiError, match=r"Busy\."):
         http(server).open("GET", "/v1/x")
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("value", [" leading", "trailing ", "zwölf", "日本", "a b"])
 def test_raw_headers_are_sent_as_they_are(value: str) -> None:
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         http(server).open("GET", "/v1/x", raw_headers={"Last-Event-ID": value.encode()}).close()
     assert server.requests[0].headers["last-event-id"].encode("latin-1").decode().strip() == value.strip()
 
@@ -391,7 +391,7 @@ h = HttpClient(Auth(sys.argv[1]))
 for _ in range(3):
     h.call("GET", "/x")
 """
-    with answering(DEPRECATED) as server:
+    with HttpServer(DEPRECATED) as server:
         done = subprocess.run(
             [sys.executable, *options, "-c", code, server.url], capture_output=True, text=True, check=True
         )
@@ -410,5 +410,5 @@ answers = {h.call("GET", "/%d" % os.getpid())["target"] for _ in range(20)}
 assert answers == {"/%d" % os.getpid()}, answers
 assert child == 0 or os.waitpid(child, 0)[1] == 0
 """
-    with answering(lambda request: Answer(body={"target": request.target})) as server:
+    with HttpServer(lambda request: Answer(body={"target": request.target})) as server:
         subprocess.run([sys.executable, "-c", code, server.url], check=True)

@@ -23,13 +23,13 @@ from arkor.errors import BackendUnavailable, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.jobs import Scope
 from arkor.settings import VERSION
-from tests.fakes.http_server import Answer, HttpServer, answering
+from tests.fakes.http_server import Answer, HttpServer
 
 TOKEN = "s3cret/token+of=the-caller"
 
 
 def refused(answer: Answer) -> CloudApiError:
-    with answering(answer) as server, pytest.raises(CloudApiError) as caught:
+    with HttpServer(answer) as server, pytest.raises(CloudApiError) as caught:
         HttpClient(Auth(server.url, TOKEN), retry_budget=0).call("GET", "/v1/x")
     return caught.value
 
@@ -65,7 +65,7 @@ def test_an_echoed_token_is_redacted(answer: Answer) -> None:
 
 def test_a_token_in_a_stream_is_redacted() -> None:
     frame = f"data: {json.dumps({'error': {'message': f'lost {TOKEN}', 'code': 'x'}})}\n\n".encode()
-    with answering(Answer(200, frame, {"Content-Type": "text/event-stream"})) as server:
+    with HttpServer(Answer(200, frame, {"Content-Type": "text/event-stream"})) as server:
         client = CloudApiClient(server.url, TokenCredentials(TOKEN, server.url), scope=Scope("o", "p"))
         with pytest.raises(CloudApiError, match=r"lost \[token\]") as caught:
             client.chat(InferenceRequest([{"role": "user", "content": "?"}], adapter=Adapter("final", "j"))).text()
@@ -179,7 +179,7 @@ def test_a_retry_after_date_uses_the_clock_of_the_backend() -> None:
 def test_a_long_retry_after_does_not_exceed_the_budget() -> None:
     for value in ("31", "999999999", formatdate(time.time() + 86_400 * 365, usegmt=True)):
         began = time.monotonic()
-        with answering(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError):
+        with HttpServer(Answer(429, headers={"Retry-After": value})) as server, pytest.raises(CloudApiError):
             HttpClient(Auth(server.url, TOKEN)).call("GET", "/v1/x")
         assert time.monotonic() - began < 10
         assert len(server.requests) == 1
@@ -190,27 +190,27 @@ def test_a_long_retry_after_does_not_exceed_the_budget() -> None:
 
 @pytest.mark.parametrize("lost", [Answer(None), Answer(502), Answer(504), Answer(408)])
 def test_a_deletion_whose_response_was_lost_succeeds(lost: Answer) -> None:
-    with answering(lost, Answer(404, {"error": "Not found."})) as server:
+    with HttpServer(lost, Answer(404, {"error": "Not found."})) as server:
         HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
 
 
 @pytest.mark.parametrize("first", [Answer(404), Answer(429, headers={"Retry-After": "0"})])
 def test_deleting_a_missing_resource_is_an_error(first: Answer) -> None:
-    with answering(first, Answer(404, {"error": "Not found."})) as server:
+    with HttpServer(first, Answer(404, {"error": "Not found."})) as server:
         with pytest.raises(CloudApiError) as caught:
             HttpClient(Auth(server.url, TOKEN)).call("DELETE", "/v1/endpoints/d")
     assert caught.value.status == 404
 
 
 def test_a_missing_resource_after_a_retry_is_an_error() -> None:
-    with answering(Answer(502), Answer(404)) as server, pytest.raises(CloudApiError):
+    with HttpServer(Answer(502), Answer(404)) as server, pytest.raises(CloudApiError):
         HttpClient(Auth(server.url, TOKEN)).call("GET", "/v1/jobs/j")
 
 
 @pytest.mark.parametrize("lost", [Answer(None), Answer(500), Answer(503), Answer(429), Answer(408)])
 def test_a_post_without_a_key_is_never_sent_twice(lost: Answer) -> None:
-    with answering(lost, Answer(body={"key": {"id": "k", "label": "ci"}})) as server:
+    with HttpServer(lost, Answer(body={"key": {"id": "k", "label": "ci"}})) as server:
         client = CloudApiClient(server.url, TokenCredentials(TOKEN, server.url), scope=Scope("o", "p"))
         with pytest.raises((CloudApiError, BackendUnavailable)):
             client.create_deployment_key("d", "ci")
@@ -242,7 +242,7 @@ def test_a_response_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_failed_attempts_of_an_earlier_call_do_not_count() -> None:
-    with answering(Answer(502), Answer(204, b""), Answer(404)) as server:
+    with HttpServer(Answer(502), Answer(204, b""), Answer(404)) as server:
         caller = HttpClient(Auth(server.url, TOKEN))
         caller.call("DELETE", "/v1/endpoints/d")
         with pytest.raises(CloudApiError):

@@ -16,14 +16,13 @@ from arkor.client.auth.oauth import request_token
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy
-from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
 from arkor.errors import ArkorError, BackendUnavailable, TrainerAborted
 from arkor.protocol.events import TrainingLog
 from arkor.protocol.jobs import Scope
 from tests.fakes.corporate_proxy import CorporateProxy
-from tests.fakes.http_server import Answer, answering
-from tests.fakes.sse_server import log_frame, send_and_hold, serving
+from tests.fakes.http_server import Answer, HttpServer
+from tests.fakes.sse_server import ScriptedServer, log_frame, send
 
 HOST = "backend.example"
 URL = f"https://{HOST}"
@@ -42,7 +41,7 @@ def corporate_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def test_a_call_goes_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
-    with answering(Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(body={"a": 1})) as server:
         corporate_proxy.serve(HOST, server.url)
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
     assert corporate_proxy.tunnels == [f"CONNECT {HOST}:443"]
@@ -52,7 +51,7 @@ def test_a_call_goes_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
 def test_an_upload_goes_through_a_tunnel(corporate_proxy: CorporateProxy, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b'{"text": "a row"}\n' * 200_000)
-    with answering(Answer(201, {"dataset": {"url": "/v1/datasets/d"}})) as server:
+    with HttpServer(Answer(201, {"dataset": {"url": "/v1/datasets/d"}})) as server:
         corporate_proxy.serve(HOST, server.url)
         client = CloudApiClient(URL, TokenCredentials(TOKEN, URL), scope=Scope("o", "p"))
         assert client.upload_dataset(rows).url == "/v1/datasets/d"
@@ -64,7 +63,7 @@ def test_an_abort_interrupts_a_tls_stream_at_once(
     corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch, tunnelled: bool
 ) -> None:
     released, abort, set_at = threading.Event(), threading.Event(), []
-    with serving(send_and_hold(log_frame(1), until=released)) as server:
+    with ScriptedServer(send(log_frame(1), until=released)) as server:
         port = corporate_proxy.serve("localhost" if not tunnelled else HOST, server.url)
         http = HttpClient(Auth(URL if tunnelled else f"https://localhost:{port}", TOKEN))
         stream = EventStream(lambda cursor: http.open("GET", "/"), ReconnectPolicy(max_attempts=0))
@@ -80,14 +79,14 @@ def test_an_abort_interrupts_a_tls_stream_at_once(
 
 
 def test_a_token_is_requested_through_a_tunnel(corporate_proxy: CorporateProxy) -> None:
-    with answering(Answer(body={"access_token": "another-token"})) as server:
+    with HttpServer(Answer(body={"access_token": "another-token"})) as server:
         corporate_proxy.serve("login.example", server.url)
         assert request_token("login.example", {"grant_type": "refresh_token"})["access_token"] == "another-token"
     assert corporate_proxy.tunnels == ["CONNECT login.example:443"]
 
 
 def test_loopback_uses_no_proxy_but_the_authority(corporate_proxy: CorporateProxy) -> None:
-    with answering(Answer(308, headers={"Location": "/v1/y"}), Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(308, headers={"Location": "/v1/y"}), Answer(body={"a": 1})) as server:
         port = corporate_proxy.serve("localhost", server.url)
         assert HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x") == {"a": 1}
     assert corporate_proxy.tunnels == []
@@ -109,7 +108,7 @@ def test_each_certificate_variable_is_used(
 ) -> None:
     monkeypatch.setenv(variable, str(corporate_proxy.bundle))
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    with answering(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
+    with HttpServer(Answer(body={"a": 1}), Answer(body={"access_token": "another-token"})) as server:
         corporate_proxy.serve(HOST, server.url)
         corporate_proxy.serve("login.example", server.url)
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
@@ -120,7 +119,7 @@ def test_requests_variables_take_precedence(
     corporate_proxy: CorporateProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
-    with answering(Answer(body={"a": 1})) as server:
+    with HttpServer(Answer(body={"a": 1})) as server:
         corporate_proxy.serve(HOST, server.url)
         assert HttpClient(Auth(URL, TOKEN)).call("GET", "/v1/x") == {"a": 1}
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
@@ -138,7 +137,7 @@ def sentence_of(call: object) -> str:
 
 def test_an_untrusted_authority(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         corporate_proxy.serve(HOST, server.url)
         corporate_proxy.serve("login.example", server.url)
         began = time.monotonic()
@@ -159,7 +158,7 @@ def test_an_invalid_certificate_bundle(
     if content is not None:
         bundle.write_bytes(content)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         corporate_proxy.serve(HOST, server.url)
         corporate_proxy.serve("login.example", server.url)
         for call in (
@@ -170,7 +169,7 @@ def test_an_invalid_certificate_bundle(
 
 
 def test_a_certificate_of_another_host(corporate_proxy: CorporateProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Answer()) as server:
+    with HttpServer(Answer()) as server:
         port = corporate_proxy.serve("other.example", server.url)
         output = sentence_of(lambda: HttpClient(Auth(f"https://localhost:{port}", TOKEN)).call("GET", "/v1/x"))
     assert "is not valid for 'localhost'); check the address" in output
@@ -186,7 +185,7 @@ def test_a_proxy_that_blocks_is_named(corporate_proxy: CorporateProxy) -> None:
 
 
 def test_a_proxy_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(CorporateProxy(tmp_path, password="a-password-of-mine")) as company, answering(Answer()) as server:
+    with closing(CorporateProxy(tmp_path, password="a-password-of-mine")) as company, HttpServer(Answer()) as server:
         company.serve(HOST, server.url)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(company.bundle))
         monkeypatch.setenv("HTTPS_PROXY", company.proxy_url)

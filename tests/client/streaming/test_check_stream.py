@@ -13,8 +13,8 @@ from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig, Train
 from arkor.protocol.datasets import BlobDataset, FileDataset
 from arkor.protocol.jobs import JobConfig, Scope
 from arkor.results.check import Check
-from tests.fakes.http_server import Answer, HttpServer, answering
-from tests.fakes.sse_server import send_and_hold, serving
+from tests.fakes.http_server import Answer, HttpServer
+from tests.fakes.sse_server import ScriptedServer, send
 
 CONFIG = JobConfig("a/model", BlobDataset("https://example.org/rows.jsonl"))
 STREAM = {"Content-Type": "text/event-stream"}
@@ -44,7 +44,7 @@ def test_reports_are_merged_and_progress_is_reported() -> None:
         "end {}",
     )
     output: list[str] = []
-    with answering(answer) as server:
+    with HttpServer(answer) as server:
         found = client_of(server.url).check(CONFIG, say=output.append)
         assert server.requests[0].json() == {
             "config": {"model": "a/model", "datasetSource": {"type": "blob", "url": "https://example.org/rows.jsonl"}}
@@ -63,7 +63,7 @@ def test_reports_are_merged_and_progress_is_reported() -> None:
 )
 def test_a_backend_without_checks(answer: Answer) -> None:
     with (
-        answering(answer) as server,
+        HttpServer(answer) as server,
         pytest.raises(CloudApiError, match=r"cannot check a run before.*--dry-run") as error,
     ):
         check(server)
@@ -72,26 +72,26 @@ def test_a_backend_without_checks(answer: Answer) -> None:
 
 def test_a_missing_project() -> None:
     answer = Answer(404, {"error": "no project 'x'", "code": "project_not_found"})
-    with answering(answer) as server, pytest.raises(CloudApiError, match="no project 'x'"):
+    with HttpServer(answer) as server, pytest.raises(CloudApiError, match="no project 'x'"):
         check(server)
 
 
 def test_a_failure_in_the_stream_is_an_error_without_the_token() -> None:
     answer = frames(f'check.failed {{"error": "no {TOKEN} for you", "code": "invalid_request", "status": 400}}')
-    with answering(answer) as server, pytest.raises(CloudApiError, match=r"no \[token\] for you") as error:
+    with HttpServer(answer) as server, pytest.raises(CloudApiError, match=r"no \[token\] for you") as error:
         check(server)
     assert (error.value.status, error.value.code) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("kept", ['check.found {"found": {"trainRows": 3}}', "ping {}"])
 def test_an_incomplete_stream(kept: str) -> None:
-    with answering(frames(kept)) as server, pytest.raises(BackendUnavailable, match="before the end of the check"):
+    with HttpServer(frames(kept)) as server, pytest.raises(BackendUnavailable, match="before the end of the check"):
         check(server)
 
 
 def test_an_invalid_report() -> None:
     answer = frames('check.found {"found": {"lengths": {"rows": 1}}}', "end {}")
-    with answering(answer) as server, pytest.raises(CloudApiError, match="cannot be read"):
+    with HttpServer(answer) as server, pytest.raises(CloudApiError, match="cannot be read"):
         check(server)
 
 
@@ -99,7 +99,7 @@ def test_the_abort_signal_ends_a_check_at_once() -> None:
     signal = threading.Event()
     threading.Timer(0.3, signal.set).start()
     over = threading.Event()
-    with serving(send_and_hold(b"event: ping\ndata: {}\n\n", until=over)) as server:
+    with ScriptedServer(send(b"event: ping\ndata: {}\n\n", until=over)) as server:
         began = time.monotonic()
         with pytest.raises(TrainerAborted, match="the check was abandoned"):
             client_of(server.url).check(CONFIG, abort_signal=signal)

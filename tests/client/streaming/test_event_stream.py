@@ -19,23 +19,11 @@ from hypothesis import strategies as st
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.backoff import ReconnectPolicy
 from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
-from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
 from arkor.errors import CloudApiError, StreamLost, TrainerAborted
 from arkor.protocol.events import TrainingLog
-from tests.fakes.sse_server import (
-    END_FRAME,
-    PING_FRAME,
-    ScriptedServer,
-    answer,
-    frame,
-    hang_up,
-    log_frame,
-    send,
-    send_and_hold,
-    serving,
-)
+from tests.fakes.sse_server import END_FRAME, PING_FRAME, ScriptedServer, answer, frame, hang_up, log_frame, send
 
 FAST = ReconnectPolicy(initial_delay=0.001, max_delay=0.01)
 
@@ -62,27 +50,27 @@ def steps_until_end(stream: EventStream, deadline: Deadline | None = None) -> li
 
 
 def test_events_are_in_order_and_move_the_cursor() -> None:
-    with serving(send(*(log_frame(n) for n in (1, 2, 3)), END_FRAME)) as server:
+    with ScriptedServer(send(*(log_frame(n) for n in (1, 2, 3)), END_FRAME)) as server:
         stream = open_stream(server)
         assert steps_until_end(stream) == [1, 2, 3]
         assert stream.cursor == "3"
 
 
 def test_a_clean_end_resumes_after_the_last_event() -> None:
-    with serving(send(log_frame(1), log_frame(2)), send(log_frame(3), END_FRAME)) as server:
+    with ScriptedServer(send(log_frame(1), log_frame(2)), send(log_frame(3), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [1, 2, 3]
         assert [request.get("last-event-id") for request in server.requests] == [None, "2"]
 
 
 def test_an_incomplete_frame_is_requested_again() -> None:
-    with serving(send(log_frame(1), log_frame(2)[:-1]), send(log_frame(2), END_FRAME)) as server:
+    with ScriptedServer(send(log_frame(1), log_frame(2)[:-1]), send(log_frame(2), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [1, 2]
         assert server.requests[1]["last-event-id"] == "1"
 
 
 def test_a_server_that_replays_too_much_is_tolerated() -> None:
     everything = [log_frame(n) for n in range(1, 6)]
-    with serving(send(*everything[:3]), send(*everything, END_FRAME)) as server:
+    with ScriptedServer(send(*everything[:3]), send(*everything, END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [1, 2, 3, 4, 5]
 
 
@@ -90,7 +78,7 @@ def test_non_numeric_ids_are_not_dispatched_twice() -> None:
     def named(n: int) -> bytes:
         return log_frame(n).replace(f"id: {n}".encode(), f"id: é {n}-x".encode())
 
-    with serving(send(named(1), named(2)), send(named(1), named(2), named(3), END_FRAME)) as server:
+    with ScriptedServer(send(named(1), named(2)), send(named(1), named(2), named(3), END_FRAME)) as server:
         stream = open_stream(server)
         assert steps_until_end(stream) == [1, 2, 3]
         assert stream.cursor == "é 3-x"
@@ -110,14 +98,14 @@ def test_non_numeric_ids_are_not_dispatched_twice() -> None:
     ],
 )
 def test_failures_are_counted_and_survived(fault: object, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(fault, fault, send(log_frame(1), END_FRAME)) as server:  # type: ignore[arg-type]
+    with ScriptedServer(fault, fault, send(log_frame(1), END_FRAME)) as server:  # type: ignore[arg-type]
         with caplog.at_level(logging.INFO, "arkor"):
             assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
         output = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(output) == 2
         assert all("reconnecting in" in line for line in output)
         assert not any(record.exc_info for record in caplog.records)
-    with serving(fault) as server:  # type: ignore[arg-type]
+    with ScriptedServer(fault) as server:  # type: ignore[arg-type]
         with pytest.raises(StreamLost, match="failed 3 times in a row") as lost:
             steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2)))
         assert lost.value.__cause__ is not None
@@ -125,7 +113,7 @@ def test_failures_are_counted_and_survived(fault: object, caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("status", [401, 403, 410, 426])
 def test_final_statuses_end_the_stream_at_once(status: int) -> None:
-    with serving(answer(status)) as server:
+    with ScriptedServer(answer(status)) as server:
         with pytest.raises(CloudApiError):
             steps_until_end(open_stream(server))
         assert len(server.requests) == 1
@@ -133,7 +121,7 @@ def test_final_statuses_end_the_stream_at_once(status: int) -> None:
 
 def test_progress_resets_the_count_of_failures() -> None:
     two_faults_then_one = [answer(503), answer(503), send(log_frame(1)), answer(503), answer(503), send(END_FRAME)]
-    with serving(*two_faults_then_one) as server:
+    with ScriptedServer(*two_faults_then_one) as server:
         assert steps_until_end(open_stream(server, ReconnectPolicy(0.001, 0.01, max_attempts=2))) == [1]
 
 
@@ -148,7 +136,7 @@ def test_malformed_frames_are_skipped_and_move_the_cursor() -> None:
         b"id: 7\n\n",
         b"retry: 0\n\nretry: 99999999999999999999999999\nid: 8\n\n",
     ]
-    with serving(send(*odd), send(log_frame(9), END_FRAME)) as server:
+    with ScriptedServer(send(*odd), send(log_frame(9), END_FRAME)) as server:
         assert steps_until_end(open_stream(server)) == [9]
         assert server.requests[1]["last-event-id"] == "8"
 
@@ -165,7 +153,7 @@ def test_json_is_parsed_like_the_standard_library(tree: object, escaped: bool) -
 
 def test_non_finite_numbers_are_kept() -> None:
     data = '{"type":"training.log","jobId":"j","timestamp":"t","step":1,"loss":NaN,"evalLoss":1e999,"epoch":null,"learningRate":null,"nonFinite":{"learningRate":"-inf"}}'
-    with serving(send(frame(1, "training.log", data), END_FRAME)) as server:
+    with ScriptedServer(send(frame(1, "training.log", data), END_FRAME)) as server:
         with closing(open_stream(server).events(Deadline())) as events:
             event = next(events)
     assert isinstance(event, TrainingLog)
@@ -175,7 +163,7 @@ def test_non_finite_numbers_are_kept() -> None:
 
 
 def test_reconnect_resumes_after_the_last_event() -> None:
-    with serving(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
+    with ScriptedServer(send(log_frame(1), log_frame(2)), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
         with closing(stream.events(Deadline())) as events:
             assert next(events).step == 1  # type: ignore[union-attr]
@@ -192,14 +180,14 @@ def waits_for_headers(until: threading.Event) -> object:
 def test_an_abort_ends_the_wait_within_0_1_s(state: str) -> None:
     released = threading.Event()
     step = {
-        "reading": send_and_hold(log_frame(1), until=released),
-        "mid-frame": send_and_hold(log_frame(1), b"data: half", until=released),
+        "reading": send(log_frame(1), until=released),
+        "mid-frame": send(log_frame(1), b"data: half", until=released),
         "waiting for headers": waits_for_headers(released),
         "backing off": answer(503),
     }[state]
     policy = ReconnectPolicy(initial_delay=60)
     abort = threading.Event()
-    with serving(step) as server:  # type: ignore[arg-type]
+    with ScriptedServer(step) as server:  # type: ignore[arg-type]
         set_at: list[float] = []
         timer = threading.Timer(0.3, lambda: (set_at.append(time.monotonic()), abort.set()))
         timer.start()
@@ -211,7 +199,7 @@ def test_an_abort_ends_the_wait_within_0_1_s(state: str) -> None:
 
 def test_a_timeout_is_a_timeout_error_and_the_next_wait_resumes() -> None:
     released = threading.Event()
-    with serving(send_and_hold(log_frame(1), until=released), send(log_frame(2), END_FRAME)) as server:
+    with ScriptedServer(send(log_frame(1), until=released), send(log_frame(2), END_FRAME)) as server:
         stream = open_stream(server)
         with pytest.raises(TimeoutError):
             steps_until_end(stream, Deadline.after(None, 0.2))
@@ -221,7 +209,7 @@ def test_a_timeout_is_a_timeout_error_and_the_next_wait_resumes() -> None:
 
 def test_no_reader_thread_is_left() -> None:
     released = threading.Event()
-    with serving(send_and_hold(log_frame(1), until=released)) as server:
+    with ScriptedServer(send(log_frame(1), until=released)) as server:
         for _ in range(20):
             stream = open_stream(server)
             with closing(stream.events(Deadline())) as events:
@@ -260,7 +248,7 @@ def test_each_event_is_delivered_once_whatever_the_server_does(
             return
         (answer(500) if kind == "error" else send(*played[kind]))(connection, headers)  # type: ignore[arg-type]
 
-    with serving(step) as server:  # type: ignore[arg-type]
+    with ScriptedServer(step) as server:  # type: ignore[arg-type]
         assert steps_until_end(open_stream(server, ReconnectPolicy(0.0, 0.0))) == list(range(1, log + 1))
 
 
@@ -281,7 +269,10 @@ def logged_delays(caplog: pytest.LogCaptureFixture) -> list[float]:
 @pytest.mark.parametrize(("payload", "output"), [("Retry-After: 0.2", 0.2), ("Retry-After: 3600", 0.3)])
 def test_a_retry_after_is_honoured_up_to_the_cap(payload: str, output: float, caplog: pytest.LogCaptureFixture) -> None:
     policy = ReconnectPolicy(initial_delay=0.0, max_delay=0.3)
-    with serving(answer(429, b"", payload), send(log_frame(1), END_FRAME)) as server, caplog.at_level("INFO", "arkor"):
+    with (
+        ScriptedServer(answer(429, b"", payload), send(log_frame(1), END_FRAME)) as server,
+        caplog.at_level("INFO", "arkor"),
+    ):
         assert steps_until_end(open_stream(server, policy)) == [1]
     assert logged_delays(caplog) == [output]
 
@@ -296,7 +287,7 @@ def test_the_retry_field_sets_the_base_delay(
     """A delay of 0 would become a hot loop, so there is a minimum."""
     policy = ReconnectPolicy(initial_delay=10.0, max_delay=0.4)
     steps = [send(f"retry: {wish}\n\n".encode(), log_frame(1)), send(log_frame(2), END_FRAME)]
-    with serving(*steps) as server, caplog.at_level("INFO", "arkor"):
+    with ScriptedServer(*steps) as server, caplog.at_level("INFO", "arkor"):
         began = time.monotonic()
         assert steps_until_end(open_stream(server, policy)) == [1, 2]
         assert time.monotonic() - began > 0.07
@@ -305,7 +296,7 @@ def test_the_retry_field_sets_the_base_delay(
 
 
 def test_an_unreachable_server_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with serving() as gone:
+    with ScriptedServer() as gone:
         pass
     with pytest.raises(StreamLost, match="failed 2 times in a row"):
         steps_until_end(open_stream(gone, ReconnectPolicy(0.01, 0.01, max_attempts=1)))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from arkor import CloudApiError, ReconnectPolicy, Trainer, TrainerAborted
-from tests.fakes.run_server import running, send_chunked
+from tests.fakes.run_server import RunServer, send_chunked
 from tests.fakes.sse_server import END_FRAME, PING_FRAME, STREAM_HEAD, Step, answer, frame, hang_up
 
 FEW = 150
@@ -152,7 +152,7 @@ def play(seed: int, folder: Path) -> None:
     log, caller = Log(rng), Caller(rng)
     away = lambda seconds: server.go_away(seconds)  # noqa: E731, PLW0108 - the server is there a moment later
     steps = [misbehave(log, rng, away) for _ in range(rng.randint(0, 8))]
-    with running(*steps, behave(log, rng)) as server:
+    with RunServer(*steps, behave(log, rng)) as server:
         trainer = server.watch(
             folder,
             callbacks=caller,

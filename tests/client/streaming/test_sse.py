@@ -172,7 +172,7 @@ SOUP = st.lists(
 CUTS = st.lists(st.integers(0, 2**16), max_size=8)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(SOUP.map(b"".join), CUTS)
 @example(b"\xef\xbb\xbfdata: \xe2\x82\xac\r\n\r\n", [1, 2, 10, 11, 13, 14])
 def test_any_bytes_in_any_split_are_parsed_by_the_standard(stream: bytes, cuts: list[int]) -> None:
@@ -230,14 +230,14 @@ def received(*chunks: bytes) -> list[tuple[str, str]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(EVENTS, CUTS, st.integers(0, 3))
 def test_what_the_backend_sends_arrives(events: list[ev.Event], cuts: list[int], mark_every: int) -> None:
     expected = [(str(number), repr(event)) for number, event in enumerate(events, start=1)]
     assert received(*pieces(b"".join(sent(events, mark_every)), cuts)) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(EVENTS, CUTS, st.integers(0, 2**16))
 def test_a_truncated_stream_is_a_prefix(events: list[ev.Event], cuts: list[int], end: int) -> None:
     parts = sent(events)

@@ -63,7 +63,7 @@ def send(page: Any, text: str) -> None:
 def test_a_checkpoint_answers_while_its_run_goes_on(
     chat_studio: Studio, chat_client: CloudApiClient, new_tab: Callable[..., Tab]
 ) -> None:
-    job = submit(chat_client, NAME, max_steps=400, save_steps=10)
+    job = submit(chat_client, NAME, max_steps=200, save_steps=10)
     until(chat_client, job, "running")
     page = playground(new_tab(chat_studio), f"run={job}")
     steps = page.get_by_label("Model: checkpoint", exact=True)

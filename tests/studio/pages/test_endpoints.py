@@ -16,7 +16,9 @@ import pytest
 import requests
 
 from arkor.client.api import CloudApiClient
+from arkor.errors import CloudApiError
 from arkor.protocol.deployments import Deployment
+from arkor.studio.rendering import form_message
 from tests.studio.conftest import Studio, start_studio
 from tests.studio.pages.test_playground import ask_endpoint, eventually, run, shown, trained
 
@@ -69,7 +71,7 @@ def test_a_new_one_of_a_checkpoint(studio_env: Studio, client: CloudApiClient) -
     ("change", "sentence"),
     [
         ({"slug": "-x"}, "Name: must be 2 to 50 of a-z, 0-9 and hyphens"),
-        ({"slug": "www"}, "reserved"),
+        ({"slug": "www"}, "Name: &#39;www&#39; is reserved; choose another one"),
         ({"slug": NAME}, "Name: must be 2 to 50"),
         ({"slug": "an-endpoint"}, "The slug &#39;an-endpoint&#39; is taken; choose another."),
         ({"model": ""}, "Model: choose a run or a model"),
@@ -90,6 +92,21 @@ def test_what_is_wrong_is_said_in_the_form(
     assert sentence in answer.text
     assert NAME not in answer.text
     assert [one.slug for one in client.list_deployments()] == ["an-endpoint"]
+
+
+def test_an_error_of_the_backend_has_the_label_of_the_field(
+    studio_env: Studio, client: CloudApiClient, endpoint: Deployment
+) -> None:
+    with pytest.raises(CloudApiError, match=r"^label: must be one line of 1 to 80 visible") as refused:
+        client.create_deployment_key(endpoint.id, "a\u200eb")
+    assert refused.value.field == "label"
+    answer = studio_env.post(f"/actions/endpoints/{endpoint.id}/keys", data={"label": "a\u200eb"})
+    assert answer.status_code == 400
+    assert "Label: must be one line of 1 to 80 visible" in answer.text
+    with pytest.raises(CloudApiError, match=r"^runRetentionDays: requires") as refused:
+        client.update_deployment(endpoint.id, run_retention_mode="unlimited")
+        client.update_deployment(endpoint.id, run_retention_days=3)
+    assert "Days: requires the retention mode" in form_message(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from arkor.backend.http.authentication import require_scope
+from arkor.backend.http.authentication import PROJECT
 from arkor.backend.http.body import read_object
 from arkor.backend.http.errors import ApiError, generation_error, invalid_field
 from arkor.backend.http.event_stream import EventStreamResponse
-from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.deployments import resolve_target
 from arkor.backend.http.schema import EVENTS
-from arkor.backend.http.state import app_state
+from arkor.backend.http.state import AppState
 from arkor.backend.inference.constraints import parse_constraint, parse_tool_choice
 from arkor.backend.inference.messages import (
     CallDelta,
@@ -33,6 +33,7 @@ from arkor.backend.inference.messages import (
 from arkor.backend.inference.service import InferenceService, ReplyStream
 from arkor.backend.store.store import new_id
 from arkor.errors import InvalidConfig
+from arkor.protocol.accounts import Project
 from arkor.protocol.chat import InferenceRequest, Sampling, stop_strings
 from arkor.protocol.codec import dumps, from_wire
 from arkor.protocol.model_target import ModelTarget
@@ -66,15 +67,14 @@ routes = RouteTable()
         409: "The adapter cannot be used: it is damaged, or its run has diverged.",
     },
 )
-async def chat(request: Request) -> Response:
+async def chat(request: Request, state: AppState, project: Project) -> Response:
     """Generate a chat completion from an adapter or a base model."""
-    scope, state = await require_scope(request), app_state(request)
     body = await read_object(request, InferenceRequest, BODY_LIMIT)
     asked = from_wire(InferenceRequest, {name: value for name, value in body.items() if value is not None})
     asked.check()
     completion = build_completion(asked)
     target = ModelTarget(None if asked.adapter else asked.base_model, asked.adapter)
-    model, folder = await run_in_threadpool(resolve_target, state, scope.project, target)
+    model, folder = await run_in_threadpool(resolve_target, state, project, target)
     if asked.base_model not in (None, model):
         problem = f"the adapter was trained on {model!r}, not on {asked.base_model!r}"
         raise invalid_field("baseModel", problem, "leave it out")

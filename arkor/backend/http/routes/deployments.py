@@ -10,29 +10,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arkor.backend.compute.models import submission_problem
-from arkor.backend.http.authentication import job_not_found, require_scope
-from arkor.backend.http.body import read_object
+from arkor.backend.http.authentication import PROJECT, deployment_not_found, require_job
 from arkor.backend.http.errors import ApiError, invalid_field
-from arkor.backend.http.openapi import PROJECT, ResponseSpec, RouteTable, id_links
-from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema
-from arkor.backend.http.state import AppState, app_state
+from arkor.backend.http.openapi import ResponseSpec, RouteTable, id_links
+from arkor.backend.http.schema import BOOLEAN, TEXT, any_of, array_schema, object_schema, string_schema
+from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import adapter_folder
 from arkor.backend.runs.paths import run_folder
-from arkor.backend.store.deployments import MAX_KEYS, SlugAlreadyExists, TooManyKeys
-from arkor.backend.store.store import ProjectRecord, new_id
+from arkor.backend.store.deployments import MAX_KEYS, TooManyKeys
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import new_id
 from arkor.formatting import quote
+from arkor.protocol.accounts import Project
 from arkor.protocol.codec import camel_case, to_wire
 from arkor.protocol.deployments import (
     AUTH_MODES,
     LABEL_LENGTH,
     MAX_RETENTION_DAYS,
     RETENTION_MODES,
-    SLUG_LENGTH,
+    SLUG,
     Deployment,
     DeploymentKey,
 )
@@ -60,31 +60,13 @@ _TARGET = any_of(
         ),
     ),
 )
-_SLUG = {
-    "type": "string",
-    "minLength": SLUG_LENGTH[0],
-    "maxLength": SLUG_LENGTH[1],
-    "pattern": "^[a-z0-9][a-z0-9-]*[a-z0-9]$",
-    "description": f"{SLUG_LENGTH[0]} to {SLUG_LENGTH[1]} of a-z, 0-9 and hyphens, with no hyphen first or last",
-}
 _AUTH_MODE = {"enum": [*AUTH_MODES]}
 _RETENTION_DAYS = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_RETENTION_DAYS}
+_RETENTION = {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS}
+_NEW_RETENTION = {**_RETENTION, "runRetentionMode": {"enum": [*RETENTION_MODES]}}
 
-NEW_DEPLOYMENT = object_schema(
-    {"runRetentionMode": {"enum": [*RETENTION_MODES, None]}, "runRetentionDays": _RETENTION_DAYS},
-    slug=_SLUG,
-    target=_TARGET,
-    authMode=_AUTH_MODE,
-)
-DEPLOYMENT_CHANGE = object_schema(
-    {
-        "target": _TARGET,
-        "authMode": _AUTH_MODE,
-        "enabled": BOOLEAN,
-        "runRetentionMode": {"enum": [*RETENTION_MODES]},
-        "runRetentionDays": _RETENTION_DAYS,
-    }
-)
+NEW_DEPLOYMENT = object_schema(_RETENTION, slug=SLUG, target=_TARGET, authMode=_AUTH_MODE)
+DEPLOYMENT_CHANGE = object_schema({"target": _TARGET, "authMode": _AUTH_MODE, "enabled": BOOLEAN, **_NEW_RETENTION})
 
 _DEPLOYMENT = object_schema(deployment=Deployment)
 _LINKS = id_links(
@@ -96,12 +78,8 @@ _LINKS = id_links(
 )
 _MODEL_ERRORS = {400: "The model cannot be used.", 404: "The run has no such adapter."}
 
-_LABEL = {
-    "type": "string",
-    "minLength": LABEL_LENGTH[0],
-    "maxLength": LABEL_LENGTH[1],
-    "description": f"one line of {LABEL_LENGTH[0]} to {LABEL_LENGTH[1]} visible characters",
-}
+_LABEL_RULE = f"one line of {LABEL_LENGTH[0]} to {LABEL_LENGTH[1]} visible characters"
+_LABEL = string_schema(_LABEL_RULE, minLength=LABEL_LENGTH[0], maxLength=LABEL_LENGTH[1])
 NEW_KEY = object_schema(label=_LABEL)
 _LISTED_KEY = object_schema(
     id=TEXT, label=TEXT, prefix=TEXT, enabled=BOOLEAN, createdAt=TEXT, lastUsedAt={"type": ["string", "null"]}
@@ -116,10 +94,9 @@ routes = RouteTable()
     PROJECT,
     responses={200: ResponseSpec("By slug.", object_schema(deployments=array_schema(Deployment)))},
 )
-async def list_deployments(request: Request) -> Response:
+def list_deployments(state: AppState, project: Project) -> Response:
     """List the deployments of the project."""
-    scope = await require_scope(request)
-    found = await run_in_threadpool(app_state(request).store.deployments.of_project, scope.project.id)
+    found = state.store.deployments.of_project(project.id)
     return JSONResponse({"deployments": [_json(deployment) for deployment in found]})
 
 
@@ -130,32 +107,25 @@ async def list_deployments(request: Request) -> Response:
     responses={201: ResponseSpec("The deployment.", _DEPLOYMENT, links=_LINKS)},
     errors={**_MODEL_ERRORS, 409: "The slug is taken; slugs are unique on the backend, not in a project."},
 )
-async def create_deployment(request: Request) -> Response:
+def create_deployment(state: AppState, project: Project, body: dict[str, Any]) -> Response:
     """Deploy a model at an address of its own."""
-    scope, state = await require_scope(request), app_state(request)
-    body = await read_object(request, NEW_DEPLOYMENT)
     slug, time = body["slug"], now()
     if slug in RESERVED or slug.startswith("xn--"):
         raise invalid_field("slug", f"{slug!r} is reserved", "choose another one")
-    ids = {"id": new_id(), "org_id": scope.org.id, "project_id": scope.project.id}
+    ids = {"id": new_id(), "org_id": project.org_id, "project_id": project.id}
     fields: dict[str, Any] = {**ids, "created_at": time, "updated_at": time, **_parse_change(body, None)}
     deployment = Deployment(slug=slug, **fields)
-
-    def write() -> None:
-        with _pinned_target(state, scope.project, deployment.id, deployment.target):
-            state.store.deployments.add(deployment)
-
     try:
-        await run_in_threadpool(write)
-    except SlugAlreadyExists:
+        with _pinned_target(state, project, deployment.id, deployment.target):
+            state.store.deployments.add(deployment)
+    except AlreadyExists:
         raise ApiError(409, f"The slug {slug!r} is taken; choose another.", "slug_taken") from None
     return JSONResponse({"deployment": _json(deployment)}, 201)
 
 
 @routes.add("GET /v1/endpoints/{id}", PROJECT, responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)})
-async def get_deployment(request: Request) -> Response:
+def get_deployment(deployment: Deployment) -> Response:
     """Return a deployment."""
-    _, deployment = await _require_deployment(request)
     return JSONResponse({"deployment": _json(deployment)})
 
 
@@ -166,55 +136,28 @@ async def get_deployment(request: Request) -> Response:
     responses={200: ResponseSpec("The deployment.", _DEPLOYMENT)},
     errors=_MODEL_ERRORS,
 )
-async def update_deployment(request: Request) -> Response:
+def update_deployment(state: AppState, project: Project, deployment: Deployment, body: dict[str, Any]) -> Response:
     """Change the given fields.
 
     Conversations that are older than a new retention period are deleted at once.
     """
-    project, deployment = await _require_deployment(request)
-    change = _parse_change(await read_object(request, DEPLOYMENT_CHANGE), deployment)
-    state = app_state(request)
-
-    def write() -> Deployment:
-        with _pinned_target(state, project, deployment.id, change.get("target")):
-            changed = state.store.deployments.replace(deployment.id, change)
-            if changed is None:
-                raise _deployment_not_found(project, deployment.id)
-        state.conversations.apply_retention(changed)
-        return changed
-
-    return JSONResponse({"deployment": _json(await run_in_threadpool(write))})
+    change = _parse_change(body, deployment)
+    with _pinned_target(state, project, deployment.id, change.get("target")):
+        changed = state.store.deployments.replace(deployment.id, change)
+        if changed is None:
+            raise deployment_not_found(project, deployment.id)
+    state.conversations.apply_retention(changed)
+    return JSONResponse({"deployment": _json(changed)})
 
 
 @routes.add("DELETE /v1/endpoints/{id}", PROJECT, responses={204: ResponseSpec("The deployment is deleted.")})
-async def delete_deployment(request: Request) -> Response:
+def delete_deployment(state: AppState, deployment: Deployment) -> Response:
     """Delete a deployment with its keys and its conversations."""
-    _, deployment = await _require_deployment(request)
-    state = app_state(request)
-
-    def remove() -> None:
-        state.conversations.delete(deployment.id)
-        with state.checkpoint_pins.pin_moved(deployment.id, lambda: state.store.deployments.get(deployment.id), None):
-            state.store.deployments.remove(deployment.id)
-        state.conversations.delete(deployment.id)  # those stored in the meantime
-
-    await run_in_threadpool(remove)
+    state.conversations.delete(deployment.id)
+    with state.checkpoint_pins.pin_moved(deployment.id, lambda: state.store.deployments.get(deployment.id), None):
+        state.store.deployments.remove(deployment.id)
+    state.conversations.delete(deployment.id)  # those stored in the meantime
     return Response(status_code=204)
-
-
-async def _require_deployment(request: Request) -> tuple[ProjectRecord, Deployment]:
-    """Return the project of the call and its deployment of the path's id. Raises a 404."""
-    project = (await require_scope(request)).project
-    deployment_id = request.path_params["id"]
-    found = await run_in_threadpool(app_state(request).store.deployments.get, deployment_id)
-    if found is None or found.project_id != project.id:
-        raise _deployment_not_found(project, deployment_id)
-    return project, found
-
-
-def _deployment_not_found(project: ProjectRecord, deployment_id: str) -> ApiError:
-    problem = f"The project {project.slug!r} has no deployment {quote(deployment_id)}."
-    return ApiError(404, problem, "deployment_not_found")
 
 
 def _json(deployment: Deployment) -> dict[str, Any]:
@@ -226,8 +169,7 @@ def _json(deployment: Deployment) -> dict[str, Any]:
 
 def _parse_change(body: Mapping[str, Any], current: Deployment | None) -> dict[str, Any]:
     """Return the fields that the body sets, by their Python names; a new one has no `current`."""
-    names = {"authMode": "auth_mode", "enabled": "enabled"}
-    change = {name: body[wire_name] for wire_name, name in names.items() if wire_name in body}
+    change = {name: body[camel_case(name)] for name in ("auth_mode", "enabled") if camel_case(name) in body}
     if "target" in body:
         change["target"] = ModelTarget.parse(body["target"], reject_unknown=True).to_wire()
     if current is None or {"runRetentionMode", "runRetentionDays"} & body.keys():
@@ -255,10 +197,9 @@ def _parse_retention(body: Mapping[str, Any], current: Deployment | None) -> tup
     PROJECT,
     responses={200: ResponseSpec("The keys, revoked ones included.", object_schema(keys=array_schema(_LISTED_KEY)))},
 )
-async def list_keys(request: Request) -> Response:
+def list_keys(state: AppState, deployment: Deployment) -> Response:
     """List the keys of a deployment."""
-    _, deployment = await _require_deployment(request)
-    found = await run_in_threadpool(app_state(request).store.deployments.keys_of, deployment.id)
+    found = state.store.deployments.keys_of(deployment.id)
     return JSONResponse({"keys": [_key_json(key, _LISTED_KEY) for key in found]})
 
 
@@ -269,19 +210,18 @@ async def list_keys(request: Request) -> Response:
     responses={201: ResponseSpec("The key; its plaintext is shown only here.", object_schema(key=_CREATED_KEY))},
     errors={409: f"The deployment has {MAX_KEYS} keys already."},
 )
-async def create_key(request: Request) -> Response:
+def create_key(state: AppState, project: Project, deployment: Deployment, body: dict[str, Any]) -> Response:
     """Create a key."""
-    project, deployment = await _require_deployment(request)
-    label = (await read_object(request, NEW_KEY))["label"].strip()
+    label = body["label"].strip()
     if not label.isprintable():
-        raise invalid_field("label", f"must be {_LABEL['description']}")
+        raise invalid_field("label", f"must be {_LABEL_RULE}")
     try:
-        key = await run_in_threadpool(app_state(request).store.deployments.add_key, deployment.id, label)
+        key = state.store.deployments.add_key(deployment.id, label)
     except TooManyKeys:
         problem = f"The deployment {deployment.slug!r} has {MAX_KEYS} keys."
         raise ApiError(409, problem, "too_many_keys", remedy="Revoke one first.") from None
     except LookupError:
-        raise _deployment_not_found(project, deployment.id) from None
+        raise deployment_not_found(project, deployment.id) from None
     return JSONResponse({"key": _key_json(key, _CREATED_KEY)}, 201)
 
 
@@ -290,11 +230,10 @@ async def create_key(request: Request) -> Response:
     PROJECT,
     responses={204: ResponseSpec("The key is revoked; it remains listed.")},
 )
-async def revoke_key(request: Request) -> Response:
+def revoke_key(request: Request, state: AppState, deployment: Deployment) -> Response:
     """Revoke a key."""
-    _, deployment = await _require_deployment(request)
     key_id = request.path_params["keyId"]
-    if not await run_in_threadpool(app_state(request).store.deployments.revoke_key, deployment.id, key_id):
+    if not state.store.deployments.revoke_key(deployment.id, key_id):
         raise ApiError(404, f"The deployment {deployment.slug!r} has no key {quote(key_id)}.", "key_not_found")
     return Response(status_code=204)
 
@@ -309,31 +248,23 @@ def _key_json(key: DeploymentKey, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_target(
-    state: AppState, project: ProjectRecord, target: ModelTarget, field: str = "baseModel"
+    state: AppState, project: Project, target: ModelTarget, field: str = "baseModel"
 ) -> tuple[str, str | None]:
-    """Return the base model and the adapter's folder; `field` names the base model in errors.
-
-    Raises a 400 or 404, or `GenerationError`, if they cannot be used.
-    """
+    """Return the base model and the adapter's folder. Raises a 400, 404 or `GenerationError`."""
     if target.adapter is None:
         model = target.base_model or ""
         if state.engine == "trl" and (problem := submission_problem(model, state.home)):
             raise invalid_field(field, problem.problem, problem.remedy)
         return model, None
-    job = state.store.job(project, target.adapter.job_id)
-    if job is None:
-        raise job_not_found(project, target.adapter.job_id)
+    job = require_job(state, project, target.adapter.job_id)
     return str(job.config["model"]), str(adapter_folder(run_folder(state.home, job.id), target.adapter))
 
 
 @contextmanager
 def _pinned_target(
-    state: AppState, project: ProjectRecord, deployment_id: str, target: Mapping[str, Any] | None
+    state: AppState, project: Project, deployment_id: str, target: Mapping[str, Any] | None
 ) -> Iterator[None]:
-    """Pin the checkpoint of a new target while the deployment is changed; None keeps the target.
-
-    Raises a 400 or 404 if the target cannot be used.
-    """
+    """Pin a new target's checkpoint during a change; None keeps it. Raises a 400 or 404."""
     if target is None:
         yield
         return

@@ -7,30 +7,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from attrs import field, frozen
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from arkor.backend.compute.models import submission_problem
 from arkor.backend.engine.hyperparameters import check_names
-from arkor.backend.http.authentication import CallScope, require_job, require_scope
-from arkor.backend.http.body import read_object
+from arkor.backend.http.authentication import PROJECT, require_job
 from arkor.backend.http.errors import ApiError, config_error, invalid_field
 from arkor.backend.http.event_stream import EventStreamResponse, open_stream
-from arkor.backend.http.openapi import PROJECT, Parameter, ResponseSpec, RouteTable, id_links
-from arkor.backend.http.schema import EVENTS, STRING, TEXT, array_schema, name_schema, object_schema
-from arkor.backend.http.state import AppState, app_state
+from arkor.backend.http.openapi import ResponseSpec, RouteTable, id_links
+from arkor.backend.http.schema import EVENTS, STRING, TEXT, Parameter, array_schema, name_schema, object_schema
+from arkor.backend.http.state import AppState
 from arkor.backend.inference.service import checkpoint_steps
-from arkor.backend.preflight.service import CheckRequest
 from arkor.backend.runs.event_log import last_id
 from arkor.backend.runs.log_queries import summary
 from arkor.backend.runs.paths import create_run, run_folder
 from arkor.backend.runs.sse import cursor_frame, parse_cursor
 from arkor.backend.store.run_registry import manifest
-from arkor.backend.store.store import AlreadyExists, JobRecord, OrgRecord, ProjectRecord, new_id
+from arkor.backend.store.schema import AlreadyExists
+from arkor.backend.store.store import JobRecord, new_id
 from arkor.backend.workers.supervisor import JobFinished
 from arkor.errors import InvalidConfig
+from arkor.protocol.accounts import Org, Project, User
 from arkor.protocol.codec import camel_case, from_wire, to_wire
 from arkor.protocol.datasets import BlobDataset, parse_dataset
 from arkor.protocol.events import now
@@ -70,13 +69,12 @@ routes = RouteTable()
     responses={200: ResponseSpec(_CHECK_EVENTS, EVENTS, "text/event-stream")},
     errors={**_INVALID_CONFIG, **_TOO_MANY_STREAMS},
 )
-async def check(request: Request) -> Response:
+async def check(state: AppState, user: User, project: Project, body: dict[str, Any]) -> Response:
     """Check a run without submitting it: its rows, their lengths, how long it will take."""
-    scope, state = await require_scope(request), app_state(request)
-    config, token = _split_token(_parse_config((await read_object(request, CHECK_REQUEST))["config"]))
-    await run_in_threadpool(_reject_unrunnable, state, scope.project, config)
-    frames = state.check_service.frames(CheckRequest(to_wire(config), token))
-    return EventStreamResponse(frames, open_stream(state.open_streams, scope.user))
+    config, token = _parse_config(body["config"])
+    await run_in_threadpool(_reject_unrunnable, state, project, config)
+    frames = state.check_service.frames(to_wire(config), token)
+    return EventStreamResponse(frames, open_stream(state.open_streams, user))
 
 
 @routes.add(
@@ -90,38 +88,36 @@ async def check(request: Request) -> Response:
     },
     errors={**_INVALID_CONFIG, 409: "The organisation has too many unfinished runs."},
 )
-async def submit(request: Request) -> Response:
+def submit(request: Request, state: AppState, org: Org, project: Project, body: dict[str, Any]) -> Response:
     """Submit a run."""
-    scope = await require_scope(request)
-    body = await read_object(request, NEW_JOB)
-    config, token = _split_token(_parse_config(body["config"]))
-    submission = Submission(scope, body["name"].strip(), config, token, IDEMPOTENCY_KEY.read(request))
-    job, new = await run_in_threadpool(_submit, app_state(request), submission)
-    return JSONResponse({"job": job_json(job)}, 201 if new else 200)
-
-
-@frozen
-class Submission:
-    """A valid `POST /v1/jobs`: `token` is the data set's, `key` the idempotency key."""
-
-    scope: CallScope
-    name: str
-    config: JobConfig
-    token: str | None = field(repr=False)
-    key: str | None
-
-
-def _submit(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
-    """Return the job and whether it is new."""
-    if existing := _existing_job(state, submission):
-        return existing, False
-    _reject_unrunnable(state, submission.scope.project, submission.config)
+    config, token = _parse_config(body["config"])
+    key = IDEMPOTENCY_KEY.read(request)
+    if existing := _existing_job(state, project, key):
+        return existing
+    _reject_unrunnable(state, project, config)
     with state.submission_lock:  # simultaneous submissions would each find the queue below its limit
-        _reject_full_queue(state, submission.scope.org)
-        return _queue(state, submission)
+        _reject_full_queue(state, org)
+        name, wire = body["name"].strip(), to_wire(config)
+        job = JobRecord(new_id(), org.id, project.id, name, JobStatus.QUEUED, wire, now())
+        folder = create_run(state.home, manifest(job, org, project, key), token)
+        try:
+            state.store.add_job(job, key)  # after its folder, as a worker may take the job from here on
+        except Exception as error:
+            folder.remove()
+            if isinstance(error, AlreadyExists) and (existing := _existing_job(state, project, key)):
+                return existing
+            raise
+    state.supervisor.wake()
+    return JSONResponse({"job": job_json(job)}, 201)
 
 
-def _reject_full_queue(state: AppState, org: OrgRecord) -> None:
+def _existing_job(state: AppState, project: Project, key: str | None) -> Response | None:
+    """Return the response with the job that was submitted with this key before."""
+    job = state.store.job_of_key(project, key) if key else None
+    return JSONResponse({"job": job_json(state.supervisor.current(job))}) if job else None
+
+
+def _reject_full_queue(state: AppState, org: Org) -> None:
     """Raise a 409, not a 503: until a run ends, repeating the request does not help."""
     allowed = max_queued_runs()
     unfinished = (job for job in state.store.unfinished() if job.org_id == org.id)
@@ -130,30 +126,8 @@ def _reject_full_queue(state: AppState, org: OrgRecord) -> None:
         raise ApiError(409, problem, "queue_full", remedy="Wait until one ends, or cancel one.")
 
 
-def _queue(state: AppState, submission: Submission) -> tuple[JobRecord, bool]:
-    """Create the job: its folder first, as a worker may take the job once its row exists."""
-    project, config = submission.scope.project, to_wire(submission.config)
-    job = JobRecord(new_id(), project.org_id, project.id, submission.name, JobStatus.QUEUED, config, now())
-    folder = create_run(state.home, manifest(job, submission.scope.org, project, submission.key), submission.token)
-    try:
-        state.store.add_job(job, submission.key)
-    except Exception as error:
-        folder.remove()
-        existing = _existing_job(state, submission) if isinstance(error, AlreadyExists) else None
-        if existing is None:
-            raise
-        return existing, False
-    state.supervisor.wake()
-    return job, True
-
-
-def _existing_job(state: AppState, submission: Submission) -> JobRecord | None:
-    job = state.store.job_of_key(submission.scope.project, submission.key) if submission.key else None
-    return state.supervisor.current(job) if job else None
-
-
-def _parse_config(value: Any) -> JobConfig:
-    """Decode the `config` of a request, whose field names are checked already. Raises a 400."""
+def _parse_config(value: Any) -> tuple[JobConfig, str | None]:
+    """Return the `config` of a request without the token of its data set, and the token. Raises a 400."""
     source = value["datasetSource"]
     if isinstance(source, dict) and source.get("type") == "file":
         remedy = 'Upload it with POST /v1/datasets and send {"type": "blob", "url": …}.'
@@ -161,7 +135,10 @@ def _parse_config(value: Any) -> JobConfig:
     config = from_wire(JobConfig, value)
     with _config_errors():
         config.check()
-    return attrs.evolve(config, dataset_source=parse_dataset(config.dataset_source, tolerant=True))
+    dataset, token = parse_dataset(config.dataset_source, tolerant=True), None
+    if isinstance(dataset, BlobDataset):
+        dataset, token = attrs.evolve(dataset, token=None), dataset.token
+    return attrs.evolve(config, dataset_source=dataset), token
 
 
 @contextmanager
@@ -175,15 +152,7 @@ def _config_errors() -> Iterator[None]:
         raise config_error(error, f"config.{outer}{dot}{inner}") from None
 
 
-def _split_token(config: JobConfig) -> tuple[JobConfig, str | None]:
-    """Return the configuration without the token of its data set, and the token."""
-    source = config.dataset_source
-    if not isinstance(source, BlobDataset):
-        return config, None
-    return attrs.evolve(config, dataset_source=attrs.evolve(source, token=None)), source.token
-
-
-def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfig) -> None:
+def _reject_unrunnable(state: AppState, project: Project, config: JobConfig) -> None:
     """Raise a 400 for a run that cannot start, as far as that is known without its worker."""
     source = config.dataset_source
     if isinstance(source, BlobDataset) and source.url.startswith("/v1/datasets/"):
@@ -213,19 +182,14 @@ def _reject_unrunnable(state: AppState, project: ProjectRecord, config: JobConfi
     },
     errors={404: "The project has no job `before`."},
 )
-async def list_jobs(request: Request) -> Response:
+def list_jobs(request: Request, state: AppState, project: Project) -> Response:
     """List the jobs of the project, newest first."""
-    scope, state = await require_scope(request), app_state(request)
     limit = LIMIT.read(request) or DEFAULT_PAGE_SIZE
     cursor, prefix = BEFORE.read(request), ID_PREFIX.read(request) or ""
-    before = await require_job(request, scope.project, cursor) if cursor else None
-
-    def read() -> dict[str, Any]:
-        found = state.store.jobs(scope.project, limit + 1, before=before, prefix=prefix)
-        page = [_current_json(state, job) for job in found[:limit]]
-        return {"jobs": page, **({"nextBefore": found[limit - 1].id} if len(found) > limit else {})}
-
-    return JSONResponse(await run_in_threadpool(read))
+    before = require_job(state, project, cursor) if cursor else None
+    found = state.store.jobs(project, limit + 1, before=before, prefix=prefix)
+    page = [_current_json(state, job) for job in found[:limit]]
+    return JSONResponse({"jobs": page, **({"nextBefore": found[limit - 1].id} if len(found) > limit else {})})
 
 
 @routes.add(
@@ -239,14 +203,9 @@ async def list_jobs(request: Request) -> Response:
         )
     },
 )
-async def get_job(request: Request) -> Response:
+def get_job(state: AppState, job: JobRecord) -> Response:
     """Return a job as it is now."""
-    job, state = await _job_of_path(request), app_state(request)
-
-    def read() -> dict[str, Any]:
-        return {**_current_json(state, job), "checkpoints": checkpoint_steps(run_folder(state.home, job.id))}
-
-    found = await run_in_threadpool(read)
+    found = {**_current_json(state, job), "checkpoints": checkpoint_steps(run_folder(state.home, job.id))}
     if found["status"] == JobStatus.RUNNING and (since := state.supervisor.stalled_since(job.id)):
         found["stalledSince"] = since
     return JSONResponse({"job": found})
@@ -258,18 +217,13 @@ async def get_job(request: Request) -> Response:
     responses={202: ResponseSpec("The job, which is being stopped.", JOB)},
     errors={409: "The run has ended already."},
 )
-async def cancel_job(request: Request) -> Response:
+def cancel_job(state: AppState, job: JobRecord) -> Response:
     """Cancel a run; its log and checkpoints remain."""
-    job, supervisor = await _job_of_path(request), app_state(request).supervisor
     try:
-        await run_in_threadpool(supervisor.cancel, job)
+        state.supervisor.cancel(job)
     except JobFinished as error:
         raise ApiError(409, f"The job {job.id!r} is {error} already.", "already_over") from None
-    return JSONResponse({"job": job_json(await run_in_threadpool(supervisor.current, job))}, 202)
-
-
-async def _job_of_path(request: Request) -> JobRecord:
-    return await require_job(request, (await require_scope(request)).project, request.path_params["id"])
+    return JSONResponse({"job": job_json(state.supervisor.current(job))}, 202)
 
 
 def _current_json(state: AppState, job: JobRecord) -> dict[str, Any]:
@@ -293,13 +247,11 @@ def job_json(job: JobRecord) -> dict[str, Any]:
     responses={200: ResponseSpec("Server-sent events; the last one is `end`.", EVENTS, "text/event-stream")},
     errors=_TOO_MANY_STREAMS,
 )
-async def stream_events(request: Request) -> Response:
+async def stream_events(request: Request, state: AppState, user: User, job: JobRecord) -> Response:
     """Stream the events of a run until it ends: those logged so far, then each as it is logged.
 
     With `since=now` the first frame is the position in the log at which the stream begins.
     """
-    scope, state = await require_scope(request), app_state(request)
-    job = await require_job(request, scope.project, request.path_params["id"])
     if request.method == "HEAD":
         return Response(media_type=EventStreamResponse.media_type)
     events = run_folder(state.home, job.id).events
@@ -308,4 +260,4 @@ async def stream_events(request: Request) -> Response:
     after = last_id(events) if from_now else parse_cursor(last_event_id)
     first_frame = cursor_frame(after) if from_now else b""
     frames = state.log_watcher.follow(events, after, over=job.status.terminal, greeting=first_frame)
-    return EventStreamResponse(frames, open_stream(state.open_streams, scope.user))
+    return EventStreamResponse(frames, open_stream(state.open_streams, user))

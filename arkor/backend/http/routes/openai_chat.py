@@ -9,8 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from arkor.backend.http.authentication import NOTHING
 from arkor.backend.http.errors import ApiError
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.chat import (
     STREAM_END,
     UNAVAILABLE,

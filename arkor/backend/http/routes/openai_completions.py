@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from arkor.backend.http.openapi import NOTHING, ResponseSpec, RouteTable
+from arkor.backend.http.authentication import NOTHING
+from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.chat import STREAM_END, UNAVAILABLE, Choice, Generation, frame, sampling_fields
 from arkor.backend.http.routes.openai_deployment import NO_KEY, NO_MODEL, Conversation, answer, read_call
 from arkor.backend.http.routes.openai_format import COMPLETION_REQUEST, ERROR_SCHEMA, TextRequest, read_text_request

@@ -13,7 +13,8 @@ from attrs import evolve
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare
 from arkor.backend.store.run_registry import manifest
-from arkor.backend.store.store import JobRecord, OrgRecord, ProjectRecord, Store, new_id
+from arkor.backend.store.store import JobRecord, Store, new_id
+from arkor.protocol.accounts import Org, Project
 from arkor.protocol.events import TrainingCompleted, TrainingStarted
 from arkor.protocol.jobs import JobStatus
 from tests.backend.caller import Caller, owner
@@ -116,8 +117,8 @@ def test_the_list_tells_of_running_runs_what_their_logs_say(tmp_path: Path) -> N
     backend.process.wait()
 
 
-def make_run(home: Path, job: JobRecord, project: ProjectRecord) -> None:
-    folder = create_run(home, manifest(job, OrgRecord("", "local", "Local"), project, None), None)
+def make_run(home: Path, job: JobRecord, project: Project) -> None:
+    folder = create_run(home, manifest(job, Org("", "local", "Local"), project, None), None)
     with LogWriter(folder.events) as log:
         for event in (TrainingStarted("", "1"), TrainingCompleted("", "2")):
             log.append(evolve(event, job_id=job.id))

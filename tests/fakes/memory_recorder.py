@@ -8,9 +8,11 @@ from typing import Any
 
 from attrs import Factory, define
 
+from arkor.backend.engine.interface import Recorder
+
 
 @define
-class MemoryRecorder:
+class MemoryRecorder(Recorder):
     """Writes checkpoints below `folder`; `stop_at` is the step after which the run is to stop."""
 
     folder: Path
