@@ -3,7 +3,7 @@
     python -m tests.clients.run [CLIENT…] [--home DIR] [-v]
 
 Each client is installed in an environment of its own below `build/clients`, in the version that
-`CLIENTS` pins, and its script in `scripts/` prints a line for each call. The model is that of the
+`CLIENTS` pins, and its script in `scripts/` prints a line for each call. The model comes from the
 template `triage`, trained in `build/clients/home` unless `--home` has a completed run. Exits with 1
 if a call fails.
 """
@@ -27,7 +27,7 @@ from tests.conftest import PROJECT, start_backend, stop_backend
 BUILD = PROJECT / "build" / "clients"
 SCRIPTS = Path(__file__).parent / "scripts"
 
-#: The packages of each client; those of `ai_sdk` are npm's.
+#: The packages of each client, from PyPI; for `ai_sdk` from npm.
 CLIENTS: Mapping[str, Sequence[str]] = {
     "openai": ["openai==3.57.0"],
     "litellm": ["litellm==1.110.2"],
@@ -94,7 +94,7 @@ def install(name: str) -> None:
 
 
 def deploy(home: Path) -> dict[str, str]:
-    """Deploy the final adapter of a completed run, trained if there is none; return the settings of clients."""
+    """Deploy the final adapter of a completed run, which may be trained first; return the clients' settings."""
     backend = connect()
     completed = [job for job in backend.list_jobs() if job.status is JobStatus.COMPLETED]
     job = completed[0] if completed else train()

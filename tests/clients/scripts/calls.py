@@ -29,7 +29,7 @@ def call(name: str) -> Callable[[Callable[[], Any]], None]:
     def run(function: Callable[[], Any]) -> None:
         try:
             note = function()
-        except Exception as error:  # noqa: BLE001 - the line says which
+        except Exception as error:  # noqa: BLE001 - any exception is a failed call
             print(f"FAILED\t{name}\t{type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
             if "-v" in sys.argv:
                 traceback.print_exc()

@@ -41,7 +41,7 @@ for responses in (False, True):
     @call(f"{kind}: bind_tools, then the result")
     def _(chat: ChatOpenAI = chat) -> str:
         forced = chat.bind_tools([get_balance], tool_choice="required")
-        question = HumanMessage("What is the balance of account A-1?")
+        question = HumanMessage("Look up the balance of A-1.")
         answer = forced.invoke([question])
         called = answer.tool_calls[0]
         result = ToolMessage(get_balance.invoke(called["args"]), tool_call_id=called["id"])

@@ -46,8 +46,8 @@ def _() -> str:
 def _() -> str:
     llm = OpenAILike(**TO, is_chat_model=True, is_function_calling_model=True)
     tool = FunctionTool.from_defaults(get_balance)
-    answer = llm.chat_with_tools([tool], "What is the balance of A-1?", tool_required=True)
+    answer = llm.chat_with_tools([tool], "Look up the balance of A-1.", tool_required=True)
     [called] = llm.get_tool_calls_from_response(answer)
     result = ChatMessage(role="tool", content="12 euro", additional_kwargs={"tool_call_id": called.tool_id})
-    history = [ChatMessage(role="user", content="What is the balance of A-1?"), answer.message, result]
+    history = [ChatMessage(role="user", content="Look up the balance of A-1."), answer.message, result]
     return str(llm.chat_with_tools([tool], chat_history=history).message.content)

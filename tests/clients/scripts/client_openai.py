@@ -115,7 +115,7 @@ def _() -> str:
     return triage(answer.output_text)
 
 
-@call("an unknown path says what there is")
+@call("an unknown path")
 def _() -> str:
     sentence = ""
     try:

@@ -241,7 +241,7 @@ async def start(
 ) -> Generation:
     """Return the generation of `n` choices for each completion, once one has a first token.
 
-    The completions have the same id, that of the generation. Raises `GenerationError`.
+    The completions share the id of the generation. Raises `GenerationError`.
     """
     n = n or 1
     repeated = [completion for completion in completions for _ in range(n)]

@@ -145,11 +145,11 @@ def read_request(body: Mapping[str, Any], base_model: str) -> ChatRequest:
     """Decode a body that matches `CHAT_REQUEST`. Raises a 400."""
     fields = {name: body[name] for name in _SHARED if body.get(name) is not None}
     fields["messages"] = _messages(body.get("messages"))
-    template = body.get("chat_template_kwargs") or {}
-    if not isinstance(template, Mapping) or template.keys() - {"enable_thinking"}:
+    template = {} if body.get("chat_template_kwargs") is None else body["chat_template_kwargs"]
+    known = isinstance(template, Mapping) and not template.keys() - {"enable_thinking"}
+    if not known or not all(isinstance(value, bool) for value in template.values()):
         raise invalid_field("chat_template_kwargs", 'must be an object like {"enable_thinking": false}')
-    if template.get("enable_thinking") is not None:
-        fields.setdefault("enable_thinking", template["enable_thinking"])
+    fields = {**template, **fields}
     stream: Any = False if body.get("stream") is None else body["stream"]
     request = InferenceRequest(**fields, base_model=base_model, max_tokens=_max_tokens(body), stream=stream)
     try:
@@ -232,8 +232,6 @@ class TextRequest:
 def read_text_request(body: Mapping[str, Any]) -> TextRequest:
     """Decode a body that matches `COMPLETION_REQUEST`. Raises a 400."""
     fields = {name: body[name] for name in (*_SAMPLING, "logprobs") if body.get(name) is not None}
-    if fields.get("logprobs") is False:  # as in chat completions
-        del fields["logprobs"]
     echo, stream = bool(body.get("echo")), bool(body.get("stream"))
     max_tokens = body.get("max_tokens")
     request = TextRequest(

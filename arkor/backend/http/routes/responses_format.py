@@ -116,6 +116,7 @@ def read_response_request(body: Mapping[str, Any], base_model: str, find_item: F
     for name, reason in _STATEFUL.items():
         if body.get(name) is not None:
             raise invalid_field(name, reason, "send the earlier items as input")
+    _check_extras(body)
     messages = _Messages(find_item)
     if body.get("instructions") is not None:
         messages.add_instructions(body["instructions"])
@@ -147,10 +148,23 @@ def read_response_request(body: Mapping[str, Any], base_model: str, find_item: F
 
 def _include(body: Mapping[str, Any]) -> Sequence[Any]:
     """Return the further data that are asked for; other kinds than log-probabilities never exist."""
-    value = body.get("include") or ()
-    if not isinstance(value, (list, tuple)):
+    value = [] if body.get("include") is None else body["include"]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise invalid_field("include", f'must be a list like ["{_INCLUDABLE_LOGPROBS}"]')
     return value
+
+
+def _check_extras(body: Mapping[str, Any]) -> None:
+    """Check the fields that do not reach the model. Raises a 400."""
+    metadata, options = body.get("metadata"), body.get("stream_options")
+    if metadata is not None and not _is_object_of(metadata, str):
+        raise invalid_field("metadata", "must be an object of strings")
+    if options is not None and (not _is_object_of(options, bool) or options.keys() - {"include_obfuscation"}):
+        raise invalid_field("stream_options", 'must be an object like {"include_obfuscation": false}')
+
+
+def _is_object_of(value: Any, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(inner, kind) for inner in value.values())
 
 
 def _reasoning_effort(value: Any) -> Any:

@@ -105,6 +105,7 @@ def test_a_failure_within_a_stream(backend_env: Backend) -> None:
         ("max_tokens", {"max_tokens": "5"}),
         ("logprobs", {"logprobs": 21}),
         ("logprobs", {"logprobs": True}),
+        ("logprobs", {"logprobs": False}),
         ("temperature", {"temperature": -1}),
         ("stop", {"stop": [""]}),
         ("n", {"n": 5}),
