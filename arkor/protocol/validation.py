@@ -151,7 +151,7 @@ _FORMAT_FIELDS = {"type": {"enum": tuple(ROW_FORMATS)}}
 def dataset_format(name: str, value: Any) -> None:
     if isinstance(value, str) and value in ROW_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
-    if not isinstance(value, Mapping) or value.get("type") not in ROW_FORMATS:
+    if not isinstance(value, Mapping) or value.get("type") not in [*ROW_FORMATS]:  # it may be unhashable
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
         raise InvalidConfig(name, f"must be one of {', '.join(map(repr, ROW_FORMATS))}, not {quote(kind)}")
     if unknown := next((key for key in value if key != "type"), None):

@@ -254,6 +254,7 @@ def test_responses_cannot_be_retrieved(deployment: PublicDeployment) -> None:
         ("conversation", {"conversation": "conv_1"}),
         ("prompt", {"prompt": {"id": "pmpt_1"}}),
         ("background", {"background": True}),
+        ("background", {"background": 0}),
         ("input", {"input": None}),
         ("input", {"input": []}),
         ("input", {"input": 5}),
