@@ -57,9 +57,9 @@ def _() -> str:
 
 @call("text: invoke")
 def _() -> str:
-    return triage(OpenAI(model=MODEL, max_retries=0, max_tokens=30).invoke(PROMPT))
+    return triage(OpenAI(model=MODEL, max_retries=0, max_tokens=30, temperature=0).invoke(PROMPT))
 
 
 @call("text: stream")
 def _() -> str:
-    return triage("".join(OpenAI(model=MODEL, max_retries=0, max_tokens=30).stream(PROMPT)))
+    return triage("".join(OpenAI(model=MODEL, max_retries=0, max_tokens=30, temperature=0).stream(PROMPT)))
