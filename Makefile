@@ -26,7 +26,7 @@ PYTEST       ?=
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test every-test test-fast test-newest test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
+.PHONY: help setup demo test every-test test-fast test-newest test-clients test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -84,6 +84,9 @@ test-schedules: setup ## Play 5,000 random schedules of network faults
 
 test-kills: setup ## Kill servers and workers by 200 random schedules
 	$(BIN)/python -m pytest tests/kills tests/backend/workers/test_resume.py --schedules 200 --timeout 36000
+
+test-clients: setup ## Run OpenAI clients of others against a deployment; installs each in build/clients
+	$(BIN)/python -m tests.clients.run $(CLIENTS)
 
 lock: $(CONSTRAINTS) ## Renew requirements.lock: the newest versions, for Python 3.10 to 3.14 on Linux and macOS
 	@mkdir -p build && echo '$(TORCH)' > build/torch.txt

@@ -187,7 +187,7 @@ def test_a_disabled_endpoint(site: Site) -> None:
 
 def test_a_wrong_parameter_goes_by_its_name(site: Site) -> None:
     with site.client() as client:
-        for change in ({"temperature": -1}, {"max_tokens": -5}, {"n": 3}, {"logprobs": True}, {"top_p": 7}):
+        for change in ({"temperature": -1}, {"max_tokens": -5}, {"n": 5}, {"top_logprobs": 3}, {"top_p": 7}):
             with pytest.raises(openai.BadRequestError) as refused:
                 client.chat.completions.create(model="any", messages=QUESTION, **change)
             assert [refused.value.param] == list(change)
@@ -217,6 +217,92 @@ def test_failures_of_the_model(site: Site) -> None:
         for chunk in client.chat.completions.create(model="any", messages=QUESTION, stream=True):
             output += chunk.choices[0].delta.content or ""
     assert output == "scripted: Wie "
+
+
+def test_errors_of_unknown_paths_have_their_sentence(site: Site) -> None:
+    with site.client() as client:
+        with pytest.raises(openai.NotFoundError, match="A deployment has /v1/chat/completions") as missing:
+            client.embeddings.create(model="any", input="a")
+        assert missing.value.code == "not_found"
+        with pytest.raises(openai.NotFoundError, match="not stored"):
+            client.responses.retrieve("resp_1")
+
+
+# Responses and text completions
+
+
+def test_a_response(site: Site) -> None:
+    with site.client() as client:
+        response = client.responses.create(model="any", input="a b", metadata={"a": "b"}, store=True)
+        assert response.output_text == "scripted: a b"
+        assert (response.status, response.metadata) == ("completed", {"a": "b"})
+        with client.responses.stream(model="any", input="a b") as stream:
+            kinds = [event.type for event in stream]
+            assert stream.get_final_response().output_text == "scripted: a b"
+        assert kinds.count("response.output_text.delta") == 3
+        with pytest.raises(openai.BadRequestError, match="responses are not stored") as refused:
+            client.responses.create(model="any", input="a", previous_response_id=response.id)
+        assert refused.value.param == "previous_response_id"
+
+
+def test_a_response_as_a_pydantic_model(real: openai.OpenAI) -> None:
+    response = real.responses.parse(model="any", input="a", text_format=Verdict, temperature=2.0)
+    assert isinstance(response.output_parsed, Verdict)
+    with real.responses.stream(model="any", input="a", text_format=Verdict, temperature=2.0) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_response().output_parsed, Verdict)
+
+
+def test_a_response_calls_a_tool_and_reads_its_result(real: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "weather", "parameters": Weather.model_json_schema(), "strict": False}
+    asked: dict[str, Any] = {"model": "any", "temperature": 2.0, "max_output_tokens": 400}
+    items: list[Any] = [{"role": "user", "content": "How warm is it in Bern?"}]
+    response = real.responses.create(input=items, tools=[tool], tool_choice="required", **asked)
+    (call,) = response.output
+    assert call.type == "function_call"
+    assert Weather.model_validate(json.loads(call.arguments))
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"}
+    after = real.responses.create(input=[*items, call, result], **asked)
+    assert after.output_text
+    with real.responses.stream(input=items, tools=[tool], tool_choice="required", **asked) as stream:
+        arguments = "".join(event.delta for event in stream if event.type == "response.function_call_arguments.delta")
+        (call,) = stream.get_final_response().output
+        assert call.type == "function_call"
+        assert call.arguments == arguments
+
+
+def test_a_text_completion(site: Site) -> None:
+    with site.client() as client:
+        answer = client.completions.create(model="any", prompt=["a b", "c"], echo=True, logprobs=1)
+        assert [choice.text for choice in answer.choices] == ["a bscripted: a b", "cscripted: c"]
+        assert answer.choices[0].logprobs is not None
+        assert answer.choices[0].logprobs.text_offset == [0, 2, 3, 13, 15]
+        parts = list(client.completions.create(model="any", prompt="a b", stream=True))
+        assert "".join(part.choices[0].text for part in parts) == "scripted: a b"
+        assert parts[-1].choices[0].finish_reason == "stop"
+
+
+def test_logprobs_of_a_real_model(real: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "any",
+        "messages": QUESTION,
+        "max_tokens": 12,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    whole = real.chat.completions.create(**asked, n=2).choices
+    for choice in whole:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        assert len(choice.logprobs.content) == 12
+        for token in choice.logprobs.content:  # the answer is greedy
+            assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
+            assert token.bytes
+    alone = real.chat.completions.create(**asked, seed=1).choices[0].logprobs
+    streamed = [chunk.choices[0].logprobs for chunk in real.chat.completions.create(**asked, seed=1, stream=True)]
+    assert alone is not None
+    assert [token for part in streamed if part for token in part.content or ()] == alone.content
 
 
 # Disconnects

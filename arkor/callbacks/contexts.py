@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import field, fields_dict, frozen
 
 from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
@@ -14,6 +14,9 @@ from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
+
+#: The keywords of `infer` that are fields of the request.
+_REQUEST_FIELDS = frozenset(fields_dict(InferenceRequest))
 
 
 @frozen
@@ -42,30 +45,28 @@ class Infer:
         structured_outputs: Mapping[str, Any] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        parallel_tool_calls: bool | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+        n: int | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
         abort_signal: threading.Event | None = None,
     ) -> ChatResponse:
         """Return a chat completion.
 
         `messages` have OpenAI's format; a string is one user message. `temperature=0` decodes
         greedily. With a class (attrs, dataclass, Pydantic) as `response_format`, `parsed` of the
-        response is an instance of it. `stop` are up to four strings that end the answer; the same
-        `seed` gives the same text. Raise `CloudApiError` for a response without a 2xx status.
+        response is an instance of it. `stop` are up to 16 strings that end the answer; the same
+        `seed` gives the same text. The other parameters are those of `InferenceRequest`. Raise
+        `CloudApiError` for a response without a 2xx status.
         """
-        request = InferenceRequest(
-            messages=[{"role": "user", "content": messages}] if isinstance(messages, str) else messages,
-            adapter=self.adapter,
-            base_model=self.base_model,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            stream=stream,
-            tools=tools,
-            tool_choice=tool_choice,
-            response_format=response_format,
-            structured_outputs=structured_outputs,
-            stop=stop,
-            seed=seed,
-        )
+        options: dict[str, Any] = {name: value for name, value in locals().items() if name in _REQUEST_FIELDS}
+        options["messages"] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        request = InferenceRequest(adapter=self.adapter, base_model=self.base_model, **options)
         return self._client.chat(request, abort_signal=abort_signal)
 
 

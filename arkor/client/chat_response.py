@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from attrs import define, field
 
 from arkor.client.http.deadline import Deadline
 from arkor.client.http.decoding import parse_object, read_chunks, read_with
@@ -21,6 +22,9 @@ from arkor.results.html_cards import text_card
 
 #: The most tool calls that a streamed message may contain.
 _MAX_TOOL_CALLS = 128
+
+#: The most answers that a streamed response may contain.
+_MAX_CHOICES = 16
 
 
 def deadline_for(abort_signal: threading.Event | None) -> Deadline | None:
@@ -41,11 +45,11 @@ class ChatResponse:
     ) -> None:
         self.raw = response
         self._response_class = response_class
-        self._finish_reason: str | None = None
         self._deadline = deadline_for(abort_signal)
         self._streamed = response.headers.get("Content-Type", "").startswith("text/event-stream")
         self._completion: dict[str, Any] = {}
-        self._message: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._choices: dict[int, _Choice] = {0: _Choice()}
+        self._metadata: dict[str, str] = {}
         self._deltas = self._read_stream() if self._streamed else self._read_completion()
 
     def __iter__(self) -> Iterator[str]:
@@ -67,10 +71,11 @@ class ChatResponse:
 
     def _status(self) -> tuple[str, str]:
         """Return the text that was read so far and a note on its state; read nothing."""
-        calls = [str(call.get("function", {}).get("name")) for call in self._message.get("tool_calls") or ()]
+        first = self._choices[0]
+        calls = [str(call.get("function", {}).get("name")) for call in first.message.get("tool_calls") or ()]
         called = f"calls {', '.join(calls)}; " if calls else ""
-        ended = f"ended: {self._finish_reason}" if self._finish_reason else "not read to its end; text() does that"
-        return str(self._message.get("content") or ""), called + ended
+        ended = f"ended: {first.finish_reason}" if first.finish_reason else "not read to its end; text() does that"
+        return str(first.message.get("content") or ""), called + ended
 
     def close(self) -> None:
         """Close the connection; the backend stops generating."""
@@ -83,14 +88,33 @@ class ChatResponse:
     @property
     def message(self) -> dict[str, Any]:
         """The assistant's message in OpenAI's format; waits for the end."""
+        return self.messages[0]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The message of each of the `n` answers; waits for the end."""
         self._read_to_end()
-        return self._message
+        return [choice.message for _, choice in sorted(self._choices.items())]
+
+    @property
+    def logprobs(self) -> list[dict[str, Any]]:
+        """The tokens with their log-probabilities in OpenAI's format, if the request asked for
+        them; waits for the end.
+        """
+        self._read_to_end()
+        return self._choices[0].logprobs
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """`notes` on parameters that have no effect on this model; waits for the end."""
+        self._read_to_end()
+        return self._metadata
 
     @property
     def finish_reason(self) -> str | None:
         """`"stop"`, `"length"` (cut off at `max_tokens`) or `"tool_calls"`; waits for the end."""
         self._read_to_end()
-        return self._finish_reason
+        return self._choices[0].finish_reason
 
     @property
     def parsed(self) -> Any:
@@ -119,9 +143,10 @@ class ChatResponse:
         finally:
             self.close()
         self._completion = _parse_completion(self.raw, content)
-        choice = self._completion["choices"][0]
-        self._message, self._finish_reason = choice["message"], choice.get("finish_reason")
-        if text := self._message.get("content"):
+        for position, choice in enumerate(self._completion["choices"]):
+            self._choices[position] = _Choice(choice["message"], choice.get("finish_reason"), _logprobs(choice))
+        self._metadata = _metadata(self._completion)
+        if text := self._choices[0].message.get("content"):
             yield text
 
     def _read_stream(self) -> Iterator[str]:
@@ -129,34 +154,66 @@ class ChatResponse:
             for frame in frames(read_chunks(self.raw, self._deadline)):
                 if frame.data.strip() == "[DONE]":
                     return
-                for choice in _parse_choices(frame.data, self.raw):
-                    self._finish_reason = choice.get("finish_reason") or self._finish_reason
-                    if text := self._add_delta(choice.get("delta")):
+                chunk = _parse_chunk(frame.data, self.raw)
+                self._metadata |= _metadata(chunk)
+                for part in _choices(chunk):
+                    index = part.get("index")
+                    index = index if type(index) is int and 0 <= index < _MAX_CHOICES else 0
+                    text = self._choices.setdefault(index, _Choice()).add(part)
+                    if text and index == 0:
                         yield text
         finally:
             self.close()
-        if not self._finish_reason:
+        if not all(choice.finish_reason for choice in self._choices.values()):
             raise BackendUnavailable("the backend closed the connection before the end of its response; ask again")
 
-    def _add_delta(self, delta: Any) -> str:
+
+@define
+class _Choice:
+    """One answer, as far as it was read."""
+
+    message: dict[str, Any] = field(factory=lambda: {"role": "assistant", "content": ""})
+    finish_reason: str | None = None
+    logprobs: list[dict[str, Any]] = field(factory=list)
+
+    def add(self, part: dict[str, Any]) -> str:
+        """Add the choice of a chunk; return its text."""
+        self.finish_reason = part.get("finish_reason") or self.finish_reason
+        self.logprobs += _logprobs(part)
+        delta = part.get("delta")
         if not isinstance(delta, dict):
             return ""
         text = delta.get("content")
         for call in delta.get("tool_calls") or ():
-            _add_tool_call(self._message.setdefault("tool_calls", []), call)
+            _add_tool_call(self.message.setdefault("tool_calls", []), call)
         if not isinstance(text, str):
             return ""
-        self._message["content"] += text
+        self.message["content"] += text
         return text
 
 
-def _parse_choices(data: str, response: requests.Response) -> list[dict[str, Any]]:
-    """Return the choices of a chunk, if any; raise `CloudApiError` if it contains an error."""
+def _parse_chunk(data: str, response: requests.Response) -> dict[str, Any]:
+    """Return a chunk of a stream; raise `CloudApiError` if it contains an error."""
     chunk = parse_object(data)
     if chunk.get("error"):
         raise stream_error(chunk, response)
+    return chunk
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     choices = chunk.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _logprobs(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    found = choice.get("logprobs")
+    content = found.get("content") if isinstance(found, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def _metadata(value: dict[str, Any]) -> dict[str, str]:
+    found = value.get("metadata")
+    return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {}
 
 
 def _add_tool_call(calls: list[dict[str, Any]], delta: Any) -> None:
@@ -177,9 +234,9 @@ def _add_tool_call(calls: list[dict[str, Any]], delta: Any) -> None:
 def _parse_completion(response: requests.Response, content: bytes) -> dict[str, Any]:
     try:
         completion = json.loads(content)
-        message = completion["choices"][0]["message"]
+        messages = [choice["message"] for choice in completion["choices"]]
     except (ValueError, RecursionError, LookupError, TypeError):
-        message = None
-    if not isinstance(message, dict):
+        messages = []
+    if not messages or not all(isinstance(message, dict) for message in messages):
         raise CloudApiError(response.status_code, "bad_answer", "the backend's response is not a chat completion")
     return completion  # type: ignore[no-any-return] # it has a message, so it is an object

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -16,7 +16,12 @@ from arkor.protocol.validation import Integer, encodable, is_encodable, is_finit
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 
 #: The number of stop strings in a request, and the length of one in characters.
-MAX_STOP_STRINGS, MAX_STOP_LENGTH = 4, 200
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 200
+
+#: The number of answers to one request, of likely tokens for each token, and of biased tokens.
+MAX_ANSWERS, MAX_TOP_LOGPROBS, MAX_BIASES = 4, 20, 1024
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def _adapter(value: Any) -> Any:
@@ -31,8 +36,15 @@ class InferenceRequest:
 
     `temperature` 0 or None (without `top_p`) is greedy, so that the answers of two checkpoints
     differ by their training only. `max_tokens` limits the answer; the backend chooses for None.
-    `stop` is a string, or up to four; the answer ends before the first of them. The same request
+    `stop` is a string, or up to 16; the answer ends before the first of them. The same request
     with the same `seed` gives the same text. `parallel_tool_calls` False allows one call at most.
+
+    `presence_penalty` and `frequency_penalty` (-2 to 2) make tokens that the answer has already
+    less likely, once or each time; `logit_bias` changes the logits of tokens by id (-100 to 100).
+    `n` is the number of answers, up to four. `logprobs` returns the log-probability of each token,
+    `top_logprobs` (0 to 20) also those of the likeliest tokens at each position.
+    `enable_thinking` and `reasoning_effort` have an effect on models whose chat template has a
+    thinking mode; for others, the `metadata` of the response has a note.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -49,6 +61,14 @@ class InferenceRequest:
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | type | None = None
     structured_outputs: Mapping[str, Any] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
 
     def check(self) -> None:
         """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
@@ -57,14 +77,18 @@ class InferenceRequest:
         for index, message in enumerate(self.messages):
             _check_message(f"messages[{index}]", message)
         _check_weights(self.adapter, self.base_model)
-        _check_sampling(self.temperature, self.top_p, self.max_tokens)
-        _check_stop(self.stop)
-        integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
-        if self.seed is not None and not (integer and -(2**63) <= self.seed < 2**63):
-            raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(self.seed)}")
-        for name, value in (("stream", self.stream), ("parallel_tool_calls", self.parallel_tool_calls)):
+        check_sampling(self)
+        for name in ("stream", "parallel_tool_calls", "logprobs", "enable_thinking"):
+            value = getattr(self, name)
             if not isinstance(value, bool) and not (name != "stream" and value is None):
                 raise InvalidConfig(name, f"must be true or false, not {quote(value)}")
+        if self.top_logprobs is not None:
+            Integer(0, MAX_TOP_LOGPROBS)("top_logprobs", self.top_logprobs)
+            if self.top_logprobs and not self.logprobs:
+                raise InvalidConfig("top_logprobs", "requires logprobs: true")
+        if self.reasoning_effort not in (None, *REASONING_EFFORTS):
+            efforts = ", ".join(REASONING_EFFORTS)
+            raise InvalidConfig("reasoning_effort", f"must be one of {efforts}, not {quote(self.reasoning_effort)}")
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -137,13 +161,69 @@ def _check_weights(adapter: Any, base_model: Any) -> None:
         raise InvalidConfig("adapter", f"must be {shapes}, not {quote(adapter)}")
 
 
-def _check_sampling(temperature: Any, top_p: Any, max_tokens: Any) -> None:
+class Sampling(Protocol):
+    """The fields with which chat and text completions choose the next token."""
+
+    @property
+    def temperature(self) -> Any: ...
+
+    @property
+    def top_p(self) -> Any: ...
+
+    @property
+    def max_tokens(self) -> Any: ...
+
+    @property
+    def stop(self) -> Any: ...
+
+    @property
+    def seed(self) -> Any: ...
+
+    @property
+    def presence_penalty(self) -> Any: ...
+
+    @property
+    def frequency_penalty(self) -> Any: ...
+
+    @property
+    def logit_bias(self) -> Any: ...
+
+    @property
+    def n(self) -> Any: ...
+
+
+def check_sampling(request: Sampling) -> None:
+    """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
+    temperature, top_p, seed = request.temperature, request.top_p, request.seed
     if temperature is not None and not (is_finite(temperature) and temperature >= 0):
         raise InvalidConfig("temperature", f"must be a number of at least 0 (0 is greedy), not {temperature!r}")
     if top_p is not None and not (is_finite(top_p) and 0 < top_p <= 1):
         raise InvalidConfig("top_p", f"must be a number above 0 and at most 1, not {top_p!r}")
-    if max_tokens is not None:
-        Integer(1)("max_tokens", max_tokens)
+    if request.max_tokens is not None:
+        Integer(1)("max_tokens", request.max_tokens)
+    _check_stop(request.stop)
+    if seed is not None and not (type(seed) is int and -(2**63) <= seed < 2**63):
+        raise InvalidConfig("seed", f"must be a whole number of at most 64 bits, not {quote(seed)}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        penalty = getattr(request, name)
+        if penalty is not None and not (is_finite(penalty) and -2 <= penalty <= 2):
+            raise InvalidConfig(name, f"must be a number from -2 to 2, not {penalty!r}")
+    _check_logit_bias(request.logit_bias)
+    if request.n is not None:
+        Integer(1, MAX_ANSWERS)("n", request.n)
+
+
+def _check_logit_bias(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or len(value) > MAX_BIASES:
+        shape = f'an object of at most {MAX_BIASES} token ids, like {{"50256": -100}}'
+        raise InvalidConfig("logit_bias", f"must be {shape}")
+    for token, bias in value.items():
+        if not (str(token).isascii() and str(token).isdigit() and len(str(token)) <= 9):
+            raise InvalidConfig("logit_bias", f"must have token ids as keys, not {quote(token)}")
+        if not (is_finite(bias) and -100 <= bias <= 100):
+            raise InvalidConfig("logit_bias", f"must have numbers from -100 to 100 as values, not {bias!r}")
 
 
 def _check_stop(stop: Any) -> None:

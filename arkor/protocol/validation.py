@@ -27,17 +27,20 @@ class Validator(Protocol):
 
 @frozen
 class Integer:
-    """A whole number from `minimum` to the largest of 32 bits."""
+    """A whole number from `minimum` to `maximum`, by default the largest of 32 bits."""
 
     minimum: int
+    maximum: int = 2**31 - 1
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        return {"type": "integer", "minimum": self.minimum, "maximum": 2**31 - 1}
+        return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
     def __call__(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value < 2**31:
-            raise InvalidConfig(name, f"must be a whole number of at least {self.minimum}, not {quote(value)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not self.minimum <= value <= self.maximum:
+            default = self.maximum == 2**31 - 1
+            bounds = f"of at least {self.minimum}" if default else f"from {self.minimum} to {self.maximum}"
+            raise InvalidConfig(name, f"must be a whole number {bounds}, not {quote(value)}")
 
 
 @frozen
@@ -148,7 +151,7 @@ _FORMAT_FIELDS = {"type": {"enum": tuple(ROW_FORMATS)}}
 def dataset_format(name: str, value: Any) -> None:
     if isinstance(value, str) and value in ROW_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
-    if not isinstance(value, Mapping) or value.get("type") not in tuple(ROW_FORMATS):
+    if not isinstance(value, Mapping) or value.get("type") not in [*ROW_FORMATS]:  # it may be unhashable
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
         raise InvalidConfig(name, f"must be one of {', '.join(map(repr, ROW_FORMATS))}, not {quote(kind)}")
     if unknown := next((key for key in value if key != "type"), None):

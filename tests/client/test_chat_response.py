@@ -99,6 +99,25 @@ def test_tool_calls_are_assembled() -> None:
     ]
 
 
+def test_several_answers_with_logprobs_and_a_note() -> None:
+    def part(index: int, text: str) -> bytes:
+        logprobs = {"content": [{"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+        choice = {"index": index, "delta": {"content": text}, "logprobs": logprobs}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    notes = (
+        b'data: {"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}], "metadata": {"notes": "N."}}\n\n'
+    )
+    ends = chunk(None, index=0, finish_reason="stop"), notes
+    with ScriptedServer(send(part(1, "x"), part(0, "a"), part(1, "y"), part(0, "b"), *ends, DONE)) as server:
+        response = ask(server.url)
+        assert list(response) == ["a", "b"]
+        assert [message["content"] for message in response.messages] == ["ab", "xy"]
+        assert response.finish_reason == "stop"
+        assert [token["token"] for token in response.logprobs] == ["a", "b"]
+        assert response.metadata == {"notes": "N."}
+
+
 @pytest.mark.parametrize(
     ("frame", "status", "code", "sentence"),
     [

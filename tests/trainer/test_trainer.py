@@ -321,6 +321,23 @@ def test_infer_and_chat_reach_the_model(backend: Backend) -> None:
     assert trainer.chat(question).text() == "scripted: Hi there"
     assert trainer.chat(question, adapter="base", stream=False).text() == "scripted: Hi there"
     assert trainer.chat(question, adapter=1).text() == "scripted: Hi there"
+    sampled = trainer.chat(
+        question,
+        n=2,
+        logprobs=True,
+        top_logprobs=1,
+        stop=["<a>"] * 16,
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        logit_bias={"5": -100},
+        enable_thinking=False,
+        reasoning_effort="low",
+    )
+    assert [message["content"] for message in sampled.messages] == ["scripted: Hi there"] * 2
+    assert [token["token"] for token in sampled.logprobs] == ["scripted: ", "Hi ", "there"]
+    assert "enable_thinking has no effect" in sampled.metadata["notes"]
+    with pytest.raises(CloudApiError, match=r"^n: must be a whole number from 1 to 4"):
+        trainer.chat(question, n=5)
     with pytest.raises(CloudApiError) as missing:
         trainer.chat(question, adapter=77)
     assert missing.value.status == 404

@@ -21,9 +21,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from arkor.backend.http.authentication import NOTHING
-from arkor.backend.http.errors import RETRY_SOON, ApiError, config_error, generation_error, wire_field
+from arkor.backend.http.errors import OPENAI_PATH, RETRY_SOON, ApiError, error_response
 from arkor.backend.http.openapi import ResponseSpec, RouteTable, describe
-from arkor.backend.http.routes import accounts, chat, deployments, files, jobs, openai_chat
+from arkor.backend.http.routes import (
+    accounts,
+    chat,
+    deployments,
+    files,
+    jobs,
+    openai_chat,
+    openai_completions,
+    openai_deployment,
+    openai_responses,
+)
 from arkor.backend.http.schema import STRING, object_schema
 from arkor.backend.http.state import AppState, app_state
 from arkor.backend.inference.messages import GenerationError
@@ -93,9 +103,10 @@ def create_app(
         await state.inference.close()
         supervisor.stop()
 
-    modules = (accounts, jobs, files, chat, deployments, openai_chat)
+    modules = (accounts, jobs, files, chat, deployments)
+    public = (openai_chat, openai_completions, openai_responses)
     app = Starlette(
-        routes=[*routes, *(route for module in modules for route in module.routes)],
+        routes=[*routes, *(route for module in (*modules, *public) for route in module.routes)],
         lifespan=lifespan,
         exception_handlers=_HANDLERS,
     )
@@ -107,13 +118,19 @@ def create_app(
 # Exceptions
 
 
+def _error(request: Request, error: Any) -> Response:
+    return error_response(request.scope["path"], error)
+
+
 def _http_error(request: Request, error: Any) -> Response:
     """Answer what the framework rejects: unknown paths, and methods that a path does not have."""
     if error.status_code == 405:
         return _method_not_allowed(request)
     if error.status_code == 404:
-        return ApiError(404, f"There is nothing at {quote(request.scope['path'])}.", "not_found").response()
-    return ApiError(error.status_code, f"{error.detail}.", headers=error.headers).response()
+        problem = f"There is nothing at {quote(request.scope['path'])}."
+        remedy = openai_deployment.ROUTES_HINT if _is_public(request) else None
+        return _error(request, ApiError(404, problem, "not_found", remedy=remedy))
+    return _error(request, ApiError(error.status_code, f"{error.detail}.", headers=error.headers))
 
 
 def _method_not_allowed(request: Request) -> Response:
@@ -124,13 +141,13 @@ def _method_not_allowed(request: Request) -> Response:
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
     problem = f"{quote(request.scope['path'])} does not support the method {quote(request.method)}."
-    return ApiError(405, problem, "method_not_allowed", headers=headers).response()
+    return _error(request, ApiError(405, problem, "method_not_allowed", headers=headers))
 
 
-def _internal_error(_request: Request, _exception: Exception) -> Response:
+def _internal_error(request: Request, _exception: Exception) -> Response:
     """Answer an unforeseen exception; the framework logs its traceback."""
-    remedy = "Its log has the details (backend.log in its home)."
-    return ApiError(500, "The backend failed to handle this request.", "internal", remedy=remedy).response()
+    remedy = None if _is_public(request) else "Its log has the details (backend.log in its home)."
+    return _error(request, ApiError(500, "The backend failed to handle this request.", "internal", remedy=remedy))
 
 
 def _disk_error(request: Request, error: Any) -> Response:
@@ -139,7 +156,7 @@ def _disk_error(request: Request, error: Any) -> Response:
         raise error
     path = error.filename or app_state(request).home
     remedy = "Make it writable" if error.errno == errno.EROFS else "Free some space"
-    return _no_space(f"{path} cannot be written: {error.strerror}.", f"{remedy} and try again.")
+    return _no_space(request, f"{path} cannot be written: {error.strerror}.", f"{remedy} and try again.")
 
 
 def _database_error(request: Request, error: Any) -> Response:
@@ -147,24 +164,35 @@ def _database_error(request: Request, error: Any) -> Response:
     path = database_file(app_state(request).home)
     kind = database_problem(error)
     if kind == "disk":
-        return _no_space(f"{path} cannot be written: {error.orig}.", "Free some space and try again.")
+        return _no_space(request, f"{path} cannot be written: {error.orig}.", "Free some space and try again.")
     if kind == "busy":
         problem, remedy = f"{path} is in use by another program.", "Close that and try again."
-        return ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON).response()
+        if _is_public(request):
+            problem, remedy = "The backend is busy.", "Try again."
+        return _error(request, ApiError(503, problem, "busy", remedy=remedy, headers=RETRY_SOON))
     if kind == "damaged":
+        if _is_public(request):
+            return _error(request, ApiError(500, "The backend's database is damaged.", "damaged"))
         remedy = f"Stop the backend, then {recovery_advice(path)}"
-        return ApiError(500, f"{path} is damaged: {error.orig}.", "damaged", remedy=remedy).response()
+        return _error(request, ApiError(500, f"{path} is damaged: {error.orig}.", "damaged", remedy=remedy))
     raise error
 
 
-def _no_space(problem: str, remedy: str) -> Response:
-    return ApiError(507, problem, "no_space", remedy=remedy).response()
+def _no_space(request: Request, problem: str, remedy: str) -> Response:
+    if _is_public(request):
+        return _error(request, ApiError(507, "The backend's disk cannot be written.", "no_space"))
+    return _error(request, ApiError(507, problem, "no_space", remedy=remedy))
+
+
+def _is_public(request: Request) -> bool:
+    """Whether the caller need not be the operator: paths of this machine are not for them."""
+    return bool(request.scope["path"].startswith(OPENAI_PATH))
 
 
 _HANDLERS: dict[Any, Callable[[Request, Any], Response]] = {
-    ApiError: lambda _request, error: error.response(),
-    InvalidConfig: lambda _request, error: config_error(error, wire_field(error.field)).response(),
-    GenerationError: lambda _request, error: generation_error(error).response(),
+    ApiError: _error,
+    InvalidConfig: _error,
+    GenerationError: _error,
     HTTPException: _http_error,
     ClientDisconnect: lambda _request, _error: Response(status_code=400),  # sent to a closed connection
     OSError: _disk_error,

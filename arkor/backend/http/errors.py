@@ -1,8 +1,13 @@
-"""Error responses: `{"error": sentence, "code": word}`, and the parts of an error about a field."""
+"""Error responses: `{"error": sentence, "code": word}`, and the parts of an error about a field.
+
+Below `OPENAI_PATH` they have OpenAI's shape and its field names, and no remedies or paths that
+only the operator may see.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -13,6 +18,12 @@ from arkor.protocol.codec import camel_case
 
 #: Sent with a 429 or 503: the seconds after which a client may repeat the request.
 RETRY_SOON = {"Retry-After": "5"}
+
+#: The routes of the deployments.
+OPENAI_PATH = "/e/"
+
+#: Statuses that OpenAI's clients repeat, although a repetition fails in the same way.
+_FINAL_STATUSES = (409, 507)
 
 
 class ApiError(StructuredError):
@@ -68,3 +79,32 @@ def generation_error(error: GenerationError) -> ApiError:
     """Return the error of a failed generation, with the remedy that only its owner may see."""
     field = wire_field(error.field) if error.field else None
     return ApiError(error.status, error.problem, error.code, field=field, remedy=error.remedy)
+
+
+# OpenAI's shape
+
+
+def error_response(path: str, error: ApiError | InvalidConfig | GenerationError) -> JSONResponse:
+    """Return the response to a request for that path."""
+    if path.startswith(OPENAI_PATH):
+        public = public_error(error)
+        retry = {"x-should-retry": "false"} if public.status in _FINAL_STATUSES else {}
+        return JSONResponse({"error": error_json(public)}, public.status, {**(public.headers or {}), **retry})
+    if isinstance(error, InvalidConfig):
+        error = config_error(error, wire_field(error.field))
+    return (error if isinstance(error, ApiError) else generation_error(error)).response()
+
+
+def public_error(error: ApiError | InvalidConfig | GenerationError) -> ApiError:
+    """Return the error for callers of a deployment: OpenAI's names, no remedies for the owner."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidConfig):
+        return config_error(error, error.field)
+    return ApiError(error.status, error.problem, error.code, field=error.field)
+
+
+def error_json(error: ApiError) -> dict[str, Any]:
+    """Return the `error` object that OpenAI's clients read."""
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"message": str(error), "type": kind, "param": error.field, "code": error.code}

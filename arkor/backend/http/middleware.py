@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arkor.backend.http.connection import HEAD_LIMIT
-from arkor.backend.http.errors import ApiError
+from arkor.backend.http.errors import ApiError, error_response
 from arkor.protocol.validation import is_loopback
 
 
@@ -37,7 +37,8 @@ class ConcurrencyMiddleware:
         self._in_flight += 1
         try:
             rejection = self._rejection(scope)
-            return await (rejection.response() if rejection else self._app)(scope, receive, send)
+            app = error_response(scope["path"], rejection) if rejection else self._app
+            return await app(scope, receive, send)
         finally:
             self._in_flight -= 1
             self._last_finished_at = time.monotonic()

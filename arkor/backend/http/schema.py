@@ -161,7 +161,7 @@ def _check_names(schema: Mapping[str, Any], value: Any, field: str) -> None:
 
 def _matches(schema: Mapping[str, Any], value: Any) -> bool:
     if "enum" in schema:
-        return value in schema["enum"]
+        return any(value == option and isinstance(value, bool) == isinstance(option, bool) for option in schema["enum"])
     kinds = schema.get("type", "")
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if not {"string", "integer", "boolean", "null"}.issuperset(kinds):

@@ -10,6 +10,7 @@ from typing import cast
 from attrs import field, frozen
 from starlette.requests import Request
 
+from arkor.backend.http.recent_items import RecentItems
 from arkor.backend.inference.service import InferenceService
 from arkor.backend.preflight.service import CheckService
 from arkor.backend.runs.checkpoints import CheckpointPins
@@ -42,6 +43,7 @@ class AppState:
     open_to_own_user: bool
     submission_lock: threading.Lock = field(factory=threading.Lock)
     open_streams: Counter[str] = field(factory=Counter)
+    recent_items: RecentItems = field(factory=RecentItems)
 
 
 def app_state(request: Request) -> AppState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from arkor.backend.inference.grammar import allowed_tokens
-from arkor.backend.inference.messages import GenerationError, Reply
+from arkor.backend.inference.messages import GenerationError, Reply, TokenLogprob
 from arkor.backend.inference.model_cache import ServedModel
-from arkor.backend.inference.sampling import apply_repetition_penalty, sample
+from arkor.backend.inference.sampling import apply_penalties, apply_repetition_penalty, log_probabilities, sample
 from arkor.backend.inference.sequence import SequenceState
 
 #: Tokens of a prompt that are computed at once, between two steps of the other answers.
 PREFILL_TOKENS = 512
+
+#: The same if the logits of each token are needed, which take vocabulary × 4 bytes a token.
+SCORED_PREFILL_TOKENS = 64
 
 
 class Batch:
@@ -51,10 +54,24 @@ class Batch:
     def step(self) -> list[Reply]:
         """Compute a part of the prompt, or one token per answer. Raise `GenerationError`."""
         if self._pending_prompt:
-            chunk, self._pending_prompt = self._pending_prompt[:PREFILL_TOKENS], self._pending_prompt[PREFILL_TOKENS:]
-            logits = self._forward([chunk])
-            return [] if self._pending_prompt else self._push(logits)
-        return self._push(self._forward([[token] for token in self._next]))
+            return self._prefill(self.sequences[0])
+        return self._push(self._forward([[token] for token in self._next])[:, -1])
+
+    def _prefill(self, sequence: SequenceState) -> list[Reply]:
+        """Compute a part of the prompt; with its end, the first token of the answer."""
+        size = PREFILL_TOKENS if sequence.prompt_logprobs is None else SCORED_PREFILL_TOKENS
+        chunk, self._pending_prompt = self._pending_prompt[:size], self._pending_prompt[size:]
+        logits = self._forward([chunk], keep_all=sequence.prompt_logprobs is not None)
+        if sequence.prompt_logprobs is not None:
+            scored = sequence.prompt[len(sequence.prompt_logprobs) :][: len(chunk)]
+            sequence.prompt_logprobs += self._logprobs(logits[0, : len(scored)], scored, sequence)
+        if self._pending_prompt:
+            return []
+        replies = sequence.start()
+        if not sequence.finished:
+            return [*replies, *self._push(logits[:, -1])]
+        self.sequences.clear()
+        return replies
 
     def can_merge(self, other: Batch) -> bool:
         """Whether the two batches can be decoded as one."""
@@ -98,15 +115,17 @@ class Batch:
                 [(_select_rows(keys, keep, width), _select_rows(values, keep, width)) for keys, values in pairs]
             )
 
-    def _forward(self, columns: list[list[int]]) -> torch.Tensor:
-        """Compute tokens, (answers, new); return the last logits, (answers, vocabulary)."""
+    def _forward(self, columns: list[list[int]], *, keep_all: bool = False) -> torch.Tensor:
+        """Compute tokens, (answers, new); return at least the last logits, (answers, new,
+        vocabulary).
+        """
         self.weights.activate(self.adapter)
         model, new = self.weights.model, len(columns[0])
         positions = [list(range(length, length + new)) for length in self._lengths]
         inputs: dict[str, Any] = {
             "position_ids": torch.tensor(positions, device=model.device),
             "attention_mask": self._mask(new),
-            "logits_to_keep": 1,
+            "logits_to_keep": 0 if keep_all else 1,  # 0 keeps all
         }
         accepted = {
             name: value for name, value in inputs.items() if name in self._accepted_inputs and value is not None
@@ -115,7 +134,10 @@ class Batch:
         with torch.inference_mode():
             out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **accepted)
         self._lengths = [length + new for length in self._lengths]
-        logits: torch.Tensor = out.logits[:, -1]
+        logits: torch.Tensor = out.logits
+        if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
+            problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
+            raise GenerationError(409, "model_diverged", problem)
         return logits
 
     def _mask(self, new: int) -> torch.Tensor | None:
@@ -127,23 +149,37 @@ class Batch:
         return torch.tensor(rows, device=self.weights.model.device)
 
     def _push(self, logits: torch.Tensor) -> list[Reply]:
-        if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
-            problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
-            raise GenerationError(409, "model_diverged", problem)
         self._next = sample(self._constrained(logits), [sequence.sampling for sequence in self.sequences])
         stop_tokens = self.weights.stop_tokens
-        pairs = zip(self.sequences, self._next, strict=True)
-        replies = [reply for sequence, token in pairs for reply in sequence.push(token, stop_tokens)]
+        replies: list[Reply] = []
+        for row, (sequence, token) in enumerate(zip(self.sequences, self._next, strict=True)):
+            logprob = None
+            if sequence.completion.logprobs is not None:
+                [logprob] = self._logprobs(logits[row][None], [token], sequence)
+            replies += sequence.push(token, stop_tokens, logprob)
         self.remove(lambda sequence: sequence.finished)
         return replies
 
+    def _logprobs(self, logits: torch.Tensor, tokens: Sequence[int], sequence: SequenceState) -> Iterator[TokenLogprob]:
+        """Yield the log-probabilities of tokens; logits are (tokens, vocabulary)."""
+        data = self.weights.token_bytes
+        for token, (logprob, top) in zip(
+            tokens, log_probabilities(logits, tokens, sequence.completion.logprobs or 0), strict=True
+        ):
+            yield TokenLogprob(data(token), logprob, tuple((data(other), value) for other, value in top))
+
     def _constrained(self, logits: torch.Tensor) -> torch.Tensor:
-        """Apply repetition penalty and constraints (-inf) to logits, (answers, vocabulary)."""
+        """Apply penalties, biases and constraints (-inf) to logits, (answers, vocabulary)."""
         penalty = self.weights.repetition_penalty
         if penalty != 1:
             logits = apply_repetition_penalty(
                 logits, penalty, [sequence.prompt + sequence.tokens for sequence in self.sequences]
             )
+        logits = apply_penalties(
+            logits,
+            [sequence.sampling for sequence in self.sequences],
+            [sequence.tokens for sequence in self.sequences],
+        )
         matchers = [sequence.matcher for sequence in self.sequences]
         if not any(matchers):
             return logits

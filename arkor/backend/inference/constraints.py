@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
+
 from arkor.backend.inference.json_schema import InvalidSchema, check_schema, close_objects
 from arkor.backend.inference.messages import Constraint, ToolChoice
+from arkor.backend.inference.prompted_schema import find_prompted_schema
 from arkor.errors import InvalidConfig
 from arkor.protocol.chat import InferenceRequest
 
@@ -35,7 +38,8 @@ def parse_constraint(request: InferenceRequest) -> Constraint | None:
     """Return None if unconstrained. Raise `InvalidConfig`, for a schema `InvalidSchema`."""
     formatted = None if request.response_format is None else _of_response_format(request.response_format)
     if request.structured_outputs is None:
-        return formatted
+        prompted = find_prompted_schema(request.messages) if _allows_any_object(formatted) else None
+        return formatted if formatted is None or prompted is None else evolve(formatted, value=prompted, prompted=True)
     structured = _of_structured_outputs(request.structured_outputs)
     if formatted is not None:
         raise InvalidConfig(
@@ -44,7 +48,13 @@ def parse_constraint(request: InferenceRequest) -> Constraint | None:
     return structured
 
 
+def _allows_any_object(constraint: Constraint | None) -> bool:
+    return constraint is not None and constraint.value == _ANY_OBJECT
+
+
 # response_format
+
+_ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def _of_response_format(value: Any) -> Constraint | None:
@@ -57,7 +67,7 @@ def _of_response_format(value: Any) -> Constraint | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return Constraint("json", {"type": "object"}, "response_format", WHITESPACE)
+        return Constraint("json", dict(_ANY_OBJECT), "response_format", WHITESPACE)
     return _of_json_schema(value.get("json_schema"))
 
 

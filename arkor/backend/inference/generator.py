@@ -9,23 +9,23 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define
+from attrs import define, evolve
 
 from arkor.backend.compute.process_tuning import CpuThreads
 from arkor.backend.inference.batch import Batch
 from arkor.backend.inference.detokenizer import StopStrings, TextStream
-from arkor.backend.inference.messages import CompletionRequest, GenerationError, Reply
+from arkor.backend.inference.grammar import GrammarMatcher
+from arkor.backend.inference.messages import CompletionRequest, Constraint, GenerationError, Reply, TokenLogprob
 from arkor.backend.inference.model_cache import ModelCache, ServedModel
 from arkor.backend.inference.sampling import SamplingParams
 from arkor.backend.inference.sequence import SequenceState
-from arkor.backend.inference.tool_calls.detect import require_tool_support
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
 
@@ -163,29 +163,82 @@ def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceSta
     parser: ToolCallParser | None = None
     if tool_choice:
         call_format = weights.prompts.call_format
-        require_tool_support(tool_choice, call_format)
-        constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
+        answer = _matcher(constraint, weights).constraint if constraint else None  # raises for its own field
+        constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token, answer)
         parser = ToolCallParser(completion.id, call_format, tool_choice.forced)
-    prompt = weights.prompts.tokens(completion.messages, tool_choice)
+    prompt, notes = _prompt(completion, weights)
+    matcher = _matcher(constraint, weights) if constraint else None
     remaining = weights.context - len(prompt) if weights.context is not None else sys.maxsize
 
     def decode(tokens: list[int]) -> str:
-        text: str = weights.tokenizer.decode(
-            tokens, skip_special_tokens=not tool_choice, clean_up_tokenization_spaces=False
-        )
-        return text
+        return _decode(weights, tokens, special=tool_choice is not None)
 
     rng = random.Random(completion.seed)  # noqa: S311 - not for cryptography
     return SequenceState(
         completion,
         prompt,
-        limit=min(completion.max_tokens or DEFAULT_MAX_TOKENS, remaining),
+        limit=min(DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens, remaining),
         text=TextStream(decode),
-        sampling=SamplingParams(completion.temperature, completion.top_p, rng),
+        sampling=_sampling(completion, weights, rng),
         stop_strings=StopStrings(completion.stop),
-        matcher=weights.grammars.matcher(constraint) if constraint else None,
+        matcher=matcher,
         call_parser=parser,
+        notes=(*(matcher.constraint.notes if matcher else ()), *notes),
+        echo=_echo(completion, weights),
+        prompt_logprobs=_first_logprob(prompt, weights)
+        if completion.echo and completion.logprobs is not None
+        else None,
     )
+
+
+def _matcher(constraint: Constraint, weights: ServedModel) -> GrammarMatcher:
+    """Compile a constraint; a schema of a system message that cannot be compiled is dropped."""
+    try:
+        return weights.grammars.matcher(constraint)
+    except GenerationError:
+        if not constraint.prompted:
+            raise
+        return weights.grammars.matcher(evolve(constraint, value={"type": "object"}, prompted=False))
+
+
+def _prompt(completion: CompletionRequest, weights: ServedModel) -> tuple[list[int], tuple[str, ...]]:
+    """Return the tokens of the prompt, and notes on parameters without effect."""
+    if completion.prompt is not None:
+        return weights.prompts.continued_tokens(completion.prompt, completion.max_tokens), ()
+    variables, notes = weights.prompts.template_variables(completion)
+    return weights.prompts.tokens(completion.messages, completion.tool_choice, variables), notes
+
+
+def _sampling(completion: CompletionRequest, weights: ServedModel, rng: random.Random) -> SamplingParams:
+    unknown = next((token for token, _ in completion.logit_bias if not 0 <= token < weights.vocabulary), None)
+    if unknown is not None:
+        problem = f"{unknown} is not a token of this model, which has {weights.vocabulary}."
+        raise GenerationError(400, "invalid_request", problem, field="logit_bias")
+    return SamplingParams(
+        completion.temperature,
+        completion.top_p,
+        rng,
+        completion.presence_penalty,
+        completion.frequency_penalty,
+        completion.logit_bias,
+    )
+
+
+def _echo(completion: CompletionRequest, weights: ServedModel) -> str:
+    """Return the text of a prompt that is repeated."""
+    if not completion.echo or completion.prompt is None:
+        return ""
+    prompt = completion.prompt
+    return prompt if isinstance(prompt, str) else _decode(weights, list(prompt), special=True)
+
+
+def _decode(weights: ServedModel, tokens: list[int], *, special: bool) -> str:
+    text: str = weights.tokenizer.decode(tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _first_logprob(prompt: Sequence[int], weights: ServedModel) -> list[TokenLogprob]:
+    return [TokenLogprob(weights.token_bytes(prompt[0]), None)]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

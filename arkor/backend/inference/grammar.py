@@ -40,7 +40,7 @@ class GrammarMatcher:
 
     def __init__(self, matcher: Any, constraint: Constraint) -> None:
         self.matcher = matcher
-        self._constraint = constraint
+        self.constraint = constraint
 
     def consume(self, token: int, *, ends: bool = False) -> None:
         """Append a token, which may end the answer. Raise `GenerationError`."""
@@ -51,7 +51,7 @@ class GrammarMatcher:
     def raise_on_error(self) -> None:
         """Raise `GenerationError` if no token can follow."""
         if self.matcher.is_error():
-            raise grammar_error(self._constraint, self.matcher.get_error())
+            raise grammar_error(self.constraint, self.matcher.get_error())
 
     @property
     def finished(self) -> bool:
@@ -70,9 +70,7 @@ class GrammarCompiler:
 
     def matcher(self, constraint: Constraint) -> GrammarMatcher:
         """Return a new matcher. Raise `GenerationError` (400) for an invalid constraint."""
-        with self._lock:
-            if self._tokens is None:  # takes some tenths of a second
-                self._tokens = _tokens(*self._build)
+        self._tokenizer()
         key = json.dumps([constraint.kind, constraint.value, constraint.whitespace], sort_keys=False)
         with self._lock:
             compiled = self._cache.get(key)
@@ -84,6 +82,17 @@ class GrammarCompiler:
             while len(self._cache) > MAX_CACHED_GRAMMARS:
                 self._cache.popitem(last=False)
             return GrammarMatcher(compiled.deep_copy(), constraint)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token. Raise `GenerationError` for an unsupported tokenizer."""
+        found: bytes = self._tokenizer().decode_bytes([token])
+        return found
+
+    def _tokenizer(self) -> Any:
+        with self._lock:
+            if self._tokens is None:  # takes some tenths of a second
+                self._tokens = _tokens(*self._build)
+            return self._tokens
 
     def _compile(self, constraint: Constraint) -> Any:
         matcher = llguidance.LLMatcher(self._tokens, validated_grammar(constraint), log_level=0, limits=_LIMITS)
@@ -137,5 +146,5 @@ def _tokens(tokenizer: Any, vocabulary: int, stop_tokens: list[int]) -> Any:
     try:
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_tokens or None)
     except Exception as error:  # unsupported tokenizers raise various exceptions
-        problem = "The tokenizer of this model does not support constrained answers."
+        problem = "The tokenizer of this model supports neither constrained answers nor log-probabilities."
         raise GenerationError(400, "constraints_not_configured", problem, remedy=str(error)) from error

@@ -54,6 +54,7 @@ class ServedModel:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.prompts = PromptBuilder(tokenizer, self.context)
         self.grammars = GrammarCompiler(tokenizer, self.vocabulary, sorted(self.stop_tokens))
+        self._token_bytes: dict[int, tuple[int, ...]] = {}
         self._peft: Any = None
         self._adapters: OrderedDict[tuple[str, int], str] = OrderedDict()
         self._active: str | None = None
@@ -63,6 +64,12 @@ class ServedModel:
     def bytes(self) -> int:
         """The size of the base and its adapters in memory."""
         return sum(tensor.nbytes for tensor in self.model.parameters())
+
+    def token_bytes(self, token: int) -> tuple[int, ...]:
+        """Return the bytes of a token. Raise `GenerationError` for an unsupported tokenizer."""
+        if token not in self._token_bytes:
+            self._token_bytes[token] = tuple(self.grammars.token_bytes(token))
+        return self._token_bytes[token]
 
     @property
     def repetition_penalty(self) -> float:

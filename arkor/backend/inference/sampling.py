@@ -6,6 +6,7 @@ Each answer has its own random number generator, so the batch does not affect it
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 #: Lower temperatures are greedy; dividing by them would overflow.
 MIN_TEMPERATURE = 1e-4
+
+#: The log-probability of tokens that are practically impossible, as in OpenAI's API; JSON has no
+#: infinity.
+MIN_LOGPROB = -9999.0
 
 #: Top-p first looks at this many tokens, which nearly always suffice: sorting the vocabulary is
 #: slow.
@@ -27,11 +32,19 @@ class SamplingParams:
     temperature: float
     top_p: float
     rng: random.Random
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is chosen."""
         return self.temperature < MIN_TEMPERATURE
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether penalties or biases change the logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams]) -> list[int]:
@@ -53,6 +66,42 @@ def apply_repetition_penalty(logits: torch.Tensor, penalty: float, seen: Sequenc
         for tokens, row in zip(seen, scores, strict=True)
     ]
     return torch.cat(rows)
+
+
+def apply_penalties(
+    logits: torch.Tensor, params: Sequence[SamplingParams], generated: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Subtract the penalties for tokens in `generated`, by answer, and add the biases, as OpenAI
+    does.
+    """
+    if not any(param.adjusts for param in params):
+        return logits
+    scores = logits.float().clone()
+    for row, param, tokens in zip(scores, params, generated, strict=True):
+        counts = Counter(tokens)
+        changes = {token: -param.presence_penalty - param.frequency_penalty * count for token, count in counts.items()}
+        for token, bias in param.logit_bias:
+            changes[token] = changes.get(token, 0.0) + bias
+        if changes and param.adjusts:
+            row[list(changes)] += torch.tensor(list(changes.values()), device=row.device)
+    return scores
+
+
+def log_probabilities(
+    logits: torch.Tensor, tokens: Sequence[int], count: int
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Return the log-probability of each token, and those of the `count` most likely tokens.
+
+    `logits` are (tokens, vocabulary). Equal numbers stay equal: the likeliest token has the same
+    one in both.
+    """
+    scores = torch.log_softmax(logits.float(), dim=-1).clamp(min=MIN_LOGPROB)
+    chosen = scores.gather(-1, torch.tensor(list(tokens), device=scores.device)[:, None])[:, 0].tolist()
+    best, token_ids = scores.topk(min(count, scores.shape[-1]))
+    return [
+        (logprob, list(zip(ids, values, strict=True)))
+        for logprob, ids, values in zip(chosen, token_ids.tolist(), best.tolist(), strict=True)
+    ]
 
 
 def _rows(params: Sequence[SamplingParams], *, of_all: bool) -> list[int]:

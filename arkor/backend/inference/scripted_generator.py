@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from arkor.backend.inference.detokenizer import StopStrings
-from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, GenerationError, Reply
+from arkor.backend.inference.messages import (
+    CallDelta,
+    CompletionRequest,
+    Delta,
+    Done,
+    GenerationError,
+    Reply,
+    TokenLogprob,
+)
 from arkor.protocol.chat import message_text
 
 
@@ -20,7 +28,8 @@ class ScriptedGenerator:
     `ARKOR_SCRIPTED_TOKEN_SECONDS` is the duration of a step. The model `scripted/crash` exits the
     process, `scripted/fail` fails at once and `scripted/break` after two words. A constrained
     answer is the first choice or an example of the schema; a forced call is a call of the first
-    tool with example arguments. Regular expressions and grammars are not supported.
+    tool with example arguments. Regular expressions and grammars are not supported. A prompt is
+    continued with `scripted: <prompt>`; each word is a token of probability 1.
     """
 
     def __init__(self) -> None:
@@ -60,6 +69,11 @@ def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
     function = tool_choice.callable[0] if tool_choice is not None and tool_choice.forced else None
     stop = StopStrings(completion.stop)
     steps: list[list[Reply]] = []
+    if completion.echo:
+        prompt = re.findall(r"\S+\s*|\s+", _scripted_prompt(completion))
+        steps.append([Delta(id_, "".join(prompt), _scripted_logprobs(completion, prompt))])
+    if completion.max_tokens == 0:
+        return [[*steps[0], Done(id_, "length", len(prompt), 0)]]
     visible = words[: completion.max_tokens]
     for number, word in enumerate(visible, 1):
         if completion.model == "scripted/break" and number == 3:
@@ -71,14 +85,35 @@ def _scripted_steps(completion: CompletionRequest) -> list[list[Reply]]:
         text = stop.push(word)
         if number == len(visible) and not stop.hit:
             text += stop.flush()
-        steps.append([Delta(id_, text)] if text else [])
+        steps.append([Delta(id_, text, _scripted_logprobs(completion, [word]))] if text else [])
         if stop.hit:
             break
     complete = stop.hit or len(visible) == len(words)
     reason = "length" if not complete else "tool_calls" if function else "stop"
     prompt_tokens = sum(len(message_text(message).split()) for message in completion.messages)
-    steps[-1].append(Done(id_, reason, prompt_tokens, len(steps)))
+    prompt_tokens += len(_scripted_prompt(completion).split())
+    steps[-1].append(Done(id_, reason, prompt_tokens, len(steps) - completion.echo, _scripted_notes(completion)))
     return steps
+
+
+def _scripted_prompt(completion: CompletionRequest) -> str:
+    prompt = completion.prompt or ""
+    return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
+
+
+def _scripted_logprobs(completion: CompletionRequest, words: list[str]) -> tuple[TokenLogprob, ...]:
+    if completion.logprobs is None:
+        return ()
+    tokens = [tuple(word.encode()) for word in words]
+    return tuple(TokenLogprob(token, 0.0, ((token, 0.0),) if completion.logprobs else ()) for token in tokens)
+
+
+def _scripted_notes(completion: CompletionRequest) -> tuple[str, ...]:
+    """Return the notes of a template without thinking."""
+    names = ("enable_thinking", "reasoning_effort")
+    ignored = [name for name in names if getattr(completion, name) is not None]
+    given = completion.constraint.notes if completion.constraint else ()
+    return (*given, *(f"{name} has no effect: the scripted engine ignores it." for name in ignored))
 
 
 def _scripted_text(completion: CompletionRequest) -> str:
@@ -86,6 +121,8 @@ def _scripted_text(completion: CompletionRequest) -> str:
     constraint, tool_choice = completion.constraint, completion.tool_choice
     if tool_choice is not None and tool_choice.forced:
         return _scripted_json("tools", tool_choice.callable[0].get("parameters") or {})
+    if completion.prompt is not None:
+        return f"scripted: {_scripted_prompt(completion)}"
     if constraint is None:
         questions = [message_text(message) for message in completion.messages if message["role"] == "user"]
         return f"scripted: {questions[-1] if questions else ''}"

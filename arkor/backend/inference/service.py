@@ -10,7 +10,7 @@ import asyncio
 import json
 import signal
 from asyncio.subprocess import Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,26 +53,31 @@ def _is_complete(folder: Path) -> bool:
 
 
 class ReplyStream:
-    """The replies to one completion. Must be closed; closing it early cancels the completion."""
+    """The replies to completions that run concurrently.
 
-    def __init__(self, worker: WorkerProcess, completion_id: str) -> None:
+    Must be closed; closing it early cancels those that are unfinished.
+    """
+
+    def __init__(self, worker: WorkerProcess, completion_ids: Sequence[str]) -> None:
         self._worker = worker
-        self._id = completion_id
+        self._ids = completion_ids
         self._replies: asyncio.Queue[Reply] = asyncio.Queue()
-        self._finished = False
+        self._finished: set[str] = set()
 
     async def next(self) -> Reply:
-        """Wait for the next reply; the last one is a `Done` or a `Failed`."""
+        """Wait for the next reply; the last one of a completion is a `Done` or a `Failed`."""
         return await self._replies.get()
 
     def put(self, reply: Reply) -> None:
         """Add a reply of the process."""
-        self._finished = isinstance(reply, (Done, Failed))
+        if isinstance(reply, (Done, Failed)):
+            self._finished.add(reply.id)
         self._replies.put_nowait(reply)
 
     def close(self) -> None:
-        """Release the stream; cancel the completion if it is unfinished."""
-        self._worker.drop(self._id, cancel=not self._finished)
+        """Release the stream; cancel the unfinished completions."""
+        for completion_id in self._ids:
+            self._worker.drop(completion_id, cancel=completion_id not in self._finished)
 
 
 class WorkerProcess:
@@ -93,12 +98,14 @@ class WorkerProcess:
         """Whether the process accepts further requests."""
         return not self._reader.done() and not self._stdin.is_closing()
 
-    def send(self, completion: CompletionRequest) -> ReplyStream:
-        """Send a request."""
+    def send(self, completions: Sequence[CompletionRequest]) -> ReplyStream:
+        """Send requests."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        stream = self._streams[completion.id] = ReplyStream(self, completion.id)
-        self._write({"completion": attrs.asdict(completion)})
+        stream = ReplyStream(self, [completion.id for completion in completions])
+        for completion in completions:
+            self._streams[completion.id] = stream
+            self._write({"completion": attrs.asdict(completion)})
         return stream
 
     def drop(self, completion_id: str, *, cancel: bool) -> None:
@@ -150,12 +157,12 @@ class InferenceService:
         self._worker: WorkerProcess | None = None
         self._start_lock = asyncio.Lock()
 
-    async def generate(self, completion: CompletionRequest) -> ReplyStream:
-        """Send a request, to a new process if necessary. Raise `GenerationError`."""
+    async def generate(self, *completions: CompletionRequest) -> ReplyStream:
+        """Send requests, to a new process if necessary. Raise `GenerationError`."""
         async with self._start_lock:
             if self._worker is None or not self._worker.accepts_requests:
                 self._worker = await self._start()
-            return self._worker.send(completion)
+            return self._worker.send(completions)
 
     async def close(self) -> None:
         """Stop the serving process."""

@@ -27,7 +27,7 @@ from arkor.results.training_result import TrainingResult
 Metric = Callable[[str, "str | None"], float]
 
 #: The parameters of `infer` that `Evaluate` sets itself, and the accepted ones.
-_RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "abort_signal"}
+_RESERVED_OPTIONS = {"self", "messages", "stream", "tools", "n", "abort_signal"}
 _OPTIONS = [name for name in inspect.signature(Infer.__call__).parameters if name not in _RESERVED_OPTIONS]
 
 _POLL_SECONDS = 0.05  # the interval between two looks at the abort signal

@@ -90,6 +90,8 @@ BEYOND_A_SCHEMA = (
     "PATCH /v1/endpoints/{id}",
     "POST /v1/inference/chat",
     "POST /e/{slug}/v1/chat/completions",
+    "POST /e/{slug}/v1/completions",
+    "POST /e/{slug}/v1/responses",
     "POST /v1/jobs/import",
 )
 
@@ -110,6 +112,8 @@ def configuration(caller: Caller, examples: int) -> str:
         "POST /v1/endpoints/{id}/keys": f'id = "{endpoint}"',
         "GET /e/{slug}/v1/models": 'slug = "open-door"',
         "POST /e/{slug}/v1/chat/completions": 'slug = "open-door"',
+        "POST /e/{slug}/v1/completions": 'slug = "open-door"',
+        "POST /e/{slug}/v1/responses": 'slug = "open-door"',
     }
     lines = []
     for name in {*there, *BEYOND_A_SCHEMA}:

@@ -290,3 +290,69 @@ def test_explosive_grammars_are_rejected_without_affecting_other_answers(
         assert last.sentence.startswith("structured_outputs.")
         assert len(last.sentence) < 500
     assert time.process_time() - began < 10
+
+
+# A schema in a system message
+
+
+def json_object(*texts: str, role: str = "system") -> Constraint:
+    messages = [{"role": role, "content": text} for text in texts]
+    request = InferenceRequest([*messages, *QUESTION], base_model="any", response_format={"type": "json_object"})
+    constraint = parse_constraint(request)
+    assert constraint is not None
+    return constraint
+
+
+def test_a_json_object_follows_the_schema_in_a_system_message(generator: TorchGenerator, base: str) -> None:
+    """As pydantic-ai's `PromptedOutput` sends it: a small model would repeat the schema."""
+    example = {"type": "object", "properties": {"foo": {"type": "array"}}}
+    closed = {**TWO, "additionalProperties": False}
+    text = f"Like {json.dumps(example)}.\n\nAlways respond with JSON of this schema:\n\n{json.dumps(closed)}\n\nNo fencing."
+    constraint = json_object("Sort the ticket. {}", text)
+    assert (constraint.value, constraint.prompted) == (closed, True)
+    for replies in answers(generator, base, [constraint] * 3):
+        jsonschema.validate(json.loads(whole(replies) or ""), closed)
+        done = replies[-1]
+        assert isinstance(done, Done)
+        assert done.notes == ("The answer follows the JSON schema in the system message.",)
+
+
+@pytest.mark.parametrize(
+    ("text", "role"),
+    [
+        (json.dumps(TWO), "user"),
+        (json.dumps(TWO), "assistant"),
+        ('{"type": "object"}', "system"),
+        ('{"type": "object", "properties": {}}', "system"),
+        ('{"properties": {"a": {"type": "string"}}}', "system"),
+        ('{"type": "object", "properties": {"a": {"type": "strange"}}}', "system"),
+        ('{"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/a"}}}', "system"),
+        (json.dumps(TWO)[:-1], "system"),
+        ("{" * 50_000, "system"),
+        ('{"a":' * 10_000, "system"),
+        (f"{json.dumps(TWO)}{' ' * 100_000}", "system"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_schema_of_the_answer(text: str, role: str) -> None:
+    began = time.monotonic()
+    constraint = json_object(text, role=role)
+    assert time.monotonic() - began < 1
+    assert (constraint.value, constraint.prompted) == ({"type": "object"}, False)
+
+
+def test_a_schema_that_cannot_be_compiled_is_dropped(generator: TorchGenerator, base: str) -> None:
+    impossible = {"type": "object", "properties": {"a": {"type": "string", "minLength": 5, "maxLength": 2}}}
+    constraint = json_object(json.dumps({**impossible, "required": ["a"]}))
+    assert constraint.prompted
+    [replies] = answers(generator, base, [constraint], max_tokens=20)
+    assert isinstance(replies[-1], Done)
+    assert replies[-1].notes == ()
+
+
+def test_structured_outputs_allow_any_object() -> None:
+    messages = [{"role": "system", "content": json.dumps(TWO)}, *QUESTION]
+    request = InferenceRequest(messages, base_model="any", structured_outputs={"json_object": True})
+    constraint = parse_constraint(request)
+    assert constraint is not None
+    assert constraint.value == {"type": "object"}

@@ -15,11 +15,14 @@ import pytest
 from attrs import define
 
 from arkor.backend.inference.messages import (
+    CallDelta,
     CompletionRequest,
     Delta,
     Done,
     Failed,
     Reply,
+    TokenLogprob,
+    completion_from_json,
     reply_from_json,
     reply_to_json,
 )
@@ -70,9 +73,32 @@ def served(tmp_path: Path) -> Iterator[Served]:
         one.process.kill()
 
 
-@pytest.mark.parametrize("reply", [Delta("a", "ü"), Done("a", "stop", 3, 4), Failed("a", 503, "word", "Sentence.")])
+TOKEN = TokenLogprob((226, 130), -0.5, (((226, 130), -0.5), ((97,), -1.5)))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Delta("a", "ü"),
+        Delta("a", "", (TOKEN, TokenLogprob((97,), None))),
+        Done("a", "stop", 3, 4),
+        Done("a", "stop", 0, 0, ("A note.",)),
+        Failed("a", 503, "word", "Sentence."),
+        CallDelta("a", 0, "", "call_1", "look"),
+        CallDelta("a", 1, "{"),
+    ],
+)
 def test_replies_survive_a_round_trip(reply: Reply) -> None:
     assert reply_from_json(json.loads(json.dumps(reply_to_json(reply)))) == reply
+
+
+def test_half_a_character_is_written_as_bytes() -> None:
+    assert (TOKEN.text, TokenLogprob((97,), None).text) == (r"bytes:\xe2\x82", "a")
+
+
+def test_a_completion_survives_a_round_trip() -> None:
+    request = CompletionRequest("a", "m", None, (), prompt=(1, 2), logit_bias=((5, -1.0),), stop=("x",), logprobs=2)
+    assert completion_from_json(json.loads(json.dumps(attrs.asdict(request)))) == request
 
 
 def test_answers_are_streamed(served: Served) -> None:

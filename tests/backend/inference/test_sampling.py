@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from arkor.backend.inference.sampling import SamplingParams, sample
+from arkor.backend.inference.sampling import SamplingParams, apply_penalties, log_probabilities, sample
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
 
@@ -54,3 +54,25 @@ def test_other_parameters_in_the_batch_do_not_change_samples() -> None:
         for row, taste in enumerate(mixed)
     ]
     assert together == alone
+
+
+def test_penalties_and_biases_are_openais() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 3)
+    params = [
+        SamplingParams(0.0, 1.0, random.Random(0)),
+        SamplingParams(0.0, 1.0, random.Random(0), presence_penalty=0.5, frequency_penalty=0.25),
+        SamplingParams(0.0, 1.0, random.Random(0), frequency_penalty=-1.0, logit_bias=((0, 100.0), (3, -2.0))),
+    ]
+    adjusted = apply_penalties(logits, params, [[1, 1], [1, 1, 3], [3, 3]])
+    assert adjusted.tolist() == [[1, 2, 3, 4], [1, 1, 3, 3.25], [101, 2, 3, 4]]
+    assert logits.tolist() == [[1, 2, 3, 4]] * 3
+
+
+def test_logprobs_are_finite_and_the_likeliest_is_equal_in_both() -> None:
+    logits = torch.tensor([[0.1, 0.3, 0.2, -torch.inf]], dtype=torch.bfloat16)
+    [(logprob, top)] = log_probabilities(logits, [3], 4)
+    assert logprob == -9999.0
+    assert [token for token, _ in top] == [1, 2, 0, 3]
+    [(likeliest, top)] = log_probabilities(logits, [1], 9)
+    assert likeliest == top[0][1]
+    assert sum(torch.tensor([value for _, value in top]).exp()) == pytest.approx(1)

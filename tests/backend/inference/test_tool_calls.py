@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.grammar import GrammarCompiler
-from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Failed, Reply, ToolChoice
+from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Reply, ToolChoice
 from arkor.backend.inference.tool_calls.detect import DEFAULT_FORMAT, ToolCallFormat, detect_format
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
@@ -250,7 +250,7 @@ def test_optional_calls_of_a_model(bases: dict[str, str], tmp_path: Path) -> Non
     assert "tool_calls" in seen
 
 
-def test_a_template_without_tools_cannot_choose(bases: dict[str, str], tmp_path: Path) -> None:
-    [failed] = answered(bases["plain"], tmp_path, tool_choice=FREE)
-    assert isinstance(failed, Failed)
-    assert (failed.status, failed.code) == (400, "tool_calling_not_configured")
+def test_a_template_without_tools_can_choose(bases: dict[str, str], tmp_path: Path) -> None:
+    """The tools are described in words, and an untrained model answers with text."""
+    replies = answered(bases["plain"], tmp_path, tool_choice=FREE, max_tokens=5)
+    assert isinstance(replies[-1], Done), replies[-1]

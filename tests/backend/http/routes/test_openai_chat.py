@@ -307,26 +307,32 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("stream_options", {"stream": True, "stream_options": [1]}),
     ("stream_options", {"stream": True, "stream_options": {"include_usage": 1}}),
     ("stream_options.usage", {"stream": True, "stream_options": {"usage": True}}),
-    ("n", {"n": 2}),
+    ("n", {"n": 5}),
     ("n", {"n": 0}),
-    ("logprobs", {"logprobs": True}),
+    ("n", {"n": 1.5}),
+    ("logprobs", {"logprobs": 2}),
     ("top_logprobs", {"top_logprobs": 5}),
-    ("logit_bias", {"logit_bias": {"50256": -100}}),
-    ("presence_penalty", {"presence_penalty": 0.5}),
-    ("frequency_penalty", {"frequency_penalty": -2}),
+    ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
+    ("logit_bias", {"logit_bias": {"50256": -101}}),
+    ("logit_bias", {"logit_bias": {"the": 1}}),
+    ("logit_bias", {"logit_bias": [1]}),
+    ("presence_penalty", {"presence_penalty": 2.5}),
+    ("frequency_penalty", {"frequency_penalty": "high"}),
+    ("enable_thinking", {"enable_thinking": "yes"}),
+    ("chat_template_kwargs", {"chat_template_kwargs": {"date": "today"}}),
     ("modalities", {"modalities": ["text", "audio"]}),
     ("functions", {"functions": [{"name": "f"}]}),
     ("function_call", {"function_call": {"name": "f"}}),
     ("guided_json", {"guided_json": {}}),
     ("top_k", {"top_k": 40}),
-    ("reasoning_effort", {"reasoning_effort": "high"}),
+    ("reasoning_effort", {"reasoning_effort": "huge"}),
     ("maxTokens", {"maxTokens": 5}),
     ("temprature", {"temprature": 1}),
     ("response_format.type", {"response_format": {"type": "xml"}}),
     ("tool_choice", {"tool_choice": "required"}),
     ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "../x\r\n"}}]}),
     ("structured_outputs", {"structured_outputs": {"choice": ["a"], "regex": "b"}}),
-    ("stop", {"stop": ["a"] * 9}),
+    ("stop", {"stop": ["a"] * 17}),
     ("seed", {"seed": 2**80}),
 ]
 
@@ -359,9 +365,29 @@ def test_what_is_too_large_is_refused_before_it_is_read(openai_deployment: Publi
 
 
 def test_other_methods_and_other_paths(openai_deployment: PublicDeployment) -> None:
-    assert openai_deployment.call("GET", "/chat/completions").status_code == 405
-    assert openai_deployment.call("POST", "/embeddings", json={}).status_code == 404
-    assert openai_deployment.call("DELETE", f"/models/{openai_deployment.slug}").status_code == 405
+    for method, path in (
+        ("GET", "/chat/completions"),
+        ("PUT", "/completions"),
+        ("DELETE", f"/models/{openai_deployment.slug}"),
+    ):
+        answer = openai_deployment.call(method, path)
+        assert refused(answer, 405)["code"] == "method_not_allowed"
+        assert "does not support the method" in answer.json()["error"]["message"]
+        assert answer.headers["allow"]
+    for path in ("/embeddings", "/audio/speech", "/chat/completions/", "/../../chat/completions"):
+        error = refused(openai_deployment.call("POST", path, json={}), 404)
+        assert error["code"] == "not_found"
+        assert "/v1/responses" in error["message"]
+    without_v1 = requests.post(openai_deployment.url.removesuffix("/v1") + "/chat/completions", json=ASKED, timeout=30)
+    assert "ends with /v1" in refused(without_v1, 404)["message"]
+
+
+def test_what_the_server_rejects_has_openais_shape_too(openai_deployment: PublicDeployment) -> None:
+    key = {"Authorization": f"Bearer {openai_deployment.key}"}
+    refused(openai_deployment.ask(headers={**key, "X-Long": "x" * 70_000}), 431)
+    refused(openai_deployment.ask(headers={**key, "Host": "evil.example"}), 403)
+    refused(openai_deployment.ask(headers={**key, "Origin": "https://evil.example"}), 403)
+    refused(openai_deployment.ask(headers={**key, "Content-Encoding": "gzip"}), 415)
 
 
 def test_a_page_of_another_site_gets_no_answer(openai_deployment: PublicDeployment) -> None:
@@ -404,6 +430,62 @@ def test_a_stream_with_usage_ends_with_a_chunk_of_nothing_else(openai_deployment
     assert all(chunk["usage"] is None and chunk["choices"] for chunk in output)
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+
+
+def test_several_answers(openai_deployment: PublicDeployment, backend_env: Backend) -> None:
+    answer = openai_deployment.ask({**ASKED, "n": 3}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {ANSWER}
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 15, "total_tokens": 19}
+    texts = ["", "", ""]
+    reasons: list[str] = []
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *parts, last = chunks(openai_deployment.ask({**ASKED, "n": 3, **options}))
+    for part in parts:
+        (choice,) = part["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+        reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
+    assert (texts, reasons) == ([ANSWER] * 3, ["stop"] * 3)
+    assert last["usage"] == answer["usage"]
+
+
+def test_every_answer_is_stored(backend_env: Backend) -> None:
+    deployment = deploy(owner(backend_env))
+    assert deployment.ask({**ASKED, "n": 2}).status_code == 200
+    (entry,) = kept(backend_env.home, deployment)
+    assert entry["answer"]["message"]["content"] == ANSWER
+    assert [choice["message"]["content"] for choice in entry["answer"]["choices"]] == [ANSWER] * 2
+
+
+def test_logprobs(openai_deployment: PublicDeployment) -> None:
+    asked = {**ASKED, "logprobs": True, "top_logprobs": 2}
+    content = openai_deployment.ask(asked).json()["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in content) == ANSWER
+    first = {"token": "scripted: ", "logprob": 0.0, "bytes": list(b"scripted: ")}
+    assert content[0] == {**first, "top_logprobs": [first]}
+    parts = [chunk["choices"][0].get("logprobs") for chunk in chunks(openai_deployment.ask({**asked, "stream": True}))]
+    assert [token for part in parts if part for token in part["content"]] == content
+    assert "logprobs" not in openai_deployment.ask().json()["choices"][0]
+
+
+def test_what_a_model_has_no_use_for_is_noted(openai_deployment: PublicDeployment) -> None:
+    for field, value in (
+        ("enable_thinking", False),
+        ("reasoning_effort", "high"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+    ):
+        name = "enable_thinking" if field == "chat_template_kwargs" else field
+        notes = f"{name} has no effect: the scripted engine ignores it."
+        assert openai_deployment.ask({**ASKED, field: value}).json()["metadata"] == {"notes": notes}
+        last = chunks(openai_deployment.ask({**ASKED, field: value, "stream": True}))[-1]
+        assert last["metadata"] == {"notes": notes}
+    assert "metadata" not in openai_deployment.ask().json()
+
+
+def test_sixteen_stop_strings(openai_deployment: PublicDeployment) -> None:
+    stop = [f"<{number}>" for number in range(15)] + ["du"]
+    choice = openai_deployment.ask({**ASKED, "stop": stop}).json()["choices"][0]
+    assert choice["message"]["content"] == "scripted: Wie heißt "
 
 
 def test_failures_before_and_within_a_stream(backend_env: Backend) -> None:
