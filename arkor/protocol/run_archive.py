@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def archived_files(folder: Path) -> list[Path]:
     return [path for path in everything if path.is_file()]
 
 
-def pack(folder: Path, files: list[Path], name: str) -> Iterator[bytes]:
+def pack(folder: Path, files: list[Path], name: str) -> Generator[bytes, None, None]:
     """Yield the chunks of a zip with these files of the folder, below `name`. Raises OSError."""
     sink = _StreamingSink()
     with ZipFile(sink, "w") as archive:

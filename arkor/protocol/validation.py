@@ -119,8 +119,10 @@ def boolean(name: str, value: Any) -> None:
 @partial(_FunctionValidator, schema={"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
 def text(name: str, value: Any) -> None:
     """Raise `InvalidConfig` for anything but a string that is not blank and can be sent."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not isinstance(value, str) or not value.strip():
         raise InvalidConfig(name, f"must be a non-empty string, not {quote(value)}")
+    if "\0" in value:
+        raise InvalidConfig(name, "contains a NUL character", "remove it")
     encodable(name, value)
 
 

@@ -19,6 +19,7 @@ from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
+from arkor.backend.data.hub_files import HubFiles
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
@@ -223,9 +224,12 @@ def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Reco
     import datasets  # noqa: PLC0415 - takes a second, and other sources do not need it
 
     datasets.disable_progress_bars()
-    load: Callable[..., Any] = datasets.load_dataset
+    load: Callable[..., Any] = datasets.load_dataset  # for Parquet and other files
     try:
-        table = load(source.name, source.subset, split=split)
+        files = HubFiles.find(source.name, source.subset)
+        table = files.records(split) if files else load(source.name, source.subset, split=split)
+    except DataError:
+        raise
     except Exception as error:  # from one of many libraries; the message names the type
         raise DataError(_hub_problem(source, split, error)) from error
     if isinstance(table, Mapping):
@@ -234,7 +238,7 @@ def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Reco
             raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{first}".')
         table = table["train" if "train" in table else first]
     for number, value in enumerate(table, 1):
-        yield Record(f"row {number}", value)
+        yield value if isinstance(value, Record) else Record(f"row {number}", value)
 
 
 #: Exceptions of the libraries below `datasets` that mean that the hub cannot be reached.

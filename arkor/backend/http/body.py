@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from arkor.backend.http.errors import ApiError
-from arkor.backend.http.schema import Schema, check
+from arkor.backend.http.schema import Schema, check, reject_nul
 from arkor.formatting import quote
 from arkor.protocol.codec import reject_constant
 
@@ -28,11 +28,16 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 async def read_object(request: Request, schema: Schema, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """Return the body, a JSON object that matches the schema. Raises a 400, 408, 413 or 415."""
+    """Return the body, a JSON object that matches the schema, without NUL characters.
+
+    Raises a 400, 408, 413 or 415.
+    """
     body = b"".join([chunk async for chunk in _body_chunks(request, limit, f"The body is larger than {limit} bytes.")])
     value = _parse(body)
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", "invalid_json")
+    if b"\\u0000" in body:  # a NUL itself is not valid JSON
+        reject_nul(value)
     check(schema, value)
     return value
 

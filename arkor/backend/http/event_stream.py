@@ -1,10 +1,10 @@
-"""Responses of server-sent events, and how many of them a user may have open."""
+"""Streamed responses that release what they hold, and how many event streams a user may have."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import aclosing, closing
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -34,6 +34,21 @@ class EventStreamResponse(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._frames):
+            await super().stream_response(send)
+
+
+class FileStreamResponse(StreamingResponse):
+    """The chunks of a generator, which is closed when the response ends.
+
+    Without this, its files stay open after a client that leaves, until it is garbage-collected.
+    """
+
+    def __init__(self, chunks: Generator[bytes, None, None], media_type: str, headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, media_type=media_type, headers=headers)
+        self._chunks = chunks
+
+    async def stream_response(self, send: Send) -> None:
+        with closing(self._chunks):
             await super().stream_response(send)
 
 

@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Route
 
 from arkor.backend.http.authentication import PROJECT_SLUG, Requirements, authorize
 from arkor.backend.http.body import read_object
-from arkor.backend.http.schema import TEXT, Parameter, Schema, class_schema
+from arkor.backend.http.schema import TEXT, Parameter, Schema, class_schema, reject_nul
 from arkor.backend.http.state import app_state
 from arkor.settings import VERSION
 
@@ -133,6 +133,7 @@ def _handler(endpoint: Callable[..., Any], operation: Operation) -> Callable[[Re
 
     @functools.wraps(endpoint)
     async def handle(request: Request) -> Any:
+        reject_nul(request.path_params)
         found = await run_in_threadpool(authorize, request, operation.requirements, names)
         found |= {"request": request, "state": app_state(request)}
         if "body" in names:
@@ -156,7 +157,12 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     paths = _resolve_schemas(paths, components)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "arkor", "version": VERSION, "summary": "Fine-tuning of open-weight language models."},
+        "info": {
+            "title": "arkor",
+            "version": VERSION,
+            "summary": "Fine-tuning of open-weight language models.",
+            "description": "No text of a request may contain the character U+0000, wherever it is: this is a 400.",
+        },
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),

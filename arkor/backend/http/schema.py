@@ -26,6 +26,7 @@ from attrs import frozen
 from starlette.requests import Request
 
 from arkor.backend.http.errors import invalid_field
+from arkor.formatting import quote
 from arkor.protocol.codec import camel_case
 
 Schema = Any
@@ -115,12 +116,17 @@ class Parameter:
     where: str = "query"
 
     def read(self, request: Request) -> Any:
-        """Return the value in the query or header, None if it is absent or empty. Raises a 400."""
-        value: Any = (request.headers if self.where == "header" else request.query_params).get(self.name) or None
+        """Return the value in the query or header, None if it is absent or blank. Raises a 400.
+
+        White space around it is removed.
+        """
+        sent = request.headers if self.where == "header" else request.query_params
+        value: Any = sent.get(self.name, "").strip() or None
         if value is None:
             if self.required:
                 raise invalid_field(self.name, f"is missing in the {self.where}")
             return None
+        reject_nul(value, self.name)
         if self.schema["type"] == "integer" and value.isascii() and value.isdigit() and len(value) <= 10:
             value = int(value)
         check(self.schema, value, self.name)
@@ -129,6 +135,25 @@ class Parameter:
     def describe(self) -> dict[str, Any]:
         entry = {"name": self.name, "in": self.where, "description": self.description}
         return {**entry, "required": self.required, "schema": self.schema}
+
+
+def reject_nul(value: Any, field: str = "") -> None:
+    """Raise a 400 for a NUL character in a JSON value, which not every database can store.
+
+    `field` is the name of the value; the error names the part of it.
+    """
+    pending = [(field, value)]
+    while pending:  # not recursive, as JSON may be nested as deeply as the decoder permits
+        name, part = pending.pop()
+        if isinstance(part, str) and "\0" in part:
+            raise invalid_field(name, "contains a NUL character (\\u0000)", "remove it")
+        if isinstance(part, Mapping):
+            for key, item in part.items():
+                if "\0" in key:
+                    raise invalid_field(name or quote(key), "has a key that contains a NUL character", "remove it")
+                pending.append((f"{name}.{key}" if name else key, item))
+        elif isinstance(part, list):
+            pending.extend((f"{name}[{index}]", item) for index, item in enumerate(part))
 
 
 def check(schema: Schema, value: Any, field: str = "") -> None:

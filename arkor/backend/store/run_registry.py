@@ -111,18 +111,24 @@ def read_manifest(folder: RunFolder) -> RunManifest:
     job_id, name, created_at = texts
     if not _JOB_ID.fullmatch(job_id):
         raise InvalidRunFolder(f"has an invalid run id, {job_id[:80]!r}", folder.job)
-    job = JobRecord(job_id, "", "", name[:200], JobStatus.QUEUED, config, created_at[:32])
+    job = JobRecord(job_id, "", "", _storable(name, 200), JobStatus.QUEUED, config, _storable(created_at, 32))
     org = _slug_and_name(data.get("org"), "local", "Local")
     project = _slug_and_name(data.get("project"), "default", "Default")
     key = data.get("idempotencyKey")
-    return RunManifest(job, org, project, key if isinstance(key, str) else None)
+    usable_key = isinstance(key, str) and key == _storable(key, 255)
+    return RunManifest(job, org, project, key if usable_key else None)
+
+
+def _storable(text: str, max_length: int) -> str:
+    """Return a text of a foreign file as a column of this length can store it."""
+    return text.replace("\0", "")[:max_length]
 
 
 def _slug_and_name(value: Any, slug: str, name: str) -> tuple[str, str]:
     """Return the slug and name of an org or project, or the default if they are invalid."""
     found = (value.get("slug"), value.get("name")) if isinstance(value, Mapping) else (None, None)
     if isinstance(found[0], str) and isinstance(found[1], str) and _SLUG.fullmatch(found[0]):
-        return found[0], found[1][:200] or found[0]
+        return found[0], _storable(found[1], 200) or found[0]
     return slug, name
 
 
@@ -174,7 +180,7 @@ def _register_upload(home: Path, store: Store, project: Project, job: JobRecord)
     if isinstance(url, str) and (found := _UPLOAD.fullmatch(url)):
         file = datasets_folder(home) / found[1]
         if file.is_file():
-            store.add_dataset(project, found[1], unquote(found[2])[:255], file.stat().st_size)
+            store.add_dataset(project, found[1], _storable(unquote(found[2]), 255), file.stat().st_size)
 
 
 def quarantine(home: Path) -> Path | None:

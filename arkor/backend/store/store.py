@@ -168,6 +168,7 @@ class Store(Tables):
             **asdict(job, recurse=False),
             "status": job.status.value,
             "config": json.dumps(job.config),
+            "error": _without_nul(job.error),
             "idempotency_key": idempotency_key,
         }
         try:
@@ -213,6 +214,7 @@ class Store(Tables):
 
     def update_job(self, job_id: str, **values: str | None) -> None:
         """Set `status`, `error`, `started_at`, `completed_at` or `cancel_requested_at`."""
+        values = {name: _without_nul(value) for name, value in values.items()}
         self._write(jobs.update().where(jobs.c.id == job_id).values(**values))
 
     def cancel_requested(self, job_id: str) -> bool:
@@ -229,6 +231,11 @@ class Store(Tables):
     def has_dataset(self, project: Project, digest: str) -> bool:
         query = select(datasets.c.id).where(datasets.c.project_id == project.id, datasets.c.id == digest)
         return bool(self._rows(query))
+
+
+def _without_nul(text: str | None) -> str | None:
+    """Return the message of a library as every database can store it."""
+    return text.replace("\0", "\ufffd") if text else text
 
 
 def _opening_advice(path: Path, error: DBAPIError) -> str:

@@ -31,7 +31,10 @@ class Tracker(Protocol):
 
 
 def require_module(*modules: str, package: str) -> str:
-    """Return the first installed module. Raise `InvalidConfig` if `package` is not installed."""
+    """Return the first installed module. Raise `InvalidConfig` if none of them is installed.
+
+    `package` are the arguments of the `pip install` that the error names.
+    """
     for module in modules:
         if find_spec(module) is not None:
             return module
@@ -128,6 +131,10 @@ class Trackio(WeightsAndBiases):
         return {"name": f"{job.name}-{job.id[:8]}"}
 
 
+#: The packages that MLflow needs, and those that it also needs to store runs itself, in a database.
+#: mlflow-skinny does not depend on the latter.
+MLFLOW_PACKAGES, MLFLOW_STORE_MODULES = "mlflow-skinny sqlalchemy alembic", ("sqlalchemy", "alembic")
+
 _RUN_STATUSES = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
 
@@ -135,13 +142,14 @@ class MLflow:
     """An MLflow run in `experiment`, found by a tag; `tracking_uri` defaults to MLflow's own."""
 
     def __init__(self, experiment: str = "arkor", tracking_uri: str | None = None) -> None:
-        require_module("mlflow", package="mlflow-skinny")
+        require_module("mlflow", package=MLFLOW_PACKAGES)
         self._experiment, self._tracking_uri = experiment, tracking_uri
+        if any(find_spec(module) is None for module in MLFLOW_STORE_MODULES):
+            self._connect()  # only a server works without them
 
     def open(self, job: TrainingJob, restart: bool) -> None:  # noqa: ARG002 - `log` skips old steps
-        mlflow = importlib.import_module("mlflow")
+        self._client = self._connect()
         self._entities = importlib.import_module("mlflow.entities")
-        self._client = mlflow.MlflowClient(tracking_uri=self._tracking_uri)
         self._run_id = self._find_run(job.id) or self._create_run(job)
         self._last_steps: dict[str, int] = {}
 
@@ -156,6 +164,22 @@ class MLflow:
     def close(self, status: str | None) -> None:
         if status in _RUN_STATUSES:
             self._client.set_terminated(self._run_id, _RUN_STATUSES[status])
+
+    def _connect(self) -> Any:
+        """Return the client of the tracking URI. Raise `InvalidConfig` if its store needs packages."""
+        mlflow = importlib.import_module("mlflow")
+        try:
+            return mlflow.MlflowClient(tracking_uri=self._tracking_uri)
+        except (mlflow.MlflowException, ImportError) as error:
+            database = urlsplit(self._tracking_uri or mlflow.get_tracking_uri()).scheme
+            missing = [module for module in MLFLOW_STORE_MODULES if find_spec(module) is None]
+            if not missing or database in ("", "file"):
+                raise
+            raise InvalidConfig(
+                "Report.to",
+                f"MLflow needs {' and '.join(missing)} to store runs in a database ({database})",
+                f"install them: pip install {MLFLOW_PACKAGES}, or set tracking_uri to the URL of an MLflow server",
+            ) from error
 
     def _experiment_id(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment)

@@ -41,8 +41,8 @@ def load(endpoint: str, home: Path, *models: str) -> list[str]:
 
 def test_a_model_is_downloaded_and_a_missing_one_is_reported(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
-    with hub_of("acme/tiny", folder) as endpoint:
-        *_, loaded, missing = load(endpoint, tmp_path, "acme/tiny", "acme/missing")
+    with hub_of("acme/tiny", folder) as hub:
+        *_, loaded, missing = load(hub.url, tmp_path, "acme/tiny", "acme/missing")
     name, weights = loaded.split()
     assert "Tokenizer" in name
     assert int(weights) > 0

@@ -339,3 +339,12 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="unable to open"):
         Store(tmp_path / "nowhere" / "arkor.db")
+
+
+def test_an_error_is_stored_without_nul(store: Store, project: Project) -> None:
+    job = JobRecord("a" * 32, project.org_id, project.id, "n", JobStatus.QUEUED, {}, "t")
+    store.add_job(job, None)
+    store.update_job(job.id, status="failed", error="ValueError: a\0b")
+    found = store.job(project, job.id)
+    assert found is not None
+    assert found.error == "ValueError: a\ufffdb"

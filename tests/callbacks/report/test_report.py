@@ -15,7 +15,7 @@ import pytest
 
 from arkor import BlobDataset, InvalidConfig, Trainer
 from arkor.callbacks import Report
-from arkor.callbacks.report.trackers import require_module, settings_of
+from arkor.callbacks.report.trackers import MLFLOW_PACKAGES, require_module, settings_of
 from arkor.protocol.codec import from_wire
 from arkor.protocol.jobs import TrainingJob
 from tests.callbacks.replays import completed, log, logs, replay
@@ -144,6 +144,11 @@ def test_tensorboard_gets_every_number_once(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_install_command() -> None:
     with pytest.raises(InvalidConfig, match=r"Report\.to: needs the package wandb; install it: pip install wandb"):
         require_module("a_library_that_is_nowhere", package="wandb")
+
+
+def test_the_documentation_has_the_install_command_of_the_error() -> None:
+    page = Path(__file__).parents[3] / "docs" / "recipes" / "reports.md"
+    assert f"`pip install {MLFLOW_PACKAGES}`" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize("to", ["run.txt", "tensorbord", "", 5, None])

@@ -10,11 +10,12 @@ from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from arkor.backend.http.authentication import PROJECT
 from arkor.backend.http.body import save_body
 from arkor.backend.http.errors import ApiError
+from arkor.backend.http.event_stream import FileStreamResponse
 from arkor.backend.http.openapi import ResponseSpec, RouteTable
 from arkor.backend.http.routes.jobs import JOB, job_json
 from arkor.backend.http.schema import FILE, STRING, TEXT, Parameter, object_schema, string_schema
@@ -130,4 +131,4 @@ def export_job(request: Request, state: AppState, job: JobRecord) -> Response:
     if request.method == "HEAD":
         return Response(media_type="application/zip")
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.zip"'}
-    return StreamingResponse(pack(folder, files, job.id), media_type="application/zip", headers=headers)
+    return FileStreamResponse(pack(folder, files, job.id), "application/zip", headers)
