@@ -118,6 +118,14 @@ def text(name: str, value: Any) -> None:
     encodable(name, value)
 
 
+def _names(name: str, value: Any) -> None:
+    """Check a list of at least one non-empty string."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InvalidConfig(name, f"must be a list of names, not {quote(value)}")
+    for number, item in enumerate(value):
+        text(f"{name}[{number}]", item)
+
+
 def encodable(name: str, value: str) -> None:
     """Raise `InvalidConfig` for a string that cannot be written as UTF-8."""
     if not is_encodable(value):
@@ -172,6 +180,7 @@ _FORMAT_FIELDS = {"type": {"enum": DATASET_FORMATS}}
 
 BOOLEAN = _FunctionValidator(boolean, {"type": "boolean"})
 TEXT = _FunctionValidator(text, {"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"})
+NAMES = _FunctionValidator(_names, {"type": "array", "items": TEXT.schema, "minItems": 1})
 WARMUP = _FunctionValidator(_warmup, {"anyOf": [{"type": "integer", "minimum": 0}, _SHARE]})
 DATASET_FORMAT = _FunctionValidator(
     _dataset_format,

@@ -91,6 +91,7 @@ class DryRun:
         rows = load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
         self._emit_result(row_counts(rows))
         loaded = load_run_model(run, device, recorder)
+        self._emit_result({"notes": [str(loaded.targets)]})
         train, evaluation = encode_rows(run.config, rows, loaded, recorder)
         length = max_length_of(run.config, loaded.model)
         eval_lengths = {"evalLengths": length_stats(evaluation, length)} if evaluation else {}
@@ -115,6 +116,7 @@ class DryRun:
         trainer = build_trainer(run.folder, loaded, device, examples, steps_only, NullRecorder(self._emit_progress))
         preparing = round(time.perf_counter() - self._began, 1)
         estimate = estimate_run(trainer, hyperparameters, device, run.folder)
+        self._emit_result({"notes": [str(trainer.data_collator.layout)]})
         busy = self.busy or estimate.busy
         self._emit_result({"estimate": to_wire(evolve(estimate, preparing_seconds=preparing, busy=busy))})
 
