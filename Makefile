@@ -26,7 +26,7 @@ PYTEST       ?=
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test every-test test-fast test-newest test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
+.PHONY: help setup demo test every-test test-fast test-newest test-families test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -75,6 +75,9 @@ test-fast: setup ## Run the tests that take a moment
 test-newest: ## Run every test on the newest versions that pyproject.toml allows, in .venv-newest
 	@mkdir -p build && grep '^torch==' $(LOCK) > build/newest.lock
 	$(MAKE) --no-print-directory setup every-test VENV=.venv-newest LOCK=build/newest.lock
+
+test-families: setup ## Compare tiny models of every family with transformers, and renew the table in docs/models.md
+	$(BIN)/python -m tests.families --write
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
 	$(BIN)/python -m pytest tests/backend/http/test_openapi.py -k described --calls 100 --timeout 900
