@@ -26,7 +26,7 @@ PYTEST       ?=
 DEMO_HOME := $(CURDIR)/build/demo-home
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test every-test test-fast test-newest test-clients test-trackers test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
+.PHONY: help setup demo test every-test test-fast test-newest test-clients test-trackers test-families test-calls test-schedules test-kills lint lock bench bench-lifecycle docs format clean
 
 help: ## Show this list
 	@echo "make …"
@@ -78,6 +78,9 @@ test-newest: ## Run every test on the newest versions that pyproject.toml allows
 
 test-trackers: setup ## Report a run to each tracker; installs their libraries in build/trackers
 	$(BIN)/python -m tests.trackers.run $(TRACKERS)
+
+test-families: setup ## Compare tiny models of every family with transformers, and renew the table in docs/models.md
+	$(BIN)/python -m tests.families --write
 
 test-calls: setup ## Play some 4,000 calls against every route of the backend
 	$(BIN)/python -m pytest tests/backend/http/test_openapi.py -k described --calls 100 --timeout 900

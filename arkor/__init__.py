@@ -40,6 +40,7 @@ _EXPORTS = {
     "results.check": "Check",
     "results.history": "History",
     "results.training_result": "TrainingResult",
+    "settings": "SUPPORTED_MODELS",
     "trainer.project": "Arkor create_arkor is_arkor run_trainer",
     "trainer.trainer": "StartedJob Trainer create_trainer",
 }

@@ -41,12 +41,14 @@ from arkor.protocol.model_target import Adapter
 from arkor.results.check import Check
 from arkor.results.history import History
 from arkor.results.training_result import TrainingResult
+from arkor.settings import SUPPORTED_MODELS
 from arkor.trainer.project import Arkor, create_arkor, is_arkor, run_trainer
 from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str
 
 __all__ = [
+    "SUPPORTED_MODELS",
     "Adapter",
     "AnonymousCredentials",
     "Arkor",

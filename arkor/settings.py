@@ -20,6 +20,9 @@ MANAGED_CLOUD_API_URL = "https://api.arkor.ai"
 #: The model whose weights come in a Python package instead of from the hub.
 STARTER_MODEL = "smollm2-135m-instruct"
 
+#: The models that the managed cloud fine-tunes. A backend of your own takes others too: docs/models.md.
+SUPPORTED_MODELS = ("unsloth/gemma-4-E4B-it",)
+
 
 def arkor_home() -> Path:
     """Return the folder of all that arkor writes for a user: `ARKOR_HOME`, else `~/.arkor`."""

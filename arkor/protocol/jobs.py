@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -13,7 +13,17 @@ from arkor.errors import InvalidConfig
 from arkor.formatting import format_repr
 from arkor.protocol.codec import decode_objects, from_wire, optional
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
-from arkor.protocol.validation import Integer, Number, Validator, boolean, dataset_format, dataset_split, text, warmup
+from arkor.protocol.validation import (
+    Integer,
+    Number,
+    Validator,
+    boolean,
+    dataset_format,
+    dataset_split,
+    names,
+    text,
+    warmup,
+)
 
 
 class JobStatus(str, Enum):
@@ -80,6 +90,7 @@ class JobConfig:
     lora_alpha: float | None = _setting(Number(above=0), "scale of the adapter")
     max_length: int | None = _setting(Integer(8), "tokens per row; longer rows are cut")
     load_in_4bit: bool | None = _setting(boolean, "frozen weights in 4 bits (QLoRA, CUDA only)")
+    lora_target_modules: Sequence[str] | None = _setting(names, "layers that the adapter adapts, by name")
     train_on_responses_only: bool | None = _setting(boolean, "learn the assistant's messages only")
     dataset_split: Any = _setting(dataset_split, "which rows are trained on and held out")
     dry_run: bool | None = _setting(boolean, "a few rows and steps through every stage")
@@ -97,12 +108,17 @@ class JobConfig:
 
 @frozen
 class LoraConfig:
-    """The adapter: rank `r`, scale `alpha`, `max_length` in tokens, `load_in_4bit` for QLoRA."""
+    """The adapter: rank `r`, scale `alpha`, `max_length` in tokens, `load_in_4bit` for QLoRA.
+
+    `target_modules` are the names of the layers to adapt; by default all linear layers of the
+    language model, without experts and routers.
+    """
 
     r: int
     alpha: float
     max_length: int | None = None
     load_in_4bit: bool | None = None
+    target_modules: Sequence[str] | None = None
 
     def __attrs_post_init__(self) -> None:
         specs = attrs.fields_dict(JobConfig)
@@ -117,7 +133,13 @@ class LoraConfig:
 
 
 #: Field of `LoraConfig` → field of `JobConfig`.
-LORA_SETTINGS = {"r": "lora_r", "alpha": "lora_alpha", "max_length": "max_length", "load_in_4bit": "load_in_4bit"}
+LORA_SETTINGS = {
+    "r": "lora_r",
+    "alpha": "lora_alpha",
+    "max_length": "max_length",
+    "load_in_4bit": "load_in_4bit",
+    "target_modules": "lora_target_modules",
+}
 
 
 @frozen

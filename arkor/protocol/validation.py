@@ -126,6 +126,15 @@ def text(name: str, value: Any) -> None:
     encodable(name, value)
 
 
+@partial(_FunctionValidator, schema={"type": "array", "items": text.schema, "minItems": 1})
+def names(name: str, value: Any) -> None:
+    """Check a list of at least one non-empty string."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InvalidConfig(name, f"must be a list of names, not {quote(value)}")
+    for number, item in enumerate(value):
+        text(f"{name}[{number}]", item)
+
+
 def encodable(name: str, value: str) -> None:
     """Raise `InvalidConfig` for a string that cannot be written as UTF-8."""
     if not is_encodable(value):

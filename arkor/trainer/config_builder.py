@@ -41,6 +41,7 @@ _LORA_FIELDS = {
     "lora_r": "r",
     "lora_rank": "r",
     "lora_alpha": "alpha",
+    "lora_target_modules": "target_modules",
     "max_seq_length": "max_length",
 }
 

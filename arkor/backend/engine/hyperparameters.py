@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "lora_alpha": 16.0,
     "max_length": 1024,  # tokens; or the context length of the model if that is less
     "load_in_4bit": False,
+    "lora_target_modules": None,  # all linear layers of the language model, without experts and routers
     "train_on_responses_only": None,  # true for chats, false for plain text
 }
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from arkor.backend.inference.grammar import allowed_tokens
 from arkor.backend.inference.messages import GenerationError, Reply, TokenLogprob
 from arkor.backend.inference.model_cache import ServedModel
+from arkor.backend.inference.own_cache import OwnCacheDecoder
 from arkor.backend.inference.sampling import apply_penalties, apply_repetition_penalty, log_probabilities, sample
 from arkor.backend.inference.sequence import SequenceState
 
@@ -37,9 +38,10 @@ class Batch:
         self._pending_prompt = sequence.prompt
         self._lengths = [0]  # tokens in the cache, by answer
         self._next: list[int] = []
-        self._cache, self._mergeable = _new_cache(weights.model)
         self._accepted_inputs = inspect.signature(weights.model.forward).parameters
-        self._cache_argument = _cache_argument(self._accepted_inputs)
+        self._mergeable = is_mergeable(weights.model)
+        self._own = None if self._mergeable else OwnCacheDecoder(weights.model)
+        self._cache = DynamicCache()  # also keeps tokens outside of a sliding window, which the mask hides
 
     @property
     def is_prefilling(self) -> bool:
@@ -60,6 +62,7 @@ class Batch:
     def _prefill(self, sequence: SequenceState) -> list[Reply]:
         """Compute a part of the prompt; with its end, the first token of the answer."""
         size = PREFILL_TOKENS if sequence.prompt_logprobs is None else SCORED_PREFILL_TOKENS
+        size = size if self._mergeable else len(self._pending_prompt)
         chunk, self._pending_prompt = self._pending_prompt[:size], self._pending_prompt[size:]
         logits = self._forward([chunk], keep_all=sequence.prompt_logprobs is not None)
         if sequence.prompt_logprobs is not None:
@@ -78,7 +81,7 @@ class Batch:
         return (
             self.weights is other.weights
             and self.adapter == other.adapter
-            and self._mergeable
+            and self._mergeable  # the same for the other, which has the same weights
             and not (self.must_run_alone or other.must_run_alone)
             and not (self.is_prefilling or other.is_prefilling)
         )
@@ -108,7 +111,7 @@ class Batch:
         self.sequences = [self.sequences[row] for row in keep]
         self._next = [self._next[row] for row in keep] if self._next else []
         self._lengths = [self._lengths[row] for row in keep]
-        if keep:  # an empty batch is dropped with its cache
+        if keep and self._mergeable:  # an empty batch is dropped with its cache
             width = max(self._lengths)
             pairs = [(layer.keys, layer.values) for layer in self._cache.layers]
             self._cache = DynamicCache(
@@ -120,6 +123,8 @@ class Batch:
         vocabulary).
         """
         self.weights.activate(self.adapter)
+        if self._own is not None:
+            return _require_finite(self._own.forward(columns[0], keep_all=keep_all))
         model, new = self.weights.model, len(columns[0])
         positions = [list(range(length, length + new)) for length in self._lengths]
         inputs: dict[str, Any] = {
@@ -132,13 +137,10 @@ class Batch:
         }
         tokens = torch.tensor(columns, device=model.device)
         with torch.inference_mode():
-            out = model(input_ids=tokens, use_cache=True, **{self._cache_argument: self._cache}, **accepted)
+            cache = {_cache_argument(self._accepted_inputs): self._cache}
+            out = model(input_ids=tokens, use_cache=True, **cache, **accepted)
         self._lengths = [length + new for length in self._lengths]
-        logits: torch.Tensor = out.logits
-        if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
-            problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
-            raise GenerationError(409, "model_diverged", problem)
-        return logits
+        return _require_finite(out.logits)
 
     def _mask(self, new: int) -> torch.Tensor | None:
         """Return the mask, int64 (answers, tokens), or None without padding (faster)."""
@@ -186,6 +188,14 @@ class Batch:
         return logits.masked_fill(~allowed_tokens(matchers, logits.shape[-1]).to(logits.device), -torch.inf)
 
 
+def _require_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits; raise `GenerationError` if a position has none to choose from."""
+    if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
+        problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
+        raise GenerationError(409, "model_diverged", problem)
+    return logits
+
+
 def _cache_argument(accepted: Container[str]) -> str:
     """Return the name of the cache in a model's `forward`: "past_key_values" before transformers
     5.24.
@@ -201,12 +211,16 @@ def _cache_argument(accepted: Container[str]) -> str:
     raise GenerationError(400, "unsupported_model", problem, remedy="Run: pip install 'transformers>=5.24'")
 
 
-def _new_cache(model: Any) -> tuple[Any, bool]:
-    """Return an empty cache, and whether it is mergeable: it keeps all tokens in all layers."""
-    cache = DynamicCache(config=model.config)
-    if all(isinstance(layer, DynamicLayer) for layer in cache.layers):
-        return DynamicCache(), True  # also keeps tokens outside of a sliding window, which the mask hides
-    return cache, False
+def is_mergeable(model: Any) -> bool:
+    """Whether caches of the model can be cut and merged: they keep the keys and values of all
+    tokens, and nothing else.
+    """
+    if not any(name in inspect.signature(model.forward).parameters for name in ("cache", "past_key_values")):
+        return False
+    if not model._supports_default_dynamic_cache():
+        return False
+    layers = DynamicCache(config=model.config.get_text_config()).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:

@@ -84,6 +84,7 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
         rows = trl_engine.load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
         emit({"found": row_counts(rows)})
         loaded = trl_engine.load_run_model(run, device, recorder)
+        emit({"found": {"notes": [str(loaded.targets)]}})
         train, evaluation = trl_engine.encode_rows(run.config, rows, loaded, recorder)
         length = trl_engine.max_length_of(run.config, loaded.model)
         found: dict[str, Any] = {
@@ -107,6 +108,7 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
         trainer = trl_engine.build_trainer(run.folder, loaded, device, (train, evaluation), steps_only, recorder)
         preparing = round(time.perf_counter() - began, 1)
         estimate = estimate_run(trainer, hyperparameters, device, run.folder)
+        emit({"found": {"notes": [str(trainer.data_collator.layout)]}})
         estimate = evolve(estimate, preparing_seconds=preparing, busy=busy or estimate.busy)
         emit({"found": {"estimate": to_wire(estimate)}})
 

@@ -46,7 +46,7 @@ def estimate_run(trainer: Any, hyperparameters: Hyperparameters, device: Device,
 
     The trainer must be configured without evaluations and checkpoints, which are timed separately.
     """
-    trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
+    trainer.choose_layout()
     collator = trainer.data_collator
     counter = trainer.data_collator = TokenCounter(collator)
     timer = StepTimer(torch.cuda.synchronize if device.kind == "cuda" else lambda: None)

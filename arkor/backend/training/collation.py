@@ -1,17 +1,18 @@
 """Collate examples to micro-batches without padding and without computing shared prefixes twice.
 
-The examples of a micro-batch are concatenated to one sequence, with a mask that separates them.
-Tokens with which all of them begin (a system prompt) occur once. For models that do not support
-this, examples are padded instead.
+The examples of a flat micro-batch are concatenated to one sequence, with a mask that separates
+them. Tokens with which all of them begin (a system prompt) occur once. For models that do not
+support this (`layout.py` tests it), examples are padded, or computed one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
-from attrs import define
+from attrs import define, frozen
 from torch import Tensor
 
 from arkor.backend.training.tokenization import IGNORE_INDEX
@@ -23,6 +24,47 @@ MAX_FLAT_TOKENS = 2048
 MIN_PREFIX_TOKENS = 4
 
 Pair = tuple[Sequence[int], Sequence[int]]
+
+
+class Layout(str, Enum):
+    """How the rows of a micro-batch are laid out."""
+
+    FLAT = "flat"
+    PADDED = "padded"
+    SINGLE = "row by row"
+
+
+@frozen
+class LayoutChoice:
+    """The layout of a run's batches, and the reason for it.
+
+    Rows of more than `max_flat_row` tokens are padded instead of flat; rows of more than
+    `max_shared_row` are computed alone.
+    """
+
+    layout: Layout
+    reason: str
+    max_flat_row: int | None = None
+    max_shared_row: int | None = None
+
+    def __str__(self) -> str:
+        forms = {
+            Layout.FLAT: "joined to one sequence without padding",
+            Layout.PADDED: "padded to the same length",
+            Layout.SINGLE: "computed one by one",
+        }
+        long = f"; rows of more than {self.max_flat_row} tokens are padded" if self.max_flat_row else ""
+        return f"The rows of a batch are {forms[self.layout]}: {self.reason}{long}"
+
+    def of(self, group: Sequence[Pair]) -> Layout:
+        """Return the layout of one micro-batch."""
+        fits = self.max_flat_row is None or max(len(ids) for ids, _ in group) <= self.max_flat_row
+        return Layout.PADDED if self.layout is Layout.FLAT and not fits else self.layout
+
+    def is_alone(self, pair: Pair) -> bool:
+        """Whether a row is a micro-batch of its own, whatever the others are."""
+        too_long = self.max_shared_row is not None and len(pair[0]) > self.max_shared_row
+        return too_long or self.layout is Layout.SINGLE
 
 
 @define
@@ -45,30 +87,40 @@ class MicroBatch:
         return MicroBatch(inputs, self.rows.to(device), self.columns.to(device), self.targets.to(device))
 
 
-def split_batch(examples: Sequence[dict[str, Any]], *, flat: bool, dtype: torch.dtype, pad: int) -> list[MicroBatch]:
+def split_batch(
+    examples: Sequence[dict[str, Any]], layout: LayoutChoice, *, dtype: torch.dtype, pad: int
+) -> list[MicroBatch]:
     """Split examples into micro-batches of at most `MAX_FLAT_TOKENS` tokens.
 
     A longer example is a micro-batch of its own. `dtype` is the format of the model's attention
     mask.
     """
     pairs: list[Pair] = [(example["input_ids"], example["labels"]) for example in examples]
-    build = _flat if flat else _padded
-    return [build(group, dtype, pad) if len(group) > 1 else _padded(group, dtype, pad) for group in _groups(pairs)]
+    return [build_micro_batch(group, layout.of(group), dtype, pad) for group in _groups(pairs, layout)]
 
 
-def _groups(pairs: list[Pair]) -> Iterator[list[Pair]]:
+def build_micro_batch(group: list[Pair], layout: Layout, dtype: torch.dtype, pad: int) -> MicroBatch:
+    """Lay out (tokens, labels) as one micro-batch."""
+    return _flat(group, dtype) if layout is Layout.FLAT and len(group) > 1 else _padded(group, pad)
+
+
+def _groups(pairs: list[Pair], layout: LayoutChoice) -> Iterator[list[Pair]]:
     group: list[Pair] = []
     tokens = 0
     for pair in pairs:
+        if layout.is_alone(pair):
+            yield [pair]
+            continue
         if group and tokens + len(pair[0]) > MAX_FLAT_TOKENS:
             yield group
             group, tokens = [], 0
         group.append(pair)
         tokens += len(pair[0])
-    yield group
+    if group:
+        yield group
 
 
-def _padded(group: list[Pair], _dtype: torch.dtype, pad: int) -> MicroBatch:
+def _padded(group: list[Pair], pad: int) -> MicroBatch:
     """Pad on the right: `input_ids` and `attention_mask` are int64, (examples, longest)."""
     longest = max(len(ids) for ids, _ in group)
     input_ids = torch.full((len(group), longest), pad)
@@ -89,13 +141,13 @@ def _target_positions(labels: Sequence[int]) -> Iterator[int]:
     return (position for position in range(1, len(labels)) if labels[position] != IGNORE_INDEX)
 
 
-def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
+def _flat(group: list[Pair], dtype: torch.dtype) -> MicroBatch:
     """Concatenate: the common prefix (owner 0), then the rest of each example (owners 1, 2, …).
 
     `input_ids` and `position_ids` are int64, (1, tokens); `attention_mask` is `dtype`, (1, 1,
     tokens, tokens).
     """
-    prefix = _common_prefix_length([ids for ids, _ in group])
+    prefix = common_prefix_length([ids for ids, _ in group])
     tokens, positions, owners = list(group[0][0][:prefix]), list(range(prefix)), [0] * prefix
     columns, targets = [], []
     for owner, (ids, labels) in enumerate(group, 1):
@@ -115,7 +167,7 @@ def _flat(group: list[Pair], dtype: torch.dtype, _pad: int) -> MicroBatch:
     return MicroBatch(inputs, torch.zeros(len(columns), dtype=torch.long), torch.tensor(columns), torch.tensor(targets))
 
 
-def _common_prefix_length(sequences: list[Sequence[int]]) -> int:
+def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Return the length of the common prefix, shorter than every sequence; 0 if too short."""
     length = 0
     limit = min(len(ids) for ids in sequences) - 1

@@ -1,4 +1,4 @@
-"""LoRA adapters: the choice of layers, and their arithmetic.
+"""LoRA adapters: their arithmetic.
 
 PEFT keeps the weights, names and files. This module replaces the computation of an adapted linear
 layer: the frozen weight and the two low-rank weights are one autograd step in the number format of
@@ -8,7 +8,7 @@ stay fp32, because their updates are smaller than the precision of bf16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,47 +19,35 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from arkor.backend.engine.interface import RunError
+from arkor.backend.training.lora_targets import AdapterTargets, target_modules
+
+__all__ = ["add_adapter", "target_modules"]
 
 
-def add_adapter(model: Any, *, r: int, alpha: float) -> Any:
-    """Freeze the model and add LoRA to all linear layers but the head. Raise `RunError`."""
-    targets = target_modules(model)
-    if not targets:
-        raise RunError(f"A {type(model).__name__} has no linear layers to adapt.", remedy="Use another model.")
-    adapted_layers = [m for name, m in model.named_modules() if {name, name.rpartition(".")[2]} & set(targets)]
-    conv = all(isinstance(module, Conv1D) for module in adapted_layers)
+def add_adapter(model: Any, targets: AdapterTargets, *, r: int, alpha: float) -> Any:
+    """Freeze the model and add LoRA to the targets."""
+    names = {name for name, _ in model.named_modules()}
+    adapted = [model.get_submodule(name) for name in names if _is_named(name, targets.modules)]
+    conv = bool(adapted) and all(isinstance(module, Conv1D) for module in adapted)
     config = LoraConfig(
-        r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=conv, lora_dropout=0.0
+        r=r,
+        lora_alpha=alpha,
+        target_modules=targets.modules or None,
+        target_parameters=targets.parameters or None,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=conv,
+        lora_dropout=0.0,
     )
-    adapted = get_peft_model(model, config)
-    for module in adapted.modules():
+    adapted_model = get_peft_model(model, config)
+    for module in adapted_model.modules():
         if isinstance(module, LoraLinear) and type(module.get_base_layer()) is nn.Linear:
             module.forward = partial(_forward, module)
-    return adapted
+    return adapted_model
 
 
-def target_modules(model: Any) -> list[str]:
-    """Return the linear layers except the output head, by unambiguous last part or full name."""
-    head = model.get_output_embeddings()
-    linear_layers = {name for name, module in _linear_layers(model) if module is not head}
-    others = {name for name, _ in model.named_modules()} - linear_layers
-    short = {name.rpartition(".")[2] for name in linear_layers}
-    ambiguous = {part for part in short if part.isdigit() or any(name.rpartition(".")[2] == part for name in others)}
-    return sorted((short - ambiguous) | {name for name in linear_layers if name.rpartition(".")[2] in ambiguous})
-
-
-def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield `nn.Linear` (also quantized) and GPT-2's transposed `Conv1D` layers with their names.
-
-    The output layer of a state-space block (with a `conv1d` in the same block) is left out: its
-    kernels read the weight directly and would bypass an adapter.
-    """
-    for name, module in model.named_modules():
-        block, _, last = name.rpartition(".")
-        fused = last == "out_proj" and hasattr(model.get_submodule(block), "conv1d")
-        if isinstance(module, (nn.Linear, Conv1D)) and not fused:
-            yield name, module
+def _is_named(name: str, targets: list[str]) -> bool:
+    """Whether PEFT adapts that module: its name, or the end of it, is among the targets."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -88,7 +76,9 @@ class _AdaptedLinear(torch.autograd.Function):
         out = linear(rows, *frozen).addmm_(inner, up.T)
         ctx.save_for_backward(rows, frozen[0], down, up, inner)
         ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], -1)
+        # a view of `out` could not be modified in place by the model
+        result: Tensor = torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[-1]))
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

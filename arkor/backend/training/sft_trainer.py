@@ -8,7 +8,6 @@ printing, and saves everything that is needed to resume bit for bit.
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import astuple
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from arkor.backend.engine.interface import Recorder, RunError
 from arkor.backend.runs.paths import STATE_FOLDER
-from arkor.backend.training.collation import MicroBatch, split_batch
+from arkor.backend.training.collation import Layout, LayoutChoice, MicroBatch, split_batch
+from arkor.backend.training.forward_pass import ForwardPass
+from arkor.backend.training.layout import choose_layout
 from arkor.backend.training.training_state import (
     NotSerializable,
     assert_same,
@@ -35,10 +36,8 @@ from arkor.backend.training.training_state import (
     write_tree,
 )
 
-#: Flat batches are used if the token losses differ from padded batches by less than this
-#: share of their standard deviation. Rounding in bf16 causes differences of about 0.01, a model
-#: that ignores the layout of about 1.
-FLAT_TOLERANCE = 0.1
+#: The number of rows whose tokens are used to choose the layout.
+LAYOUT_TEST_ROWS = 8
 
 
 class StepInterrupted(Exception):
@@ -66,16 +65,15 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
 
 class Collator:
-    """Collates examples to `{"micro_batches": [MicroBatch, …]}`, `flat` if possible."""
+    """Collates examples to `{"micro_batches": [MicroBatch, …]}`, row by row until `layout` is set."""
 
     def __init__(self, dtype: torch.dtype, pad: int) -> None:
-        self.flat = True
-        self._dtype = dtype
-        self._pad = pad
+        self.layout = LayoutChoice(Layout.SINGLE, "no layout was chosen")
+        self.dtype = dtype
+        self.pad = pad
 
-    def __call__(self, examples: Sequence[dict[str, Any]], *, flat: bool | None = None) -> dict[str, Any]:
-        use_flat = self.flat if flat is None else flat
-        return {"micro_batches": split_batch(examples, flat=use_flat, dtype=self._dtype, pad=self._pad)}
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"micro_batches": split_batch(examples, self.layout, dtype=self.dtype, pad=self.pad)}
 
 
 class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
@@ -98,8 +96,7 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._began = 0.0
         self.last_losses: dict[str, float] = {}
         self._carried_loss = self._unlogged_loss = torch.zeros((), device=self.args.device)
-        forward = self.model.get_base_model().forward
-        self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+        self._forward_pass = ForwardPass(self.model)
 
     def _send_telemetry(self) -> None:
         """Send no telemetry."""
@@ -144,17 +141,8 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         return total
 
     def token_losses(self, micro_batch: MicroBatch) -> Tensor:
-        """Return the negative log-likelihood of each target: fp32, (targets,).
-
-        The output head runs on positions with a target only: `columns` are their (distinct)
-        columns, and `column_indices`, (targets,), selects among them.
-        """
-        micro_batch = micro_batch.to(self.args.device)
-        columns, column_indices = torch.unique(micro_batch.columns, return_inverse=True)
-        options = {"logits_to_keep": columns} if self._keeps_logits else {}
-        logits = self.model(**micro_batch.model_inputs, use_cache=False, **options).logits
-        selected = logits[micro_batch.rows, column_indices if self._keeps_logits else micro_batch.columns]
-        return cross_entropy(selected.float(), micro_batch.targets, reduction="none")
+        """Return the negative log-likelihood of each target: fp32, (targets,)."""
+        return self._forward_pass.token_losses(micro_batch.to(self.args.device))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss per target of the evaluation rows; NaN if stopped at once."""
@@ -177,28 +165,12 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def verify_flat_batches(self, columns: dict[str, Sequence[Any]]) -> bool:
-        """Use flat batches if that does not change the losses; return whether it does so.
-
-        `columns` are the first rows of the training data, by column.
-        """
+    def choose_layout(self) -> LayoutChoice:
+        """Choose the layout of the batches, and return it."""
         collator: Collator = self.data_collator
-        examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-        if window and window < max(len(row) for row in self.train_dataset["input_ids"]):
-            collator.flat = False
-            return False
-        self.model.eval()
-        with torch.no_grad():
-            padded = torch.cat([*map(self.token_losses, collator(examples, flat=False)["micro_batches"])])
-            try:
-                flat = torch.cat([*map(self.token_losses, collator(examples, flat=True)["micro_batches"])])
-            except (RuntimeError, ValueError, TypeError, IndexError):  # a model with a different kind of mask
-                collator.flat = False
-                return False
-        noise = (flat - padded).square().mean().sqrt()
-        collator.flat = bool(noise <= FLAT_TOLERANCE * padded.std().clamp(min=1e-3))
-        return collator.flat
+        rows = self.train_dataset[:LAYOUT_TEST_ROWS]["input_ids"]
+        collator.layout = choose_layout(self.model, rows, collator.dtype, collator.pad)
+        return collator.layout
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Send the metrics of a step to the recorder; drop the summary at the end of training."""
@@ -254,11 +226,19 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._state_folder = checkpoint / STATE_FOLDER
         self._restored = read_tree(self._state_folder, "training")
         assert_same(self._restored["learns_from"], self._fingerprints)
-        self.data_collator.flat = self._restored["flat"]
+        self._restore_layout(self._restored)
         self.last_losses = self._restored["last"]
         if self.args.device.type == "cpu" and self._restored["threads"] <= torch.get_num_threads():
             torch.set_num_threads(self._restored["threads"])  # the number of threads changes the rounding of sums
         self._load_adapter(checkpoint)
+
+    def _restore_layout(self, restored: dict[str, Any]) -> None:
+        """Use the layout that the run began with; states before layouts had names say `flat` or not."""
+        if "layout" in restored:
+            name, *rest = restored["layout"]
+            self.data_collator.layout = LayoutChoice(Layout(name), *rest)
+        elif self.choose_layout().layout is Layout.FLAT and not restored["flat"]:
+            self.data_collator.layout = LayoutChoice(Layout.PADDED, "the run began with padded batches")
 
     def _mark_inconsistent(self) -> None:
         """Do not save the state any more: resuming after an interrupted step is not exact."""
@@ -266,11 +246,13 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
 
     def _state_tree(self) -> dict[str, Any]:
         """Return everything that changes during training, except the adapter (saved in fp32)."""
+        layout: LayoutChoice = self.data_collator.layout
         return {
             "step": self.state.global_step,
             "seconds": self.seconds,
             "learns_from": self._fingerprints,
-            "flat": self.data_collator.flat,
+            "flat": self.data_collator.layout.layout is Layout.FLAT,
+            "layout": list(astuple(layout)),
             "threads": torch.get_num_threads(),
             "last": self.last_losses,
             "unlogged": (self._globalstep_last_logged, self._unlogged_loss),

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, frozen
 
@@ -39,6 +39,10 @@ from arkor.backend.engine.hyperparameters import (
 from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.training.tokenization import EncodedDataset, encode
 from arkor.protocol.jobs import JobConfig
+from arkor.settings import STARTER_MODEL
+
+if TYPE_CHECKING:  # it imports torch
+    from arkor.backend.training.lora_targets import AdapterTargets
 
 #: The seed of all random numbers of a run.
 SEED = 42
@@ -71,10 +75,11 @@ class TrlEngine:
 
 @frozen
 class LoadedModel:
-    """A model with its adapter, and its tokenizer."""
+    """A model with its adapter, its tokenizer, and what the adapter adapts."""
 
     model: Any
     tokenizer: Any
+    targets: AdapterTargets
 
 
 def check_device(config: JobConfig, device: Device) -> None:
@@ -117,19 +122,32 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
 
 
 def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
-    """Load the base model and add a new adapter, with reproducible initial weights."""
+    """Load the base model and add a new adapter, with reproducible initial weights.
+
+    A run that resumes keeps the layers that it adapts, and the starter model's tokenizer that it
+    began with, as they are in its checkpoint: a newer version may choose others.
+    """
     import transformers  # noqa: PLC0415 - slow to import
 
     from arkor.backend.training.lora import add_adapter  # noqa: PLC0415 - as above
+    from arkor.backend.training.lora_targets import choose_targets, targets_of_checkpoint  # noqa: PLC0415 - as above
 
     config = run.config
     folder = local_folder(config.model, run.home, recorder.preparing)
     recorder.preparing(f"Loading {config.model}")
-    tokenizer = load_tokenizer(folder)
+    resumes_starter = run.checkpoint is not None and config.model == STARTER_MODEL
+    tokenizer = load_tokenizer(str(run.checkpoint) if resumes_starter else folder)
     model = load_model(folder, dtype=device.dtype, **(_four_bit_options() if config.load_in_4bit else {}))
+    if not config.load_in_4bit:  # these are on the GPU
+        model.to(device.kind)
+    if run.checkpoint is None:
+        targets = choose_targets(model, config.lora_target_modules)
+        recorder.preparing(f"{targets}")
+    else:
+        targets = targets_of_checkpoint(run.checkpoint)
     transformers.set_seed(SEED)
-    model = add_adapter(model, r=setting_or_default(config, "lora_r"), alpha=setting_or_default(config, "lora_alpha"))
-    return LoadedModel(model, tokenizer)
+    settings = {name: setting_or_default(config, f"lora_{name}") for name in ("r", "alpha")}
+    return LoadedModel(add_adapter(model, targets, **settings), tokenizer, targets)
 
 
 def _four_bit_options() -> dict[str, Any]:
@@ -247,7 +265,7 @@ def _train_loop(
 ) -> dict[str, Any]:
     """Run the remaining steps and return metrics; save a checkpoint if stopped."""
     if checkpoint is None:
-        trainer.verify_flat_batches(trainer.train_dataset[: hyperparameters.batch_size])
+        recorder.preparing(f"{trainer.choose_layout()}")
     else:
         recorder.preparing(f"Resuming from the checkpoint of step {checkpoint.name}")
         trainer.resume_from(checkpoint)

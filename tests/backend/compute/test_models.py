@@ -13,6 +13,7 @@ from arkor.backend.compute import models
 from arkor.backend.compute.models import local_folder, submission_problem
 from arkor.backend.engine.interface import RunError
 from arkor.settings import STARTER_MODEL
+from tests.backend.compute.starter_strings import COUNT, DIGESTS, digest, strings
 from tests.fakes.tiny_model import make_tiny_model
 
 
@@ -151,6 +152,38 @@ class TestLoading:
         assert record["messages"].count("Converting the starter model (once, about 20 s)") == 1
         assert [path.name for path in starter.parent.iterdir() if path.is_dir()] == [STARTER_MODEL]
         self._check_answer(str(starter))
+
+    def test_the_starter_model_tokenizes_like_llama_cpp(self, starter: Path) -> None:
+        tokenizer = models.load_tokenizer(str(starter))
+        expected = json.loads(DIGESTS.read_text())
+        assert len(expected) == COUNT
+        texts = list(strings())
+        found = [digest(tokens) for tokens in tokenizer(texts, add_special_tokens=False).input_ids]
+        assert [text for text, a, b in zip(texts, found, expected, strict=True) if a != b] == []
+        assert tokenizer.convert_ids_to_tokens(tokenizer("a  3\n\n12").input_ids) == ["a", "ĠĠ", "3", "ĊĊ", "1", "2"]
+
+    def test_an_older_conversion_gets_the_right_tokenizer(self, tmp_path: Path, starter: Path) -> None:
+        """Its weights stay as they are, for workers that are reading them; the package is not needed."""
+        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - collecting tests loads no torch
+
+        folder = tmp_path / "models" / STARTER_MODEL
+        shutil.copytree(starter, folder)
+        (folder / "conversion.json").unlink()
+        old = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        old.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as version 0.1.0 wrote it
+        old.save(str(folder / "tokenizer.json"))
+        weights = (folder / "model.safetensors").stat()
+        right = models.load_tokenizer(str(starter))("1.\n\n2.").input_ids
+        assert models.load_tokenizer(str(folder))("1.\n\n2.").input_ids != right
+        messages: list[str] = []
+        assert local_folder(STARTER_MODEL, tmp_path, messages.append) == str(folder)
+        assert messages == [
+            "Converting the tokenizer of the starter model again: an older version separated numbers wrongly"
+        ]
+        assert models.load_tokenizer(str(folder))("1.\n\n2.").input_ids == right
+        assert (folder / "model.safetensors").stat().st_ino == weights.st_ino
+        local_folder(STARTER_MODEL, tmp_path, messages.append)
+        assert len(messages) == 1
 
     def _check_answer(self, folder: str) -> None:
         import torch  # noqa: PLC0415 - collecting tests loads no torch

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arkor.backend.compute.models import CONVERSION_VERSION
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
+from arkor.settings import STARTER_MODEL
 from tests.fakes.memory_recorder import MemoryRecorder
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
@@ -60,6 +63,7 @@ class Bench:
         *,
         precision: str = "float32",
         stop_at: int | None = None,
+        checkpoint: Path | None = None,
         **fields: Any,
     ) -> MemoryRecorder:
         fields = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, **fields}
@@ -69,7 +73,9 @@ class Bench:
         folder = self.home / "runs" / str(self.runs)
         folder.mkdir(parents=True)
         notebook = MemoryRecorder(folder, stop_at)
-        notebook.metrics = TrlEngine(precision).train(Run("job", config, folder, self.home), notebook)
+        notebook.metrics = TrlEngine(precision).train(
+            Run("job", config, folder, self.home, checkpoint=checkpoint), notebook
+        )
         return notebook
 
 
@@ -341,3 +347,29 @@ def _plain_trl(bench: Bench, folder: Path) -> list[float]:
     )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# Runs that an older version began
+
+
+def test_a_run_of_the_starter_model_resumes_with_the_tokenizer_that_it_began_with(
+    tmp_path: Path, starter: Path
+) -> None:
+    """The home gets a newer conversion of the tokenizer while the run is stopped."""
+    from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - as above
+
+    folder = tmp_path / "models" / STARTER_MODEL
+    shutil.copytree(starter, folder)
+    (folder / "conversion.json").unlink()
+    old = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    old.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as version 0.1.0 wrote it
+    old.save(str(folder / "tokenizer.json"))
+    (folder / "conversion.json").write_text(json.dumps({"version": CONVERSION_VERSION}))
+    rows = [{"messages": [*chat(n)["messages"][:-1], {"role": "assistant", "content": f"a\n\n{n}."}]} for n in range(4)]
+    bench = Bench(tmp_path, Path(STARTER_MODEL))
+    stopped = bench.run(rows, stop_at=1, max_steps=2, batch_size=2, save_steps=2)
+    (folder / "conversion.json").unlink()
+    resumed = bench.run(rows, max_steps=2, batch_size=2, save_steps=2, checkpoint=stopped.folder / "checkpoints" / "1")
+    assert any("Converting the tokenizer of the starter model again" in message for message in resumed.messages)
+    assert [log["step"] for log in resumed.logs] == [2]
+    assert resumed.finished
