@@ -16,7 +16,17 @@ from arkor.errors import InvalidConfig
 from arkor.formatting import format_repr
 from arkor.protocol.codec import decode_objects, from_wire
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
-from arkor.protocol.validation import BOOLEAN, DATASET_FORMAT, DATASET_SPLIT, TEXT, WARMUP, Integer, Number, Validator
+from arkor.protocol.validation import (
+    BOOLEAN,
+    DATASET_FORMAT,
+    DATASET_SPLIT,
+    TEXT,
+    WARMUP,
+    Choice,
+    Integer,
+    Number,
+    Validator,
+)
 
 
 class JobStatus(str, Enum):
@@ -85,6 +95,7 @@ class JobConfig:
     load_in_4bit: bool | None = _setting(BOOLEAN, "frozen weights in 4 bits (QLoRA, CUDA only)")
     train_on_responses_only: bool | None = _setting(BOOLEAN, "learn the assistant's messages only")
     dataset_split: Any = _setting(DATASET_SPLIT, "which rows are trained on and held out")
+    on_bad_rows: str | None = _setting(Choice(("refuse", "skip")), "refuse data with bad rows, or skip these")
     dry_run: bool | None = _setting(BOOLEAN, "a few rows and steps through every stage")
     extra: Mapping[str, Any] = field(factory=dict)
 

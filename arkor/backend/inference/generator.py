@@ -25,7 +25,6 @@ from arkor.backend.inference.messages import CompletionRequest, GenerationError,
 from arkor.backend.inference.model_cache import ModelCache, ServedModel
 from arkor.backend.inference.sampling import SamplingParams
 from arkor.backend.inference.sequence import SequenceState
-from arkor.backend.inference.tool_calls.detect import require_tool_support
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
 
@@ -163,7 +162,6 @@ def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceSta
     parser: ToolCallParser | None = None
     if tool_choice:
         call_format = weights.prompts.call_format
-        require_tool_support(tool_choice, call_format)
         constraint = call_constraint(tool_choice, call_format, weights.prompts.special_token)
         parser = ToolCallParser(completion.id, call_format, tool_choice.forced)
     prompt = weights.prompts.tokens(completion.messages, tool_choice)

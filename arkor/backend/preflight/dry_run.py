@@ -15,8 +15,8 @@ from attrs import evolve, field, frozen
 
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.process_tuning import prepare_to_compute
-from arkor.backend.data.file_readers import DataError
-from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
+from arkor.backend.data.faults import DataError
+from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters, schedule_notes
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.preflight.data_report import Emit, data_problems, length_stats, preview_rows, row_counts
 from arkor.backend.training.tokenization import EncodedDataset
@@ -91,11 +91,17 @@ class DryRun:
         rows = load_run_rows(run, recorder, MAX_FAULTS_REPORTED)
         self._emit_result(row_counts(rows))
         loaded = load_run_model(run, device, recorder)
-        train, evaluation = encode_rows(run.config, rows, loaded, recorder)
+        train, evaluation = encode_rows(run, rows, loaded, recorder, max_faults=MAX_FAULTS_REPORTED)
         length = max_length_of(run.config, loaded.model)
         eval_lengths = {"evalLengths": length_stats(evaluation, length)} if evaluation else {}
         preview = preview_rows(train, loaded.tokenizer)
-        self._emit_result(to_wire({"preview": preview, "lengths": length_stats(train, length), **eval_lengths}))
+        notes = [*train.layout_notes("training"), *(evaluation.layout_notes("evaluation") if evaluation else ())]
+        self._emit_result({"notes": notes})
+        self._emit_result(
+            to_wire(
+                {"learns": train.learns(), "preview": preview, "lengths": length_stats(train, length), **eval_lengths}
+            )
+        )
         if self.busy and device.kind != "cpu":
             note = (
                 "The time was not measured, because another run is training on the GPU; check again when it has ended."
@@ -111,6 +117,7 @@ class DryRun:
 
         self._emit_progress("Timing a few steps")
         hyperparameters = resolve_hyperparameters(run.config, len(examples[0]), evaluates=examples[1] is not None)
+        self._emit_result({"notes": list(schedule_notes(hyperparameters))})
         steps_only = evolve(hyperparameters, eval_steps=None, save_steps=hyperparameters.total_steps + 1)
         trainer = build_trainer(run.folder, loaded, device, examples, steps_only, NullRecorder(self._emit_progress))
         preparing = round(time.perf_counter() - self._began, 1)
