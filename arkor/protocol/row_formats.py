@@ -116,7 +116,9 @@ ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]
 }
 
 _READ_IN_CHATS = {"system", "system_prompt", "tools", "functions", "chat_template_kwargs"}
-_ALSO_READ = {
+
+#: The fields that each format reads if a record has them.
+OPTIONAL_FIELDS = {
     "chatml": _READ_IN_CHATS,
     "sharegpt": _READ_IN_CHATS,
     "alpaca": {*_READ_IN_CHATS, "input", "history"},
@@ -124,11 +126,11 @@ _ALSO_READ = {
     "text": set(),
 }
 
-#: Fields with media: (name, problem). A row with a non-empty one is refused.
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+#: Fields with media. A row with a non-empty one is refused.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 #: Fields of rows for other kinds of training → why they cannot be trained on.
-_OTHER_TRAINING = {
+OTHER_TRAINING = {
     "chosen": "holds a preference pair, which needs another kind of training",
     "rejected": "holds a preference pair, which needs another kind of training",
     "preferred_output": "holds a preference pair, which needs another kind of training",
@@ -144,7 +146,7 @@ def detect_format(record: Any) -> str:
     for name, (fields, _) in ROW_FORMATS.items():
         if all(field in record for field in fields):
             return name
-    for field, problem in _OTHER_TRAINING.items():
+    for field, problem in OTHER_TRAINING.items():
         if field in record:
             raise InvalidRow(field, problem)
     expected = "; ".join(" and ".join(fields) for fields, _ in ROW_FORMATS.values())
@@ -155,7 +157,7 @@ def read_row(record: Any, format_name: str) -> Row:
     """Convert a record of a format to a row. Raises `InvalidRow`."""
     if not isinstance(record, Mapping):
         raise InvalidRow(None, f"a row must be an object, not {quote(record)}")
-    for field in _MEDIA:
+    for field in MEDIA:
         if record.get(field) and format_name != "text":
             raise InvalidRow(
                 field, "is not empty, but only text is trained on", "remove the field or leave the row out"
@@ -166,7 +168,7 @@ def read_row(record: Any, format_name: str) -> Row:
 def ignored_fields(record: Mapping[str, Any], format_name: str) -> list[str]:
     """Return the fields of a record, and of its messages, that training does not use."""
     fields = ROW_FORMATS[format_name][0]
-    read = {*fields, *_ALSO_READ[format_name], *_MEDIA}
+    read = {*fields, *OPTIONAL_FIELDS[format_name], *MEDIA}
     ignored = [str(key) for key, value in record.items() if key not in read and value not in (None, [], {}, "")]
     lists = [field for field in fields if field in ("messages", "conversations", "prompt", "completion")]
     return ignored + [f"{field}[].{key}" for field in lists for key in sorted(unused_fields(record.get(field)))]

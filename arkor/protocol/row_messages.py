@@ -45,8 +45,9 @@ _UNSUPPORTED = {
     "training_detail": "parts of a message cannot be selected; use weight for whole messages",
 }
 
-_READ = {"role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call", "refusal"}
-_READ |= {*_REASONING, *_WEIGHTS, *_UNSUPPORTED}
+#: The fields of a message that are read.
+FIELDS = {"role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call", "refusal"}
+FIELDS |= {*_REASONING, *_WEIGHTS, *_UNSUPPORTED}
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -89,7 +90,7 @@ def unused_fields(messages: Any) -> set[str]:
     found: set[str] = set()
     for message in messages if isinstance(messages, (list, tuple)) else ():
         if isinstance(message, Mapping):
-            found |= {str(key) for key, value in message.items() if key not in _READ and value not in (None, [], {})}
+            found |= {str(key) for key, value in message.items() if key not in FIELDS and value not in (None, [], {})}
             if ROLE_ALIASES.get(message.get("role", message.get("from"))) != "assistant":
                 found |= {key for key in _WEIGHTS if message.get(key)}
     return found
@@ -160,7 +161,8 @@ def _message(field: str, value: Any) -> dict[str, Any]:
     if _is_call(value):
         return _called(f"{field}.{content_key}", value, value[content_key])
     read: dict[str, Any] = {"role": role, **(_weight(field, value) if role == "assistant" else {})}
-    content, thoughts = _content(f"{field}.{content_key}", value.get(content_key))
+    given = value.get(content_key)
+    content, thoughts = _content(f"{field}.{content_key}", _result(given) if role == "tool" else given)
     calls = _calls(field, value, role)
     if content is None:
         content = value.get("refusal") if value.get("refusal") is not None else "" if calls else None
@@ -206,6 +208,12 @@ def _weight(field: str, value: Mapping[str, Any]) -> dict[str, int]:
     if value[key] not in (0, 1):
         raise InvalidRow(f"{field}.{key}", f"must be 0 (context only) or 1 (learnt), not {quote(value[key])}")
     return {} if value[key] else {"weight": 0}
+
+
+def _result(value: Any) -> Any:
+    """Return the result of a tool as text if it is a JSON value."""
+    has_parts = isinstance(value, (list, tuple)) and all(isinstance(p, Mapping) and "type" in p for p in value)
+    return value if value is None or isinstance(value, str) or has_parts else json.dumps(value, ensure_ascii=False)
 
 
 def _content(field: str, value: Any) -> tuple[Any, str]:

@@ -67,8 +67,41 @@ KIMI = """{%- if messages[0].role != 'system' %}{{ '<|im_system|>system<|im_midd
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|>' }}{% endif %}"""
 
-#: A template that ends turns with another token than the tokenizer's end token.
-WRITTEN_HERE = {"mistral_v0_3": MISTRAL, "phi_4": PHI_4, "smollm3": SMOLLM3, "granite": GRANITE, "kimi_k2": KIMI}
+#: Templates that write the beginning of an answer never, so that the model has to, or always.
+NEVER_PROMPTS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+ALWAYS_PROMPTS = NEVER_PROMPTS + "{{ '<|im_start|>assistant\n' }}"
+
+#: Templates without special tokens around the turns.
+VICUNA = (
+    "{{ bos_token + (messages[0].content if messages[0].role == 'system' else 'A chat.') + ' ' }}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% elif m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+ALPACA = (
+    "{% for m in messages %}{{ {'user': '### Instruction:\n', 'assistant': '### Response:\n'}.get(m.role, '') }}"
+    "{{ m.content + '\n\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+LLAMA_2 = """{%- if messages[0].role == 'system' %}{% set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' %}
+{%- set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% set system = '' %}{% endif %}
+{%- for m in loop_messages %}
+  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+  {%- if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}
+  {%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}
+{%- endfor %}"""
+
+WRITTEN_HERE = {
+    "llama_2": LLAMA_2,
+    "vicuna": VICUNA,
+    "alpaca": ALPACA,
+    "never_prompts": NEVER_PROMPTS,
+    "always_prompts": ALWAYS_PROMPTS,
+    "mistral_v0_3": MISTRAL,
+    "phi_4": PHI_4,
+    "smollm3": SMOLLM3,
+    "granite": GRANITE,
+    "kimi_k2": KIMI,
+}
 
 _MARKS = re.compile(
     r"<[|｜][^<>\s'\"{}]*[|｜]>|</?s>|\[/?[A-Z_]{3,}\]|<(?:start|end)_of_(?:turn|utterance)>|\[gMASK\]|<sop>"

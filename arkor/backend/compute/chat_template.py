@@ -32,6 +32,7 @@ from arkor.protocol.chat import message_text
 Message = Mapping[str, Any]
 
 _QUESTION = {"role": "user", "content": "probe?"}
+_MARKED = {"role": "assistant", "content": MARK}
 
 #: How templates write today's date.
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -67,10 +68,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text. `options` are the template's own, such as `enable_thinking`."""
-        if self._takes_parts:
-            messages = [_with_parts(message) for message in messages]
-        return self.render_plain(list(messages), tools, add_generation_prompt, options)
+        """Return the text. `options` are the template's own, such as `enable_thinking`.
+
+        Templates that always write the beginning of an answer write none after an answer.
+        """
+        text = self._render_parts(messages, tools, add_generation_prompt, options)
+        is_answered = not add_generation_prompt and bool(messages) and messages[-1]["role"] == "assistant"
+        return text.removesuffix(self._needless_prompt) if is_answered else text
+
+    def _render_parts(
+        self, messages: Sequence[Message], tools: Any = None, add_generation_prompt: bool = True, options: Any = None
+    ) -> str:
+        converted = [_with_parts(message) if self._takes_parts else message for message in messages]
+        return self.render_plain(converted, tools, add_generation_prompt, options)
 
     def render_plain(
         self, messages: Any, tools: Any = None, add_generation_prompt: bool = True, options: Any = None
@@ -153,6 +163,12 @@ class ChatTemplate:
         return known | {token.content for token in added if token.special}
 
     @cached_property
+    def _added_texts(self) -> set[str]:
+        """The special tokens and other added tokens, which may end a turn too, but not white space."""
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        return self._special_texts | {text for text in added if len(text.strip()) > 1}
+
+    @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template reads content as a list of parts only."""
         question = {"role": "user", "content": MARK}
@@ -176,6 +192,17 @@ class ChatTemplate:
         return not accepts("call_0123456789abcdef") and accepts("a" * _SHORT_ID)
 
     @cached_property
+    def _needless_prompt(self) -> str:
+        """The beginning of another answer if the template writes it after an answer."""
+        asked = self._try(self._render_parts, [_QUESTION], add_generation_prompt=False)
+        answered = self._try(self._render_parts, [_QUESTION, _MARKED], add_generation_prompt=False)
+        tail = answered.rpartition(MARK)[2]
+        end = next(iter(self.added_tokens_in(tail)), "")
+        rest = tail.partition(end)[2].lstrip() if end else ""
+        ignored = asked == self._try(self._render_parts, [_QUESTION])
+        return rest if ignored and asked.endswith(rest) else ""
+
+    @cached_property
     def generation_prompt(self) -> str:
         """The text that begins an answer."""
         with_prompt = self._try(self.render, [_QUESTION])
@@ -189,9 +216,8 @@ class ChatTemplate:
         common = common_prefix_length(before, self._answered([]))
         return before[len(before) - len(self.generation_prompt) : common]
 
-    def _answered(self, follow_up: list[Message]) -> str:
-        answer = {"role": "assistant", "content": MARK}
-        return self._try(self.render, [_QUESTION, answer, *follow_up], add_generation_prompt=False)
+    def _answered(self, follow_up: Sequence[Message]) -> str:
+        return self._try(self.render, [_QUESTION, _MARKED, *follow_up], add_generation_prompt=False)
 
     @cached_property
     def turn_tail(self) -> str:
@@ -203,8 +229,8 @@ class ChatTemplate:
 
     @cached_property
     def writes_end(self) -> bool:
-        """Whether the template ends a turn of the assistant with a special token."""
-        return bool(self.special_tokens_in(self._answered([]).rpartition(MARK)[2]))
+        """Whether the template ends a turn of the assistant with a token of its own."""
+        return bool(self.added_tokens_in(self._answered([]).rpartition(MARK)[2]))
 
     @cached_property
     def end_token_ids(self) -> list[int]:
@@ -213,19 +239,19 @@ class ChatTemplate:
         Where the template writes none, the token that begins the next turn of the user.
         """
         answered = self._answered([] if self.writes_end else [_QUESTION])
-        ends = set(self.special_tokens_in(answered.rpartition(MARK)[2])[:1])
+        ends = set(self.added_tokens_in(answered.rpartition(MARK)[2])[:1])
         if self.call_format.native:
             call = {"id": "a" * _SHORT_ID, "function": {"name": "probe", "arguments": "{}"}}
             tool = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
             turn = self.prepare([_QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}], [tool])
             rendered = self._try(self.render, turn.messages, turn.tools, add_generation_prompt=False).rstrip()
-            ends |= {token for token in self.special_tokens_in(rendered)[-1:] if rendered.endswith(token)}
+            ends |= {token for token in self._special_texts if rendered.endswith(token)}
         ids = {self.tokenizer.convert_tokens_to_ids(text) for text in ends}
         return sorted(token for token in ids if isinstance(token, int))
 
-    def special_tokens_in(self, text: str) -> list[str]:
-        """Return the special tokens of a text, in order."""
-        alternatives = "|".join(map(re.escape, sorted(self._special_texts, key=len, reverse=True)))
+    def added_tokens_in(self, text: str) -> list[str]:
+        """Return the special and other added tokens of a text, in order."""
+        alternatives = "|".join(map(re.escape, sorted(self._added_texts, key=len, reverse=True)))
         return re.findall(alternatives, text) if alternatives else []
 
     @staticmethod

@@ -123,7 +123,7 @@ class _Layouter:
         """Return an answer without the token that some templates write at the end of a whole chat."""
         eos = self.template.tokenizer.eos_token or ""
         shorter = answer.removesuffix(eos)
-        return shorter if self.template.special_tokens_in(shorter) else answer
+        return shorter if self.template.added_tokens_in(shorter) else answer
 
     def _text(self, prompt: str, answer: str, *, is_last: bool) -> _Text:
         """Return the text of a turn: the last one with the messages after it, and each with an end."""

@@ -169,6 +169,12 @@ def test_a_field_of_a_message_is_honoured(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, jsonl(record)).train[0]["messages"][1] == {"role": "assistant", **message}
 
 
+@pytest.mark.parametrize(("result", "text"), [({"t": 18}, '{"t": 18}'), ([1, 2], "[1, 2]"), (18, "18"), ("18", "18")])
+def test_a_result_of_a_tool_may_be_json(tmp_path: Path, result: Any, text: str) -> None:
+    turns = [*CHAT["messages"], {"role": "tool", "content": result}]
+    assert load(tmp_path, jsonl({"messages": turns})).train[0]["messages"][2]["content"] == text
+
+
 def test_messages_as_columns(tmp_path: Path) -> None:
     """A sequence of objects of the `datasets` library is an object of lists."""
     columns = {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}

@@ -133,6 +133,11 @@ FAMILIES = {
         between=", ",
         refuses=("first",),
     ),
+    "llama_2": Family("[/INST]", " {} <eos>", refuses=("first",)),
+    "vicuna": Family("ASSISTANT:", " {}<eos>"),
+    "alpaca": Family("### Response:\n", "{}\n\n", last="{}\n\n<eos>"),
+    "never_prompts": Family("<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"),
+    "always_prompts": CHATML,
     "phi_4": Family("<|im_start|>assistant<|im_sep|>", "{}<|im_end|>"),
     "smollm3": CHATML,
     "granite": Family(
