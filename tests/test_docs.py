@@ -18,7 +18,7 @@ from attrs import frozen
 import arkor
 from arkor import callbacks
 from arkor.backend.data.datasets import load_rows
-from arkor.backend.data.file_readers import DataError
+from arkor.backend.data.faults import DataError
 from arkor.backend.engine.hyperparameters import DEFAULTS
 from arkor.backend.runs.paths import datasets_folder
 from arkor.protocol.datasets import BlobDataset

@@ -14,6 +14,7 @@ from arkor.formatting import format_repr
 from arkor.protocol.codec import decode_objects, from_wire, optional
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
 from arkor.protocol.validation import (
+    Choice,
     Integer,
     Number,
     Validator,
@@ -93,6 +94,7 @@ class JobConfig:
     lora_target_modules: Sequence[str] | None = _setting(names, "layers that the adapter adapts, by name")
     train_on_responses_only: bool | None = _setting(boolean, "learn the assistant's messages only")
     dataset_split: Any = _setting(dataset_split, "which rows are trained on and held out")
+    on_bad_rows: str | None = _setting(Choice(("refuse", "skip")), "refuse data with bad rows, or skip these")
     dry_run: bool | None = _setting(boolean, "a few rows and steps through every stage")
     extra: Mapping[str, Any] = field(factory=dict)
 

@@ -1,4 +1,8 @@
-"""Convert a record to a training row: a chat (`messages`, `tools`) or a plain `text`."""
+"""Convert a record to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
+
+`backend/data/` reads the records, `row_messages.py` reads messages and tools,
+`backend/training/tokenization.py` tokenizes the rows.
+"""
 
 from __future__ import annotations
 
@@ -6,146 +10,100 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from arkor.errors import StructuredError
 from arkor.formatting import quote
+from arkor.protocol.row_messages import InvalidRow as InvalidRow  # noqa: PLC0414 - re-exported
+from arkor.protocol.row_messages import names, read_messages, read_text, read_tools, unused_fields, with_system
 
-#: A training row: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
+#: A training row: `{"text": str}`, or `{"messages": [{"role", "content", …}], "tools"?: […],
+#: "chat_template_kwargs"?: {…}}`. A message may have `name`, `tool_calls`, `tool_call_id`,
+#: `reasoning_content`, and `weight` 0 if it is context only.
 Row = dict[str, Any]
-
-
-class InvalidRow(StructuredError, ValueError):
-    """A record that cannot be used for training; `field` is None if the whole record is wrong."""
-
-    def __init__(self, field: str | None, problem: str, remedy: str | None = None) -> None:
-        super().__init__(problem, field=field, remedy=remedy)
-        self.args = (field, problem, remedy)
-
-
-#: Names that data sets use for the roles.
-ROLE_ALIASES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
-
-_OPTIONAL_MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
-
-
-def _text(field: str, value: Any, *, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise InvalidRow(field, f'must be a string like "Hello", not {quote(value)}')
-    if not empty and not value.strip():
-        raise InvalidRow(field, "is empty", "write a text there or leave the row out")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        broken = value[error.start]
-        raise InvalidRow(
-            field, f"contains an unpaired surrogate (\\u{ord(broken):04x})", "write the whole character"
-        ) from None
-    return value
-
-
-def _list(field: str, value: Any) -> list[Any]:
-    """Check a list, which a CSV file has as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InvalidRow(field, "looks like a JSON list but cannot be read as one") from None
-    if not isinstance(value, (list, tuple)):
-        raise InvalidRow(field, f"must be a list of messages, not {quote(value)}")
-    if not value:
-        raise InvalidRow(
-            field, "is an empty list", "a row needs at least one message of the user and one of the assistant"
-        )
-    return list(value)
-
-
-def _role(field: str, value: Any) -> str:
-    role = ROLE_ALIASES.get(value) if isinstance(value, str) else None
-    if role is None:
-        raise InvalidRow(field, f'must be "system", "user", "assistant" or "tool", not {quote(value)}')
-    return role
-
-
-def _message(field: str, value: Any, role_key: str, content_key: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidRow(field, f'must be {{"{role_key}": …, "{content_key}": …}}, not {quote(value)}')
-    for key in (role_key, content_key):
-        if key not in value and not (key == content_key and value.get("tool_calls")):
-            raise InvalidRow(f"{field}.{key}", f"is missing; the message has {_names(value)}")
-    role = _role(f"{field}.{role_key}", value[role_key])
-    content = value.get(content_key)
-    if content is None and value.get("tool_calls"):
-        content = ""
-    kept = {key: value[key] for key in _OPTIONAL_MESSAGE_FIELDS if value.get(key) is not None}
-    answered = role == "assistant" and not value.get("tool_calls")
-    return {"role": role, "content": _text(f"{field}.{content_key}", content, empty=not answered), **kept}
-
-
-def _chat(field: str, value: Any, role_key: str, content_key: str) -> list[dict[str, Any]]:
-    items = enumerate(_list(field, value))
-    messages = [_message(f"{field}[{index}]", item, role_key, content_key) for index, item in items]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise InvalidRow(field, "has no message of the assistant, so there is nothing to learn", "add the answer")
-    return messages
-
-
-def _names(record: Mapping[str, Any]) -> str:
-    return ", ".join(str(key) for key in list(record)[:8]) or "no fields"
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:
     if name not in record or record[name] is None:
-        raise InvalidRow(name, f"is missing; the row has {_names(record)}")
+        raise InvalidRow(name, f"is missing; the row has {names(record)}")
     return record[name]
 
 
-def _with_tools(record: Mapping[str, Any], messages: list[dict[str, Any]]) -> Row:
-    tools = record.get("tools")
-    return {"messages": messages, "tools": _list("tools", tools)} if tools else {"messages": messages}
+def _chat(record: Mapping[str, Any], messages: list[dict[str, Any]]) -> Row:
+    """Add system text, tools and the template's options to the messages."""
+    row: Row = {"messages": with_system(messages, record.get("system") or record.get("system_prompt"))}
+    tools = read_tools("tools", record.get("tools")) or read_tools("functions", record.get("functions"))
+    options = _template_options(record.get("chat_template_kwargs"))
+    return row | ({"tools": tools} if tools else {}) | ({"chat_template_kwargs": options} if options else {})
+
+
+#: Arguments of `apply_chat_template` that are no options of a template.
+_NOT_OPTIONS = {"messages", "conversation", "tools", "tokenize", "chat_template", "add_generation_prompt"}
+_NOT_OPTIONS |= {"continue_final_message", "return_assistant_tokens_mask", "return_dict", "return_tensors"}
+
+
+def _template_options(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidRow("chat_template_kwargs", f"must be an object, not {quote(value)}") from None
+    if not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRow("chat_template_kwargs", f"must be an object, not {quote(value)}")
+    if reserved := sorted(_NOT_OPTIONS & set(value)):
+        raise InvalidRow(f"chat_template_kwargs.{reserved[0]}", "is not an option of a chat template")
+    return {str(key): item for key, item in value.items() if item is not None}
 
 
 def _chatml(record: Mapping[str, Any]) -> Row:
-    return _with_tools(record, _chat("messages", _field(record, "messages"), "role", "content"))
+    return _chat(record, read_messages("messages", _field(record, "messages")))
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Row:
-    turns = _field(record, "conversations")
-    listed = _list("conversations", turns)
-    uses_role = isinstance(listed[0], Mapping) and "role" in listed[0] and "from" not in listed[0]
-    keys = ("role", "content") if uses_role else ("from", "value")
-    messages = _chat("conversations", listed, *keys)
-    system = record.get("system")
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text("system", system)})
-    return _with_tools(record, messages)
+    return _chat(record, read_messages("conversations", _field(record, "conversations")))
 
 
 def _alpaca(record: Mapping[str, Any]) -> Row:
-    """The instruction and its input make the message of the user."""
-    question = _text("instruction", _field(record, "instruction"))
+    """The instruction and its input make the message of the user, after the turns of `history`."""
+    question = read_text("instruction", _field(record, "instruction"))
     given = record.get("input")
     if given:
-        question = f"{question}\n\n{_text('input', given)}"
-    return _turns(record, question, _text("output", _field(record, "output")))
+        question = f"{question}\n\n{read_text('input', given)}"
+    answer = read_text("output", _field(record, "output"))
+    return _chat(record, [*_history(record.get("history")), *_turn(question, answer)])
+
+
+def _history(value: Any) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
+    for index, pair in enumerate(value or ()):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise InvalidRow(f"history[{index}]", f'must be ["question", "answer"], not {quote(pair)}')
+        turns += _turn(*(read_text(f"history[{index}]", text) for text in pair))
+    return turns
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Row:
-    """The prompt makes the message of the user; both may also be lists of messages."""
+    """The prompt makes the message of the user; both may also be lists of messages.
+
+    Answers in a prompt are context.
+    """
+    if record.get("label") is False:
+        problem = "is false, which marks a completion that is not to be learnt"
+        raise InvalidRow("label", problem, "leave the row out, or remove the field")
     prompt, completion = _field(record, "prompt"), _field(record, "completion")
     if isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
-        return {"messages": _chat("prompt + completion", [*prompt, *completion], "role", "content")}
-    return _turns(record, _text("prompt", prompt), _text("completion", completion))
+        messages = read_messages("prompt + completion", [*prompt, *completion])
+        asked = len(messages) - len(read_messages("completion", completion))
+        before = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in messages[:asked]]
+        return _chat(record, [*before, *messages[asked:]])
+    return _chat(record, _turn(read_text("prompt", prompt), read_text("completion", completion)))
 
 
-def _turns(record: Mapping[str, Any], question: str, answer: str) -> Row:
-    system = record.get("system")
-    opening = [{"role": "system", "content": _text("system", system)}] if system else []
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": [*opening, *turns]}
+def _turn(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _plain(record: Mapping[str, Any]) -> Row:
+    return {"text": read_text("text", _field(record, "text"))}
 
 
 #: Format → the fields by which it is detected, and its reader. The first match is used.
@@ -154,10 +112,31 @@ ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]
     "sharegpt": (("conversations",), _sharegpt),
     "alpaca": (("instruction", "output"), _alpaca),
     "prompt_completion": (("prompt", "completion"), _prompt_completion),
-    "text": (("text",), lambda row: {"text": _text("text", _field(row, "text"))}),
+    "text": (("text",), _plain),
 }
 
-_ALSO_READ = {"system", "tools", "input"}
+_READ_IN_CHATS = {"system", "system_prompt", "tools", "functions", "chat_template_kwargs"}
+
+#: The fields that each format reads if a record has them.
+OPTIONAL_FIELDS = {
+    "chatml": _READ_IN_CHATS,
+    "sharegpt": _READ_IN_CHATS,
+    "alpaca": {*_READ_IN_CHATS, "input", "history"},
+    "prompt_completion": {*_READ_IN_CHATS, "label"},
+    "text": set(),
+}
+
+#: Fields with media. A row with a non-empty one is refused.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
+#: Fields of rows for other kinds of training → why they cannot be trained on.
+OTHER_TRAINING = {
+    "chosen": "holds a preference pair, which needs another kind of training",
+    "rejected": "holds a preference pair, which needs another kind of training",
+    "preferred_output": "holds a preference pair, which needs another kind of training",
+    "input_ids": "is tokenized already; write the text of the row instead",
+    "segments": "holds labelled segments, which are not supported; write messages instead",
+}
 
 
 def detect_format(record: Any) -> str:
@@ -167,17 +146,29 @@ def detect_format(record: Any) -> str:
     for name, (fields, _) in ROW_FORMATS.items():
         if all(field in record for field in fields):
             return name
+    for field, problem in OTHER_TRAINING.items():
+        if field in record:
+            raise InvalidRow(field, problem)
     expected = "; ".join(" and ".join(fields) for fields, _ in ROW_FORMATS.values())
-    raise InvalidRow(None, f"the row has {_names(record)}, but a row must have one of: {expected}")
+    raise InvalidRow(None, f"the row has {names(record)}, but a row must have one of: {expected}")
 
 
 def read_row(record: Any, format_name: str) -> Row:
     """Convert a record of a format to a row. Raises `InvalidRow`."""
     if not isinstance(record, Mapping):
         raise InvalidRow(None, f"a row must be an object, not {quote(record)}")
+    for field in MEDIA:
+        if record.get(field) and format_name != "text":
+            raise InvalidRow(
+                field, "is not empty, but only text is trained on", "remove the field or leave the row out"
+            )
     return ROW_FORMATS[format_name][1](record)
 
 
 def ignored_fields(record: Mapping[str, Any], format_name: str) -> list[str]:
-    """Return the fields of a record that training does not use."""
-    return [str(key) for key in record if key not in ROW_FORMATS[format_name][0] and key not in _ALSO_READ]
+    """Return the fields of a record, and of its messages, that training does not use."""
+    fields = ROW_FORMATS[format_name][0]
+    read = {*fields, *OPTIONAL_FIELDS[format_name], *MEDIA}
+    ignored = [str(key) for key, value in record.items() if key not in read and value not in (None, [], {}, "")]
+    lists = [field for field in fields if field in ("messages", "conversations", "prompt", "completion")]
+    return ignored + [f"{field}[].{key}" for field in lists for key in sorted(unused_fields(record.get(field)))]

@@ -152,6 +152,21 @@ def warmup(name: str, value: Any) -> None:
         raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {quote(value)}")
 
 
+@frozen
+class Choice:
+    """One of some texts."""
+
+    values: tuple[str, ...]
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"enum": self.values}
+
+    def __call__(self, name: str, value: Any) -> None:
+        if not isinstance(value, str) or value not in self.values:
+            raise InvalidConfig(name, f"must be {' or '.join(map(quote, self.values))}, not {quote(value)}")
+
+
 _FORMAT_FIELDS = {"type": {"enum": tuple(ROW_FORMATS)}}
 
 

@@ -20,7 +20,7 @@ class Check:
     """The findings about a run before its start; unknown parts are None or empty.
 
     `problems` prevent the run, one sentence each, the first of `problem_count`; `notes` do not.
-    `str()` is the whole report.
+    `learns` says which messages are learnt. `str()` is the whole report.
     """
 
     problems: tuple[str, ...] = field(default=(), converter=texts)
@@ -29,6 +29,7 @@ class Check:
     format: str | None = None
     train_rows: int | None = None
     eval_rows: int | None = None
+    learns: str | None = None
     preview: tuple[PreviewRow, ...] = nested_list(PreviewRow)
     lengths: Lengths | None = nested(Lengths, default=None)
     eval_lengths: Lengths | None = nested(Lengths, default=None)

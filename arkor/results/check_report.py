@@ -82,6 +82,7 @@ def _rows(check: Any, mark: Mark) -> list[str]:
     if not check.preview:
         return []
     lines = [f"{mark('Marked', True)} tokens count for the loss; the others are context."]
+    lines += [printable_text(check.learns)] if check.learns else []
     for row in check.preview[:_MAX_ROWS]:
         lines.append(f"row {row.row}: {len(row.tokens)} tokens, {sum(row.counted)} of them count")
         text = "".join(_marked(printable_text(part), counts, mark) for part, counts in row.parts())

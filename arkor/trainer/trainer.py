@@ -93,6 +93,7 @@ class Trainer:
       `eval_steps`: steps between two evaluations.
     - `dataset_format`: how a row is read. `dataset_split`: which rows are trained on and held out.
       `train_on_responses_only`: learn the assistant's messages only.
+      `on_bad_rows="skip"`: leave bad rows out; the default refuses data that has any.
     - `dry_run`: a few rows and steps through every stage.
 
     The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
@@ -127,6 +128,7 @@ class Trainer:
         train_on_responses_only: bool | None = None,
         dataset_format: Mapping[str, Any] | str | None = None,
         dataset_split: Any = None,
+        on_bad_rows: Literal["refuse", "skip"] | None = None,
         dry_run: bool | None = None,
         callbacks: Any = None,
         callback_errors: CallbackErrors = "reconnect",
@@ -147,6 +149,7 @@ class Trainer:
             optim=optim, lr_scheduler_type=lr_scheduler_type, weight_decay=weight_decay, warmup_steps=warmup_steps,
             logging_steps=logging_steps, save_steps=save_steps, eval_steps=eval_steps, dry_run=dry_run,
             train_on_responses_only=train_on_responses_only, dataset_format=dataset_format, dataset_split=dataset_split,
+            on_bad_rows=on_bad_rows,
         )  # fmt: skip
         self._initialize(name, watcher, config=config)
 

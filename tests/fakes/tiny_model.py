@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def _tokenizer(vocabulary: list[str], **special: str) -> Any:
+def bare_tokenizer(vocabulary: list[str], **special: str) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - collecting tests loads no torch
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - as above
 
@@ -51,7 +51,7 @@ def _tokenizer(vocabulary: list[str], **special: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bare, **special)
 
 
-def _alphabet() -> list[str]:
+def alphabet() -> list[str]:
     from tokenizers import pre_tokenizers  # noqa: PLC0415 - as above
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -61,7 +61,7 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
     """A tokenizer of four special tokens and 256 bytes."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     names = {"bos_token": special[0], "eos_token": special[2], "pad_token": special[3]}
-    tokenizer = _tokenizer([*special, *_alphabet()], **names)
+    tokenizer = bare_tokenizer([*special, *alphabet()], **names)
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:2]})
     tokenizer.chat_template = chat_template
     return tokenizer
@@ -69,7 +69,7 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
 
 def byte_tokenizer() -> Any:
     """A tokenizer of 256 bytes and `</s>`, token 256, with the strict template."""
-    tokenizer = _tokenizer(_alphabet(), eos_token="</s>", pad_token="</s>")
+    tokenizer = bare_tokenizer(alphabet(), eos_token="</s>", pad_token="</s>")
     tokenizer.chat_template = STRICT_TEMPLATE
     return tokenizer
 

@@ -16,6 +16,7 @@ FOUND = {
     "format": "chatml",
     "trainRows": 3,
     "evalRows": 2,
+    "learns": "Learnt: 3 answers in 3 rows, with what ends them. Not learnt: other messages.",
     "preview": [
         {"row": 1, "tokens": ["<|user|>", "Hi\n", "Bye", "\n"], "counted": [False, False, True, True], "more": 7}
     ],
@@ -29,6 +30,7 @@ def test_the_report_has_every_section() -> None:
     report = str(from_wire(Check, FOUND))
     assert "3 rows to train on, 2 to evaluate on, read as chatml" in report
     assert "  │ <|user|>Hi\n  │ ⟦Bye↵⟧\n  … and 7 more tokens" in report
+    assert "the others are context.\nLearnt: 3 answers in 3 rows, with what ends them. Not learnt:" in report
     assert "3 training rows of 4 to 90 tokens, 33 on average; half have at most 5, 95 % at most 90" in report
     assert "  ≤ 47  ████████████████████████████████ 2\n  ≤ 90  ████████████████ 1" in report
     assert "1 rows are longer than max_length (64) and are cut, which loses 12 of 30 tokens that count." in report

@@ -395,6 +395,7 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"lora": {"r": 8}}, InvalidConfig, "lora.alpha: is missing"),
         ({"lora": {"r": 8, "alpha": 8, "rank": 1}}, InvalidConfig, "lora.rank"),
         ({"dry_run": 1}, InvalidConfig, "dry_run"),
+        ({"on_bad_rows": "ignore"}, InvalidConfig, "on_bad_rows"),
         ({"callbacks": {"onLog": print}}, InvalidConfig, "did you mean 'on_log'"),
         ({"callbacks": {"on_log": 3}}, InvalidConfig, "must be a function"),
         ({"callbacks": object()}, InvalidConfig, "has none of"),

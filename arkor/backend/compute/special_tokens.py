@@ -28,7 +28,9 @@ class SpecialTokenEscaper:
         self._tokenizer = tokenizer
         self._separator = f"\ufdd0{secrets.token_hex(8)}\ufdd0"  # random, so that no message can contain it
         special, markers = _special_tokens(tokenizer)
-        self._anchor = next((text for text in special if len(self._tokenize([text])[0]) == 1), "")
+        strips = {token.content for token in tokenizer.added_tokens_decoder.values() if token.rstrip}
+        anchors = (text for text in special if text not in strips and len(self._tokenize([text])[0]) == 1)
+        self._anchor = next(anchors, "")
         alternatives = "|".join(map(re.escape, sorted({*special, *markers})))
         first_chars = "".join(map(re.escape, sorted({text[0] for text in (*special, *markers)})))
         self._pattern = re.compile(f"[{first_chars}](?<=(?=(?:{alternatives})).)", re.DOTALL) if alternatives else None
@@ -56,12 +58,20 @@ class SpecialTokenEscaper:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize rendered texts; no token spans a separator."""
-        parts = [text.split(self._separator) for text in texts]
-        firsts = self._tokenize([first for first, *_ in parts])
-        others = iter(self._tokenize_continuations([part for _, *rest in parts for part in rest]))
+        return [tokens for (tokens,) in self.segment_tokens([[text] for text in texts])]
+
+    def segment_tokens(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Tokenize texts that are given in segments; no token spans a separator or two segments."""
+        parts = [[segment.split(self._separator) for segment in segments] for segments in texts]
+        firsts = iter(self._tokenize([first for (first, *_), *_ in parts]))
+        continued = [part for first, *rest in parts for part in (*first[1:], *(p for segment in rest for p in segment))]
+        others = iter(self._tokenize_continuations(continued))
         return [
-            [*first, *(token for _ in rest for token in next(others))]
-            for first, (_, *rest) in zip(firsts, parts, strict=True)
+            [
+                [token for index, _ in enumerate(segment) for token in next(others if number or index else firsts)]
+                for number, segment in enumerate(segments)
+            ]
+            for segments in parts
         ]
 
     def _tokenize_continuations(self, parts: Sequence[str]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +19,17 @@ from urllib.parse import unquote, urlsplit
 from attrs import evolve, field, frozen
 
 from arkor.backend.data.download import download
-from arkor.backend.data.file_readers import DataError, Record, read_records
+from arkor.backend.data.faults import MAX_FAULTS_REPORTED, DataError, Faults
+from arkor.backend.data.file_readers import Record, read_records, without_nulls
 from arkor.backend.data.hub_files import HubFiles
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import InvalidRow, detect_format, ignored_fields, read_row
+from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
 
-#: How many errors are listed; the rest is only counted.
-MAX_FAULTS_REPORTED = 20
+#: The most ignored fields that a note lists.
+MAX_FIELDS_REPORTED = 8
 
 #: The seed of the evaluation split, so that the same data is always split in the same way.
 SPLIT_SEED = 0
@@ -35,12 +37,13 @@ SPLIT_SEED = 0
 
 @frozen
 class Rows:
-    """The rows of a run: `train`, `eval` (or None), and `notes` for its owner."""
+    """The rows of a run: `train`, `eval` (or None), `notes` for its owner, and the `name` of the source."""
 
     train: PackedRows
     eval: PackedRows | None = None
     format: str = "chatml"
     notes: tuple[str, ...] = field(default=())
+    name: str = "The data"
 
     @property
     def chat(self) -> bool:
@@ -69,14 +72,19 @@ def load_rows(
     token: str | None = None,
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
+    skip_bad: bool = False,
 ) -> Rows:
-    """Load and check all rows of `source`. Raise `DataError` with up to `max_faults` errors."""
-    plan = _SplitPlan.of(split)
+    """Load and check all rows of `source`; `split` is a `JobConfig.dataset_split`.
+
+    Raise `DataError` with up to `max_faults` errors and their total number, or, with `skip_bad`,
+    leave the bad rows out.
+    """
+    plan, options = _SplitPlan.of(split), _Options(format, max_faults, skip_bad)
     if isinstance(source, HuggingFaceDataset):
-        rows = _from_hub(source, plan, format, max_faults)
+        rows = _from_hub(source, plan, options)
     elif isinstance(source, BlobDataset):
         with _blob_file(source, home, token, allow_private) as (path, name):
-            rows = _apply_slices(_validate(read_records(path, name), name, format, max_faults), plan, name)
+            rows = _apply_slices(_validate(read_records(path, name), name, options), plan, name)
     else:
         raise DataError('The data source must be {"type": "huggingface", …} or {"type": "blob", …}.')
     return rows.hold_out(plan.share) if plan.share else rows
@@ -138,42 +146,56 @@ def _position(text: str | None, length: int) -> int | None:
 # Validation
 
 
-def _validate(records: Iterable[Record], name: str, format_name: str | None, max_faults: int) -> Rows:
+@frozen
+class _Options:
+    """How records are read; `skip_bad`: leave bad rows out instead of refusing all."""
+
+    format: str | None
+    max_faults: int
+    skip_bad: bool
+
+
+def _validate(records: Iterable[Record], name: str, options: _Options) -> Rows:
     """Convert every record to a row; raise `DataError` with the errors of all of them."""
-    rows = PackedRows()
-    notes: tuple[str, ...] = ()
-    faults: list[str] = []
-    count = 0
+    rows, faults, ignored = PackedRows(), Faults(name, options.max_faults), Counter[str]()
+    format_name = options.format
     for record in records:
-        fault = record.fault
-        if fault is None:
-            try:
-                known_format = format_name or detect_format(record.value)
-                row = read_row(record.value, known_format)
-            except InvalidRow as error:
-                fault = str(error)
-            except RecursionError:
-                fault = "is nested too deeply"
-        if fault is not None:
-            count += 1
-            if len(faults) < max_faults:
-                faults.append(f"{record.place}: {fault}")
+        format_name, row, fault = _parse_record(record, format_name)
+        if row is None:
+            faults.add(record.place, fault or "")
             continue
-        if not rows and (ignored := ignored_fields(record.value, known_format)):
-            notes = (f"Rows are read as {known_format}; these fields are ignored: {', '.join(ignored[:8])}",)
-        rows.append(row)
-        format_name = known_format
-    if faults:
-        raise DataError(_fault_report(name, faults, count), faults, count)
+        rows.append(row, record.place)
+        ignored.update(ignored_fields(record.value, format_name or ""))
+    if faults.count and not (options.skip_bad and rows):
+        raise faults.error()
     if not rows:
         raise DataError(f"{name} is empty. A data set needs at least one row.")
-    return Rows(rows, format=format_name or "", notes=notes)
+    return Rows(
+        rows, format=format_name or "", notes=(*faults.notes(), *_notes(ignored, len(rows), format_name)), name=name
+    )
 
 
-def _fault_report(name: str, faults: list[str], count: int) -> str:
-    omitted = count - len(faults)
-    heading = f"{name} has {count} bad {'row' if count == 1 else 'rows'}; nothing was trained:"
-    return "\n".join([heading, *(f"  {fault}" for fault in faults), *([f"  … and {omitted} more"] if omitted else [])])
+def _parse_record(record: Record, format_name: str | None) -> tuple[str | None, Row | None, str | None]:
+    """Return the format, detected from the first record, and the row or its fault."""
+    if record.fault is not None:
+        return format_name, None, record.fault
+    try:
+        known_format = format_name or detect_format(record.value)
+        return known_format, read_row(record.value, known_format), None
+    except InvalidRow as fault:
+        return format_name, None, str(fault)
+    except RecursionError:
+        return format_name, None, "is nested too deeply"
+
+
+def _notes(ignored: Counter[str], total: int, format_name: str | None) -> tuple[str, ...]:
+    """Return a note about the fields that are ignored, with the number of rows unless all have them."""
+    if not ignored:
+        return ()
+    counted = [field if count == total else f"{field} (in {count} of {total} rows)" for field, count in ignored.items()]
+    omitted = len(counted) - MAX_FIELDS_REPORTED
+    listed = ", ".join(counted[:MAX_FIELDS_REPORTED]) + (f" and {omitted} more" if omitted > 0 else "")
+    return (f"Rows are read as {format_name}; these fields are ignored: {listed}",)
 
 
 # Sources
@@ -209,14 +231,14 @@ def _uploaded_file(url: str, home: Path, name: str) -> Path:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, max_faults: int) -> Rows:
+def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, options: _Options) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
         raise DataError(f"{source.name!r} is not a valid name of a Hugging Face data set; names look like owner/name.")
-    train = _validate(_hub_records(source, plan.train or source.split), source.name, format_name, max_faults)
+    train = _validate(_hub_records(source, plan.train or source.split), source.name, options)
     if plan.eval is None:
         return train
-    held_out = _validate(_hub_records(source, plan.eval), source.name, train.format, max_faults)
-    return evolve(train, eval=held_out.train)
+    held_out = _validate(_hub_records(source, plan.eval), source.name, evolve(options, format=train.format))
+    return evolve(train, eval=held_out.train, notes=(*train.notes, *held_out.notes))
 
 
 def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
@@ -238,7 +260,7 @@ def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Reco
             raise DataError(f'{source.name} has the splits {", ".join(table)}; name one with split="{first}".')
         table = table["train" if "train" in table else first]
     for number, value in enumerate(table, 1):
-        yield value if isinstance(value, Record) else Record(f"row {number}", value)
+        yield value if isinstance(value, Record) else Record(f"row {number}", without_nulls(value))
 
 
 #: Exceptions of the libraries below `datasets` that mean that the hub cannot be reached.

@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from tenacity import stop_after_attempt
 
-from arkor.backend.data.file_readers import DataError
+from arkor.backend.data.faults import DataError
 from arkor.errors import is_transient
 from arkor.formatting import one_line
 from arkor.protocol.retry import retrying

@@ -13,13 +13,14 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import IO, Any, cast
 
 from attrs import frozen
 
-from arkor.backend.engine.interface import RunError
+from arkor.backend.data.faults import DataError as DataError  # noqa: PLC0414 - re-exported
 from arkor.formatting import one_line
 
 #: The longest line, 64 MiB, and the longest JSON document, 2 GiB.
@@ -27,15 +28,6 @@ MAX_LINE_BYTES = 64 * 2**20
 MAX_DOCUMENT_BYTES = 2 * 2**30
 
 _SPACE = re.compile(r"\s*")
-
-
-class DataError(RunError):
-    """The data is invalid. `faults` lists the first invalid rows, `count` is their number."""
-
-    def __init__(self, problem: str, faults: Sequence[str] = (), count: int = 0) -> None:
-        super().__init__(problem)
-        self.faults = tuple(faults)
-        self.count = count
 
 
 @frozen
@@ -60,7 +52,8 @@ def _read(path: Path, name: str) -> Iterator[Record]:
         head = data.read(4096)
         data.seek(0)
         _reject_unsupported(head, name)
-        kind = _detect_kind(head, name)
+        kind = _detect_kind(data, name)
+        data.seek(0)
         if kind != "parquet" and head.startswith(b"\xef\xbb\xbf"):
             data.seek(3)
         yield from {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}[kind](data, name)
@@ -102,20 +95,32 @@ def _reject_unsupported(head: bytes, name: str) -> None:
 _KINDS = {"csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 
-def _detect_kind(head: bytes, name: str) -> str:
-    """Return the format by the first bytes, or by the name if they are ambiguous."""
+def _detect_kind(data: IO[bytes], name: str) -> str:
+    """Return the format by the first lines, or by the name if they are ambiguous."""
     ending = name.lower().removesuffix(".gz").rpartition(".")[2]
-    if head.startswith(b"PAR1"):
+    first, second = _first_lines(data)
+    if first.startswith(b"PAR1"):
         return "parquet"
     if ending in ("parquet", "pq"):
         raise DataError(f"{name} is not a Parquet file, although its name ends like one.")
-    if ending in _KINDS:
-        return _KINDS[ending]
-    content = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_wrapped_array = re.match(rb'\{\s*"data"\s*:\s*\[', content) is not None
-    if content.startswith(b"{") and not is_wrapped_array and _is_json(content.split(b"\n")[0]):
+    start, whole = first[:1], _is_json(first)
+    several_lines = first == b"{" or (start == b"[" and not (whole and second))
+    if several_lines or _looks_like_wrapped_array(first + b"\n" + second):
+        return "json"
+    if start == b"{" and whole:
         return "jsonl"
-    return "json" if content.startswith((b"[", b"{")) or ending == "json" else "csv"
+    default = "json" if start in (b"[", b"{") or ending == "json" else "csv"
+    return _KINDS.get(ending, default)
+
+
+def _first_lines(data: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return the first two lines that are not empty, without spaces around them."""
+    lines: list[bytes] = []
+    while len(lines) < 2 and (line := data.readline(MAX_LINE_BYTES)):
+        if stripped := line.removeprefix(b"\xef\xbb\xbf").strip():
+            lines.append(stripped)
+    first, second = [*lines, b"", b""][:2]
+    return first, second
 
 
 def _is_json(line: bytes) -> bool:
@@ -124,6 +129,10 @@ def _is_json(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _looks_like_wrapped_array(head: bytes) -> bool:
+    return re.match(rb'\{\s*"data"\s*:\s*\[', head) is not None
 
 
 def _lines(data: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
@@ -175,21 +184,28 @@ def _json(data: IO[bytes], name: str) -> Iterator[Record]:
     text = _decode(raw, name)
     del raw
     start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
-    yield from _array(text, start.end(), name) if start else _json_single(text, name)
+    if start is None:
+        yield from _objects(text, name)
+        return
+    yield from _array(text, start.end(), name)
 
 
-def _json_single(text: str, name: str) -> Iterator[Record]:
-    """Decode a document without an array of records: it must be one record."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise DataError(f"{name} is nested too deeply to be read.") from None
-    except ValueError as error:
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{name}{where}: the file {_json_problem(error)}.") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{name} must be a list of rows, or JSONL with one row per line.")
-    yield Record("line 1", value)
+def _objects(text: str, name: str) -> Iterator[Record]:
+    """Decode a document without an array of records: one record, or several after each other."""
+    decoder, position, line, counted = json.JSONDecoder(), _skip_space(text, 0), 1, 0
+    while position < len(text):
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise DataError(f"{name}, line {line}: is nested too deeply to be read.") from None
+        except ValueError as error:
+            where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise DataError(f"{name}{where}: the file {_json_problem(error)}.") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{name} must be a list of rows, or JSONL with one row per line.")
+        yield Record(f"line {line}", value)
+        position = _skip_space(text, position)
 
 
 def _array(text: str, position: int, name: str) -> Iterator[Record]:
@@ -202,7 +218,7 @@ def _array(text: str, position: int, name: str) -> Iterator[Record]:
         try:
             value, position = decoder.raw_decode(text, position)
         except RecursionError:
-            raise DataError(f"{name}, line {line}: the row is nested too deeply to be read.") from None
+            raise DataError(f"{name}, line {line}: is nested too deeply to be read.") from None
         except ValueError as error:
             line = getattr(error, "lineno", line)
             raise DataError(f"{name}, line {line}: the file {_json_problem(error)}.") from None
@@ -251,10 +267,37 @@ def _parquet(data: IO[bytes], name: str) -> Iterator[Record]:
 
     source = data if not isinstance(data, gzip.GzipFile) else io.BytesIO(data.read(MAX_DOCUMENT_BYTES))
     try:
-        batches = parquet.ParquetFile(source).iter_batches(batch_size=1000)
-        for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield Record(f"row {number}", value)
+        row = 0
+        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1000):
+            for value in batch.to_pylist():
+                row += 1
+                yield Record(f"row {row}", without_nulls(value))
     except (arrow.ArrowException, OSError) as error:
         raise DataError(
             f"{name} cannot be read as Parquet ({one_line(str(error), 160)}); is the file complete?"
         ) from None
+    if row == 0:
+        raise DataError(f"{name} is empty. A data set needs at least one row.")
+
+
+def without_nulls(record: Any) -> Any:
+    """Return a record of Arrow as JSON has it: without nulls in its columns, with dates as text.
+
+    In a column of objects, every row has the fields of all rows, null where a row has none. Texts
+    that are all dates become dates when the `datasets` library reads them.
+    """
+    if not isinstance(record, Mapping):
+        return record
+    return {key: _without_nulls(value) for key, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list) and value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
+        return {key: _without_nulls(item) for key, item in value if item is not None}  # a map
+    if isinstance(value, (list, tuple)):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat().removesuffix("T00:00:00")
+    return value.isoformat() if isinstance(value, (date, time)) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -11,16 +12,32 @@ from arkor.protocol.row_formats import Row
 
 
 class PackedRows(Sequence[Row]):
-    """Rows stored as JSON bytes, about a fifth of the size of Python objects."""
+    """Rows stored as JSON bytes, about a fifth of the size of Python objects.
 
-    def __init__(self, packed: Iterable[bytes] = ()) -> None:
+    Each row has the number of its line or row in the source, which `place()` returns in words.
+    """
+
+    def __init__(self, packed: Iterable[bytes] = (), numbers: Iterable[int] = (), unit: str = "row") -> None:
         self._packed = list(packed)
+        self._numbers = array("Q", numbers)
+        self._unit = unit
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Row, place: str = "") -> None:
+        """Add a row; `place` is like "line 3", and counts on if it is left out."""
+        unit, _, number = place.rpartition(" ")
+        self._unit = unit or self._unit
         self._packed.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
+        self._numbers.append(int(number) if number.isdecimal() else len(self._packed))
+
+    def place(self, index: int) -> str:
+        """Return where a row is in the source, like "line 3"."""
+        return f"{self._unit} {self._numbers[index]}"
 
     def take(self, indices: Iterable[int]) -> PackedRows:
-        return PackedRows(self._packed[index] for index in indices)
+        """Return the rows at `indices`, in that order."""
+        chosen = list(indices)
+        numbers = [self._numbers[index] for index in chosen]
+        return PackedRows([self._packed[index] for index in chosen], numbers, self._unit)
 
     def digests(self) -> Iterator[bytes]:
         """Yield a hash of 16 bytes for each row."""
@@ -35,6 +52,6 @@ class PackedRows(Sequence[Row]):
     def __getitem__(self, index: slice) -> PackedRows: ...
     def __getitem__(self, index: int | slice) -> Row | PackedRows:
         if isinstance(index, slice):
-            return PackedRows(self._packed[index])
+            return PackedRows(self._packed[index], self._numbers[index], self._unit)
         row: Row = json.loads(self._packed[index])
         return row

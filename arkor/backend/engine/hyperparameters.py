@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import fields, frozen
@@ -19,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",
     "lr_scheduler_type": "linear",
     "weight_decay": 0.0,  # an adapter is regularised by its rank
-    "warmup_steps": 0.03,  # below 1: a share of the run
+    "warmup_steps": 0.03,  # below 1: a share of the run, rounded down: the first step of a warm-up learns nothing
     "logging_steps": None,  # every step in runs of up to 1,000 steps, else 1,000 times a run
     "save_steps": None,  # five times a run
     "eval_steps": None,  # like save_steps, if there are evaluation rows
@@ -28,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "max_length": 1024,  # tokens; or the context length of the model if that is less
     "load_in_4bit": False,
     "lora_target_modules": None,  # all linear layers of the language model, without experts and routers
+    "on_bad_rows": "refuse",  # a bad row is a mistake more often than not
     "train_on_responses_only": None,  # true for chats, false for plain text
 }
 
@@ -124,13 +126,22 @@ def resolve_hyperparameters(config: JobConfig, rows: int, *, evaluates: bool) ->
         schedule_settings["num_decay_steps"] = _steps(schedule_settings["num_decay_steps"], total)
     values |= {
         "total_steps": total,
-        "warmup_steps": _steps(values["warmup_steps"], total),
+        "warmup_steps": _steps(values["warmup_steps"], total, math.floor),
         "logging_steps": config.logging_steps or math.ceil(total / MAX_LOGGED_STEPS),
         "save_steps": save,
         "eval_steps": evaluate,
         "schedule_settings": schedule_settings,
     }
     return Hyperparameters(**{field.name: values[field.name] for field in fields(Hyperparameters)})
+
+
+def schedule_notes(hyperparameters: Hyperparameters) -> Iterator[str]:
+    """Yield notes about a learning rate that does not come up to its highest value."""
+    warmup, total = hyperparameters.warmup_steps, hyperparameters.total_steps
+    if warmup >= total:
+        steps = "1 step" if total == 1 else f"{total} steps"
+        effect = "is 0, so that nothing is learnt" if total == 1 else "stays below learning_rate"
+        yield f"warmup_steps is {warmup}, and the run has {steps}: its learning rate {effect}"
 
 
 def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
@@ -142,6 +153,6 @@ def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
     return min(limits)
 
 
-def _steps(number: float, total: int) -> int:
+def _steps(number: float, total: int, rounded: Callable[[float], int] = math.ceil) -> int:
     """Return a number of steps; below 1, `number` is a share of the run."""
-    return int(number) if number >= 1 else math.ceil(number * total)
+    return int(number) if number >= 1 else rounded(number * total)

@@ -6,6 +6,7 @@ The recorder decides where events and checkpoints are stored and when a run is a
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ class Run:
 
     `home` is the backend's folder, `blob_token` the bearer token of a data set with a URL.
     `checkpoint` is the folder of the checkpoint to resume from, or None to start at step 0.
+    `date` is when the run was submitted, in local time; it stays the same when a run is resumed.
     """
 
     job_id: str
@@ -33,6 +35,7 @@ class Run:
     home: Path
     blob_token: str | None = field(default=None, repr=False)
     checkpoint: Path | None = None
+    date: datetime | None = None
 
 
 class Recorder:

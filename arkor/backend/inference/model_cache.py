@@ -50,9 +50,9 @@ class ServedModel:
         self.tokenizer = tokenizer
         self.broken = False
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.prompts = PromptBuilder(tokenizer, self.context)
         self.stop_tokens = self._stop_tokens()
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
-        self.prompts = PromptBuilder(tokenizer, self.context)
         self.grammars = GrammarCompiler(tokenizer, self.vocabulary, sorted(self.stop_tokens))
         self._token_bytes: dict[int, tuple[int, ...]] = {}
         self._peft: Any = None
@@ -77,9 +77,11 @@ class ServedModel:
         return float(getattr(self.model.generation_config, "repetition_penalty", None) or 1.0)
 
     def _stop_tokens(self) -> frozenset[int]:
+        """Return the end tokens of the model and of its chat template, which training teaches."""
         eos_tokens = getattr(self.model.generation_config, "eos_token_id", None)
         listed = eos_tokens if isinstance(eos_tokens, (list, tuple)) else [eos_tokens]
-        return frozenset(token for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
+        tokens = (*listed, self.tokenizer.eos_token_id, *self.prompts.end_token_ids)
+        return frozenset(token for token in tokens if token is not None)
 
     def activate(self, adapter: str | None) -> None:
         """Switch to the adapter in that folder, or to the base alone. Raise `GenerationError`."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from threading import Lock
 from typing import Any
 
-from arkor.backend.compute.special_tokens import SpecialTokenEscaper
+from arkor.backend.compute.chat_template import ChatTemplate
+from arkor.backend.compute.tool_call_format import ToolCallFormat
 from arkor.backend.inference.messages import CompletionRequest, GenerationError, ToolChoice
-from arkor.backend.inference.tool_calls.detect import ToolCallFormat, detect_format
-from arkor.backend.inference.tool_calls.render import render_tools
 from arkor.formatting import one_line
 
 #: A prompt is tokenized in full only if its first N characters per token of the context do not fill
@@ -31,16 +29,19 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Any, context: int | None) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
-        self._escaper = SpecialTokenEscaper(self._tokenizer)
+        self._template = ChatTemplate(self._tokenizer)
         self._context = context
         self._lock = Lock()
 
-    @cached_property
+    @property
     def call_format(self) -> ToolCallFormat:
         """The format in which the model writes tool calls."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        end_tokens = {str(self._tokenizer.eos_token), *(token.content for token in added if token.special)}
-        return detect_format(self._render, sorted(end_tokens))
+        return self._template.call_format
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The tokens with which the chat template ends an answer."""
+        return self._template.end_token_ids
 
     def special_token(self, text: str) -> int | None:
         """Return the special token with that text; no other tokens can spell it."""
@@ -110,34 +111,24 @@ class PromptBuilder:
 
         `variables` are those of `template_variables()`.
         """
-        uses_tools = tool_choice or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        call_format = self.call_format if uses_tools else ToolCallFormat("", "", None)
-        tools = list(tool_choice.tools) if tool_choice and call_format.native else None
+        escaper = self._template.escaper
         try:
-            escaped = self._escaper.escape(render_tools(messages, tool_choice, call_format))
-            text = self._render(escaped, tools=self._escaper.escape_in(tools), **(variables or {}))
+            if tool_choice:
+                chat = self._template.prepare(messages, tool_choice.tools, tool_choice.callable)
+            else:
+                chat = self._template.prepare(messages)
+            text = self._template.render(
+                escaper.escape(chat.messages), escaper.escape_in(chat.tools), options=variables
+            )
         except Exception as error:  # a template may raise anything
             problem = f"The chat template of this model rejects these messages: {one_line(str(error), 300)}"
             raise GenerationError(400, "template_refused", problem) from error
         if tool_choice and tool_choice.forced:
-            text += call_format.opening
+            text += self.call_format.lead + self.call_format.opening
         tokens = self._encode_checked(text, self._encode)
         if self._context is not None and len(tokens) >= self._context:
             raise self._too_long(str(len(tokens)))
         return tokens
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Any = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
-        with self._lock:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **variables
-            )
-        return text
 
     def _encode_checked(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         """Tokenize a prompt that fits into the context; stop early if it is far too long."""
@@ -150,7 +141,7 @@ class PromptBuilder:
 
     def _encode(self, text: str) -> list[int]:
         with self._lock:
-            return self._escaper.tokens([text])[0]
+            return self._template.escaper.tokens([text])[0]
 
     def _too_long(self, count: str) -> GenerationError:
         problem = (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arkor.backend.data.datasets import Rows
-from arkor.backend.data.file_readers import DataError
+from arkor.backend.data.faults import DataError
 from arkor.backend.training.tokenization import IGNORE_INDEX, EncodedDataset
 from arkor.protocol.checks import Duplicates, Lengths, PreviewRow
 from arkor.protocol.codec import to_wire
@@ -58,7 +58,7 @@ def length_stats(examples: EncodedDataset, max_length: int) -> Lengths:
         median=_quantile(ordered, 0.5),
         p95=_quantile(ordered, 0.95),
         longest=longest,
-        longest_row=examples.lengths.index(longest) + 1,
+        longest_row=examples.row_numbers[examples.lengths.index(longest)],
         mean=round(sum(ordered) / len(ordered), 1),
         max_length=max_length,
         cut=examples.cut,
@@ -86,8 +86,8 @@ def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 def preview_rows(examples: EncodedDataset, tokenizer: Any) -> tuple[PreviewRow, ...]:
     rows = []
-    columns = zip(examples.input_ids, examples.labels, strict=True)
-    for number, (ids, labels) in enumerate(itertools.islice(columns, PREVIEW_ROWS), 1):
+    columns = zip(examples.kept_numbers(), examples.input_ids, examples.labels, strict=True)
+    for number, ids, labels in itertools.islice(columns, PREVIEW_ROWS):
         visible = [int(token) for token in ids[:PREVIEW_TOKENS]]
         counted = [position > 0 and label != IGNORE_INDEX for position, label in enumerate(labels[:PREVIEW_TOKENS])]
         rows.append(PreviewRow(number, _token_texts(visible, tokenizer), counted, len(ids) - len(visible)))

@@ -26,8 +26,8 @@ from attrs import evolve, frozen
 from arkor.backend.compute.child_process import ParentConnection, parse_options
 from arkor.backend.compute.device import choose_device
 from arkor.backend.compute.process_tuning import NICENESS, prefer_oom_kill, prepare_to_compute
-from arkor.backend.data.file_readers import DataError
-from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters
+from arkor.backend.data.faults import DataError
+from arkor.backend.engine.hyperparameters import check_names, resolve_hyperparameters, schedule_notes
 from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.preflight.data_report import data_problems, length_stats, preview_rows, row_counts
 from arkor.backend.training import trl_engine
@@ -85,9 +85,12 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
         emit({"found": row_counts(rows)})
         loaded = trl_engine.load_run_model(run, device, recorder)
         emit({"found": {"notes": [str(loaded.targets)]}})
-        train, evaluation = trl_engine.encode_rows(run.config, rows, loaded, recorder)
+        train, evaluation = trl_engine.encode_rows(run, rows, loaded, recorder, max_faults=MAX_FAULTS_REPORTED)
         length = trl_engine.max_length_of(run.config, loaded.model)
+        notes = [*train.layout_notes("training"), *(evaluation.layout_notes("evaluation") if evaluation else ())]
         found: dict[str, Any] = {
+            "notes": notes,
+            "learns": train.learns(),
             "preview": preview_rows(train, loaded.tokenizer),
             "lengths": length_stats(train, length),
         }
@@ -104,6 +107,7 @@ def _check(run: Run, emit: Emit, *, busy: bool) -> None:
 
         recorder.preparing("Timing a few steps")
         hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
+        emit({"found": {"notes": list(schedule_notes(hyperparameters))}})
         steps_only = evolve(hyperparameters, eval_steps=None, save_steps=hyperparameters.total_steps + 1)
         trainer = trl_engine.build_trainer(run.folder, loaded, device, (train, evaluation), steps_only, recorder)
         preparing = round(time.perf_counter() - began, 1)

@@ -19,9 +19,10 @@ import torch
 from attrs import astuple
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 from trl import SFTTrainer
 
+from arkor.backend.compute.chat_template import ChatTemplate
 from arkor.backend.engine.interface import Recorder, RunError
 from arkor.backend.runs.paths import STATE_FOLDER
 from arkor.backend.training.collation import Layout, LayoutChoice, MicroBatch, split_batch
@@ -40,6 +41,18 @@ from arkor.backend.training.training_state import (
 LAYOUT_TEST_ROWS = 8
 
 
+def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Return the tokens that end an answer: the model's own, and those that end a turn in training."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, (list, tuple)) else [known]
+    ends = [*known, tokenizer.eos_token_id, *ChatTemplate(tokenizer).end_token_ids]
+    return GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=list(dict.fromkeys(token for token in ends if token is not None)) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 class StepInterrupted(Exception):
     """The run was asked to stop between two micro-batches of a step."""
 
@@ -52,6 +65,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._on_interrupt = on_interrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - signature of transformers
+        control.should_log |= state.global_step >= state.max_steps  # the last loss, whatever logging_steps is
         if self._recorder.stopping:
             control.should_training_stop = True
             if control.should_evaluate:
@@ -202,9 +216,10 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
         self._recorder.checkpoint(self.state.global_step, self.write_checkpoint)
 
     def write_adapter(self, folder: Path) -> None:
-        """Write the adapter, and the tokenizer with its chat template."""
+        """Write the adapter, the tokenizer with its chat template, and the tokens that end an answer."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.processing_class.save_pretrained(folder)
+        generation_config(self.model, self.processing_class).save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
     def write_checkpoint(self, folder: Path) -> None:

@@ -1,21 +1,26 @@
 """Tokenize rows, and label the tokens that count for the loss.
 
-The assistant's turns are located by comparing tokens: the chat rendered up to a turn and through
-it, with the whole chat. This works with every chat template that renders turns in order. Special
-tokens in other messages are escaped (`compute/special_tokens.py`); the assistant's own turns may
-contain special tokens.
+`chat_layout.py` decides which characters of a chat are learnt. The text is tokenized in segments,
+so that a token is learnt as a whole or not at all, and a prompt has the tokens that it has at
+inference. Special tokens in other messages are escaped (`compute/special_tokens.py`); the
+assistant's own turns may contain special tokens.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
-from arkor.backend.compute.special_tokens import SpecialTokenEscaper
-from arkor.backend.data.file_readers import DataError
+from arkor.backend.compute.chat_template import ChatTemplate
+from arkor.backend.data.faults import DataError, Faults
+from arkor.backend.data.packed_rows import PackedRows
+from arkor.backend.training.chat_layout import ChatLayouts, Layout, LayoutError, lay_out
+from arkor.backend.training.legacy_tokenization import encode_legacy
 from arkor.formatting import one_line
 from arkor.protocol.row_formats import Row
 
@@ -25,133 +30,198 @@ IGNORE_INDEX = -100
 #: The number of rows that are tokenized at once.
 CHUNK_ROWS = 256
 
+#: Which tokens and labels a row has; a run keeps the version with which it began.
+VERSION, LEGACY_VERSION = 2, 1
+
 
 @frozen
 class Example:
-    """The tokens and labels of a row; `escaped`: a message spells a special token."""
+    """The tokens and labels of a text."""
 
     input_ids: list[int]
     labels: list[int]
-    escaped: bool = False
 
 
 @define
 class EncodedDataset:
-    """Tokenized rows as columns: `input_ids` and `labels` are lists of int32 arrays, (tokens,).
+    """Tokenized texts as columns: `input_ids` and `labels` are lists of int32 arrays, (tokens,).
 
-    `cut` rows were cut at `max_length` and `left_out` rows have no label before it; `escaped` rows
-    spell a special token in a message. `lengths` has the tokens of every row before the cut. Of
-    `labelled_tokens`, `lost_tokens` are after the cut.
+    A row has several texts if its chat template rewrites earlier turns; `row_numbers` has the row
+    of each text, from 1. `cut` texts were cut at `max_length` and `left_out` texts have no label
+    before it; `escaped` rows spell a special token in a message. `lengths` has the tokens of every
+    text before the cut. Of `labelled_tokens`, `lost_tokens` are after the cut. `turns` of the
+    assistant are learnt, `context_turns` are not (weight 0). `unwritten` counts the rows of which
+    the chat template does not write a part; `skipped` are notes about bad rows of all splits.
     """
 
     input_ids: list[Any] = field(factory=list)
     labels: list[Any] = field(factory=list)
+    row_numbers: array[int] = field(factory=lambda: array("Q"))
+    _kept: array[int] = field(factory=lambda: array("Q"))
+    rows: int = 0
+    rewritten: int = 0
     cut: int = 0
     left_out: int = 0
     escaped: int = 0
     lengths: array[int] = field(factory=lambda: array("I"))
     labelled_tokens: int = 0
     lost_tokens: int = 0
+    turns: int = 0
+    context_turns: int = 0
+    answers_only: bool = False
+    version: int = VERSION
+    skipped: tuple[str, ...] = ()
+    unwritten: Counter[str] = field(factory=Counter)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def add(self, example: Example, number: int, max_length: int) -> None:
+        """Add a text of the row of that number, cut at `max_length`."""
+        import numpy  # noqa: PLC0415 - imported with torch
+
+        labels = example.labels[:max_length]
+        self.cut += len(example.input_ids) > max_length
+        self.lengths.append(len(example.input_ids))
+        self.row_numbers.append(number)
+        self.labelled_tokens += sum(label != IGNORE_INDEX for label in example.labels[1:])
+        self.lost_tokens += sum(label != IGNORE_INDEX for label in example.labels[max_length:])
+        if all(label == IGNORE_INDEX for label in labels[1:]):
+            self.left_out += 1
+            return
+        self._kept.append(number)
+        self.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
+        self.labels.append(numpy.array(labels, dtype=numpy.int32))
+
+    def kept_numbers(self) -> Sequence[int]:
+        """Return the row of each text that is not left out."""
+        return self._kept
+
     def notes(self, split: str, max_length: int) -> Iterator[str]:
         """Yield notes for the owner of the run about the rows of that split."""
-        total = len(self) + self.left_out
-        if self.escaped:
-            yield f"{self.escaped} of {total} {split} rows spell a special token in a message; it is read as text"
+        total, unit = len(self) + self.left_out, "texts" if self.rewritten else "rows"
+        yield from self.layout_notes(split)
         if self.cut:
-            yield f"{self.cut} of {total} {split} rows are longer than {max_length} tokens (max_length) and are cut"
+            yield f"{self.cut} of {total} {split} {unit} are longer than {max_length} tokens (max_length) and are cut"
         if self.left_out:
-            yield f"{self.left_out} of {total} {split} rows are left out: their answers start after max_length"
+            yield f"{self.left_out} of {total} {split} {unit} are left out: their answers start after max_length"
+
+    def layout_notes(self, split: str) -> Iterator[str]:
+        """Yield the notes that do not concern the length of the rows."""
+        for part, count in self.unwritten.items():
+            yield f"{count} of {self.rows} {split} rows: the chat template of the model does not write {part}"
+        if self.rewritten:
+            yield (
+                f"{self.rewritten} of {self.rows} {split} rows are trained on as several texts, one for each answer, "
+                f"because the chat template rewrites earlier turns; {len(self) + self.left_out} texts in all"
+            )
+        if self.escaped:
+            yield f"{self.escaped} of {self.rows} {split} rows spell a special token in a message; it is read as text"
+        yield from self.skipped
+
+    def learns(self) -> str:
+        """Return a sentence that says what of the rows is learnt."""
+        rows, context = _count(self.rows, "row"), _count(self.context_turns, "answer") + " with the weight 0"
+        if not self.answers_only or not self.turns:
+            return f"Learnt: every token of {rows}{f', except {context}' if self.context_turns else ''}."
+        others = f"other messages; {context}" if self.context_turns else "other messages"
+        return f"Learnt: {_count(self.turns, 'answer')} in {rows}, with what ends them. Not learnt: {others}."
 
 
-def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_length: int) -> EncodedDataset:
-    """Tokenize rows and cut them at `max_length`. Raise `DataError`."""
-    import numpy  # noqa: PLC0415 - imported with torch
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
-    encoded, escaper = EncodedDataset(), SpecialTokenEscaper(tokenizer)
+
+def encode(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    answers_only: bool,
+    max_length: int,
+    date: datetime | None = None,
+    faults: Faults | None = None,
+    version: int = VERSION,
+) -> EncodedDataset:
+    """Tokenize rows and cut them at `max_length`. Raise `DataError`.
+
+    `date` is written by chat templates that write today's date. Rows that cannot be laid out are
+    added to `faults`; without it, they raise.
+    """
+    encoder = _Encoder(
+        ChatTemplate(tokenizer, date), answers_only, version, Faults("The data") if faults is None else faults
+    )
+    encoded = EncodedDataset(answers_only=answers_only, version=version)
     for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = [rows[index] for index in range(start, min(start + CHUNK_ROWS, len(rows)))]
-        for example in _encode_chunk(chunk, tokenizer, escaper, answers_only, start):
-            encoded.escaped += example.escaped
-            encoded.cut += len(example.input_ids) > max_length
-            encoded.lengths.append(len(example.input_ids))
-            labels = example.labels[:max_length]
-            encoded.labelled_tokens += sum(label != IGNORE_INDEX for label in example.labels[1:])
-            encoded.lost_tokens += sum(label != IGNORE_INDEX for label in example.labels[max_length:])
-            if all(label == IGNORE_INDEX for label in labels[1:]):
-                encoded.left_out += 1
-                continue
-            encoded.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
-            encoded.labels.append(numpy.array(labels, dtype=numpy.int32))
-    if not len(encoded):
+        for example, number in encoder.chunk(rows, start, encoded):
+            encoded.add(example, number, max_length)
+    if faults is None and encoder.faults.count:
+        raise encoder.faults.error()
+    if not len(encoded) and not encoder.faults.count:
         raise DataError(f"No row has a labelled token among its first {max_length} tokens; increase max_length.")
     return encoded
 
 
-def _encode_chunk(
-    chunk: list[Row], tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, start: int
-) -> Iterator[Example]:
-    """Render the rows and tokenize all texts in one call. Templates add the special tokens."""
-    rendered = [_render(row, tokenizer, escaper, answers_only, number) for number, row in enumerate(chunk, start + 1)]
-    tokens = iter(escaper.tokens([text for texts in rendered for text in texts]))
-    for number, texts in enumerate(rendered, start + 1):
-        full, *rest = [next(tokens) for _ in texts]
-        example = _label_answers(full, rest, number) if rest else Example(full, list(full))
-        yield evolve(example, escaped=escaper.contains(texts[0]))
+@frozen
+class _Encoder:
+    template: ChatTemplate
+    answers_only: bool
+    version: int
+    faults: Faults
+
+    def chunk(self, rows: Sequence[Row], start: int, encoded: EncodedDataset) -> Iterator[tuple[Example, int]]:
+        """Yield the texts of a chunk with the numbers of their rows; tokenize them in one call."""
+        indices = range(start, min(start + CHUNK_ROWS, len(rows)))
+        escaper = self.template.escaper
+        if self.version == LEGACY_VERSION:
+            legacy = encode_legacy([rows[index] for index in indices], self.template, self.answers_only, start)
+            yield from ((Example(*columns), number) for number, columns in enumerate(legacy, start + 1))
+            encoded.rows += len(indices)
+            return
+        found = [(index, self._lay_out(rows, index)) for index in indices]
+        texts = [layout.segments for _, chat in found if chat for layout in chat.layouts]
+        tokens = iter(escaper.segment_tokens([[text for text, _ in segments] for segments in texts]))
+        for index, chat in found:
+            if chat is None:
+                continue
+            encoded.rows += 1
+            encoded.turns += sum(layout.turns for layout in chat.layouts)
+            encoded.context_turns += chat.context
+            encoded.rewritten += len(chat.layouts) > 1
+            encoded.unwritten.update(chat.lost)
+            encoded.escaped += any(escaper.contains(text) for text, _ in chat.layouts[-1].segments)
+            yield from ((_label(layout, next(tokens)), index + 1) for layout in chat.layouts)
+
+    def _lay_out(self, rows: Sequence[Row], index: int) -> ChatLayouts | None:
+        """Return the texts of a row, or add it to the faults."""
+        row = rows[index]
+        try:
+            if "text" in row:
+                return ChatLayouts([Layout(((plain_text(row["text"], self.template), True),), 0)])
+            return lay_out(row, self.template, answers_only=self.answers_only)
+        except LayoutError as error:
+            fault = f"{error}"
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
+            reason = one_line(str(error), 200) or type(error).__name__
+            fault = f"the chat template of the model rejects it ({reason})"
+        self.faults.add(rows.place(index) if isinstance(rows, PackedRows) else f"row {index + 1}", fault)
+        return None
 
 
-def _render(row: Row, tokenizer: Any, escaper: SpecialTokenEscaper, answers_only: bool, number: int) -> list[str]:
-    """Return the whole text, and the texts before and through each turn of the assistant."""
-    if "text" in row:
-        end = tokenizer.eos_token or ""
-        return [_bos_prefix(tokenizer) + row["text"].removesuffix(end) + end]
-    messages, tools = escaper.escape(row["messages"], trusted=("assistant",)), escaper.escape_in(row.get("tools"))
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"] if answers_only else []
-    try:
-        texts = [_apply_template(tokenizer, messages, tools)]
-        for index in turns:
-            before = _apply_template(tokenizer, messages[:index], tools, add_generation_prompt=True) if index else ""
-            through = (
-                texts[0] if index == len(messages) - 1 else _apply_template(tokenizer, messages[: index + 1], tools)
-            )
-            texts += [before, through]
-    except Exception as error:  # a template may raise anything
-        reason = one_line(str(error), 200) or type(error).__name__
-        raise DataError(f"Row {number}: the chat template of the model rejects it ({reason}).") from error
-    return texts
+def _label(layout: Layout, tokens: list[list[int]]) -> Example:
+    ids: list[int] = []
+    labels: list[int] = []
+    for (_, learnt), found in zip(layout.segments, tokens, strict=True):
+        ids += found
+        labels += found if learnt else [IGNORE_INDEX] * len(found)
+    return Example(ids, labels)
 
 
-def _apply_template(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
-    text: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-    return text
-
-
-def _bos_prefix(tokenizer: Any) -> str:
-    """Return the text that the tokenizer puts before a plain text."""
-    opens = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return str(tokenizer.bos_token) if opens else ""
-
-
-def _label_answers(whole: list[int], turns: list[list[int]], number: int) -> Example:
-    """Label the assistant's turns, including the token that ends each turn.
-
-    `turns` alternates between the tokens before a turn and the tokens through it.
-    """
-    labels = [IGNORE_INDEX] * len(whole)
-    for before, through in zip(turns[::2], turns[1::2], strict=True):
-        begin, end = _common_prefix_length(before, whole), _common_prefix_length(through, whole)
-        labels[begin:end] = whole[begin:end]
-    if all(label == IGNORE_INDEX for label in labels):
-        raise DataError(
-            f"Row {number}: the assistant's turns cannot be located in the text that the chat template renders. "
-            "Set train_on_responses_only to False to train on every token."
-        )
-    return Example(whole, labels)
-
-
-def _common_prefix_length(part: list[int], whole: list[int]) -> int:
-    pairs = enumerate(zip(part, whole, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(part), len(whole)))
+def plain_text(text: str, template: ChatTemplate) -> str:
+    """Return a text with one beginning and one end marker, where the model has them."""
+    tokenizer = template.tokenizer
+    adds_bos = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    bos, eos = str(tokenizer.bos_token) if adds_bos else "", tokenizer.eos_token or ""
+    text = bos + text.removeprefix(bos)
+    ends = (eos, *tokenizer.convert_ids_to_tokens(template.end_token_ids))
+    has_end = any(end and text.rstrip().endswith(end) for end in ends)
+    return text if has_end else text + eos

@@ -22,13 +22,11 @@ from torch import Tensor
 
 from arkor.backend.engine.hyperparameters import Hyperparameters
 from arkor.backend.engine.interface import RunError
+from arkor.backend.runs.paths import STATE_FOLDER
 from arkor.backend.training.tokenization import EncodedDataset
 
 #: The number of elements of each base weight that the fingerprint includes.
 _SAMPLE_SIZE = 1024
-
-#: Increased whenever the contents of a training state change.
-_FORMAT_VERSION = 1
 
 
 class NotSerializable(TypeError):
@@ -130,9 +128,15 @@ def fingerprints(
         "the rows to train on": _rows_fingerprint(train),
         "the rows to evaluate on": _rows_fingerprint(evaluation) if evaluation else None,
         "the weights of the model": _weights_fingerprint(model),
-        "the version of arkor": _FORMAT_VERSION,
+        "the version of arkor": train.version,
         "the configuration": json.loads(json.dumps(asdict(hyperparameters))),
     }
+
+
+def saved_fingerprints(checkpoint: Path) -> dict[str, Any]:
+    """Return the fingerprints of the inputs with which a checkpoint was trained."""
+    found: dict[str, Any] = read_tree(checkpoint / STATE_FOLDER, "training")["learns_from"]
+    return found
 
 
 def assert_same(saved: dict[str, Any], now: dict[str, Any]) -> None:

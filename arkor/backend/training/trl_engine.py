@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.compute.process_tuning import peak_memory_bytes, prepare_to_compute
-from arkor.backend.data.datasets import MAX_FAULTS_REPORTED, Rows, load_rows
+from arkor.backend.data.datasets import Rows, load_rows
 from arkor.backend.data.download import private_urls_allowed
+from arkor.backend.data.faults import MAX_FAULTS_REPORTED, Faults
 from arkor.backend.data.packed_rows import PackedRows
 from arkor.backend.engine.hyperparameters import (
     DRY_RUN_EVAL_ROWS,
@@ -34,10 +35,11 @@ from arkor.backend.engine.hyperparameters import (
     Hyperparameters,
     check_names,
     resolve_hyperparameters,
+    schedule_notes,
     setting_or_default,
 )
 from arkor.backend.engine.interface import Recorder, Run, RunError
-from arkor.backend.training.tokenization import EncodedDataset, encode
+from arkor.backend.training.tokenization import LEGACY_VERSION, VERSION, EncodedDataset, encode
 from arkor.protocol.jobs import JobConfig
 from arkor.settings import STARTER_MODEL
 
@@ -64,8 +66,15 @@ class TrlEngine:
             check_device(run.config, device)
             rows = load_run_rows(run, recorder)
             loaded = load_run_model(run, device, recorder)
-            train, evaluation = encode_rows(run.config, rows, loaded, recorder)
+            saved = _saved_fingerprints(run)
+            version = saved["the version of arkor"] if saved else VERSION
+            train, evaluation = encode_rows(run, rows, loaded, recorder, version)
             hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
+            if saved and version == LEGACY_VERSION:  # which rounded the warm-up up
+                warmup = saved["the configuration"]["warmup_steps"]
+                hyperparameters = evolve(hyperparameters, warmup_steps=warmup)
+            for note in schedule_notes(hyperparameters):
+                recorder.preparing(note)
             if recorder.stopping:
                 return {}
             examples = (train, evaluation)
@@ -108,6 +117,7 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
         token=run.blob_token,
         allow_private=private_urls_allowed(),
         max_faults=max_faults,
+        skip_bad=config.on_bad_rows == "skip",
     )
     for note in rows.notes:
         recorder.preparing(note)
@@ -164,21 +174,48 @@ def _four_bit_options() -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": 0}}
 
 
-def encode_rows(
-    config: JobConfig, rows: Rows, loaded: LoadedModel, recorder: Recorder
+def _saved_fingerprints(run: Run) -> dict[str, Any]:
+    """Return the fingerprints in the checkpoint to resume from; nothing for a new run."""
+    from arkor.backend.training.training_state import saved_fingerprints  # noqa: PLC0415 - slow to import
+
+    return saved_fingerprints(run.checkpoint) if run.checkpoint else {}
+
+
+def encode_rows(  # noqa: PLR0917 - they have no order to mistake
+    run: Run,
+    rows: Rows,
+    loaded: LoadedModel,
+    recorder: Recorder,
+    version: int = VERSION,
+    max_faults: int = MAX_FAULTS_REPORTED,
 ) -> tuple[EncodedDataset, EncodedDataset | None]:
     """Tokenize the training rows, and the evaluation rows if there are any."""
+    config = run.config
     length = max_length_of(config, loaded.model)
     answers_only = rows.chat if config.train_on_responses_only is None else config.train_on_responses_only
+    faults = Faults(rows.name, max_faults)
 
     def encoded(split: str, part: PackedRows) -> EncodedDataset:
         recorder.preparing(f"Tokenizing {len(part)} {split} rows")
-        dataset = encode(part, loaded.tokenizer, answers_only=answers_only, max_length=length)
+        options: dict[str, Any] = {
+            "answers_only": answers_only,
+            "max_length": length,
+            "date": run.date,
+            "version": version,
+        }
+        dataset = encode(part, loaded.tokenizer, faults=faults, **options)
         for note in dataset.notes(split, length):
             recorder.preparing(note)
         return dataset
 
-    return encoded("training", rows.train), encoded("evaluation", rows.eval) if rows.eval else None
+    train = encoded("training", rows.train)
+    evaluation = encoded("evaluation", rows.eval) if rows.eval else None
+    if faults.count and (config.on_bad_rows != "skip" or not len(train)):
+        raise faults.error()
+    train.skipped = tuple(faults.notes())
+    for note in train.skipped:
+        recorder.preparing(note)
+    return train, evaluation if evaluation is not None and len(evaluation) else None
 
 
 def max_length_of(config: JobConfig, model: Any) -> int:

@@ -54,7 +54,7 @@ class ScriptedEngine:
         return {"steps": total, "loss": self._loss(config, total)}
 
     def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
-        if step % (config.logging_steps or 1) == 0:
+        if step % (config.logging_steps or 1) == 0 or step == total:
             rate = (config.learning_rate or 1e-3) * (1 - (step - 1) / total)
             recorder.log(step, loss=self._loss(config, step), learning_rate=rate, epoch=step / total)
         if config.eval_steps and step % config.eval_steps == 0:

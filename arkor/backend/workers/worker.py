@@ -17,6 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def _run_to_end(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop
     resume_point = read_resume_point(folder)
     checkpoints.remove_leftovers(folder, resume_point.saved)
     step = checkpoints.resume_step(folder, resume_point.saved)
-    config_data = folder.read_job()["config"]
+    job = folder.read_job()
+    config_data = job["config"]
     recorder = LogRecorder(
         log, folder, notifier_file(home), stop_signal, resume_point, estimate=load_estimate(home, config_data)
     )
@@ -114,7 +116,7 @@ def _run_to_end(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop
         for warning in incompatibilities(config):
             recorder.warn(warning)
     checkpoint = folder.checkpoint(step) if step is not None else None
-    run = Run(folder.id, config, folder.path, home, folder.blob_token(), checkpoint)
+    run = Run(folder.id, config, folder.path, home, folder.blob_token(), checkpoint, submission_time(job))
     final_event = outcome(run, recorder, engine, stop_signal)
     if isinstance(final_event, TrainingCancelled) and not folder.cancelled.exists():
         return EXIT_TERMINATED
@@ -124,6 +126,14 @@ def _run_to_end(folder: RunFolder, home: Path, engine: str, log: LogWriter, stop
         if isinstance(final_event, TrainingCompleted):
             recorder.drop_training_states()
     return 0
+
+
+def submission_time(job: dict[str, Any]) -> datetime | None:
+    """Return when a run was submitted, or None if that cannot be read."""
+    try:
+        return datetime.fromisoformat(job["createdAt"].replace("Z", "+00:00")).astimezone()
+    except (KeyError, AttributeError, ValueError):
+        return None
 
 
 def incompatibilities(config: JobConfig) -> list[str]:

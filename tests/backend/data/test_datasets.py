@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,158 @@ def test_tools_and_tool_calls_are_kept(tmp_path: Path) -> None:
     assert row["messages"][2]["tool_call_id"] == "1"
 
 
+USER_AND_CALL = [
+    {"from": "human", "value": "How is Oslo?"},
+    {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+    {"from": "observation", "value": "sunny"},
+    {"from": "gpt", "value": "Sunny."},
+]
+WEATHER = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}
+
+
+def test_calls_of_llama_factory(tmp_path: Path) -> None:
+    record = {"conversations": USER_AND_CALL, "tools": json.dumps([WEATHER]), "system": "Be brief."}
+    row = load(tmp_path, jsonl(record)).train[0]
+    assert row["tools"] == [{"type": "function", "function": WEATHER}]
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+    called = {"name": "weather", "arguments": {"city": "Oslo"}}
+    assert row["messages"][2] == {"role": "assistant", "content": "", "tool_calls": [{"function": called}]}
+
+
+def test_parallel_calls_of_llama_factory(tmp_path: Path) -> None:
+    both = json.dumps([{"name": "a", "arguments": {}}, {"name": "b", "arguments": "{}"}])
+    turns = [USER_AND_CALL[0], {"from": "function_call", "value": both}, *USER_AND_CALL[2:]]
+    [first, second] = load(tmp_path, jsonl({"conversations": turns})).train[0]["messages"][1]["tool_calls"]
+    assert (first["function"]["name"], second["function"]["name"]) == ("a", "b")
+    apart = [USER_AND_CALL[0], USER_AND_CALL[1], USER_AND_CALL[1], *USER_AND_CALL[2:]]
+    assert len(load(tmp_path, jsonl({"conversations": apart})).train[0]["messages"][1]["tool_calls"]) == 2
+
+
+def answered(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", **fields}]}
+
+
+HONOURED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "weight": (
+        {"messages": [*answered(content="No", weight=0)["messages"], *CHAT["messages"]]},
+        {"content": "No", "weight": 0},
+    ),
+    "train": (
+        {"messages": [*answered(content="No", train=False)["messages"], *CHAT["messages"]]},
+        {"content": "No", "weight": 0},
+    ),
+    "weight 1": (answered(content="Hello", weight=1.0), {"content": "Hello"}),
+    "parts": (
+        answered(content=[{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]),
+        {"content": "Hello"},
+    ),
+    "thoughts in parts": (
+        answered(content=[{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hello"}]),
+        {"content": "Hello", "reasoning_content": "Hm."},
+    ),
+    "reasoning": (answered(content="Hello", reasoning="Hm."), {"content": "Hello", "reasoning_content": "Hm."}),
+    "refusal": (answered(content=None, refusal="I cannot."), {"content": "I cannot."}),
+    "no calls": (answered(content="Hello", tool_calls=[]), {"content": "Hello"}),
+    "old call": (
+        answered(content=None, function_call={"name": "f", "arguments": "{}"}),
+        {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+    ),
+    "flat call": (
+        answered(content="", tool_calls=[{"name": "f", "arguments": {"a": 1}}]),
+        {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_a_field_of_a_message_is_honoured(tmp_path: Path, name: str) -> None:
+    record, message = HONOURED[name]
+    assert load(tmp_path, jsonl(record)).train[0]["messages"][1] == {"role": "assistant", **message}
+
+
+@pytest.mark.parametrize(("result", "text"), [({"t": 18}, '{"t": 18}'), ([1, 2], "[1, 2]"), (18, "18"), ("18", "18")])
+def test_a_result_of_a_tool_may_be_json(tmp_path: Path, result: Any, text: str) -> None:
+    turns = [*CHAT["messages"], {"role": "tool", "content": result}]
+    assert load(tmp_path, jsonl({"messages": turns})).train[0]["messages"][2]["content"] == text
+
+
+def test_messages_as_columns(tmp_path: Path) -> None:
+    """A sequence of objects of the `datasets` library is an object of lists."""
+    columns = {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}
+    assert load(tmp_path, jsonl({"conversations": columns})).train[0] == CHAT
+
+
+def test_answers_in_a_prompt_are_context(tmp_path: Path) -> None:
+    row = load(tmp_path, jsonl({"prompt": CHAT["messages"], "completion": CHAT["messages"]})).train[0]
+    assert [message.get("weight") for message in row["messages"]] == [None, 0, None, None]
+
+
+def test_functions_history_and_template_options(tmp_path: Path) -> None:
+    record = {"instruction": "c", "output": "d", "history": [["a", "b"]], "functions": [WEATHER], "system": "s"}
+    row = load(tmp_path, jsonl({**record, "chat_template_kwargs": {"enable_thinking": False}})).train[0]
+    assert [message["content"] for message in row["messages"]] == ["s", "a", "b", "c", "d"]
+    assert row["tools"][0]["function"] == WEATHER
+    assert row["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "weight": (
+        answered(content="x", weight=0.5),
+        "messages[1].weight: must be 0 (context only) or 1 (learnt), not 0.5",
+    ),
+    "all weights 0": (answered(content="x", weight=0), "has only messages of the assistant with the weight 0"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, CHAT["messages"][1]]},
+        "messages[0].content: must be a string or a list of text parts, but part 0 is",
+    ),
+    "images": ({**CHAT, "images": ["a.png"]}, "images: is not empty, but only text is trained on"),
+    "audio": (answered(content="x", audio={"id": "a"}), "messages[1].audio: audio is not supported"),
+    "spans": (answered(content="x", train_detail=[{"begin_offset": 0}]), "parts of a message cannot be selected"),
+    "call": (
+        {"conversations": [USER_AND_CALL[0], {"from": "function_call", "value": "weather(Oslo)"}]},
+        'conversations[1].value: must be JSON like {"name": …, "arguments": {…}}, not \'weather(Oslo)\'',
+    ),
+    "arguments": (
+        answered(content=None, tool_calls=[{"function": {"name": "f", "arguments": "city=Oslo"}}]),
+        "messages[1].tool_calls[0].function.arguments: must be an object, or JSON of one, not 'city=Oslo'",
+    ),
+    "calls of the user": (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}, CHAT["messages"][1]]},
+        "messages[0].tool_calls: belong in messages of the assistant only",
+    ),
+    "bad completion": ({"prompt": "a", "completion": "b", "label": False}, "label: is false, which marks a completion"),
+    "preference": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen: holds a preference pair"),
+    "tokens": ({"input_ids": [1, 2]}, "input_ids: is tokenized already"),
+    "options": ({**CHAT, "chat_template_kwargs": {"tokenize": True}}, "is not an option of a chat template"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_honoured_is_refused(tmp_path: Path, name: str) -> None:
+    record, words = REFUSED[name]
+    sentence = fault(tmp_path, jsonl(record))
+    assert sentence.startswith("tickets.jsonl has 1 bad row; nothing was trained:\n  line 1: ")
+    assert words in sentence
+
+
+def test_ignored_fields_of_all_rows_are_counted(tmp_path: Path) -> None:
+    marked = [{**CHAT["messages"][0], "weight": 1, "mood": "good"}, CHAT["messages"][1]]
+    rows = load(tmp_path, jsonl({**CHAT, "id": 1}, {**CHAT, "id": 2, "score": 3}, {"messages": marked, "id": 3}))
+    assert rows.notes == (
+        "Rows are read as chatml; these fields are ignored: id, score (in 1 of 3 rows), "
+        "messages[].mood (in 1 of 3 rows), messages[].weight (in 1 of 3 rows)",
+    )
+
+
+def test_bad_rows_may_be_skipped(tmp_path: Path) -> None:
+    rows = load(tmp_path, jsonl(CHAT, {"messages": []}, CHAT, {"messages": 1}), skip_bad=True)
+    assert len(rows.train) == 2
+    [note] = rows.notes
+    assert note.startswith("2 bad rows of tickets.jsonl skipped: line 2: messages: is an empty list")
+    assert [rows.train.place(index) for index in range(2)] == ["line 1", "line 3"]
+    assert "has 1 bad row" in fault(tmp_path, jsonl({"messages": []}), skip_bad=True)
+
+
 # Files
 
 
@@ -130,6 +283,14 @@ FILES = {
     "bom.csv": b"\xef\xbb\xbf" + as_csv(PAIR, PAIR),
     "tabs.tsv": b"prompt\tcompletion\na\tb\nc\td\n",
     "a.parquet": as_parquet(PAIR, PAIR),
+    "list.jsonl": json.dumps([PAIR, PAIR]).encode(),
+    "pretty.jsonl": json.dumps([PAIR, PAIR], indent=2).encode(),
+    "data.jsonl": json.dumps({"data": [PAIR, PAIR]}, indent=1).encode(),
+    "objects.jsonl": b"\n".join([json.dumps(PAIR, indent=1).encode()] * 2),
+    "lines.csv": jsonl(PAIR, PAIR),
+    "long-lines.json": jsonl({**PAIR, "x": "y" * 5000}, {**PAIR, "x": "y"}),
+    "long-lines": jsonl({**PAIR, "x": "y" * 100_000}, {**PAIR, "x": "y"}),
+    "long-bom.json": b"\xef\xbb\xbf" + jsonl({**PAIR, "x": "y" * 5000}, {**PAIR, "x": "y"}),
 }
 
 
@@ -141,6 +302,34 @@ def test_every_kind_of_file(tmp_path: Path, name: str, zipped: bool) -> None:
     assert len(rows.train) == 2
     if name != "tabs.tsv":
         assert [message["content"] for message in rows.train[1]["messages"]] == list(PAIR.values())
+
+
+def test_nulls_of_the_columns_of_parquet_are_absent(tmp_path: Path) -> None:
+    def called(**arguments: Any) -> dict[str, Any]:
+        call = {"function": {"name": "f", "arguments": arguments}}
+        return {"messages": [CHAT["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+    rows = load(tmp_path, as_parquet(called(city="Oslo"), called(currency="NOK")), "a.parquet").train
+    arguments = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in rows]
+    assert arguments == [{"city": "Oslo"}, {"currency": "NOK"}]
+    kept = load(tmp_path, jsonl(called(city=None))).train[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert kept == {"city": None}
+
+
+def test_dates_and_maps_of_parquet_are_json(tmp_path: Path) -> None:
+    day, moment = datetime(2024, 2, 3), datetime(2024, 2, 3, 4, 5)
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.timestamp("us"))
+    call = pyarrow.struct([("function", pyarrow.struct([("name", pyarrow.string()), ("arguments", kind)]))])
+    message = pyarrow.struct(
+        [("role", pyarrow.string()), ("content", pyarrow.string()), ("tool_calls", pyarrow.list_(call))]
+    )
+    calls = [{"function": {"name": "f", "arguments": [("day", day), ("moment", moment)]}}]
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.table({"messages": pyarrow.array([turns], pyarrow.list_(message))}), sink)
+    row = load(tmp_path, sink.getvalue(), "a.parquet").train[0]
+    arguments = row["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert arguments == {"day": "2024-02-03", "moment": "2024-02-03T04:05:00"}
 
 
 def test_one_record_of_several_lines_is_a_data_set(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import attrs
 import pytest
 
-from arkor.backend.engine.hyperparameters import DEFAULTS, OPTIMIZERS, SCHEDULES, check_names, resolve_hyperparameters
+from arkor.backend.engine.hyperparameters import (
+    DEFAULTS,
+    OPTIMIZERS,
+    SCHEDULES,
+    check_names,
+    resolve_hyperparameters,
+    schedule_notes,
+)
 from arkor.errors import InvalidConfig
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
@@ -45,6 +52,9 @@ NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"warmup_steps": 5}, {"warmup_steps": 5}),
     ({"warmup_steps": 0}, {"warmup_steps": 0}),
     ({"warmup_steps": 0.25, "max_steps": 8}, {"warmup_steps": 2}),
+    ({"max_steps": 1}, {"warmup_steps": 0}),
+    ({"max_steps": 33}, {"warmup_steps": 0}),
+    ({"max_steps": 100, "num_train_epochs": 50.0}, {"warmup_steps": 3}),
     ({"logging_steps": 4}, {"logging_steps": 4}),
     ({"max_steps": 1000}, {"logging_steps": 1}),
     ({"max_steps": 5000}, {"logging_steps": 5}),
@@ -63,6 +73,12 @@ NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_fields_determine_hyperparameters(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     numbers = attrs.asdict(resolve_hyperparameters(config(**fields), 100, evaluates=True))
     assert {name: numbers[name] for name in expected} == expected
+
+
+def test_a_warm_up_longer_than_the_run_is_noted() -> None:
+    assert not list(schedule_notes(resolve_hyperparameters(config(max_steps=9), 100, evaluates=False)))
+    [note] = schedule_notes(resolve_hyperparameters(config(max_steps=1, warmup_steps=5), 100, evaluates=False))
+    assert note.startswith("warmup_steps is 5, and the run has 1 step: its learning rate is 0")
 
 
 def test_eval_steps_are_none_without_evaluation_rows() -> None:

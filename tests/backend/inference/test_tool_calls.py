@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arkor.backend.compute.tool_call_format import DEFAULT_FORMAT, ToolCallFormat, detect_format, write_in_words
 from arkor.backend.inference.generator import TorchGenerator
 from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Reply, ToolChoice
-from arkor.backend.inference.tool_calls.detect import DEFAULT_FORMAT, ToolCallFormat, detect_format
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
-from arkor.backend.inference.tool_calls.render import render_tools
 from tests.backend.inference.test_generator import run
+from tests.fakes.chat_templates import MISTRAL, trl_templates
 from tests.fakes.tiny_model import byte_tokenizer, make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import
@@ -90,8 +90,8 @@ def test_templates_without_json_calls_use_the_default_format(chat_template: str)
 def test_a_conversation_in_the_default_format() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     results = [{"role": "tool", "tool_call_id": str(number), "content": f"r{number}"} for number in (1, 2)]
-    messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]
-    system, question, called, result = render_tools(messages, ToolChoice(BOTH, True, "add", False), DEFAULT_FORMAT)
+    messages = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [call, call]}, *results]
+    system, question, called, result = write_in_words(messages, ToolChoice(BOTH, True, "add", False).callable)
     assert '"name": "add"' in system["content"]
     assert '"now"' not in system["content"]  # it may not be called
     assert question == QUESTION[0]
@@ -135,6 +135,22 @@ def test_optional_calls_are_well_formed(name: str) -> None:
     if name != "bare":
         assert accepts(FREE, DETECTED[name], written(name, good, other))
         assert not accepts(ToolChoice(BOTH, False, None, parallel=False), DETECTED[name], written(name, good, other))
+
+
+def test_calls_with_ids() -> None:
+    """Mistral's template writes an id of nine characters into each call."""
+    call_format = detect_format(renderer(MISTRAL), ["</s>"])
+    assert (call_format.opening, call_format.closing, call_format.before_id) == ("[TOOL_CALLS] [", "]", ', "id": "')
+    called = '{"name": "add", "arguments": {"a": 1}, "id": "%s"}'
+    assert accepts(FREE, call_format, f"[TOOL_CALLS] [{called % 'abcdefgh1'}, {called % '123456789'}]")
+    assert accepts(FREE, call_format, '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]')
+    assert not accepts(FREE, call_format, f"[TOOL_CALLS] [{called % 'abc'}]")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_the_empty_thoughts_of_a_template_are_no_part_of_the_opening(name: str) -> None:
+    found = detect_format(renderer(trl_templates()[name]), ["<|im_end|>"])
+    assert (found.opening, found.lead) == ("<tool_call>\n", "<think>\n\n</think>\n\n" if name == "qwen3" else "")
 
 
 def test_parameters_with_all_of() -> None:

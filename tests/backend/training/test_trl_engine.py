@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 from arkor.backend.compute.models import CONVERSION_VERSION
 from arkor.backend.engine.interface import Run, RunError
+from arkor.backend.training import trl_engine
+from arkor.backend.training.tokenization import LEGACY_VERSION
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
@@ -64,6 +67,8 @@ class Bench:
         precision: str = "float32",
         stop_at: int | None = None,
         checkpoint: Path | None = None,
+        resume: MemoryRecorder | None = None,
+        date: datetime | None = None,
         **fields: Any,
     ) -> MemoryRecorder:
         fields = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, **fields}
@@ -73,9 +78,10 @@ class Bench:
         folder = self.home / "runs" / str(self.runs)
         folder.mkdir(parents=True)
         notebook = MemoryRecorder(folder, stop_at)
-        notebook.metrics = TrlEngine(precision).train(
-            Run("job", config, folder, self.home, checkpoint=checkpoint), notebook
-        )
+        if resume:
+            checkpoint = resume.folder / "checkpoints" / str(resume.checkpoints[-1])
+        run = Run("job", config, folder, self.home, checkpoint=checkpoint, date=date)
+        notebook.metrics = TrlEngine(precision).train(run, notebook)
         return notebook
 
 
@@ -201,7 +207,7 @@ def test_the_default_schedule_decreases_to_zero(bench: Bench) -> None:
 def test_epochs_logging_and_saving(bench: Bench) -> None:
     notebook = bench.run(max_steps=None, num_train_epochs=2.0, batch_size=6, logging_steps=3, save_steps=5)
     assert notebook.total_steps == 8
-    assert [log["step"] for log in notebook.logs] == [3, 6]
+    assert [log["step"] for log in notebook.logs] == [3, 6, 8]
     assert notebook.checkpoints == [5, 8]
 
 
@@ -271,6 +277,54 @@ def test_the_configured_format_is_used(bench: Bench) -> None:
     assert bench.run(rows).losses != bench.run(rows, dataset_format={"type": "text"}).losses
 
 
+def test_bad_rows_are_reported_by_line(tmp_path: Path) -> None:
+    strict = "{% if 'D?' in messages[0].content %}{{ raise_exception('No D') }}{% endif %}" + CHATML
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", strict))
+    rows = [chat(number, system=False) for number in range(12)]
+    with pytest.raises(RunError) as raised:
+        bench.run(rows, dataset_split=0.5)
+    listed = str(raised.value).splitlines()
+    assert listed[0] == "rows.jsonl has 3 bad rows; nothing was trained:"
+    assert sorted(listed[1:]) == sorted(
+        f"  line {line}: the chat template of the model rejects it (No D)" for line in (4, 8, 12)
+    )
+    notebook = bench.run(rows, on_bad_rows="skip")
+    [note] = [message for message in notebook.messages if "skipped" in message]
+    assert note.startswith("3 bad rows of rows.jsonl skipped: line 4: the chat template of the model rejects it")
+
+
+def test_a_run_keeps_its_date_when_it_is_resumed(tmp_path: Path) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", dated))
+    date = datetime(2025, 5, 9)
+    stopped = bench.run(stop_at=2, save_steps=100, date=date)
+    assert bench.run(resume=stopped, save_steps=100, date=date).finished
+    with pytest.raises(RunError, match="the rows to train on changed"):
+        bench.run(resume=stopped, save_steps=100, date=datetime(2025, 5, 10))
+
+
+def test_a_run_of_the_first_version_is_resumed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are labelled as they were, although a new run labels them otherwise."""
+    first = [{"role": "assistant", "content": "Welcome."}]
+    rows = [{"messages": [*first, *row["messages"][1:]]} for row in CHATS]
+    fields = {"warmup_steps": 1, "save_steps": 100}
+    monkeypatch.setattr(trl_engine, "VERSION", LEGACY_VERSION)
+    stopped = bench.run(rows, stop_at=2, **fields)
+    monkeypatch.undo()
+    resumed = bench.run(rows, resume=stopped, **fields)
+    assert resumed.finished
+    assert bench.run(rows, **fields).losses[-1] != resumed.losses[-1]
+
+
+def test_the_end_of_a_turn_is_an_end_token_of_the_adapter(tmp_path: Path) -> None:
+    """A base model's tokenizer often has another end token than its chat template."""
+    template = CHATML.replace("<|im_end|>", "<|im_start|>")
+    bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", template))
+    notebook = bench.run()
+    settings = json.loads((notebook.folder / "final" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [2, 1]
+
+
 # Models
 
 
@@ -291,7 +345,7 @@ def test_a_model_without_a_chat_template_learns(tmp_path: Path) -> None:
 def test_a_row_that_the_template_rejects_is_reported(tmp_path: Path) -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
     bench = Bench(tmp_path, make_tiny_model(tmp_path / "model", "llama", strict))
-    with pytest.raises(RunError, match=r"Row 1: the chat template of the model rejects it .*No system role here"):
+    with pytest.raises(RunError, match=r"line 1: the chat template of the model rejects it .*No system role here"):
         bench.run()
 
 

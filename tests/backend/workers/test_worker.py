@@ -14,7 +14,7 @@ import pytest
 
 from arkor.backend.runs.event_log import LogWriter, read_events, read_status
 from arkor.backend.runs.paths import RunFolder, create_run, prepare
-from arkor.backend.workers.worker import EXIT_LOG_HELD, EXIT_TERMINATED
+from arkor.backend.workers.worker import EXIT_LOG_HELD, EXIT_TERMINATED, submission_time
 from arkor.files import is_locked
 from arkor.protocol.jobs import JobStatus
 
@@ -49,6 +49,15 @@ def wait_for_step(folder: RunFolder, step: int) -> None:
     while not any(event.get("step", 0) >= step for event in logged(folder)):
         assert time.monotonic() < deadline, folder.worker_log.read_text()
         time.sleep(0.01)
+
+
+def test_the_date_of_a_run_is_that_of_its_submission() -> None:
+    """It stays the same when the run is resumed on another day."""
+    moment = submission_time({"createdAt": "2025-05-09T12:00:00.000Z"})
+    assert moment is not None
+    assert moment.timestamp() == 1746792000
+    assert submission_time({"createdAt": "soon"}) is None
+    assert submission_time({}) is None
 
 
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:

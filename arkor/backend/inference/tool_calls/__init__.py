@@ -1,7 +1,7 @@
-"""Tool calls in the format of the model's chat template: detect, prompt, constrain and parse.
+"""Tool calls in the format of the model's chat template: constrain and parse.
 
-    detect     how the template writes calls (`ToolCallFormat`)
-    render     messages with tools and calls → messages for the template
+`compute/tool_call_format.py` detects the format, `compute/chat_template.py` prepares messages.
+
     grammar    the tools that may be called → a constraint on the answer
     parser     the text of the answer → text and calls
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from arkor.backend.compute.tool_call_format import ToolCallFormat
 from arkor.backend.inference.constraints import WHITESPACE
 from arkor.backend.inference.json_schema import close_objects
 from arkor.backend.inference.messages import Constraint, GenerationError, ToolChoice
-from arkor.backend.inference.tool_calls.detect import ToolCallFormat
 
 #: The maximum number of calls in one answer.
 MAX_CALLS = 8
@@ -80,7 +80,8 @@ def _call_rule(function: Mapping[str, Any], call_format: ToolCallFormat) -> str:
     is_composed = '"allOf"' in json.dumps(parameters)
     schema = {**(parameters if is_composed else close_objects(parameters)), "x-guidance": _JSON_OPTIONS}
     head = f'{{"name": "{function["name"]}", "{call_format.arguments}": '
-    return f'{_literal(head)} %json {json.dumps(schema)} "}}"'
+    call_id = f' ({_literal(call_format.before_id)} /[A-Za-z0-9]{{9}}/ "\\"")?' if call_format.before_id else ""
+    return f'{_literal(head)} %json {json.dumps(schema)}{call_id} "}}"'
 
 
 def _literal(text: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from attrs import define, field
 
+from arkor.backend.compute.tool_call_format import ToolCallFormat
 from arkor.backend.inference.detokenizer import overlap
 from arkor.backend.inference.messages import CallDelta, Delta
-from arkor.backend.inference.tool_calls.detect import ToolCallFormat
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 
