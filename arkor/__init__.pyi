@@ -47,8 +47,7 @@ from arkor.trainer.trainer import StartedJob, Trainer, create_trainer
 
 __version__: str
 
-__all__ = [
-    "SUPPORTED_MODELS",
+__all__ = [  # noqa: RUF022 - sorted like the list of `__init__.py`
     "Adapter",
     "AnonymousCredentials",
     "Arkor",
@@ -78,6 +77,7 @@ __all__ = [
     "ProjectState",
     "ProjectStateMismatch",
     "ReconnectPolicy",
+    "SUPPORTED_MODELS",
     "Scope",
     "StartedContext",
     "StartedJob",

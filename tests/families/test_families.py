@@ -92,6 +92,17 @@ def test_an_unknown_name_lists_the_names_of_the_model(tmp_path: Path) -> None:
         Bench(tmp_path, "qwen3_moe").trainer(lora_target_modules=["query"])
 
 
+def test_a_model_that_transformers_cannot_train_is_refused(tmp_path: Path) -> None:
+    """The backward pass of RWKV fails for a single row on a CPU, in transformers 5.24."""
+    from arkor.backend.engine.interface import RunError  # noqa: PLC0415 - as above
+    from tests.families.check import Bench  # noqa: PLC0415 - as above
+
+    with pytest.raises(
+        RunError, match=r"A RwkvForCausalLM cannot be trained with the installed version of transformers"
+    ):
+        Bench(tmp_path, "rwkv").run("run")
+
+
 def test_the_share_of_adapted_weights_is_logged(tmp_path: Path) -> None:
     from tests.families.check import Bench  # noqa: PLC0415 - as above
 

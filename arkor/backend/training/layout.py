@@ -57,13 +57,17 @@ _EXPERT_SETTINGS = ("moe_topk",)
 
 
 def choose_layout(model: Any, rows: Sequence[Sequence[int]], dtype: torch.dtype, pad: int) -> LayoutChoice:
-    """Return the fastest layout that keeps the rows of a batch apart; `rows` are some of the run."""
+    """Return the fastest layout that keeps the rows of a batch apart; `rows` are some of the run.
+
+    Raise `RunError` for a model that cannot be trained at all.
+    """
     config = model.config.get_text_config()
     was_training = model.training
     model.eval()
     try:
         with _in_fp32_if_small(model, dtype) as test_dtype:
             probe = _Probe(model, _test_rows(rows), test_dtype, pad)
+            probe.require_single()
             problem = probe.flat_problem() or _index_problem(config)
             shared = _longest_shared_row(config)
             if problem is None:
@@ -72,7 +76,6 @@ def choose_layout(model: Any, rows: Sequence[Sequence[int]], dtype: torch.dtype,
             padded_problem = probe.problem(Layout.PADDED)
             if padded_problem is None:
                 return LayoutChoice(Layout.PADDED, f"in one sequence, {problem}", max_shared_row=shared)
-            probe.require_single()
             return LayoutChoice(Layout.SINGLE, f"in one sequence, {problem}; padded, {padded_problem}")
     finally:
         model.train(was_training)
@@ -113,6 +116,8 @@ class _Probe:
         try:
             with torch.enable_grad():
                 torch.autograd.backward(self._losses(self._rows[:1], Layout.SINGLE)[0].sum())
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             name, reason = type(self._model.get_base_model()).__name__, one_line(str(error), 200)
             raise RunError(
