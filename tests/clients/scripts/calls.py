@@ -16,7 +16,7 @@ BASE_URL, API_KEY, MODEL = (os.environ[name] for name in ("OPENAI_BASE_URL", "OP
 
 #: As in the rows that the model was trained on; the answer is known.
 SYSTEM = "Sort the support ticket. Answer with JSON: category and urgency."
-TICKET = "The refund that you confirmed on the 6th hasn't reached my bank."
+TICKET = "My parcel was meant to come on Friday and the tracking page hasn't changed since."
 MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": TICKET}]
 
 #: One prompt of a question, for clients of text completions: the chat template in plain text.
@@ -43,5 +43,5 @@ def triage(text: str) -> str:
     """Return the answer of the tuned model, which must be JSON of the two fields."""
     answer = json.loads(text)
     assert set(answer) == {"category", "urgency"}, text
-    assert answer["category"] == "billing", text
+    assert answer["category"] == "delivery", text
     return text

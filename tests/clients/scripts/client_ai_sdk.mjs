@@ -6,7 +6,7 @@ import { z } from "zod";
 
 const { OPENAI_BASE_URL: baseURL, OPENAI_API_KEY: apiKey, MODEL } = process.env;
 const SYSTEM = "Sort the support ticket. Answer with JSON: category and urgency.";
-const TICKET = "The refund that you confirmed on the 6th hasn't reached my bank.";
+const TICKET = "My parcel was meant to come on Friday and the tracking page hasn't changed since.";
 const PROMPT = `<|im_start|>system\n${SYSTEM}<|im_end|>\n<|im_start|>user\n${TICKET}<|im_end|>\n<|im_start|>assistant\n`;
 const asked = { instructions: SYSTEM, prompt: TICKET, maxRetries: 0, temperature: 0 };
 
@@ -20,7 +20,7 @@ async function call(name, run) {
 }
 
 function triage(text) {
-  if (JSON.parse(text).category !== "billing") throw new Error(text);
+  if (JSON.parse(text).category !== "delivery") throw new Error(text);
   return text;
 }
 

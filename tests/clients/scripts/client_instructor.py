@@ -13,7 +13,7 @@ from pydantic import BaseModel
 class Ticket(BaseModel):
     """The kind of a ticket."""
 
-    category: Literal["billing", "cancellation", "feedback", "login", "other"]
+    category: Literal["billing", "cancellation", "delivery", "feedback", "login", "repair"]
     urgency: Literal["normal", "high"]
 
 

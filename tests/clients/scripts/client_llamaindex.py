@@ -7,7 +7,14 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 
-TO = {"model": MODEL, "api_base": BASE_URL, "api_key": API_KEY, "max_retries": 0, "context_window": 2048}
+TO = {
+    "model": MODEL,
+    "api_base": BASE_URL,
+    "api_key": API_KEY,
+    "max_retries": 0,
+    "context_window": 2048,
+    "temperature": 0,
+}
 MESSAGES_ = [ChatMessage(role=one["role"], content=one["content"]) for one in MESSAGES]
 
 
