@@ -147,9 +147,9 @@ for name in sys.argv[2:]:
 """
 
 
-def load_in_process(home: Path, endpoint: str, *names: str) -> list[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hub"), "HF_HUB_DISABLE_XET": "1"}
+def load_in_process(home: Path, endpoint: str, *names: str, offline: bool = False) -> list[str]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_OFFLINE"] = str(int(offline))
     command = [sys.executable, "-c", CODE, str(home), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True, cwd=home)
     return done.stdout.splitlines()
@@ -165,6 +165,6 @@ def test_files_are_downloaded_and_read_from_the_cache_later(tmp_path: Path) -> N
         loaded, missing = load_in_process(tmp_path, hub.url, "acme/rows", "acme/missing")
     assert loaded == expected
     assert missing.startswith("DataError: The data set acme/missing")
-    loaded, missing = load_in_process(tmp_path, hub.url, "acme/rows", "acme/missing")
+    loaded, missing = load_in_process(tmp_path, hub.url, "acme/rows", "acme/missing", offline=True)
     assert loaded == expected
     assert missing.startswith("DataError: The Hugging Face Hub cannot be reached for acme/missing")
