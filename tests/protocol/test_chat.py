@@ -65,7 +65,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": {}}}]}]},
     ),
     ("stop", {"stop": ""}),
-    ("stop", {"stop": ["a", "b", "c", "d", "e"]}),
+    ("stop", {"stop": [str(number) for number in range(17)]}),
     ("stop", {"stop": [1]}),
     ("stop", {"stop": 7}),
     ("stop", {"stop": {"a": 1}}),
