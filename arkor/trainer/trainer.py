@@ -93,7 +93,7 @@ class Trainer:
       `eval_steps`: steps between two evaluations.
     - `dataset_format`: how a row is read. `dataset_split`: which rows are trained on and held out.
       `train_on_responses_only`: learn the assistant's messages only.
-      `on_bad_rows="skip"`: leave bad rows out; the default refuses data that has any.
+      `on_bad_rows`: refuse data with bad rows, or skip these; "refuse" or "skip".
     - `dry_run`: a few rows and steps through every stage.
 
     The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
