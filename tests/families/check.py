@@ -6,6 +6,7 @@ The plain model computes one row at a time, in evaluation mode, with the adapter
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -191,9 +192,11 @@ def _gradients(model: Any) -> dict[str, Any]:
 def plain_step(model: Any, examples: Sequence[dict[str, Any]]) -> float:
     """Compute the loss of a batch one row at a time, backward too."""
     count = sum(label != IGNORE_INDEX for example in examples for label in example["labels"][1:])
+    accepted = inspect.signature(model.get_base_model().forward).parameters
+    options = {"use_cache": False} if "use_cache" in accepted else {}
     total = 0.0
     for example in examples:
-        logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1]
+        logits = model(input_ids=torch.tensor([example["input_ids"]]), **options).logits[0, :-1]
         labels = torch.tensor(example["labels"])[1:]
         loss = cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum") / count
         loss.backward()

@@ -93,14 +93,18 @@ def test_an_unknown_name_lists_the_names_of_the_model(tmp_path: Path) -> None:
 
 
 def test_a_model_that_transformers_cannot_train_is_refused(tmp_path: Path) -> None:
-    """The backward pass of RWKV fails for a single row on a CPU, in transformers 5.24."""
     from arkor.backend.engine.interface import RunError  # noqa: PLC0415 - as above
     from tests.families.check import Bench  # noqa: PLC0415 - as above
 
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    trainer = Bench(tmp_path, "llama").trainer()
+    trainer.model.get_base_model().model.norm.register_forward_hook(fail)
     with pytest.raises(
-        RunError, match=r"A RwkvForCausalLM cannot be trained with the installed version of transformers"
+        RunError, match=r"A LlamaForCausalLM cannot be trained with the installed version .*: no kernel for this device"
     ):
-        Bench(tmp_path, "rwkv").run("run")
+        trainer.choose_layout()
 
 
 def test_the_share_of_adapted_weights_is_logged(tmp_path: Path) -> None:
