@@ -20,6 +20,7 @@ from typing import Any
 
 from attrs import asdict, frozen
 
+from arkor.backend.compute import hub
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.compute.process_tuning import peak_memory_bytes, prepare_to_compute
@@ -125,8 +126,10 @@ def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
     config = run.config
     folder = local_folder(config.model, run.home, recorder.preparing)
     recorder.preparing(f"Loading {config.model}")
+    hub.use_cache_if_unreachable(folder, recorder.preparing)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=device.dtype, **(_four_bit_options() if config.load_in_4bit else {}))
+    hub.forbid_requests()
     transformers.set_seed(SEED)
     model = add_adapter(model, r=setting_or_default(config, "lora_r"), alpha=setting_or_default(config, "lora_alpha"))
     return LoadedModel(model, tokenizer)
