@@ -26,7 +26,7 @@ try:
     client.create_run(client.create_experiment("tried"))
     found = "works"
 except Exception as error:
-    found = re.split(r";| and will", f"{type(error).__name__}: {error}")[0]
+    found = re.split(r";| and will", f"{type(error).__name__}: {str(error).strip()}")[0]
 print(f"{sys.argv[1]}: {found}")
 PYTHON
 cd "$folder"

@@ -81,18 +81,17 @@ class HubFiles:
 def _load_builder(name: str, subset: str | None) -> Any:
     """Return what the library knows of a data set; from the cache if the hub cannot be reached."""
     import datasets  # noqa: PLC0415 - as above
-    import huggingface_hub  # noqa: PLC0415 - as above
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 - as above
 
     try:
         return datasets.load_dataset_builder(name, subset)
-    except ConnectionError:
+    except ConnectionError as error:
         try:
-            folder = huggingface_hub.snapshot_download(name, repo_type="dataset", local_files_only=True)
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            folder = None
-        if folder is None:
-            raise
-        return datasets.load_dataset_builder(folder, subset)
+            folder = snapshot_download(name, repo_type="dataset", local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise error from None
+    return datasets.load_dataset_builder(folder, subset)
 
 
 def _is_plain(builder: Any) -> bool:

@@ -217,7 +217,8 @@ class LeanSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not typed
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter, the tokenizer with its chat template, and the tokens that end an answer."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        # "auto" would compare the embedding with that of the hub's config.json; it is never resized here
+        self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         self.processing_class.save_pretrained(folder)
         generation_config(self.model, self.processing_class).save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

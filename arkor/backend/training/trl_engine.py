@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, frozen
 
+from arkor.backend.compute import hub
 from arkor.backend.compute.device import Device, choose_device
 from arkor.backend.compute.models import load_model, load_tokenizer, local_folder, quiet_libraries
 from arkor.backend.compute.process_tuning import peak_memory_bytes, prepare_to_compute
@@ -145,9 +146,11 @@ def load_run_model(run: Run, device: Device, recorder: Recorder) -> LoadedModel:
     config = run.config
     folder = local_folder(config.model, run.home, recorder.preparing)
     recorder.preparing(f"Loading {config.model}")
+    hub.use_cache_if_unreachable(folder, recorder.preparing)
     resumes_starter = run.checkpoint is not None and config.model == STARTER_MODEL
     tokenizer = load_tokenizer(str(run.checkpoint) if resumes_starter else folder)
     model = load_model(folder, dtype=device.dtype, **(_four_bit_options() if config.load_in_4bit else {}))
+    hub.forbid_requests()
     if not config.load_in_4bit:  # these are on the GPU
         model.to(device.kind)
     if run.checkpoint is None:
