@@ -34,6 +34,7 @@ from arkor.errors import (
     TrainingFailed,
 )
 from arkor.protocol.chat import InferenceRequest
+from arkor.protocol.chat_types import ChatMessage, ResponseFormat, StructuredOutputs, Tool, ToolCall
 from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.estimates import Estimate
 from arkor.protocol.jobs import Artifact, JobConfig, JobStatus, LoraConfig, Scope, TrainingJob
@@ -54,6 +55,7 @@ __all__ = [
     "Artifact",
     "BackendUnavailable",
     "BlobDataset",
+    "ChatMessage",
     "ChatResponse",
     "Check",
     "CheckpointContext",
@@ -76,11 +78,15 @@ __all__ = [
     "ProjectState",
     "ProjectStateMismatch",
     "ReconnectPolicy",
+    "ResponseFormat",
     "Scope",
     "StartedContext",
     "StartedJob",
     "StreamLost",
+    "StructuredOutputs",
     "TokenCredentials",
+    "Tool",
+    "ToolCall",
     "Trainer",
     "TrainerAborted",
     "TrainerCallbacks",

@@ -1,4 +1,7 @@
-"""Convert a record to a training row: a chat (`messages`, `tools`) or a plain `text`."""
+"""Convert a record to a training row: a chat (`messages`, `tools`), a plain `text`, or tokens.
+
+A data set with other names of columns is read with a column mapping.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import Any
 
 from arkor.errors import StructuredError
 from arkor.formatting import quote
+from arkor.protocol.pretokenized import InvalidTokens, read_tokens
 
-#: A training row: `{"messages": [{"role", "content", …}], "tools"?: […]}` or `{"text": str}`.
+#: A training row: `{"messages": [{"role", "content", …}], "tools"?: […]}`, `{"text": str}` or
+#: `{"input_ids": […], "labels"?: […]}`.
 Row = dict[str, Any]
 
 
@@ -148,6 +153,14 @@ def _turns(record: Mapping[str, Any], question: str, answer: str) -> Row:
     return {"messages": [*opening, *turns]}
 
 
+def _pretokenized(record: Mapping[str, Any]) -> Row:
+    _field(record, "input_ids")
+    try:
+        return dict(read_tokens(record))
+    except InvalidTokens as error:
+        raise InvalidRow(error.field, error.problem, error.remedy) from None
+
+
 #: Format → the fields by which it is detected, and its reader. The first match is used.
 ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "chatml": (("messages",), _chatml),
@@ -155,9 +168,34 @@ ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]
     "alpaca": (("instruction", "output"), _alpaca),
     "prompt_completion": (("prompt", "completion"), _prompt_completion),
     "text": (("text",), lambda row: {"text": _text("text", _field(row, "text"))}),
+    "pretokenized": (("input_ids",), _pretokenized),
 }
 
-_ALSO_READ = {"system", "tools", "input"}
+#: Optional fields: those of tokens, and those of the other formats.
+_TOKEN_FIELDS = {"labels", "attention_mask"}
+_ALSO_READ = {"system", "tools", "input", *_TOKEN_FIELDS}
+
+
+def fields_of(format_name: str) -> tuple[str, ...]:
+    """Return the fields of a format, the required ones first."""
+    optional = _TOKEN_FIELDS if format_name == "pretokenized" else _ALSO_READ - _TOKEN_FIELDS
+    return (*ROW_FORMATS[format_name][0], *sorted(optional))
+
+
+def field_columns(mapping: Mapping[str, str], format_name: str) -> dict[str, str]:
+    """Return field → column of a column mapping, which may also be written the other way round."""
+    fields = fields_of(format_name)
+    return dict((key, column) if key in fields else (column, key) for key, column in mapping.items())
+
+
+def map_columns(record: Any, mapping: Mapping[str, str], format_name: str) -> Any:
+    """Return a record under the names of the format; columns that are not mapped keep theirs."""
+    if not isinstance(record, Mapping):
+        return record
+    columns = field_columns(mapping, format_name)
+    used = set(columns.values())
+    others = {name: value for name, value in record.items() if name not in used and name not in columns}
+    return {**{field: record[column] for field, column in columns.items() if column in record}, **others}
 
 
 def detect_format(record: Any) -> str:

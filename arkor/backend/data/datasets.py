@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,10 +21,11 @@ from attrs import evolve, field, frozen
 from arkor.backend.data.download import download
 from arkor.backend.data.file_readers import DataError, Record, read_records
 from arkor.backend.data.packed_rows import PackedRows
+from arkor.backend.engine.hyperparameters import EVAL_ROWS, EVAL_SHARE
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import InvalidRow, detect_format, ignored_fields, read_row
+from arkor.protocol.row_formats import InvalidRow, detect_format, ignored_fields, map_columns, read_row
 
 #: How many errors are listed; the rest is only counted.
 MAX_FAULTS_REPORTED = 20
@@ -43,16 +45,21 @@ class Rows:
 
     @property
     def chat(self) -> bool:
-        return self.format != "text"
+        return self.format not in ("text", "pretokenized")
 
-    def hold_out(self, share: float, max_rows: int | None = None) -> Rows:
-        """Move a random `share` of `train` to `eval`: at least one row, at most `max_rows`."""
-        count = max(1, round(len(self.train) * share))
+    def hold_out(self, size: float, max_rows: int | None = None, seed: int = SPLIT_SEED) -> Rows:
+        """Move random rows of `train` to `eval`: at least one, at most `max_rows`.
+
+        `size` is a number of rows, or a share below 1.
+        """
+        count = size if isinstance(size, int) else max(1, round(len(self.train) * size))
         count = min(count, max_rows or count)
         if count >= len(self.train):
+            if len(self.train) > 1:
+                raise DataError(f"dataset_split holds out {count} rows, and the data set has {len(self.train)}.")
             raise DataError("The data set has one row; an evaluation split needs at least two.")
         order = list(range(len(self.train)))
-        random.Random(SPLIT_SEED).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
+        random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
         return evolve(self, train=self.train.take(sorted(order[count:])), eval=self.train.take(sorted(order[:count])))
 
     def head(self, train: int, evaluation: int) -> Rows:
@@ -68,17 +75,27 @@ def load_rows(
     token: str | None = None,
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
+    evaluates: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Rows:
-    """Load and check all rows of `source`. Raise `DataError` with up to `max_faults` errors."""
+    """Load and check all rows of `source`. Raise `DataError` with up to `max_faults` errors.
+
+    `columns` is the column mapping of `format`. `evaluates`: without a split for evaluation, use the
+    validation split of a hub data set.
+    """
     plan = _SplitPlan.of(split)
+    mapped = partial(_mapped, columns=columns or {}, format_name=format)
     if isinstance(source, HuggingFaceDataset):
-        rows = _from_hub(source, plan, format, max_faults)
+        own = _validation_split(source, plan.train) if evaluates and plan.eval is None and plan.size is None else None
+        rows = _from_hub(source, evolve(plan, eval=own or plan.eval), format, max_faults, mapped)
+        if own:
+            rows = evolve(rows, notes=(*rows.notes, f"Evaluating on the split {own} of {source.name}"))
     elif isinstance(source, BlobDataset):
         with _blob_file(source, home, token, allow_private) as (path, name):
-            rows = _apply_slices(_validate(read_records(path, name), name, format, max_faults), plan, name)
+            rows = _apply_slices(_validate(mapped(read_records(path, name)), name, format, max_faults), plan, name)
     else:
         raise DataError('The data source must be {"type": "huggingface", …} or {"type": "blob", …}.')
-    return rows.hold_out(plan.share) if plan.share else rows
+    return rows.hold_out(plan.size, seed=plan.seed) if plan.size else rows
 
 
 # Splits
@@ -86,21 +103,26 @@ def load_rows(
 
 @frozen
 class _SplitPlan:
-    """A parsed `dataset_split`: the splits to train and evaluate on, or the share to hold out."""
+    """A parsed `dataset_split`: the splits to train and evaluate on, or the rows to hold out."""
 
     train: str | None = None
     eval: str | None = None
-    share: float | None = None
+    size: float | None = None
+    seed: int = SPLIT_SEED
 
     @classmethod
     def of(cls, split: Any) -> _SplitPlan:
+        if isinstance(split, Mapping) and "enabled" in split:
+            seed = split.get("seed")
+            size = split.get("testSize") or EVAL_SHARE
+            return cls(size=size, seed=SPLIT_SEED if seed is None else seed) if split["enabled"] else cls()
         if isinstance(split, Mapping):
             held = split.get("eval")
             named = held if isinstance(held, str) else None
             return cls(split.get("train"), named, None if held is None or named else float(held))
         if isinstance(split, str):
             return cls(train=split)
-        return cls(share=float(split)) if split else cls()
+        return cls(size=float(split)) if split else cls()
 
 
 _SLICE = re.compile(r"(?P<split>[\w.-]+)?(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
@@ -135,6 +157,16 @@ def _position(text: str | None, length: int) -> int | None:
 
 
 # Validation
+
+
+def _mapped(records: Iterable[Record], columns: Mapping[str, str], format_name: str | None) -> Iterable[Record]:
+    """Return the records under the names of the format."""
+    if not columns or format_name is None:
+        return records
+    return (
+        record if record.fault else evolve(record, value=map_columns(record.value, columns, format_name))
+        for record in records
+    )
 
 
 def _validate(records: Iterable[Record], name: str, format_name: str | None, max_faults: int) -> Rows:
@@ -208,26 +240,49 @@ def _uploaded_file(url: str, home: Path, name: str) -> Path:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, format_name: str | None, max_faults: int) -> Rows:
+def _from_hub(
+    source: HuggingFaceDataset,
+    plan: _SplitPlan,
+    format_name: str | None,
+    max_faults: int,
+    mapped: Callable[[Iterable[Record]], Iterable[Record]],
+) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
         raise DataError(f"{source.name!r} is not a valid name of a Hugging Face data set; names look like owner/name.")
-    train = _validate(_hub_records(source, plan.train or source.split), source.name, format_name, max_faults)
+    train = _validate(mapped(_hub_records(source, plan.train or source.split)), source.name, format_name, max_faults)
     if plan.eval is None:
         return train
-    held_out = _validate(_hub_records(source, plan.eval), source.name, train.format, max_faults)
+    held_out = _validate(mapped(_hub_records(source, plan.eval)), source.name, train.format, max_faults)
     return evolve(train, eval=held_out.train)
 
 
-def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
-    """Yield the rows of a split; without a name, those of "train" or of the only split."""
+#: Names of the split that is meant for evaluation during the training.
+_VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+
+
+def _validation_split(source: HuggingFaceDataset, trained: str | None) -> str | None:
+    """Return the validation split, at most `EVAL_ROWS` of it; None without one, or if it is trained on."""
+    splits = _load_hub(source, None)
+    found = (name for name in _VALIDATION_SPLITS if isinstance(splits, Mapping) and name in splits)
+    name = next((name for name in found if name != (trained or source.split or "").partition("[")[0]), None)
+    return f"{name}[:{EVAL_ROWS}]" if name and len(splits[name]) > EVAL_ROWS else name
+
+
+def _load_hub(source: HuggingFaceDataset, split: str | None) -> Any:
+    """Return a split, or all splits by name."""
     import datasets  # noqa: PLC0415 - takes a second, and other sources do not need it
 
     datasets.disable_progress_bars()
     load: Callable[..., Any] = datasets.load_dataset
     try:
-        table = load(source.name, source.subset, split=split)
+        return load(source.name, source.subset, split=split)
     except Exception as error:  # from one of many libraries; the message names the type
         raise DataError(_hub_problem(source, split, error)) from error
+
+
+def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
+    """Yield the rows of a split; without a name, those of "train" or of the only split."""
+    table = _load_hub(source, split)
     if isinstance(table, Mapping):
         first = next(iter(table))
         if len(table) > 1 and "train" not in table:

@@ -74,7 +74,12 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
     encoded, escaper = EncodedDataset(), SpecialTokenEscaper(tokenizer)
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = [rows[index] for index in range(start, min(start + CHUNK_ROWS, len(rows)))]
-        for example in _encode_chunk(chunk, tokenizer, escaper, answers_only, start):
+        examples = (
+            _pretokenized(chunk, len(tokenizer), start)
+            if "input_ids" in chunk[0]
+            else _encode_chunk(chunk, tokenizer, escaper, answers_only, start)
+        )
+        for example in examples:
             encoded.escaped += example.escaped
             encoded.cut += len(example.input_ids) > max_length
             encoded.lengths.append(len(example.input_ids))
@@ -89,6 +94,19 @@ def encode(rows: Sequence[Row], tokenizer: Any, *, answers_only: bool, max_lengt
     if not len(encoded):
         raise DataError(f"No row has a labelled token among its first {max_length} tokens; increase max_length.")
     return encoded
+
+
+def _pretokenized(chunk: list[Row], vocabulary: int, start: int) -> Iterator[Example]:
+    """Return the tokens of rows that have them already; without `labels` every token is learnt."""
+    for number, row in enumerate(chunk, start + 1):
+        ids: list[int] = row["input_ids"]
+        labels: list[int] = row.get("labels") or ids
+        if (largest := max([*ids, *labels])) >= vocabulary:
+            raise DataError(
+                f"Row {number}: the token {largest} is not one of the {vocabulary} tokens of the model; "
+                "tokenize the rows with the tokenizer of this model."
+            )
+        yield Example(ids, labels)
 
 
 def _encode_chunk(
