@@ -7,12 +7,8 @@ A module is imported when one of its names is first used, so that a backend, whi
 package, loads no code of the client.
 """
 
-import sys
 from importlib import import_module
 from typing import Any
-
-if sys.platform == "win32":
-    raise ImportError("arkor runs on Linux and macOS; on Windows, install and use it inside WSL")
 
 from arkor.settings import VERSION
 
@@ -33,6 +29,7 @@ _EXPORTS = {
     "errors": "ArkorError BackendUnavailable CloudApiError CredentialsError InvalidConfig "
     "ProjectStateMismatch StreamLost TrainerAborted TrainingFailed",
     "protocol.chat": "InferenceRequest",
+    "protocol.chat_types": "ChatMessage ResponseFormat StructuredOutputs Tool ToolCall",
     "protocol.datasets": "BlobDataset FileDataset HuggingFaceDataset",
     "protocol.estimates": "Estimate",
     "protocol.jobs": "Artifact JobConfig JobStatus LoraConfig Scope TrainingJob",

@@ -34,6 +34,7 @@ from arkor.errors import (
     TrainingFailed,
 )
 from arkor.protocol.chat import InferenceRequest
+from arkor.protocol.chat_types import ChatMessage, ResponseFormat, StructuredOutputs, Tool, ToolCall
 from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.estimates import Estimate
 from arkor.protocol.jobs import Artifact, JobConfig, JobStatus, LoraConfig, Scope, TrainingJob
@@ -55,6 +56,7 @@ __all__ = [  # noqa: RUF022 - sorted like the list of `__init__.py`
     "Artifact",
     "BackendUnavailable",
     "BlobDataset",
+    "ChatMessage",
     "ChatResponse",
     "Check",
     "CheckpointContext",
@@ -77,12 +79,16 @@ __all__ = [  # noqa: RUF022 - sorted like the list of `__init__.py`
     "ProjectState",
     "ProjectStateMismatch",
     "ReconnectPolicy",
+    "ResponseFormat",
     "SUPPORTED_MODELS",
     "Scope",
     "StartedContext",
     "StartedJob",
     "StreamLost",
+    "StructuredOutputs",
     "TokenCredentials",
+    "Tool",
+    "ToolCall",
     "Trainer",
     "TrainerAborted",
     "TrainerCallbacks",

@@ -1,17 +1,28 @@
-"""Crash-safe files: atomic writes, `fsync`, and locks between processes."""
+"""Crash-safe files: atomic writes, `fsync`, and locks between processes.
+
+The client uses this module on Windows, too, where folders cannot be flushed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: The byte of a file that is locked on Windows, which reads and writes never reach.
+_LOCK_OFFSET = 2**31 - 2
 
 #: Errors of writing that the operator can fix: a full disk, a quota, a limit, a read-only disk.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -30,7 +41,8 @@ def atomic_writer(path: Path, *, mode: int = 0o600, fsync: bool = True) -> Itera
     file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
     try:
         with file:
-            os.fchmod(file.fileno(), mode)
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
             yield file
             if fsync:
                 file.flush()
@@ -45,6 +57,8 @@ def atomic_writer(path: Path, *, mode: int = 0o600, fsync: bool = True) -> Itera
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk. Raises OSError."""
+    if sys.platform == "win32" and path.is_dir():
+        return
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -83,7 +97,7 @@ class Lock:
         if self._file is not None:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_UN)
+                _unlock(file)
             os.close(file)
 
     def __enter__(self) -> Lock:
@@ -97,15 +111,14 @@ class Lock:
 
 def lock_file(file: int, timeout: float | None = 0, *, sleep: Callable[[float], object] = time.sleep) -> bool:
     """Lock an open file like `Lock.acquire`; closing every copy of the descriptor releases it."""
-    if timeout is None:
+    if timeout is None and fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX)
         return True
-    deadline = time.monotonic() + timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _try_lock(file):
             return True
-        if time.monotonic() >= deadline:
+        if deadline is not None and time.monotonic() >= deadline:
             return False
         sleep(0.01)
 
@@ -117,9 +130,43 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _try_lock(file, shared=True)
     finally:
         os.close(file)
-    return False
+
+
+def _try_lock(file: int, *, shared: bool = False) -> bool:
+    """Lock an open file if it is free; return whether it was. Raises OSError without locks."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+    msvcrt = _windows_locks()
+    os.lseek(file, _LOCK_OFFSET, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EDEADLK):
+            raise
+        return False
+    return True
+
+
+def _unlock(file: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return
+    msvcrt = _windows_locks()
+    os.lseek(file, _LOCK_OFFSET, os.SEEK_SET)
+    msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
+
+
+def _windows_locks() -> Any:
+    """Return the module `msvcrt`; raise OSError on a system without it."""
+    try:
+        import msvcrt  # noqa: PLC0415 - exists on Windows only
+    except ImportError:
+        raise OSError(errno.ENOTSUP, "this system has no file locks") from None
+    return msvcrt

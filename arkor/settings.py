@@ -6,6 +6,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from arkor.errors import InvalidConfig
 
@@ -16,6 +17,9 @@ PROTOCOL = 1
 
 #: The managed Arkor cloud.
 MANAGED_CLOUD_API_URL = "https://api.arkor.ai"
+
+#: The domain of the managed cloud's deployments: `https://<slug>.arkor.app/v1`.
+MANAGED_CLOUD_APP_DOMAIN = "arkor.app"
 
 #: The model whose weights come in a Python package instead of from the hub.
 STARTER_MODEL = "smollm2-135m-instruct"
@@ -30,6 +34,11 @@ def arkor_home() -> Path:
         return Path(os.environ.get("ARKOR_HOME") or "~/.arkor").expanduser().absolute()
     except RuntimeError:
         raise InvalidConfig("ARKOR_HOME", "must be set to a folder, because this user has no home folder") from None
+
+
+def is_managed_cloud(base_url: str) -> bool:
+    """Return whether a backend is the managed cloud, which has its own forms of some fields."""
+    return urlsplit(base_url).hostname == urlsplit(MANAGED_CLOUD_API_URL).hostname
 
 
 def cloud_api_url_from_env() -> str | None:

@@ -83,6 +83,25 @@ def link_requirements(wheel: Path, extra: str, site: Path) -> None:
                         (site / name).symlink_to(str(required.locate_file(name)))
 
 
+def test_the_command_of_the_wheel_writes_a_project(dist: Path, tmp_path: Path) -> None:
+    """As `uvx --from "arkor[local]" arkor init` does: a new environment with the command alone."""
+    environment, folder = tmp_path / "venv", tmp_path / "my-bot"
+    call(*UV, "venv", "--quiet", "--python", sys.executable, str(environment))
+    (wheel,), (site,) = dist.glob("*.whl"), environment.glob("lib/python*/site-packages")
+    link_requirements(wheel, "local", site)
+    python = str(environment / "bin" / "python")
+    call(*UV, "pip", "install", "--quiet", "--no-deps", "--python", python, str(wheel))
+    for template in ("triage", "translate", "redaction", "blank"):
+        printed = call(
+            str(environment / "bin" / "arkor"), "init", str(folder), "--template", template, "--yes", UV="uv"
+        )
+        assert printed.endswith("  uv run arkor start\n")
+        assert (folder / "train.py").is_file()
+    documentation = Path(call(str(environment / "bin" / "arkor"), "docs").strip())
+    assert (documentation / "llms.txt").is_file()
+    assert documentation.is_relative_to(environment.resolve())
+
+
 def test_the_script_of_the_readme_runs_where_only_the_wheel_is_installed(
     dist: Path, starter: Path, tmp_path: Path
 ) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import importlib.util
 import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import arkor
+from arkor.client.response_format import parse_instance
 from arkor.trainer.project import load_entry
 
 TEMPLATES = Path(arkor.__file__).parent / "templates"
-NAMES = ["redaction", "translate", "triage"]
+NAMES = ["redaction", "translate", "triage"]  # those with data to learn from; `blank` has a few rows
 
 Row = list[dict[str, str]]
 
@@ -32,11 +36,33 @@ def answers(template: str, part: str) -> list[str]:
     return [row[2]["content"] for row in rows(template, part)]
 
 
-def test_there_are_three() -> None:
-    assert sorted(folder.name for folder in TEMPLATES.iterdir() if (folder / "train.py").exists()) == NAMES
+def test_there_are_three_and_a_blank_one() -> None:
+    found = sorted(folder.name for folder in TEMPLATES.iterdir() if (folder / "train.py").exists())
+    assert found == ["blank", *NAMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def template_module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, TEMPLATES / name / "train.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"), [("triage", "Label"), ("translate", "Translation"), ("redaction", "Redaction")]
+)
+def test_every_answer_fits_the_schema_of_its_template(name: str, schema: str) -> None:
+    module = template_module(name)
+    for part in ("train", "heldout"):
+        for answer in answers(name, part):
+            parsed = dataclasses.asdict(parse_instance(getattr(module, schema), answer))
+            assert json.dumps(parsed, ensure_ascii=False) == answer
+    assert module.trainer._config.dataset_split == 0.04
+
+
+@pytest.mark.parametrize("name", ["blank", *NAMES])
 def test_its_script_is_an_entry(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # paths are relative to the file
     assert load_entry(TEMPLATES / name / "train.py").name == name
@@ -100,8 +126,10 @@ TAGS = {"NAME", "EMAIL", "PHONE", "ADDRESS", "DATE", "CARD", "IBAN"}
 @pytest.mark.parametrize("part", ["train", "heldout"])
 def test_redaction_only_puts_tags_in(part: str) -> None:
     counted: Counter[str] = Counter()
-    for question, answer in zip(questions("redaction", part), answers("redaction", part), strict=True):
+    for question, reply in zip(questions("redaction", part), answers("redaction", part), strict=True):
+        answer, listed = json.loads(reply).values()
         tags = re.findall(r"\[(\w+)\]", answer)
+        assert listed == list(dict.fromkeys(tags))
         counted.update(tags or ["nothing"])
         pattern = ".+?".join(re.escape(kept) for kept in re.split(r"\[\w+\]", answer))
         assert re.fullmatch(pattern, question), question
@@ -117,10 +145,19 @@ def test_the_addresses_in_redaction_are_nobody_s() -> None:
     assert [host for host in hosts if not re.search(r"\.(example|test)$|\.example\.(com|net|org)$", host)] == []
 
 
-def test_translate_has_both_languages_and_the_whole_sentence() -> None:
-    pairs = list(zip(questions("translate", "train"), answers("translate", "train"), strict=True))
-    accented = sum(bool(re.search(r"[àâçéèêëîïôùûœÀÉÊÎ]", french)) for french, _ in pairs)
-    assert accented > len(pairs) / 4
-    for french, english in pairs:
-        assert french[-1] in ".?!"
+LETTERS = {"French": "[àâçèêëîïôùûœÀÉÊÎ]|\\b[ldjnmsc]'", "Spanish": "[áíóúñ¿¡]", "German": "[äöüßÄÖÜ]"}
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_translate_has_three_languages_and_the_whole_sentence(part: str) -> None:
+    counted: Counter[str] = Counter()
+    written: Counter[str] = Counter()
+    for question, reply in zip(questions("translate", part), answers("translate", part), strict=True):
+        language, english = json.loads(reply).values()
+        counted[language] += 1
+        written[language] += bool(re.search(LETTERS[language], question))
+        assert question[-1] in ".?!"
         assert english[-1] in ".?!"
+    assert set(counted) == set(LETTERS)
+    assert max(counted.values()) <= min(counted.values()) + 1
+    assert all(written[language] >= counted[language] / 8 for language in counted)

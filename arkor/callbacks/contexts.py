@@ -12,6 +12,7 @@ from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
 from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
+from arkor.protocol.chat_types import Messages, ResponseFormat, StructuredOutputs, Tools
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
 
@@ -33,16 +34,16 @@ class Infer:
 
     def __call__(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        messages: str | Messages,
         *,
         temperature: float | None = None,
         top_p: float | None = None,
         max_tokens: int | None = None,
         stream: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         tool_choice: Any = None,
-        response_format: Mapping[str, Any] | type | None = None,
-        structured_outputs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | Mapping[str, Any] | type | None = None,
+        structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         parallel_tool_calls: bool | None = None,
@@ -142,19 +143,28 @@ class CheckpointContext(ControlledContext):
 
 @frozen
 class CompletedContext:
-    """The run has completed. `infer(messages, …)` uses its final adapter."""
+    """The run has completed. `infer(messages, …)` uses its final adapter.
+
+    `metrics` are the last `loss`, the `steps`, the `seconds` and others, as far as they are known;
+    None if the backend sent none.
+    """
 
     job: TrainingJob
     artifacts: tuple[Any, ...]
     infer: Infer | None = field(default=None, repr=False)
+    metrics: Mapping[str, Any] | None = None
 
 
 @frozen
 class FailedContext:
-    """The run has failed. `error` is the backend's message, not an exception."""
+    """The run has failed. `error` is the backend's message, not an exception.
+
+    `step` is the last step before it, None if the backend did not send it.
+    """
 
     job: TrainingJob
     error: str
+    step: int | None = None
 
 
 @frozen

@@ -56,7 +56,9 @@ def list_endpoints(as_json: bool) -> None:
     """List the endpoints of the project."""
     client = connect()
     found = client.list_deployments()
-    rows = [(item.slug, _state(item), item.auth_mode, _model(item), _address(client, item)) for item in found]
+    rows = [
+        (item.slug, _state(item), item.auth_mode, _model(item), one_line(address_of(client, item))) for item in found
+    ]
     text = table(("SLUG", "STATE", "AUTH", "MODEL", "ADDRESS"), rows)
     say_result(found, as_json, text if found else "No endpoints yet. Create one: arkor endpoints create SLUG --run JOB")
 
@@ -78,7 +80,9 @@ def create(slug: str, *, run: str | None, base_model: str | None, as_json: bool,
     auth_mode = chosen.pop("auth_mode", "fixed_api_key")
     with _option_errors():
         made = client.create_deployment(slug, target.to_wire(), auth_mode, **chosen)
-    lines = [f"{one_line(made.slug)} serves {_model(made)} at {_address(client, made)}"]
+    lines = [f"{one_line(made.slug)} serves {_model(made)} at {one_line(address_of(client, made))}"]
+    if made.expires_at:
+        lines.append(f"It expires at {format_time(made.expires_at)}.")
     if made.auth_mode == "fixed_api_key":
         lines.append(f"Requests need a key: arkor endpoints keys create {one_line(made.slug)} --label LABEL")
     say_result(made, as_json, *lines)
@@ -199,17 +203,16 @@ def _option_errors() -> Iterator[None]:
 
 
 def _state(deployment: Deployment) -> str:
-    return "enabled" if deployment.enabled else "disabled"
+    state = "enabled" if deployment.enabled else "disabled"
+    return f"{state} until {format_time(deployment.expires_at)}" if deployment.expires_at else state
 
 
 def _model(deployment: Deployment) -> str:
     """Describe the target (`"smollm2-135m-instruct"`, `"the run 1f3c at step 20"`)."""
     target = target_of(deployment)
+    if target.menu is not None:
+        return "a model menu"
     if target.adapter is None:
         return one_line(target.base_model or "")
     step = "" if target.adapter.step is None else f" at step {target.adapter.step}"
     return one_line(f"the run {target.adapter.job_id}{step}")
-
-
-def _address(client: CloudApiClient, deployment: Deployment) -> str:
-    return one_line(address_of(client, deployment) or f"the domain {deployment.slug}.… of the cloud")

@@ -14,8 +14,9 @@ from arkor.cli.docs import docs
 from arkor.cli.doctor.doctor import doctor
 from arkor.cli.endpoints import endpoints
 from arkor.cli.errors import handle_broken_pipe, run
+from arkor.cli.init import init
 from arkor.cli.login import login, logout
-from arkor.cli.project import init, start
+from arkor.cli.project import start
 from arkor.cli.runs import cancel, jobs, logs
 from arkor.cli.servers import dev, serve
 from arkor.cli.whoami import whoami

@@ -1,9 +1,8 @@
-"""The commands `init` and `start`: write a project, run its trainer."""
+"""The command `start`: run a project's trainer."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TypeVar
 
 import click
 
-import arkor as package
 from arkor.cli import errors
 from arkor.cli.output import only_json_on_stdout, say, say_json
 from arkor.errors import ArkorError, InvalidConfig
@@ -22,43 +20,6 @@ from arkor.trainer.project import find_entry, load_entry
 from arkor.trainer.trainer import Trainer
 
 T = TypeVar("T")
-
-TEMPLATES = {
-    "triage": "sort support tickets by category and urgency, as JSON",
-    "translate": "translate short everyday sentences",
-    "redaction": "replace personal data with tags",
-}
-
-_TEMPLATES_FOLDER = Path(package.__file__).parent / "templates"
-
-
-@click.command()
-@click.argument("directory", default=".", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--template",
-    type=click.Choice(list(TEMPLATES)),
-    default="triage",
-    show_default=True,
-    help="; ".join(f"{name}: {task}" for name, task in TEMPLATES.items()) + ".",
-)
-def init(directory: Path, template: str) -> None:
-    """Write a project to DIR (default: here); it can be run offline."""
-    source = _TEMPLATES_FOLDER / template
-    found = (file for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    files = sorted(file.relative_to(source) for file in found)
-    existing = [str(file) for file in files if (directory / file).exists()]
-    if existing:
-        raise click.UsageError(f"{directory} already has {', '.join(existing)}; nothing was written")
-    for file in files:
-        (directory / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, directory / file)
-    say(f"Wrote a project that learns to {TEMPLATES[template]}:")
-    for file in files:
-        say(f"  {directory / file}")
-    say("Next:")
-    if directory.resolve() != Path.cwd():
-        say(f"  cd {directory}")
-    say("  arkor start")
 
 
 @click.command()

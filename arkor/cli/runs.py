@@ -135,11 +135,14 @@ def cancel(job: str, *, as_json: bool) -> int:
     """Cancel a run; what it has saved is kept."""
     client = connect()
     found = find_job(client, job)
+    has_ended = isinstance(found.status, JobStatus) and found.status.terminal
     try:
-        client.cancel_job(found.id)
+        client.cancel_job(found.id)  # for a run that has ended, the managed cloud may answer with a success
     except CloudApiError as error:
         if error.status != 409:
             raise
+        has_ended = True
+    if has_ended:
         say(f"{found.id} has already ended: {client.get_job(found.id).status}.", err=True)
         return EXIT_FAILED
     text = f"{found.id} is being cancelled; `arkor logs {found.id} --follow` waits for its end."

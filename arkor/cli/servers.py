@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from arkor.cli.output import say
-from arkor.client.local_backend import missing_packages
+from arkor.client.local_backend import missing_packages, require_posix
 from arkor.settings import arkor_home
 
 _REQUIRED_PACKAGES = ("starlette", "uvicorn", "jinja2", "python_multipart")
@@ -25,6 +25,7 @@ _REQUIRED_PACKAGES = ("starlette", "uvicorn", "jinja2", "python_multipart")
 @click.option("--open", "open_it", is_flag=True, help="Open Studio in the browser.")
 def dev(port: int | None, open_it: bool) -> None:
     """Serve Studio, the web page of the project in this folder, until Ctrl-C."""
+    require_posix("Studio")
     if missing := missing_packages(_REQUIRED_PACKAGES):
         raise click.UsageError(f'Studio needs {", ".join(missing)}: pip install "arkor[studio]"')
     from arkor.studio.server import open_browser, serve
@@ -55,6 +56,7 @@ def serve(host: str, port: int, home: Path | None, token_file: Path | None) -> N
     An address that other machines can reach requires a token, which you choose. On those machines,
     sign in with `arkor login --token --url URL`.
     """
+    require_posix("a backend")
     folder = (home or arkor_home()).expanduser().absolute()
     command = [sys.executable, "-m", "arkor.backend", "--home", str(folder), "--idle", "0", "--greet"]
     token = ["--token-file", str(token_file.absolute())] if token_file else []

@@ -22,11 +22,11 @@ from arkor.client.auth.credentials import Credentials
 from arkor.client.auth.oauth import auth_for
 from arkor.client.chat_response import ChatResponse, deadline_for
 from arkor.client.http.auth import Auth
-from arkor.client.http.client import TIMEOUT, HttpClient
+from arkor.client.http.client import TIMEOUT, HttpClient, may_have_succeeded
 from arkor.client.http.decoding import decode, decode_list, decode_one
 from arkor.client.response_format import build_response_format
 from arkor.client.streaming.check_stream import ReportStatus, request_check
-from arkor.errors import ArkorError, InvalidConfig
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, Problem
 from arkor.protocol.accounts import Me, Project
 from arkor.protocol.chat import InferenceRequest
 from arkor.protocol.codec import camel_case, to_wire
@@ -44,9 +44,16 @@ from arkor.protocol.jobs import JobConfig, Scope, TrainingJob
 from arkor.protocol.model_target import ModelTarget
 from arkor.protocol.run_archive import as_zip
 from arkor.results.check import Check
+from arkor.settings import is_managed_cloud
 
 #: Timeout for responses that need work first: loading a model, storing a file.
 LONG_TIMEOUT = (10.0, 600.0)
+
+#: The remedy for a submission without an answer, where a repetition could start a second run.
+_MAY_EXIST = (
+    "the run may exist all the same: look for it with `arkor jobs` (client.list_jobs()), and watch it with "
+    "Trainer.attach(job_id); to submit it again, make a new Trainer"
+)
 
 #: The most runs that a backend lists at once.
 MAX_PAGE_SIZE = 1000
@@ -70,6 +77,7 @@ class CloudApiClient:
         self.credentials = credentials
         self.scope = scope
         self.http = HttpClient(access or auth_for(base_url, credentials))
+        self._unanswered: set[str] = set()  # keys of submissions whose answers were lost
 
     def __repr__(self) -> str:
         return f"CloudApiClient({self.base_url!r}, scope={self.scope!r})"
@@ -105,11 +113,27 @@ class CloudApiClient:
     def create_job(
         self, name: str, config: JobConfig, *, idempotency_key: str | None = None, scope: Scope | None = None
     ) -> TrainingJob:
-        """Submit a run, once per `idempotency_key`; raise `InvalidConfig` for an invalid value."""
+        """Submit a run, once per `idempotency_key`; raise `InvalidConfig` for an invalid value.
+
+        If the answer is lost, the call is repeated if the backend has shown that it honours the
+        key; otherwise the error says that the run may exist, and so does a second call with the
+        key.
+        """
         _require_sendable(config)
-        body = {"name": name, "config": to_wire(config)}
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        response = self._call("POST", "/v1/jobs", scope, body=body, headers=headers, repeatable=True)
+        key = idempotency_key or uuid.uuid4().hex
+        if key in self._unanswered and not self.http.honours_idempotency_keys():
+            raise BackendUnavailable(f"{self.base_url} did not answer when this run was submitted", remedy=_MAY_EXIST)
+        body, headers = {"name": name, "config": self._config_json(config)}, {"Idempotency-Key": key}
+        self._unanswered.add(key)
+        try:
+            response = self._call("POST", "/v1/jobs", scope, body=body, headers=headers)
+        except ArkorError as error:
+            if not may_have_succeeded(error):
+                self._unanswered.discard(key)
+            elif not self.http.honours_idempotency_keys():
+                raise _doubtful(error) from error.__cause__
+            raise
+        self._unanswered.discard(key)
         return decode_one(TrainingJob, response, "job")
 
     def check(
@@ -126,7 +150,7 @@ class CloudApiClient:
         be trained or a backend without this route.
         """
         _require_sendable(config)
-        query, body = self._query(scope), {"config": to_wire(config)}
+        query, body = self._query(scope), {"config": self._config_json(config)}
         open_stream = partial(self.http.open, "POST", "/v1/jobs/check", query=query, body=body)
         return request_check(open_stream, say, abort_signal)
 
@@ -150,10 +174,15 @@ class CloudApiClient:
 
     def get_job(self, job_id: str, *, scope: Scope | None = None) -> TrainingJob:
         """Return a run in its current state. `CloudApiError` 404: the project does not have it."""
-        return decode_one(TrainingJob, self._call("GET", _job_path(job_id), scope), "job")
+        response = self._call("GET", _job_path(job_id), scope)
+        job = decode_one(TrainingJob, response, "job")
+        return attrs.evolve(job, events=response["events"]) if "events" in response else job
 
     def cancel_job(self, job_id: str, *, scope: Scope | None = None) -> None:
-        """Ask the backend to stop the run; `CloudApiError` 409 if it has already ended."""
+        """Ask the backend to stop the run.
+
+        `CloudApiError` 409 if it has already ended; the managed cloud may accept the call then.
+        """
         self._call("POST", f"{_job_path(job_id)}/cancel", scope)
 
     def open_event_stream(
@@ -309,6 +338,10 @@ class CloudApiClient:
         chosen = self._scope(scope)
         return {"orgSlug": chosen.org_slug, "projectSlug": chosen.project_slug}
 
+    def _config_json(self, config: JobConfig) -> dict[str, Any]:
+        body: dict[str, Any] = config.to_cloud_wire() if is_managed_cloud(self.base_url) else to_wire(config)
+        return body
+
     def _call(self, method: str, path: str, scope: Scope | None, **rest: Any) -> dict[str, Any]:
         return self.http.call(method, path, query=self._query(scope), **rest)
 
@@ -320,6 +353,15 @@ class CloudApiClient:
                 raise InvalidConfig(field, f"{file} cannot be read ({error.strerror})") from None
 
         return self.http.call("POST", path, query=query, upload=open_file, timeout=LONG_TIMEOUT, repeatable=True)
+
+
+def _doubtful(error: ArkorError) -> ArkorError:
+    """Return the error of a submission that the backend may have carried out."""
+    if not isinstance(error, CloudApiError):
+        return type(error)(error.problem, remedy=_MAY_EXIST)
+    message = str(Problem(error.message, remedy=_MAY_EXIST))
+    known = {name: getattr(error, name) for name in ("method", "path", "request_id", "retry_after", "problem", "field")}
+    return CloudApiError(error.status, error.code, message, remedy=_MAY_EXIST, **known)
 
 
 def _require_sendable(config: JobConfig) -> None:

@@ -68,6 +68,8 @@ class Health:
 class LocalBackendAuth(Auth):
     """An `Auth` for the backend of this machine, which is started again if it has ended."""
 
+    honours_idempotency_keys = True
+
     def __init__(self, home: Path) -> None:
         self._home = home
         self.credentials = find_or_start(home)
@@ -82,12 +84,22 @@ class LocalBackendAuth(Auth):
 
 def find_or_start(home: Path | None = None) -> AnonymousCredentials:
     """Return the owner's credentials for this machine's backend, starting it if necessary."""
+    require_posix("training on this machine")
     home = home or arkor_home()
     running = _find_running(home)
     if running is None or not is_compatible(*running):
         running = _start(home)
     info, _ = running
     return AnonymousCredentials(info.token, "local", info.url, "local")
+
+
+def require_posix(activity: str) -> None:
+    """Raise `BackendUnavailable` on Windows, where the client works with a remote backend only."""
+    if sys.platform == "win32":
+        raise BackendUnavailable(
+            f"{activity} needs Linux or macOS",
+            remedy="install and use arkor inside WSL, or set ARKOR_CLOUD_API_URL to use a backend elsewhere",
+        )
 
 
 # Finding

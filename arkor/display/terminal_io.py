@@ -100,7 +100,8 @@ def _detach_hooks_in_child() -> None:
         hook.detach()
 
 
-os.register_at_fork(after_in_child=_detach_hooks_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_detach_hooks_in_child)
 
 
 class Ticker:

@@ -35,8 +35,9 @@ MAX_RETENTION_DAYS = 36_500
 class Deployment:
     """An address that serves OpenAI chat completions with the model of `target`.
 
-    `target` is `{"kind": "adapter", "adapter": {"kind", "jobId", "step"?}}` or `{"kind":
-    "base_model", "baseModel"}`, `auth_mode` is `"none"` or `"fixed_api_key"`, `run_retention_mode`
+    `target` is `{"kind": "adapter", "adapter": {"kind", "jobId", "step"?}}`, `{"kind":
+    "base_model", "baseModel"}` or, in the managed cloud, `{"kind": "model_menu", …}`. The cloud
+    ends a deployment at `expires_at`. `auth_mode` is `"none"` or `"fixed_api_key"`, `run_retention_mode`
     `"unlimited"`, `"disabled"` or `"days"`. Times are ISO 8601 in UTC.
     """
 
@@ -54,6 +55,7 @@ class Deployment:
     created_at: str = ""
     updated_at: str = ""
     url: str | None = optional(str)
+    expires_at: str | None = optional(str)
     extra: Mapping[str, Any] = field(factory=dict)
 
 

@@ -25,6 +25,10 @@ METRIC_FIELDS = ("loss", "eval_loss", "learning_rate", "epoch", "samples_per_sec
 LOG_FIELDS = ("step", *METRIC_FIELDS)
 
 
+#: Metrics of a completed run: our name, and that of the managed cloud.
+METRIC_SYNONYMS = (("loss", "finalLoss"), ("steps", "totalSteps"), ("seconds", "totalTime"))
+
+
 class MalformedEvent(ValueError):
     """The JSON of a frame does not have the form of its event type."""
 
@@ -140,6 +144,16 @@ TYPE_OF = {**{cls: name for name, cls in TYPES.items()}, TrainingCancelled: "tra
 TERMINAL_TYPES = frozenset({"training.completed", "training.failed", "training.cancelled"})
 
 
+def with_synonyms(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a completed run under our names and those of the managed cloud."""
+    found = dict(metrics)
+    for pair in METRIC_SYNONYMS:
+        for name, other in (pair, pair[::-1]):
+            if name in metrics:
+                found.setdefault(other, metrics[name])
+    return found
+
+
 def now() -> str:
     """Return the current time as the timestamp of an event."""
     return format_timestamp(datetime.now(timezone.utc))
@@ -228,6 +242,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "error": lambda value: _text(value) or None,
     "total_steps": lambda value: value if type(value) is int else None,
     "estimate": parse_estimate,
-    "metrics": lambda value: value if isinstance(value, dict) else None,
+    "metrics": lambda value: with_synonyms(value) if isinstance(value, dict) else None,
     "artifacts": lambda value: parse_artifacts(value) if isinstance(value, list) else None,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -11,8 +11,9 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import format_repr
-from arkor.protocol.codec import decode_objects, from_wire, optional
+from arkor.protocol.codec import decode_objects, from_wire, optional, to_wire
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset, dataset_from_dict, parse_dataset
+from arkor.protocol.step_counts import StepCount, StepCountValidator, as_object, simplified
 from arkor.protocol.validation import (
     Choice,
     Integer,
@@ -23,7 +24,6 @@ from arkor.protocol.validation import (
     dataset_split,
     names,
     text,
-    warmup,
 )
 
 
@@ -62,9 +62,25 @@ def _dataset_or_raw(value: Any) -> Any:
         return dict(value)
 
 
-def _setting(validator: Validator, doc: str) -> Any:
+def _setting(validator: Validator, doc: str, converter: Callable[[Any], Any] | None = None) -> Any:
     """Declare a setting with its validator, which has the schema, and its documentation."""
-    return field(default=None, metadata={"check": validator, "doc": doc})
+    return field(default=None, converter=converter, metadata={"check": validator, "doc": doc})
+
+
+def _steps_setting(minimum: int, doc: str) -> Any:
+    return _setting(StepCountValidator(minimum), doc, simplified)
+
+
+def _format(value: Any) -> Any:
+    """Write `column_mapping`, the name of Python, as on the wire."""
+    if isinstance(value, Mapping) and "column_mapping" in value and "columnMapping" not in value:
+        return {"columnMapping" if key == "column_mapping" else key: item for key, item in value.items()}
+    return value
+
+
+def _enabled(value: Any) -> Any:
+    """Return the flag of `{"enabled": …}`, the form of the managed cloud; keep anything else."""
+    return value["enabled"] if isinstance(value, Mapping) and set(value) == {"enabled"} else value
 
 
 @frozen
@@ -75,7 +91,7 @@ class JobConfig:
     dataset_source: Any = field(
         converter=_dataset_or_raw, metadata={"schema": {"anyOf": [HuggingFaceDataset, BlobDataset]}}
     )
-    dataset_format: Mapping[str, Any] | None = _setting(dataset_format, "how a row is read")
+    dataset_format: Mapping[str, Any] | None = _setting(dataset_format, "how a row is read", _format)
     max_steps: int | None = _setting(Integer(1), "optimizer steps")
     num_train_epochs: float | None = _setting(Number(above=0), "passes over the data")
     learning_rate: float | None = _setting(Number(above=0), "the highest step size")
@@ -83,20 +99,37 @@ class JobConfig:
     optim: str | None = _setting(text, "the optimizer, by its name in transformers")
     lr_scheduler_type: str | None = _setting(text, "the learning rate over the run")
     weight_decay: float | None = _setting(Number(minimum=0), "pull of the weights towards zero")
-    warmup_steps: float | None = _setting(warmup, "steps until the highest learning rate; below 1, a share of the run")
-    logging_steps: int | None = _setting(Integer(1), "steps between two logs")
-    save_steps: int | None = _setting(Integer(1), "steps between two checkpoints")
-    eval_steps: int | None = _setting(Integer(1), "steps between two evaluations")
+    warmup_steps: StepCount | None = _steps_setting(
+        0, "steps until the highest learning rate; below 1, a share of the run"
+    )
+    logging_steps: StepCount | None = _steps_setting(1, "steps between two logs")
+    save_steps: StepCount | None = _steps_setting(1, "steps between two checkpoints")
+    eval_steps: StepCount | None = _steps_setting(1, "steps between two evaluations")
     lora_r: int | None = _setting(Integer(1), "rank of the adapter")
     lora_alpha: float | None = _setting(Number(above=0), "scale of the adapter")
     max_length: int | None = _setting(Integer(8), "tokens per row; longer rows are cut")
     load_in_4bit: bool | None = _setting(boolean, "frozen weights in 4 bits (QLoRA, CUDA only)")
     lora_target_modules: Sequence[str] | None = _setting(names, "layers that the adapter adapts, by name")
-    train_on_responses_only: bool | None = _setting(boolean, "learn the assistant's messages only")
+    train_on_responses_only: bool | None = _setting(boolean, "learn the assistant's messages only", _enabled)
     dataset_split: Any = _setting(dataset_split, "which rows are trained on and held out")
     on_bad_rows: str | None = _setting(Choice(("refuse", "skip")), "refuse data with bad rows, or skip these")
+    gpu_types: Sequence[str] | None = _setting(names, "the GPUs of the managed cloud that may be used")
     dry_run: bool | None = _setting(boolean, "a few rows and steps through every stage")
     extra: Mapping[str, Any] = field(factory=dict)
+
+    def to_cloud_wire(self) -> dict[str, Any]:
+        """Return the JSON of a checked configuration in the form of the managed cloud."""
+        body: dict[str, Any] = to_wire(self)
+        for name in ("warmupSteps", "loggingSteps", "saveSteps", "evalSteps"):
+            if name in body:
+                body[name] = as_object(body[name])
+        if "trainOnResponsesOnly" in body:
+            body["trainOnResponsesOnly"] = {"enabled": body["trainOnResponsesOnly"]}
+        split = body.get("datasetSplit")
+        share = split.get("eval") if isinstance(split, Mapping) and set(split) == {"eval"} else split
+        if isinstance(share, (int, float)):
+            body["datasetSplit"] = {"enabled": True, "testSize": share}
+        return body
 
     def check(self) -> None:
         """Raise `InvalidConfig` for the first field of the wrong type or out of range."""
@@ -171,6 +204,10 @@ def _config(value: Any) -> Any:
     return from_wire(JobConfig, {"model": "", "datasetSource": None, **value}) if isinstance(value, Mapping) else value
 
 
+def _objects(value: Any) -> tuple[Any, ...] | None:
+    return tuple(value) if isinstance(value, (list, tuple)) else None
+
+
 def _steps(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if isinstance(value, (list, tuple)) and all(type(step) is int for step in value) else None
 
@@ -180,7 +217,8 @@ class TrainingJob:
     """A submitted run. Times are ISO 8601 in UTC.
 
     `step` and `last_loss` (NaN if it diverged) are from the last log; `checkpoints` are the steps
-    of the kept checkpoints. Each is None if the backend does not report it.
+    of the kept checkpoints; `events` are the JSON objects of its events so far. Each is None if the
+    backend does not report it.
     """
 
     id: str
@@ -197,6 +235,7 @@ class TrainingJob:
     total_steps: int | None = optional(int)
     last_loss: float | None = optional(int, float)
     checkpoints: tuple[int, ...] | None = field(default=None, converter=_steps)
+    events: tuple[Any, ...] | None = field(default=None, converter=_objects)
     extra: Mapping[str, Any] = field(factory=dict)
 
     def __repr__(self) -> str:

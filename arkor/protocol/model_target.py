@@ -39,10 +39,14 @@ class Adapter:
 
 @frozen
 class ModelTarget:
-    """A base model by its name, or an `adapter`, which is applied to the base model of its run."""
+    """A base model by its name, or an `adapter`, which is applied to the base model of its run.
+
+    `menu` is the JSON of a model menu, from which requests to the managed cloud choose a model.
+    """
 
     base_model: str | None = None
     adapter: Adapter | None = None
+    menu: Mapping[str, Any] | None = None
 
     @classmethod
     def of_run(cls, job_id: str, step: int | None = None) -> ModelTarget:
@@ -51,8 +55,13 @@ class ModelTarget:
 
     @classmethod
     def parse(cls, target: Any, *, reject_unknown: bool = False) -> ModelTarget:
-        """Parse the JSON `target` of a deployment. Raises `InvalidConfig` for `target.…`."""
+        """Parse the JSON `target` of a deployment. Raises `InvalidConfig` for `target.…`.
+
+        `reject_unknown`: allow only what the backend of this version serves.
+        """
         kind = target.get("kind") if isinstance(target, Mapping) else None
+        if kind == "model_menu" and not reject_unknown:
+            return cls(menu=dict(target))
         if kind not in ("base_model", "adapter"):
             shapes = '{"kind": "adapter", "adapter": …} or {"kind": "base_model", "baseModel": …}'
             raise InvalidConfig("target", f"must be {shapes}, not {quote(target)}")
@@ -80,6 +89,8 @@ class ModelTarget:
             return None
 
     def to_wire(self) -> dict[str, Any]:
+        if self.menu is not None:
+            return dict(self.menu)
         if self.adapter is None:
             return {"kind": "base_model", "baseModel": self.base_model}
         return {"kind": "adapter", "adapter": to_wire(self.adapter)}

@@ -1,7 +1,8 @@
-"""Convert a record to a training row: a chat (`messages`, optionally `tools`) or a plain `text`.
+"""Convert a record to a training row: a chat (`messages`, optionally `tools`), a `text`, or tokens.
 
-`backend/data/` reads the records, `row_messages.py` reads messages and tools,
-`backend/training/tokenization.py` tokenizes the rows.
+A data set with other names of columns is read with a column mapping. `backend/data/` reads the
+records, `row_messages.py` reads messages and tools, `pretokenized.py` reads tokens,
+`backend/training/tokenization.py` tokenizes the other rows.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from arkor.formatting import quote
+from arkor.protocol.pretokenized import read_tokens
 from arkor.protocol.row_messages import InvalidRow as InvalidRow  # noqa: PLC0414 - re-exported
 from arkor.protocol.row_messages import names, read_messages, read_text, read_tools, unused_fields, with_system
 
-#: A training row: `{"text": str}`, or `{"messages": [{"role", "content", …}], "tools"?: […],
-#: "chat_template_kwargs"?: {…}}`. A message may have `name`, `tool_calls`, `tool_call_id`,
-#: `reasoning_content`, and `weight` 0 if it is context only.
+#: A training row: `{"text": str}`, `{"input_ids": […], "labels"?: […]}`, or `{"messages":
+#: [{"role", "content", …}], "tools"?: […], "chat_template_kwargs"?: {…}}`. A message may have
+#: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`, and `weight` 0 if it is context only.
 Row = dict[str, Any]
+
+
+_TO_READ_TOKENS = 'for rows that are tokens, set dataset_format={"type": "pretokenized"}'
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:
     if name not in record or record[name] is None:
-        raise InvalidRow(name, f"is missing; the row has {names(record)}")
+        remedy = _TO_READ_TOKENS if "input_ids" in record and name != "input_ids" else None
+        raise InvalidRow(name, f"is missing; the row has {names(record)}", remedy)
     return record[name]
 
 
@@ -106,6 +112,11 @@ def _plain(record: Mapping[str, Any]) -> Row:
     return {"text": read_text("text", _field(record, "text"))}
 
 
+def _pretokenized(record: Mapping[str, Any]) -> Row:
+    _field(record, "input_ids")
+    return dict(read_tokens(record))
+
+
 #: Format → the fields by which it is detected, and its reader. The first match is used.
 ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "chatml": (("messages",), _chatml),
@@ -113,6 +124,7 @@ ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]
     "alpaca": (("instruction", "output"), _alpaca),
     "prompt_completion": (("prompt", "completion"), _prompt_completion),
     "text": (("text",), _plain),
+    "pretokenized": (("input_ids",), _pretokenized),
 }
 
 _READ_IN_CHATS = {"system", "system_prompt", "tools", "functions", "chat_template_kwargs"}
@@ -124,6 +136,7 @@ OPTIONAL_FIELDS = {
     "alpaca": {*_READ_IN_CHATS, "input", "history"},
     "prompt_completion": {*_READ_IN_CHATS, "label"},
     "text": set(),
+    "pretokenized": {"labels", "attention_mask"},
 }
 
 #: Fields with media. A row with a non-empty one is refused.
@@ -134,9 +147,29 @@ OTHER_TRAINING = {
     "chosen": "holds a preference pair, which needs another kind of training",
     "rejected": "holds a preference pair, which needs another kind of training",
     "preferred_output": "holds a preference pair, which needs another kind of training",
-    "input_ids": "is tokenized already; write the text of the row instead",
     "segments": "holds labelled segments, which are not supported; write messages instead",
 }
+
+
+def fields_of(format_name: str) -> tuple[str, ...]:
+    """Return the fields of a format, the required ones first."""
+    return (*ROW_FORMATS[format_name][0], *sorted(OPTIONAL_FIELDS[format_name]))
+
+
+def field_columns(mapping: Mapping[str, str], format_name: str) -> dict[str, str]:
+    """Return field → column of a column mapping, which may also be written the other way round."""
+    fields = fields_of(format_name)
+    return dict((key, column) if key in fields else (column, key) for key, column in mapping.items())
+
+
+def map_columns(record: Any, mapping: Mapping[str, str], format_name: str) -> Any:
+    """Return a record under the names of the format; columns that are not mapped keep theirs."""
+    if not isinstance(record, Mapping):
+        return record
+    columns = field_columns(mapping, format_name)
+    used = set(columns.values())
+    others = {name: value for name, value in record.items() if name not in used and name not in columns}
+    return {**{field: record[column] for field, column in columns.items() if column in record}, **others}
 
 
 def detect_format(record: Any) -> str:

@@ -14,6 +14,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family
 
+#: A backend that sends this header creates one job per `Idempotency-Key`.
+IDEMPOTENCY_HEADER = "X-Arkor-Idempotency-Key"
+
 
 class HeaderAuth(AuthBase):
     """Set a bearer token, if any, and unchecked headers; any `auth=` also disables `.netrc`."""

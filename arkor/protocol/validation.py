@@ -13,7 +13,7 @@ from attrs import frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import quote
-from arkor.protocol.row_formats import ROW_FORMATS
+from arkor.protocol.row_formats import ROW_FORMATS, fields_of
 
 
 class Validator(Protocol):
@@ -144,14 +144,6 @@ def encodable(name: str, value: str) -> None:
 _SHARE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 
-@partial(_FunctionValidator, schema={"anyOf": [{"type": "integer", "minimum": 0}, _SHARE]})
-def warmup(name: str, value: Any) -> None:
-    """Check whole steps, or a share of the run below 1, as in transformers."""
-    Number(minimum=0)(name, value)
-    if isinstance(value, float) and value >= 1 and not value.is_integer():
-        raise InvalidConfig(name, f"must be whole steps, or a share of the run below 1, not {quote(value)}")
-
-
 @frozen
 class Choice:
     """One of some texts."""
@@ -167,33 +159,64 @@ class Choice:
             raise InvalidConfig(name, f"must be {' or '.join(map(quote, self.values))}, not {quote(value)}")
 
 
-_FORMAT_FIELDS = {"type": {"enum": tuple(ROW_FORMATS)}}
+_FORMAT_FIELDS = ("type", "columnMapping")
 
 
-@partial(
-    _FunctionValidator,
-    schema={"type": "object", "properties": _FORMAT_FIELDS, "required": ["type"], "additionalProperties": False},
-)
+def _format_schema(name: str) -> Mapping[str, Any]:
+    """Return the schema of a format; its check also accepts a mapping from columns to fields."""
+    fields = {"enum": list(fields_of(name))}
+    mapping = {"type": "object", "propertyNames": fields, "additionalProperties": {"type": "string"}}
+    properties = {"type": {"const": name}, "columnMapping": mapping}
+    return {"type": "object", "properties": properties, "required": ["type"], "additionalProperties": False}
+
+
+@partial(_FunctionValidator, schema={"anyOf": [_format_schema(name) for name in ROW_FORMATS]})
 def dataset_format(name: str, value: Any) -> None:
+    """Check `{"type": "alpaca", "columnMapping": {"instruction": "question"}}`."""
     if isinstance(value, str) and value in ROW_FORMATS:
         raise InvalidConfig(name, f'must be an object; write {{"type": "{value}"}}')
     if not isinstance(value, Mapping) or value.get("type") not in [*ROW_FORMATS]:  # it may be unhashable
         kind = value["type"] if isinstance(value, Mapping) and "type" in value else value
         raise InvalidConfig(name, f"must be one of {', '.join(map(repr, ROW_FORMATS))}, not {quote(kind)}")
-    if unknown := next((key for key in value if key != "type"), None):
-        raise InvalidConfig(
-            f"{name}.{unknown}", f'is not a field of a format; write {{"type": "{value["type"]}"}} alone'
-        )
+    if unknown := next((key for key in value if key not in _FORMAT_FIELDS), None):
+        raise InvalidConfig(f"{name}.{unknown}", f"is not a field of a format; {' and '.join(_FORMAT_FIELDS)} are")
+    if "columnMapping" in value:
+        _column_mapping(f"{name}.columnMapping", value["columnMapping"], value["type"])
+
+
+def _column_mapping(name: str, mapping: Any, format_name: str) -> None:
+    if not isinstance(mapping, Mapping) or not all(isinstance(item, str) for pair in mapping.items() for item in pair):
+        raise InvalidConfig(name, f"must be an object of names, field to column, not {quote(mapping)}")
+    fields = fields_of(format_name)
+    for key, column in mapping.items():
+        if key not in fields and column not in fields:
+            raise InvalidConfig(
+                f"{name}.{key}"[:120], f"is not a field of {format_name}; its fields are {', '.join(fields)}"
+            )
 
 
 _SPLIT_FIELDS = {"train": text.schema, "eval": {"anyOf": [{"type": "string"}, _SHARE]}}
 _SPLIT_OBJECT = {"type": "object", "properties": _SPLIT_FIELDS, "minProperties": 1, "additionalProperties": False}
+#: The form of the managed cloud.
+_HOLDOUT_FIELDS = {
+    "enabled": {"type": "boolean"},
+    "testSize": {"anyOf": [_SHARE, {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}]},
+    "seed": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+}
+_HOLDOUT = {
+    "type": "object",
+    "properties": _HOLDOUT_FIELDS,
+    "required": ["enabled"],
+    "additionalProperties": False,
+}
 
 
-@partial(_FunctionValidator, schema={"anyOf": [text.schema, _SHARE, _SPLIT_OBJECT]})
+@partial(_FunctionValidator, schema={"anyOf": [text.schema, _SHARE, _SPLIT_OBJECT, _HOLDOUT]})
 def dataset_split(name: str, value: Any) -> None:
-    """Check `"train[:200]"`, a share held out, or `{"train": "train", "eval": "test" | 0.1}`."""
-    if isinstance(value, Mapping):
+    """Check a name, a share held out, `{"train": …, "eval": …}` or `{"enabled": …, "testSize": …}`."""
+    if isinstance(value, Mapping) and value.keys() & _HOLDOUT_FIELDS.keys():
+        _holdout(name, value)
+    elif isinstance(value, Mapping):
         if not value or set(value) - {"train", "eval"}:
             raise InvalidConfig(name, f'takes the keys "train" and "eval", not {quote(dict(value))}')
         if "train" in value:
@@ -204,6 +227,18 @@ def dataset_split(name: str, value: Any) -> None:
         text(name, value)
     else:
         _share(name, value)
+
+
+def _holdout(name: str, value: Mapping[str, Any]) -> None:
+    if unknown := value.keys() - _HOLDOUT_FIELDS.keys():
+        raise InvalidConfig(f"{name}.{min(unknown)}", f"is not one of the fields {', '.join(_HOLDOUT_FIELDS)}")
+    boolean(f"{name}.enabled", value.get("enabled"))
+    size = value.get("testSize", 1)
+    if type(size) is int:
+        Integer(1)(f"{name}.testSize", size)
+    elif not (is_finite(size) and 0 < size < 1):
+        raise InvalidConfig(f"{name}.testSize", f"must be a share below 1, or a number of rows, not {quote(size)}")
+    Integer(0)(f"{name}.seed", value.get("seed", 0))
 
 
 def _share(name: str, value: Any) -> None:

@@ -7,14 +7,16 @@ is started, even if the file calls `start()` while it is imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,28 @@ def probe_entry(folder: Path, seconds: float = SECONDS) -> EntryPoint:
     except ValueError:
         return _broken_entry(f"The entry point ended its Python process (exit status {process.returncode}).")
     return EntryPoint(found["file"], found.get("trainer"), found.get("fault"))
+
+
+#: Folders below a project that hold no code of it, besides hidden ones.
+_SKIPPED_FOLDERS = {"__pycache__", "node_modules", "venv", "site-packages"}
+_MAX_SOURCES = 2000
+
+
+def source_version(folder: Path) -> str:
+    """Return a value that changes with the Python files of the project and with pyproject.toml."""
+    digest = hashlib.sha256()
+    sources = islice(_sources(folder), _MAX_SOURCES)
+    for path in sources:
+        with suppress(OSError):  # deleted at this moment
+            state = path.stat()
+            digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".py") or name == "pyproject.toml")
 
 
 def _broken_entry(sentence: str) -> EntryPoint:

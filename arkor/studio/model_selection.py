@@ -12,7 +12,7 @@ from arkor.errors import CloudApiError, InvalidConfig
 from arkor.protocol.deployments import Deployment
 from arkor.protocol.jobs import TrainingJob
 from arkor.protocol.model_target import ModelTarget, parse_step
-from arkor.settings import MANAGED_CLOUD_API_URL
+from arkor.settings import MANAGED_CLOUD_APP_DOMAIN, is_managed_cloud
 
 #: The `step` of a run's base model, in a URL or a form.
 BASE = "base"
@@ -29,6 +29,8 @@ class ModelOption:
     def name(self) -> str:
         if self.job is not None:
             return self.job.name
+        if self.target.menu is not None:
+            return "model menu"
         return self.target.adapter.job_id if self.target.adapter else self.target.base_model or ""
 
     @property
@@ -44,7 +46,9 @@ class ModelOption:
 
     @property
     def weights(self) -> str:
-        """`"final adapter"`, `"step 20"` or `"base model"`."""
+        """`"final adapter"`, `"step 20"`, `"base model"` or `"any model of the menu"`."""
+        if self.target.menu is not None:
+            return "any model of the menu"
         if self.target.adapter is None:
             return "base model"
         return "final adapter" if self.target.adapter.step is None else f"step {self.target.adapter.step}"
@@ -85,14 +89,14 @@ def option_of(client: CloudApiClient, deployment: Deployment) -> ModelOption:
         return ModelOption(target)
 
 
-def address_of(client: CloudApiClient, deployment: Deployment) -> str | None:
-    """Return the `base_url` for an OpenAI client; None if only the backend knows it."""
+def address_of(client: CloudApiClient, deployment: Deployment) -> str:
+    """Return the `base_url` for an OpenAI client."""
     if deployment.url is not None and deployment.url.startswith(("https://", "http://")):
         return deployment.url
     if deployment.custom_domain:
         return f"https://{deployment.custom_domain}/v1"
-    if client.base_url == MANAGED_CLOUD_API_URL:
-        return None
+    if is_managed_cloud(client.base_url):
+        return f"https://{deployment.slug}.{MANAGED_CLOUD_APP_DOMAIN}/v1"
     return f"{client.base_url}/e/{deployment.slug}/v1"
 
 

@@ -13,8 +13,10 @@ from typing import Any, TypeVar, cast
 import attrs
 
 from arkor.errors import InvalidConfig
+from arkor.formatting import quote
+from arkor.protocol.codec import camel_case, dumps
 from arkor.protocol.datasets import DatasetSource, FileDataset, parse_dataset
-from arkor.protocol.jobs import JobConfig, LoraConfig
+from arkor.protocol.jobs import LORA_SETTINGS, JobConfig, LoraConfig
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
@@ -61,11 +63,32 @@ def build_config(
         source = FileDataset(absolute_path("dataset.path", source.path, base_folder))
     if isinstance(model, str) and model.startswith((".", "~", "/")):  # a folder
         model = os.path.realpath(absolute_path("model", model, base_folder))
+    settings["extra"] = _checked_extra(settings.get("extra"))
     if lora is not None:
         settings |= (lora if isinstance(lora, LoraConfig) else _lora_from_dict(lora)).settings()
     config = JobConfig(model, source, **settings)
     config.check()
     return config
+
+
+def _checked_extra(extra: Any) -> dict[str, Any]:
+    """Return fields of the wire that have no keyword; raise `InvalidConfig` for one that has."""
+    if extra is None:
+        return {}
+    if not isinstance(extra, Mapping) or not all(isinstance(name, str) and name for name in extra):
+        raise InvalidConfig("extra", f"must be a dict of fields by their JSON names, not {quote(extra)}")
+    known = [field.name for field in attrs.fields(JobConfig) if field.name != "extra"]
+    keywords = {name: {"dataset_source": "dataset"}.get(name, name) for name in known}
+    keywords |= {setting: f"lora.{name}" for name, setting in LORA_SETTINGS.items()}
+    for name in known:
+        for spelling in (name, camel_case(name)):
+            if spelling in extra:
+                raise InvalidConfig(f"extra.{spelling}", "is known to this version", f"write it as {keywords[name]}")
+    try:
+        dumps(extra)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidConfig("extra", f"cannot be written as JSON: {error}") from None
+    return dict(extra)
 
 
 def did_you_mean(call: Call) -> Call:

@@ -102,12 +102,12 @@ class Dispatcher:
         outcome = outcome_of(self._estimate, event.metrics)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history, estimate=outcome)
         infer = self._infer(Adapter("final", self.job.id))
-        return self._call("on_completed", contexts.CompletedContext(self.job, event.artifacts, infer))
+        return self._call("on_completed", contexts.CompletedContext(self.job, event.artifacts, infer, event.metrics))
 
     def _on_failed(self, event: events.TrainingFailedEvent) -> str | None:
         self._advance(JobStatus.FAILED, completed_at=event.timestamp, error=event.error)
         self.result = TrainingResult(self.job, event.artifacts, history=self.history)
-        return self._call("on_failed", contexts.FailedContext(self.job, event.error))
+        return self._call("on_failed", contexts.FailedContext(self.job, event.error, event.step))
 
     def _on_cancelled(self, event: events.TrainingCancelled) -> None:
         self._advance(JobStatus.CANCELLED, completed_at=event.timestamp)

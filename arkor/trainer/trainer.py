@@ -34,8 +34,10 @@ from arkor.display.run_progress import RunProgress
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
+from arkor.protocol.chat_types import Messages
 from arkor.protocol.datasets import DatasetSource, FileDataset
 from arkor.protocol.jobs import JobConfig, LoraConfig, TrainingJob
+from arkor.protocol.step_counts import StepCount
 from arkor.protocol.validation import is_finite, text
 from arkor.results.check import Check
 from arkor.results.training_result import TrainingResult
@@ -90,11 +92,14 @@ class Trainer:
     - `optim`: the optimizer, by its name in transformers. `weight_decay`: pull of the weights
       towards zero.
     - `logging_steps`: steps between two logs. `save_steps`: steps between two checkpoints.
-      `eval_steps`: steps between two evaluations.
+      `eval_steps`: steps between two evaluations. These and `warmup_steps` may be a share of the run:
+      `0.1` or `{"ratio": 0.1}`.
     - `dataset_format`: how a row is read. `dataset_split`: which rows are trained on and held out.
       `train_on_responses_only`: learn the assistant's messages only.
       `on_bad_rows`: refuse data with bad rows, or skip these; "refuse" or "skip".
+    - `gpu_types`: the GPUs of the managed cloud that may be used.
     - `dry_run`: a few rows and steps through every stage.
+    - `extra`: fields of the configuration that this version does not know, sent unchanged.
 
     The other arguments concern `wait()`: `callbacks` is a `TrainerCallbacks`, a dict, an object
     with some of its methods, or a list of these; `callback_errors` defines the effect of an
@@ -121,15 +126,17 @@ class Trainer:
         optim: str | None = None,
         lr_scheduler_type: str | None = None,
         weight_decay: float | None = None,
-        warmup_steps: float | None = None,
-        logging_steps: int | None = None,
-        save_steps: int | None = None,
-        eval_steps: int | None = None,
+        warmup_steps: StepCount | None = None,
+        logging_steps: StepCount | None = None,
+        save_steps: StepCount | None = None,
+        eval_steps: StepCount | None = None,
         train_on_responses_only: bool | None = None,
         dataset_format: Mapping[str, Any] | str | None = None,
         dataset_split: Any = None,
         on_bad_rows: Literal["refuse", "skip"] | None = None,
+        gpu_types: Sequence[str] | None = None,
         dry_run: bool | None = None,
+        extra: Mapping[str, Any] | None = None,
         callbacks: Any = None,
         callback_errors: CallbackErrors = "reconnect",
         abort_signal: threading.Event | None = None,
@@ -148,6 +155,7 @@ class Trainer:
             max_steps=max_steps, num_train_epochs=num_train_epochs, learning_rate=learning_rate, batch_size=batch_size,
             optim=optim, lr_scheduler_type=lr_scheduler_type, weight_decay=weight_decay, warmup_steps=warmup_steps,
             logging_steps=logging_steps, save_steps=save_steps, eval_steps=eval_steps, dry_run=dry_run,
+            gpu_types=gpu_types, extra=extra,
             train_on_responses_only=train_on_responses_only, dataset_format=dataset_format, dataset_split=dataset_split,
             on_bad_rows=on_bad_rows,
         )  # fmt: skip
@@ -256,14 +264,14 @@ class Trainer:
         """Ask the backend to stop the run; do nothing before `start()`.
 
         May be called from any thread and from callbacks. Raise `CloudApiError` if the backend
-        refuses (409 if the run has already ended).
+        refuses: with 409 if the run has already ended, except where the cloud accepts that.
         """
         if self.job_id is not None:
             self._watcher.client().cancel_job(self.job_id)
 
     def chat(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        messages: str | Messages,
         *,
         adapter: Literal["final", "base"] | int = "final",
         **options: Any,

@@ -8,9 +8,14 @@ import subprocess
 import pytest
 import requests
 
+from arkor.client.api import CloudApiClient
+from arkor.client.auth.credentials import AnonymousCredentials, write_credentials
+from arkor.protocol.codec import from_wire
+from arkor.protocol.deployments import Deployment
+from arkor.studio.model_selection import address_of
 from tests.cli.conftest import ARKOR, Run
 from tests.conftest import Backend
-from tests.fakes.http_server import Answer, HttpServer
+from tests.fakes.http_server import Answer, HttpServer, Request
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
 
@@ -49,6 +54,29 @@ def test_from_nothing_to_a_key_and_back(backend: Backend, run: Run, run_anew: Ru
     assert "revoked" in run("endpoints", "keys", "list", "triage").stdout
     assert run("endpoints", "delete", "triage").stdout == "Deleted triage and its keys.\n"
     assert ask(backend, "triage", plaintext) == 404
+
+
+def test_deployments_of_the_managed_cloud(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses are those of a client of the cloud; the list is that of a server with the cloud's fields."""
+    listed = {"id": "d", "slug": "menu", "target": {"kind": "model_menu", "models": ["a"]}, "authMode": "none"}
+    listed |= {"enabled": True, "expiresAt": "2030-01-02T12:00:00.000Z"}
+    deployment = from_wire(Deployment, listed)
+    cloud = CloudApiClient("https://api.arkor.ai", AnonymousCredentials("t", "a", "https://api.arkor.ai", "o"))
+    assert address_of(cloud, deployment) == "https://menu.arkor.app/v1"
+    project = {"id": "p", "slug": "project", "name": "p", "orgId": "o"}
+    projects = Answer(200, {"projects": [project], "project": project})
+
+    def answer(request: Request) -> Answer:
+        return Answer(200, {"deployments": [listed]}) if request.path == "/v1/endpoints" else projects
+
+    with HttpServer(answer) as server:
+        monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
+        write_credentials(AnonymousCredentials("t", "a", server.url, "o"))
+        done = run("endpoints", "list")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("menu"))
+    assert "enabled until 2030-01-02" in line
+    assert "a model menu" in line
 
 
 def test_what_is_changed_and_what_stays(backend: Backend, run: Run, finished_run: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arkor.settings import VERSION
+from arkor.trainer.project import load_entry, tomllib
 from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend
 
@@ -31,12 +32,20 @@ def test_help_lists_the_commands_in_the_order_of_their_use(run: Run) -> None:
 # init
 
 
+PROJECT_FILES = {"train.py", "data/train.jsonl", "README.md", "pyproject.toml", "AGENTS.md", ".gitignore"}
+
+
+def files_in(folder: Path) -> set[str]:
+    found = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return {str(file) for file in found if file.parts[0] != ".git"}
+
+
 @pytest.mark.parametrize("template", ["triage", "translate", "redaction"])
 def test_init_writes_a_project(run: Run, project: Path, template: str) -> None:
     done = run("init", "mine", "--template", template)
     assert done.returncode == 0
-    written = {str(file.relative_to(project / "mine")) for file in (project / "mine").rglob("*") if file.is_file()}
-    assert written == {"README.md", "train.py", "data/train.jsonl", "data/heldout.jsonl"}
+    assert files_in(project / "mine") == PROJECT_FILES | {"data/heldout.jsonl"}
+    assert (project / "mine" / ".git").is_dir()
     assert done.stdout.endswith("Next:\n  cd mine\n  arkor start\n")
 
 
@@ -44,14 +53,57 @@ def test_init_overwrites_nothing(run_anew: Run, project: Path) -> None:
     (project / "train.py").write_text("mine")
     done = run_anew("init")
     assert done.returncode == 2
-    assert "already has train.py; nothing was written" in done.stderr
+    assert "already has train.py; nothing was written. To overwrite: arkor init --yes" in done.stderr
     assert [file.name for file in project.iterdir()] == ["train.py"]
 
 
-def test_init_knows_three_templates(run: Run) -> None:
+def test_init_works_in_a_folder_that_has_files(run: Run, project: Path) -> None:
+    kept = {"README.md": "mine", "pyproject.toml": '[project]\nname = "mine"\n', "notes.txt": "mine"}
+    for name, text in kept.items():
+        (project / name).write_text(text)
+    (project / ".gitignore").write_text("*.log\n.arkor")
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    (project / "inner").mkdir()
+    done = run("init", "--template", "blank")
+    assert done.returncode == 0, done.stderr
+    assert {name: (project / name).read_text() for name in kept} == kept
+    assert (project / ".gitignore").read_text() == "*.log\n.arkor\n__pycache__/\n.venv/\n"
+    assert f'pyproject.toml; add "arkor[local]>={VERSION}" to its dependencies' in done.stdout
+    assert run("init", "inner", "--template", "blank").returncode == 0
+    assert not (project / "inner" / ".git").exists(), "it is inside a repository"
+
+
+def test_init_overwrites_what_it_may(run: Run, project: Path) -> None:
+    (project / "train.py").write_text("mine")
+    assert run("init", "--yes").returncode == 0
+    assert "Trainer(" in (project / "train.py").read_text()
+    assert run("init").returncode == 0, "the same files are not overwritten"
+
+
+def test_init_with_a_name(run: Run, project: Path) -> None:
+    assert run("init", "mine", "--template", "blank", "--name", 'My "bot" \u00e9').returncode == 0
+    entry, declared = (project / "mine" / name for name in ("train.py", "pyproject.toml"))
+    assert load_entry(entry).name == 'My "bot" \u00e9'
+    parsed = tomllib.loads(declared.read_text())
+    assert parsed["project"]["name"] == "my-bot"
+    assert parsed["project"]["dependencies"] == [f"arkor[local]>={VERSION}"]
+    assert "arkor docs" in (project / "mine" / "AGENTS.md").read_text()
+    assert run("init", "other", "--name", " ").returncode == 2
+
+
+def test_a_blank_project_runs(backend_env: Backend, run: Run, project: Path) -> None:
+    assert run("init", "--template", "blank").returncode == 0
+    entry = project / "train.py"
+    entry.write_text(entry.read_text().replace("smollm2-135m-instruct", "scripted/model"))
+    done = run("start")
+    assert done.returncode == 0, done.stderr
+    assert "step 30: scripted: Where is my parcel?" in done.stdout
+
+
+def test_init_knows_four_templates(run: Run) -> None:
     done = run("init", "--template", "poetry")
     assert done.returncode == 2
-    assert "'triage', 'translate', 'redaction'" in done.stderr
+    assert "'triage', 'translate', 'redaction', 'blank'" in done.stderr
 
 
 def test_init_says_why_it_cannot_write(run: Run, project: Path) -> None:

@@ -17,12 +17,14 @@ import pytest
 from arkor.client.api import CloudApiClient
 from arkor.client.auth.bootstrap import request_anonymous_token
 from arkor.client.auth.credentials import AnonymousCredentials
+from arkor.client.http.auth import Auth
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.protocol.accounts import Me, Org, Project, User
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.datasets import BlobDataset, FileDataset, HuggingFaceDataset
 from arkor.protocol.deployments import Deployment, DeploymentKey
 from arkor.protocol.jobs import JobConfig, JobStatus, Scope
+from arkor.protocol.transport import IDEMPOTENCY_HEADER
 from tests.conftest import Backend, start_backend, stop_backend
 from tests.fakes.http_server import Answer, HttpServer, Request
 
@@ -233,12 +235,72 @@ def test_only_given_settings_are_submitted() -> None:
     assert request.query == BOTH
 
 
-def test_a_lost_response_is_requested_again_with_the_same_key() -> None:
-    with HttpServer(Answer(None), Answer(201, {"job": JOB})) as server:
+HONOURED = {IDEMPOTENCY_HEADER: "honoured"}
+LOST = pytest.mark.parametrize("lost", [Answer(None), Answer(500), Answer(502), Answer(504)])
+
+
+@LOST
+def test_a_lost_response_is_requested_again_where_the_backend_honours_the_key(lost: Answer) -> None:
+    with HttpServer(lost, Answer(200, {}, HONOURED), Answer(201, {"job": JOB})) as server:
         client(server).create_job("run", CONFIG)
-    keys = [request.headers["idempotency-key"] for request in server.requests]
-    assert len(keys) == 2
-    assert keys[0] == keys[1]
+    posts = [request for request in server.requests if request.method == "POST"]
+    assert len({request.headers["idempotency-key"] for request in posts}) == 1
+    assert [request.path for request in server.requests] == ["/v1/jobs", "/healthz", "/v1/jobs"]
+
+
+def test_a_backend_that_has_shown_the_header_is_not_asked_again() -> None:
+    with HttpServer(Answer(200, {"jobs": []}, HONOURED), Answer(None), Answer(201, {"job": JOB})) as server:
+        caller = client(server)
+        caller.list_jobs()
+        caller.create_job("run", CONFIG)
+    assert [request.path for request in server.requests] == ["/v1/jobs", "/v1/jobs", "/v1/jobs"]
+
+
+@LOST
+def test_a_lost_response_is_not_requested_again_elsewhere(lost: Answer) -> None:
+    with HttpServer(lost, Answer(404, {"error": "No such route."})) as server:
+        caller = client(server)
+        for _ in range(2):
+            with pytest.raises((BackendUnavailable, CloudApiError), match=r"the run may exist.*arkor jobs"):
+                caller.create_job("run", CONFIG, idempotency_key="k-1")
+    assert [request.method for request in server.requests].count("POST") == 1
+
+
+@pytest.mark.parametrize("status", [425, 429, 503])
+def test_a_refusal_is_repeated_everywhere(status: int) -> None:
+    with HttpServer(Answer(status), Answer(201, {"job": JOB})) as server:
+        client(server).create_job("run", CONFIG)
+    assert [request.path for request in server.requests] == ["/v1/jobs", "/v1/jobs"]
+
+
+def test_a_rejected_submission_may_be_made_again() -> None:
+    with HttpServer(Answer(400, {"error": "No."}), Answer(201, {"job": JOB})) as server:
+        caller = client(server)
+        with pytest.raises(CloudApiError, match="No"):
+            caller.create_job("run", CONFIG, idempotency_key="k")
+        assert caller.create_job("run", CONFIG, idempotency_key="k").id == JOB["id"]
+
+
+@pytest.mark.parametrize("auth", [Auth("http://127.0.0.1:1"), Auth("https://api.arkor.ai")])
+def test_the_form_of_the_configuration_follows_the_backend(auth: Auth) -> None:
+    settings = {"eval_steps": {"ratio": 0.1}, "save_steps": 25, "warmup_steps": 0, "logging_steps": {"steps": 5}}
+    config = JobConfig("m", CONFIG.dataset_source, **settings, dataset_split=0.2, train_on_responses_only=True)
+    caller = CloudApiClient(auth.base_url, scope=SCOPE, access=auth)
+    body = {
+        name: value for name, value in caller._config_json(config).items() if name not in ("model", "datasetSource")
+    }
+    ours = {"evalSteps": 0.1, "saveSteps": 25, "warmupSteps": 0, "loggingSteps": 5}
+    ours |= {"datasetSplit": 0.2, "trainOnResponsesOnly": True}
+    cloud = {"evalSteps": {"ratio": 0.1}, "saveSteps": {"steps": 25}, "warmupSteps": {"steps": 0}}
+    cloud |= {"loggingSteps": {"steps": 5}, "datasetSplit": {"enabled": True, "testSize": 0.2}}
+    cloud |= {"trainOnResponsesOnly": {"enabled": True}}
+    assert body == (cloud if "arkor.ai" in auth.base_url else ours)
+
+
+def test_the_events_of_a_job_are_kept() -> None:
+    events = [{"type": "training.started", "jobId": "j", "timestamp": "t"}]
+    with HttpServer(Answer(200, {"job": JOB, "events": events})) as server:
+        assert client(server).get_job("j").events == tuple(events)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_targets(target: Any) -> None:
     ModelTarget.parse(target)
 
 
+def test_a_model_menu_is_kept_by_the_client_and_refused_by_our_backend() -> None:
+    menu = {"kind": "model_menu", "models": ["a", "b"]}
+    assert ModelTarget.parse(menu).to_wire() == menu
+    with pytest.raises(InvalidConfig, match="target: must be"):
+        ModelTarget.parse(menu, reject_unknown=True)
+
+
 @pytest.mark.parametrize(
     ("target", "field"),
     [

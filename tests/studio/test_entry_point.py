@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arkor.studio.entry_point import probe_entry
+from arkor.studio.entry_point import probe_entry, source_version
 from tests.studio.conftest import ENTRY
 
 TRAINER = 'Trainer("a", "org/model", {"type": "file", "path": "tickets.jsonl"})'
@@ -37,6 +37,22 @@ def test_an_edit_is_seen_at_the_next_look(project: Path) -> None:
     entry = probe_entry(project)
     assert entry.trainer
     assert entry.trainer["config"]["maxSteps"] == 13
+
+
+def test_the_version_follows_the_code_of_the_project(project: Path) -> None:
+    before = source_version(project)
+    (project / "tickets.jsonl").write_text("data is not code")
+    (project / ".hidden").mkdir()
+    (project / ".hidden" / "a.py").write_text("x = 1")
+    assert source_version(project) == before
+    seen = {before}
+    (project / "inner").mkdir()
+    for name in ("train.py", "helper.py", "inner/helper.py", "pyproject.toml"):
+        (project / name).write_text("# edited")
+        seen.add(source_version(project))
+    (project / "helper.py").unlink()
+    seen.add(source_version(project))
+    assert len(seen) == 6
 
 
 def test_data_that_is_not_there(project: Path) -> None:

@@ -35,6 +35,20 @@ def test_the_token_leaves_the_address_and_stays_in_the_browser(studio_env: Studi
     assert not [url for url in tab.requests if studio_env.token in url.split("#")[0]]
 
 
+def test_the_shown_trainer_follows_edits(studio: Studio, new_tab: Callable[..., Tab]) -> None:
+    page = new_tab(studio).open()
+    entry = studio.folder / "train.py"
+    expect(page.locator("#trainer")).to_contain_text("org/small-model")
+    assert studio.get("/parts/trainer?poll").status_code == 204
+    text = entry.read_text()
+    entry.write_text(text.replace("org/small-model", "org/edited-model"))
+    expect(page.locator("#trainer")).to_contain_text("org/edited-model", timeout=20_000)
+    entry.write_text(text.replace("max_steps", "max_step"))
+    expect(page.locator("#trainer")).to_contain_text("did you mean 'max_steps'", timeout=20_000)
+    entry.write_text(text)
+    expect(page.locator("#trainer")).to_contain_text("org/small-model", timeout=20_000)
+
+
 def test_without_it_studio_is_locked_until_it_is_pasted(studio_env: Studio, chromium: Any) -> None:
     context = chromium.new_context()
     page = context.new_page()

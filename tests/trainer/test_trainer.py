@@ -132,6 +132,39 @@ def test_a_failed_run_returns_and_says_why(backend: Backend) -> None:
         result.raise_for_status()
 
 
+def test_the_contexts_of_the_end_have_metrics_and_step(backend: Backend) -> None:
+    ends: list[Any] = []
+    callbacks = {"on_completed": ends.append, "on_failed": ends.append}
+    make(max_steps=4, callbacks=callbacks).wait()
+    make(model="scripted/crash", max_steps=4, save_steps=2, callbacks=callbacks).wait(timeout=30)
+    completed, failed = ends
+    assert (completed.metrics["steps"], completed.metrics["totalSteps"]) == (4, 4)
+    assert completed.metrics["loss"] == completed.metrics["finalLoss"] == pytest.approx(2 * 0.9**4)
+    assert failed.step == 2
+
+
+def test_forms_of_the_managed_cloud_and_fields_that_are_not_known(backend: Backend) -> None:
+    logged: list[int] = []
+    extra = {"newField": {"inner_name": [1, None]}}
+    trainer = make(
+        max_steps=20,
+        eval_steps={"ratio": 0.25},
+        save_steps=0.5,
+        logging_steps={"steps": 20},
+        dataset_split={"enabled": True, "testSize": 0.1, "seed": 7},
+        train_on_responses_only={"enabled": False},
+        gpu_types=["l4"],
+        extra=extra,
+        callbacks={"on_log": lambda log: logged.append(log.step)},
+    )
+    trainer.wait()
+    config = connect().get_job(trainer.job_id or "").config
+    assert config.extra == extra
+    assert (config.eval_steps, config.save_steps, config.logging_steps) == (0.25, 0.5, 20)
+    assert (config.train_on_responses_only, config.gpu_types) == (False, ["l4"])
+    assert logged == [5, 10, 15, 20, 20]
+
+
 def test_a_worker_that_dies_is_a_failed_run(backend: Backend) -> None:
     result = make(model="scripted/crash").wait(timeout=30)
     assert result.job.status == "failed"
@@ -378,6 +411,25 @@ def test_the_backend_of_this_machine_is_started_on_first_use(tmp_path: Path) -> 
         ({"learning_rate": math.nan}, InvalidConfig, "learning_rate"),
         ({"num_train_epochs": 0}, InvalidConfig, "num_train_epochs"),
         ({"warmup_steps": 2.5}, InvalidConfig, "warmup_steps"),
+        ({"eval_steps": 1.5}, InvalidConfig, "eval_steps: must be whole steps of at least 1, or a share"),
+        ({"eval_steps": {"steps": 1, "ratio": 0.5}}, InvalidConfig, 'eval_steps: takes either "steps" or "ratio"'),
+        ({"eval_steps": {"steps": 0}}, InvalidConfig, "eval_steps: must be whole steps of at least 1"),
+        ({"eval_steps": {"ratio": 1.1}}, InvalidConfig, "eval_steps.ratio: must be a share of the run, at most 1"),
+        ({"eval_steps": {}}, InvalidConfig, "eval_steps"),
+        ({"extra": {"maxSteps": 3}}, InvalidConfig, "extra.maxSteps: is known to this version; write it as max_steps"),
+        ({"extra": {"lora_r": 3}}, InvalidConfig, "write it as lora.r"),
+        ({"extra": [1]}, InvalidConfig, "extra: must be a dict"),
+        ({"extra": {"a": {1, 2}}}, InvalidConfig, "extra: cannot be written as JSON"),
+        ({"gpu_types": "l4"}, InvalidConfig, "gpu_types: must be a list of names, not 'l4'"),
+        (
+            {"dataset_format": {"type": "alpaca", "column_mapping": {"question": "q"}}},
+            InvalidConfig,
+            "dataset_format.columnMapping.question: is not a field of alpaca; its fields are instruction, output",
+        ),
+        ({"dataset_split": {"enabled": True, "testSize": 0}}, InvalidConfig, "dataset_split.testSize"),
+        ({"dataset_split": {"enabled": "yes"}}, InvalidConfig, "dataset_split.enabled"),
+        ({"dataset_split": {"enabled": True, "eval": 0.1}}, InvalidConfig, "dataset_split.eval"),
+        ({"train_on_responses_only": {"enabled": 1}}, InvalidConfig, "train_on_responses_only"),
         ({"model": ""}, InvalidConfig, "model"),
         ({"name": " "}, InvalidConfig, "name"),
         ({"dataset": "rows.jsonl"}, InvalidConfig, '{"type": "file", "path": \'rows.jsonl\'}'),

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing_extensions import assert_type
 
 from arkor import (
+    ChatMessage,
     ChatResponse,
     CheckpointContext,
     FileDataset,
     LoraConfig,
+    ResponseFormat,
     StartedJob,
+    StructuredOutputs,
+    Tool,
+    ToolCall,
     Trainer,
     TrainerCallbacks,
     TrainingLogContext,
@@ -31,6 +36,24 @@ ROWS = {"type": "file", "path": "rows.jsonl"}
 def on_log(log: TrainingLogContext) -> None:
     assert_type(log.loss, float | None)
     assert_type(log.cancel(), bool)
+
+
+call: ToolCall = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+messages: list[ChatMessage] = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "tool_calls": [call]},
+    {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "found"}]},
+]
+tools: list[Tool] = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
+named: ResponseFormat = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True}}
+choice: StructuredOutputs = {"choice": ["yes", "no"]}
+wrong_role: ChatMessage = {"role": "robot", "content": "Hello"}  # type: ignore[typeddict-item]
+wrong_key: ChatMessage = {"role": "user", "contents": "Hello"}  # type: ignore[typeddict-unknown-key]
+
+
+def on_typed(checkpoint: CheckpointContext) -> None:
+    assert_type(checkpoint.infer(messages, tools=tools, response_format=named), ChatResponse)
+    checkpoint.infer(messages, structured_outputs=choice)
 
 
 def on_checkpoint(checkpoint: CheckpointContext) -> str:

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,10 +24,11 @@ from arkor.backend.data.faults import MAX_FAULTS_REPORTED, DataError, Faults
 from arkor.backend.data.file_readers import Record, read_records, without_nulls
 from arkor.backend.data.hub_files import HubFiles
 from arkor.backend.data.packed_rows import PackedRows
+from arkor.backend.engine.hyperparameters import EVAL_ROWS, EVAL_SHARE
 from arkor.backend.runs.paths import datasets_folder
 from arkor.formatting import one_line
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
-from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, read_row
+from arkor.protocol.row_formats import InvalidRow, Row, detect_format, ignored_fields, map_columns, read_row
 
 #: The most ignored fields that a note lists.
 MAX_FIELDS_REPORTED = 8
@@ -47,16 +49,21 @@ class Rows:
 
     @property
     def chat(self) -> bool:
-        return self.format != "text"
+        return self.format not in ("text", "pretokenized")
 
-    def hold_out(self, share: float, max_rows: int | None = None) -> Rows:
-        """Move a random `share` of `train` to `eval`: at least one row, at most `max_rows`."""
-        count = max(1, round(len(self.train) * share))
+    def hold_out(self, size: float, max_rows: int | None = None, seed: int = SPLIT_SEED) -> Rows:
+        """Move random rows of `train` to `eval`: at least one, at most `max_rows`.
+
+        `size` is a number of rows, or a share below 1.
+        """
+        count = size if isinstance(size, int) else max(1, round(len(self.train) * size))
         count = min(count, max_rows or count)
         if count >= len(self.train):
+            if len(self.train) > 1:
+                raise DataError(f"dataset_split holds out {count} rows, and the data set has {len(self.train)}.")
             raise DataError("The data set has one row; an evaluation split needs at least two.")
         order = list(range(len(self.train)))
-        random.Random(SPLIT_SEED).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
+        random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible choice, not a secret
         return evolve(self, train=self.train.take(sorted(order[count:])), eval=self.train.take(sorted(order[:count])))
 
     def head(self, train: int, evaluation: int) -> Rows:
@@ -73,21 +80,24 @@ def load_rows(
     allow_private: bool = False,
     max_faults: int = MAX_FAULTS_REPORTED,
     skip_bad: bool = False,
+    evaluates: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Rows:
     """Load and check all rows of `source`; `split` is a `JobConfig.dataset_split`.
 
-    Raise `DataError` with up to `max_faults` errors and their total number, or, with `skip_bad`,
-    leave the bad rows out.
+    `columns` is the column mapping of `format`. `evaluates`: without a split for evaluation, use the
+    validation split of a hub data set. Raise `DataError` with up to `max_faults` errors and their
+    total number, or, with `skip_bad`, leave the bad rows out.
     """
-    plan, options = _SplitPlan.of(split), _Options(format, max_faults, skip_bad)
+    plan, options = _SplitPlan.of(split), _Options(format, max_faults, skip_bad, columns or {})
     if isinstance(source, HuggingFaceDataset):
-        rows = _from_hub(source, plan, options)
+        rows = _from_hub(source, plan, options, evaluates=evaluates)
     elif isinstance(source, BlobDataset):
         with _blob_file(source, home, token, allow_private) as (path, name):
             rows = _apply_slices(_validate(read_records(path, name), name, options), plan, name)
     else:
         raise DataError('The data source must be {"type": "huggingface", …} or {"type": "blob", …}.')
-    return rows.hold_out(plan.share) if plan.share else rows
+    return rows.hold_out(plan.size, seed=plan.seed) if plan.size else rows
 
 
 # Splits
@@ -95,21 +105,26 @@ def load_rows(
 
 @frozen
 class _SplitPlan:
-    """A parsed `dataset_split`: the splits to train and evaluate on, or the share to hold out."""
+    """A parsed `dataset_split`: the splits to train and evaluate on, or the rows to hold out."""
 
     train: str | None = None
     eval: str | None = None
-    share: float | None = None
+    size: float | None = None
+    seed: int = SPLIT_SEED
 
     @classmethod
     def of(cls, split: Any) -> _SplitPlan:
+        if isinstance(split, Mapping) and "enabled" in split:
+            seed = split.get("seed")
+            size = split.get("testSize") or EVAL_SHARE
+            return cls(size=size, seed=SPLIT_SEED if seed is None else seed) if split["enabled"] else cls()
         if isinstance(split, Mapping):
             held = split.get("eval")
             named = held if isinstance(held, str) else None
             return cls(split.get("train"), named, None if held is None or named else float(held))
         if isinstance(split, str):
             return cls(train=split)
-        return cls(share=float(split)) if split else cls()
+        return cls(size=float(split)) if split else cls()
 
 
 _SLICE = re.compile(r"(?P<split>[\w.-]+)?(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
@@ -148,18 +163,34 @@ def _position(text: str | None, length: int) -> int | None:
 
 @frozen
 class _Options:
-    """How records are read; `skip_bad`: leave bad rows out instead of refusing all."""
+    """How records are read.
+
+    `skip_bad`: leave bad rows out instead of refusing all. `columns`: the column mapping of
+    `format`, empty without one.
+    """
 
     format: str | None
     max_faults: int
     skip_bad: bool
+    columns: Mapping[str, str]
+
+
+def _mapped(records: Iterable[Record], options: _Options) -> Iterable[Record]:
+    """Return the records under the names of the format."""
+    columns, format_name = options.columns, options.format
+    if not columns or format_name is None:
+        return records
+    return (
+        record if record.fault else evolve(record, value=map_columns(record.value, columns, format_name))
+        for record in records
+    )
 
 
 def _validate(records: Iterable[Record], name: str, options: _Options) -> Rows:
     """Convert every record to a row; raise `DataError` with the errors of all of them."""
     rows, faults, ignored = PackedRows(), Faults(name, options.max_faults), Counter[str]()
     format_name = options.format
-    for record in records:
+    for record in _mapped(records, options):
         format_name, row, fault = _parse_record(record, format_name)
         if row is None:
             faults.add(record.place, fault or "")
@@ -231,29 +262,55 @@ def _uploaded_file(url: str, home: Path, name: str) -> Path:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, options: _Options) -> Rows:
+def _from_hub(source: HuggingFaceDataset, plan: _SplitPlan, options: _Options, *, evaluates: bool) -> Rows:
     if not _HUB_NAME.fullmatch(source.name):
         raise DataError(f"{source.name!r} is not a valid name of a Hugging Face data set; names look like owner/name.")
-    train = _validate(_hub_records(source, plan.train or source.split), source.name, options)
-    if plan.eval is None:
+    trained = plan.train or source.split
+    own = _validation_split(source, trained) if evaluates and plan.eval is None and plan.size is None else None
+    train = _validate(_hub_records(source, trained), source.name, options)
+    evaluated = plan.eval or own
+    if evaluated is None:
         return train
-    held_out = _validate(_hub_records(source, plan.eval), source.name, evolve(options, format=train.format))
-    return evolve(train, eval=held_out.train, notes=(*train.notes, *held_out.notes))
+    held_out = _validate(_hub_records(source, evaluated), source.name, evolve(options, format=train.format))
+    note = (f"Evaluating on the split {own} of {source.name}",) if own else ()
+    return evolve(train, eval=held_out.train, notes=(*train.notes, *held_out.notes, *note))
 
 
-def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
-    """Yield the rows of a split; without a name, those of "train" or of the only split."""
+#: Names of the split that is meant for evaluation during the training.
+_VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+
+
+def _validation_split(source: HuggingFaceDataset, trained: str | None) -> str | None:
+    """Return the validation split, at most `EVAL_ROWS` of it; None without one, or if it is trained on."""
+    splits = _load_hub(source, None)
+    if not isinstance(splits, Mapping) or len(splits) == 1:  # the only split is trained on
+        return None
+    trained_names = {part.partition("[")[0].strip() for part in (trained or "").split("+")}
+    found = (name for name in _VALIDATION_SPLITS if name in splits and name not in trained_names)
+    if (name := next(found, None)) is None:
+        return None
+    has_more = sum(1 for _ in islice(splits[name], EVAL_ROWS + 1)) > EVAL_ROWS
+    return f"{name}[:{EVAL_ROWS}]" if has_more else name
+
+
+def _load_hub(source: HuggingFaceDataset, split: str | None) -> Any:
+    """Return the rows or records of a split, or those of all splits by name."""
     import datasets  # noqa: PLC0415 - takes a second, and other sources do not need it
 
     datasets.disable_progress_bars()
     load: Callable[..., Any] = datasets.load_dataset  # for Parquet and other files
     try:
         files = HubFiles.find(source.name, source.subset)
-        table = files.records(split) if files else load(source.name, source.subset, split=split)
+        return files.records(split) if files else load(source.name, source.subset, split=split)
     except DataError:
         raise
     except Exception as error:  # from one of many libraries; the message names the type
         raise DataError(_hub_problem(source, split, error)) from error
+
+
+def _hub_records(source: HuggingFaceDataset, split: str | None) -> Iterator[Record]:
+    """Yield the rows of a split; without a name, those of "train" or of the only split."""
+    table = _load_hub(source, split)
     if isinstance(table, Mapping):
         first = next(iter(table))
         if len(table) > 1 and "train" not in table:

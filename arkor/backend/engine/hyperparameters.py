@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from attrs import fields, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.protocol.jobs import JobConfig
+from arkor.protocol.step_counts import steps_of
 
 #: The default of each field of `JobConfig`; None is derived from the run as described.
 DEFAULTS: dict[str, Any] = {
@@ -116,18 +117,19 @@ def resolve_hyperparameters(config: JobConfig, rows: int, *, evaluates: bool) ->
     """Return the hyperparameters for `rows` training rows; `evaluates`: with evaluation."""
     values = {name: setting_or_default(config, name) for name in DEFAULTS}
     total = _total_steps(config, math.ceil(rows / values["batch_size"]))
-    save = config.save_steps or math.ceil(total / DEFAULT_CHECKPOINTS)
-    evaluate = (config.eval_steps or save) if evaluates else None
+    save = math.ceil(total / DEFAULT_CHECKPOINTS) if config.save_steps is None else steps_of(config.save_steps, total)
+    evaluate = (save if config.eval_steps is None else steps_of(config.eval_steps, total)) if evaluates else None
+    logging = config.logging_steps
     if config.dry_run:  # a dry run reaches every stage, however few its steps
         save = min(save, math.ceil(total / 2))
         evaluate = min(evaluate, math.ceil(total / 2)) if evaluate else None
     schedule_settings = dict(SCHEDULES[values["lr_scheduler_type"]])
     if "num_decay_steps" in schedule_settings:
-        schedule_settings["num_decay_steps"] = _steps(schedule_settings["num_decay_steps"], total)
+        schedule_settings["num_decay_steps"] = steps_of(schedule_settings["num_decay_steps"], total)
     values |= {
         "total_steps": total,
-        "warmup_steps": _steps(values["warmup_steps"], total, math.floor),
-        "logging_steps": config.logging_steps or math.ceil(total / MAX_LOGGED_STEPS),
+        "warmup_steps": steps_of(values["warmup_steps"], total, math.floor),
+        "logging_steps": math.ceil(total / MAX_LOGGED_STEPS) if logging is None else steps_of(logging, total),
         "save_steps": save,
         "eval_steps": evaluate,
         "schedule_settings": schedule_settings,
@@ -151,8 +153,3 @@ def _total_steps(config: JobConfig, steps_per_epoch: int) -> int:
     if config.dry_run:
         limits.append(DRY_RUN_STEPS)
     return min(limits)
-
-
-def _steps(number: float, total: int, rounded: Callable[[float], int] = math.ceil) -> int:
-    """Return a number of steps; below 1, `number` is a share of the run."""
-    return int(number) if number >= 1 else rounded(number * total)

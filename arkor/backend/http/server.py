@@ -29,6 +29,7 @@ from arkor.backend.store.home import locked_home, open_store
 from arkor.backend.store.run_registry import register_orphans
 from arkor.backend.store.schema import StartupError
 from arkor.files import write_atomically
+from arkor.protocol.transport import IDEMPOTENCY_HEADER
 from arkor.protocol.validation import is_loopback
 from arkor.settings import PROTOCOL, VERSION
 
@@ -78,7 +79,7 @@ class Server(uvicorn.Server):
             middleware,
             http=HttpConnection,
             h11_max_incomplete_event_size=HEAD_LIMIT,
-            headers=[("X-Arkor-Version", VERSION)],
+            headers=[("X-Arkor-Version", VERSION), (IDEMPOTENCY_HEADER, "honoured")],
             ws="none",
             loop="asyncio",
             lifespan="on",

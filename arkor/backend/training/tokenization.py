@@ -3,14 +3,14 @@
 `chat_layout.py` decides which characters of a chat are learnt. The text is tokenized in segments,
 so that a token is learnt as a whole or not at all, and a prompt has the tokens that it has at
 inference. Special tokens in other messages are escaped (`compute/special_tokens.py`); the
-assistant's own turns may contain special tokens.
+assistant's own turns may contain special tokens. Rows that are tokens already have no layout.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -51,7 +51,8 @@ class EncodedDataset:
     before it; `escaped` rows spell a special token in a message. `lengths` has the tokens of every
     text before the cut. Of `labelled_tokens`, `lost_tokens` are after the cut. `turns` of the
     assistant are learnt, `context_turns` are not (weight 0). `unwritten` counts the rows of which
-    the chat template does not write a part; `skipped` are notes about bad rows of all splits.
+    the chat template does not write a part; `labelled` rows were tokens with labels already;
+    `skipped` are notes about bad rows of all splits.
     """
 
     input_ids: list[Any] = field(factory=list)
@@ -68,6 +69,7 @@ class EncodedDataset:
     lost_tokens: int = 0
     turns: int = 0
     context_turns: int = 0
+    labelled: int = 0
     answers_only: bool = False
     version: int = VERSION
     skipped: tuple[str, ...] = ()
@@ -122,6 +124,8 @@ class EncodedDataset:
     def learns(self) -> str:
         """Return a sentence that says what of the rows is learnt."""
         rows, context = _count(self.rows, "row"), _count(self.context_turns, "answer") + " with the weight 0"
+        if self.labelled:
+            return f"Learnt: every token of {rows}, except those with the label {IGNORE_INDEX}."
         if not self.answers_only or not self.turns:
             return f"Learnt: every token of {rows}{f', except {context}' if self.context_turns else ''}."
         others = f"other messages; {context}" if self.context_turns else "other messages"
@@ -172,6 +176,9 @@ class _Encoder:
         """Yield the texts of a chunk with the numbers of their rows; tokenize them in one call."""
         indices = range(start, min(start + CHUNK_ROWS, len(rows)))
         escaper = self.template.escaper
+        if "input_ids" in rows[start]:
+            yield from self._pretokenized(rows, indices, encoded)
+            return
         if self.version == LEGACY_VERSION:
             legacy = encode_legacy([rows[index] for index in indices], self.template, self.answers_only, start)
             yield from ((Example(*columns), number) for number, columns in enumerate(legacy, start + 1))
@@ -203,8 +210,28 @@ class _Encoder:
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             reason = one_line(str(error), 200) or type(error).__name__
             fault = f"the chat template of the model rejects it ({reason})"
-        self.faults.add(rows.place(index) if isinstance(rows, PackedRows) else f"row {index + 1}", fault)
+        self._add_fault(rows, index, fault)
         return None
+
+    def _pretokenized(
+        self, rows: Sequence[Row], indices: Iterable[int], encoded: EncodedDataset
+    ) -> Iterator[tuple[Example, int]]:
+        """Yield rows that are tokens already; without `labels` every token is learnt."""
+        vocabulary = len(self.template.tokenizer)
+        for index in indices:
+            row = rows[index]
+            ids: list[int] = row["input_ids"]
+            labels: list[int] = row.get("labels") or ids
+            if (largest := max(*ids, *labels)) >= vocabulary:
+                problem = f"the token {largest} is not one of the {vocabulary} tokens of the model"
+                self._add_fault(rows, index, f"{problem}; tokenize the row with the tokenizer of this model")
+                continue
+            encoded.rows += 1
+            encoded.labelled += "labels" in row
+            yield Example(ids, labels), index + 1
+
+    def _add_fault(self, rows: Sequence[Row], index: int, fault: str) -> None:
+        self.faults.add(rows.place(index) if isinstance(rows, PackedRows) else f"row {index + 1}", fault)
 
 
 def _label(layout: Layout, tokens: list[list[int]]) -> Example:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,13 @@ def check_device(config: JobConfig, device: Device) -> None:
         )
 
 
+#: Format → what its rows are, in which responses cannot be found.
+_WITHOUT_RESPONSES = {
+    "text": "plain text, which has no responses",
+    "pretokenized": "tokens, whose `labels` determine what is learnt",
+}
+
+
 def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
     """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run."""
     config = run.config
@@ -119,16 +126,21 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
         allow_private=private_urls_allowed(),
         max_faults=max_faults,
         skip_bad=config.on_bad_rows == "skip",
+        evaluates=bool(config.eval_steps),
+        columns=(config.dataset_format or {}).get("columnMapping"),
     )
     for note in rows.notes:
         recorder.preparing(note)
     if config.train_on_responses_only and not rows.chat:
         raise RunError(
-            "train_on_responses_only is for chats, but the rows are plain text, which has no responses.",
+            f"train_on_responses_only is for chats, but the rows are {_WITHOUT_RESPONSES[rows.format]}.",
             remedy="Leave it out, or write the rows as messages.",
         )
     if config.eval_steps and rows.eval is None:
-        rows = rows.hold_out(EVAL_SHARE, max_rows=EVAL_ROWS)
+        if isinstance(config.dataset_split, Mapping) and config.dataset_split.get("enabled") is False:
+            recorder.preparing("The run does not evaluate: dataset_split is not enabled")
+        else:
+            rows = rows.hold_out(EVAL_SHARE, max_rows=EVAL_ROWS)
     return rows.head(DRY_RUN_ROWS, DRY_RUN_EVAL_ROWS) if config.dry_run else rows
 
 

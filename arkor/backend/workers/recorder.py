@@ -123,7 +123,8 @@ class LogRecorder(Recorder):
         checkpoints.drop_training_states(self._folder, self._resume_point.saved)
 
     def completed(self, metrics: dict[str, Any]) -> events.Event:
-        return events.TrainingCompleted(self._folder.id, now(), _json_metrics(metrics), self._artifacts())
+        metrics = events.with_synonyms(_json_metrics(metrics))
+        return events.TrainingCompleted(self._folder.id, now(), metrics, self._artifacts())
 
     def cancelled(self) -> events.Event:
         return events.TrainingCancelled(self._folder.id, now(), self._step, self._artifacts())

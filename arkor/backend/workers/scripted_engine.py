@@ -16,6 +16,7 @@ from attrs import field, frozen
 from arkor.backend.engine.interface import Recorder, Run, RunError
 from arkor.backend.runs.paths import STATE_FOLDER
 from arkor.protocol.jobs import JobConfig
+from arkor.protocol.step_counts import steps_of
 
 
 @frozen
@@ -35,7 +36,7 @@ class ScriptedEngine:
         if config.model == "scripted/fail":
             raise RunError("This model fails by design; name another one.")
         total = config.max_steps or 10
-        save_every = config.save_steps or max(1, total // 5)
+        save_every = max(1, total // 5) if config.save_steps is None else steps_of(config.save_steps, total)
         begin, loss_sum = 0, 0.0  # the sum reveals skipped or repeated steps
         if run.checkpoint:
             state = json.loads((run.checkpoint / STATE_FOLDER / "score.json").read_bytes())
@@ -54,10 +55,10 @@ class ScriptedEngine:
         return {"steps": total, "loss": self._loss(config, total)}
 
     def _log(self, config: JobConfig, recorder: Recorder, step: int, total: int) -> None:
-        if step % (config.logging_steps or 1) == 0 or step == total:
+        if step % steps_of(config.logging_steps or 1, total) == 0 or step == total:
             rate = (config.learning_rate or 1e-3) * (1 - (step - 1) / total)
             recorder.log(step, loss=self._loss(config, step), learning_rate=rate, epoch=step / total)
-        if config.eval_steps and step % config.eval_steps == 0:
+        if config.eval_steps and step % steps_of(config.eval_steps, total) == 0:
             recorder.log(step, eval_loss=self._loss(config, step) * 1.1)
 
     def _loss(self, config: JobConfig, step: int) -> float:

@@ -137,8 +137,10 @@ def submission_time(job: dict[str, Any]) -> datetime | None:
 
 
 def incompatibilities(config: JobConfig) -> list[str]:
-    """Return warnings for the first unknown fields of a configuration, which are ignored."""
+    """Return warnings for the fields of a configuration that are ignored, at most some of them."""
     found = [*_unknown_fields("config", config), *_unknown_fields("config.datasetSource", config.dataset_source)]
+    if config.gpu_types:
+        found.insert(0, "config.gpuTypes is ignored: this backend trains on its own device.")
     omitted = len(found) - MAX_INCOMPATIBILITIES
     last = [f"{omitted} more unknown fields of the config are ignored."] if omitted > 0 else []
     return [*found[:MAX_INCOMPATIBILITIES], *last]

@@ -97,7 +97,8 @@ def _from_row(location: str, row: Mapping[str, Any]) -> Question:
         except InvalidRow as error:
             raise InvalidConfig(location, str(error)) from None
         if "messages" not in row:
-            raise InvalidConfig(location, "is a plain text without a question; give messages or a prompt")
+            kind = "a list of tokens" if "input_ids" in row else "a plain text without a question"
+            raise InvalidConfig(location, f"is {kind}; give messages or a prompt")
     tools = row.get("tools")
     return _from_messages(location, row["messages"], tuple(tools) if isinstance(tools, Sequence) and tools else None)
 

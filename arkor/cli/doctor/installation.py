@@ -91,6 +91,8 @@ def check_home(home: Path) -> Iterator[Diagnostic]:
         return
     if not stat.S_ISDIR(found.st_mode):
         yield problem("home", f"{home} is not a folder", f"move it away, or {_OTHER_HOME}")
+    elif sys.platform == "win32":  # has other permissions than these
+        yield ok("home", str(home))
     elif not os.access(home, os.W_OK | os.X_OK) or os.statvfs(home).f_flag & os.ST_RDONLY:
         remedy = f"make it writable (chmod u+rwx {home}), or set ARKOR_HOME to a writable folder"
         yield problem("home", f"{home} is not writable", remedy)

@@ -9,6 +9,9 @@ from arkor.errors import CredentialsError
 class Auth:
     """A backend's address and a fixed token; `source` names the setting that chose this backend."""
 
+    #: Whether the backend is known to create one job per `Idempotency-Key`.
+    honours_idempotency_keys = False
+
     def __init__(self, base_url: str, token: str | None = None, *, source: str = "base_url") -> None:
         self.base_url = checked_url(base_url)
         self.token = checked_token(token)

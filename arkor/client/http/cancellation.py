@@ -7,7 +7,6 @@ would not. Only name resolution cannot be interrupted.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from contextlib import suppress
@@ -58,7 +57,7 @@ class CancelScope:
             if stale := self._sockets.pop(sock.fileno(), None):
                 stale.close()
             # A duplicate, because TLS detaches the original socket during the handshake.
-            self._sockets[sock.fileno()] = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+            self._sockets[sock.fileno()] = socket.socket(sock.family, sock.type, sock.proto, socket.dup(sock.fileno()))
 
     def cancel(self) -> None:
         """Shut down every registered connection and prevent new ones."""

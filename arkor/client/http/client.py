@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -21,11 +22,11 @@ from arkor.client.http.decoding import json_object
 from arkor.client.http.errors import parse_error, unavailable_error, was_never_sent
 from arkor.client.http.session import CredentialSafeSession
 from arkor.client.http.versions import report_deprecation
-from arkor.errors import CloudApiError, InvalidConfig, is_transient
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, is_transient
 from arkor.files import atomic_writer
 from arkor.protocol.codec import dumps
 from arkor.protocol.retry import error_of, retrying
-from arkor.protocol.transport import HeaderAuth
+from arkor.protocol.transport import IDEMPOTENCY_HEADER, HeaderAuth
 
 logger = logging.getLogger("arkor")
 
@@ -72,6 +73,10 @@ class Call:
         return dict(self.headers) if self.body is None else {"Content-Type": "application/json", **self.headers}
 
 
+#: Statuses with which a backend refuses a request before it does anything.
+_REFUSALS = frozenset({425, 429, 503})
+
+
 class HttpClient:
     """Calls to one backend; thread-safe and usable after a fork.
 
@@ -81,21 +86,25 @@ class HttpClient:
     def __init__(self, auth: Auth, *, retry_budget: float = RETRY_BUDGET) -> None:
         self.auth = auth
         self.retry_budget = retry_budget
+        self._honours_keys = auth.honours_idempotency_keys
         self._session: requests.Session | None = None
         self._process = 0
 
     def call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         """Send a `Call` and return the JSON object of the response (empty if it has no body).
 
-        Idempotent methods and `repeatable` calls are retried after transient errors. Raise
-        `CloudApiError` for an error status, `BackendUnavailable` without a response.
+        Idempotent methods and `repeatable` calls are retried after transient errors, and calls with
+        an `Idempotency-Key` if the backend honours it. Raise `CloudApiError` for an error status,
+        `BackendUnavailable` without a response.
         """
         call = Call(method, path, **rest)
-
         idempotent = call.repeatable or method in _IDEMPOTENT
+        keyed = "Idempotency-Key" in call.headers
 
         def may_repeat(error: BaseException) -> bool:
-            return was_never_sent(error) or (idempotent and _is_transient(error))
+            if was_never_sent(error) or not _is_transient(error):
+                return was_never_sent(error)
+            return idempotent or (keyed and (_is_refusal(error) or self.honours_idempotency_keys()))
 
         maybe_applied: list[bool] = []  # for each failed attempt, whether the backend may have carried it out
         attempts = retrying(may_repeat, _retry_delay, self._is_budget_spent, sleep=sleep, log=_log_retry)
@@ -103,6 +112,16 @@ class HttpClient:
             return attempts(self._attempt, call, maybe_applied)
         except _CONNECTION_ERRORS as error:
             raise unavailable_error(self.auth.base_url, error) from error
+
+    def honours_idempotency_keys(self) -> bool:
+        """Return whether the backend has shown that it does; ask it if it has not answered yet."""
+        if not self._honours_keys:
+            probe = HttpClient(self.auth, retry_budget=min(self.retry_budget, UNREACHABLE_BUDGET))
+            with contextlib.suppress(BackendUnavailable, CloudApiError):
+                probe.call("GET", "/healthz")
+            probe.close()
+            self._honours_keys = probe._honours_keys
+        return self._honours_keys
 
     def _attempt(self, call: Call, maybe_applied: list[bool]) -> dict[str, Any]:
         try:
@@ -189,6 +208,8 @@ class HttpClient:
             if isinstance(data, io.IOBase):
                 data.close()
         report_deprecation(response.headers)
+        if response.headers.get(IDEMPOTENCY_HEADER):
+            self._honours_keys = True
         if not 200 <= response.status_code < 300:
             raise parse_error(response)
         return response
@@ -199,6 +220,17 @@ def _is_transient(error: BaseException) -> bool:
         return is_transient(error.status)
     untrusted = isinstance(error, requests.exceptions.SSLError)  # a retry cannot change a certificate
     return isinstance(error, _TRANSIENT_ERRORS) and not untrusted
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, CloudApiError) and error.status in _REFUSALS
+
+
+def may_have_succeeded(error: ArkorError) -> bool:
+    """Return whether a failed call may have been carried out, although its answer was lost."""
+    if isinstance(error, CloudApiError):
+        return (error.status == 408 or error.status >= 500) and not _is_refusal(error)
+    return isinstance(error, BackendUnavailable) and not (error.__cause__ and was_never_sent(error.__cause__))
 
 
 def _retry_delay(error: BaseException, attempt: int) -> float:

@@ -41,6 +41,8 @@ def listed(request: Request) -> Response:
 
 def _model(target: ModelTarget, names: Mapping[str, str]) -> str:
     """Describe a model (`"support-bot, step 20"`)."""
+    if target.menu is not None:
+        return "a model menu"
     if target.adapter is None:
         return target.base_model or ""
     return f"{names.get(target.adapter.job_id, target.adapter.job_id)}, {models.ModelOption(target).weights}"

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from arkor.client.auth.credentials import OAuthCredentials
 from arkor.errors import ArkorError
 from arkor.studio.backend_client import client_of
-from arkor.studio.entry_point import probe_entry
+from arkor.studio.entry_point import probe_entry, source_version
 from arkor.studio.rendering import page
 from arkor.studio.run_processes import RunProcess, RunProcesses
 from arkor.studio.stream_proxy import stopping
@@ -36,9 +36,16 @@ def overview(request: Request) -> Response:
 
 
 def trainer(request: Request) -> Response:
-    """`GET /parts/trainer`: the trainer of the entry point, read anew. Each button works once."""
-    entry = probe_entry(request.app.state.folder)
-    return page("parts/trainer.html", entry=entry, click=uuid.uuid4().hex, second_click=uuid.uuid4().hex)
+    """`GET /parts/trainer`: the trainer of the entry point, read anew. Each button works once.
+
+    With `?poll`: 204 if the project's code is the version `seen`, or if none is shown yet.
+    """
+    folder = request.app.state.folder
+    version = source_version(folder)  # before the entry is read, so that an edit meanwhile is noticed
+    if "poll" in request.query_params and request.query_params.get("seen", version) == version:
+        return Response(status_code=204)
+    clicks = {"click": uuid.uuid4().hex, "second_click": uuid.uuid4().hex}
+    return page("parts/trainer.html", entry=probe_entry(folder), version=version, **clicks)
 
 
 def latest(request: Request) -> Response:

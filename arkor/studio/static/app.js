@@ -26,9 +26,9 @@ document.addEventListener("htmx:afterRequest", (event) => {
 // An unchanged part is not swapped, which keeps focus, selection and scroll position.
 const shown = new WeakMap();
 document.addEventListener("htmx:beforeSwap", (event) => {
-  const { target, xhr, elt, requestConfig } = event.detail;
+  const { target, xhr, requestConfig } = event.detail;
   const refreshing = requestConfig.triggeringEvent?.type === "refresh";
-  if (refreshing && (shown.get(target) === xhr.responseText || isBusy(elt))) event.detail.shouldSwap = false;
+  if (refreshing && (shown.get(target) === xhr.responseText || isBusy(target))) event.detail.shouldSwap = false;
   else shown.set(target, xhr.responseText);
 });
 document.addEventListener("htmx:afterSwap", (event) => {
@@ -46,6 +46,19 @@ function isBusy(part) {
 function refreshAround(element) {
   const part = element.closest('[hx-trigger~="refresh"]');
   if (part) htmx.trigger(part, "refresh");
+}
+
+// Enter that ends the composition of an input method (Japanese, Chinese, …) must not send anything. Safari ends the
+// composition before this event, which then has only the old code of such keys.
+const COMPOSING_KEY_CODE = 229;
+for (const type of ["keydown", "keyup"]) {
+  document.addEventListener(
+    type,
+    (event) => {
+      if (event.key === "Enter" && (event.isComposing || event.keyCode === COMPOSING_KEY_CODE)) event.stopPropagation();
+    },
+    { capture: true },
+  );
 }
 
 /* Parts that are refreshed every few seconds while the page is visible */

@@ -24,7 +24,7 @@ export function mount(section) {
     abort = null;
   });
   prompt.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     section.querySelector("form").requestSubmit();
   });

@@ -22,7 +22,7 @@ class Playground {
       this.send();
     });
     this.prompt.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey) return;
       event.preventDefault();
       this.find("composer").requestSubmit();
     });

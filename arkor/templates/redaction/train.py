@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from arkor import LoraConfig, Trainer, create_arkor
@@ -13,16 +14,22 @@ COMPARED = HELD_OUT[:30]
 SYSTEM = SAMPLE[0]["content"]
 
 
+@dataclass
+class Redaction:
+    text: str
+    tags: list[str]
+
+
 def on_started(ctx):
     print(f"A message to watch, never seen in training: {SAMPLE[-1]['content']}")
 
 
 def on_checkpoint(ctx):
-    """Print the answer of the half-trained model."""
+    """Print the answer of the half-trained model: JSON, checked against the schema of the class."""
     try:
-        answer = ctx.infer(SAMPLE, temperature=0, max_tokens=64).text()
-    except Exception as error:
-        answer = f"no answer ({error})"
+        answer = ctx.infer(SAMPLE, temperature=0, max_tokens=80, response_format=Redaction).parsed
+    except Exception as error:  # no answer, or one that does not fit the schema
+        answer = error
     print(f"step {ctx.step}: {answer}")
 
 
@@ -30,7 +37,7 @@ def answers(adapter):
     """Return one model's answers to the held-out messages, with eight requests at a time."""
 
     def ask(row):
-        return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=64).text().strip()
+        return trainer.chat(row[:-1], adapter=adapter, temperature=0, max_tokens=80).text().strip()
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(ask, COMPARED))
@@ -61,6 +68,7 @@ trainer = Trainer(
     max_steps=80,
     learning_rate=1e-3,
     batch_size=8,
+    dataset_split=0.04,  # a few rows for the evaluation loss, which the chart shows
     callbacks={"on_started": on_started, "on_checkpoint": on_checkpoint, "on_completed": on_completed},
 )
 

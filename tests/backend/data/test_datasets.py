@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 from arkor.backend.data.datasets import DataError, Rows, load_rows
 from arkor.backend.data.packed_rows import PackedRows
+from arkor.backend.engine.hyperparameters import EVAL_ROWS
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -221,7 +222,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "bad completion": ({"prompt": "a", "completion": "b", "label": False}, "label: is false, which marks a completion"),
     "preference": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen: holds a preference pair"),
-    "tokens": ({"input_ids": [1, 2]}, "input_ids: is tokenized already"),
+    "segments": ({"segments": [{"label": True, "text": "x"}]}, "segments: holds labelled segments"),
     "options": ({**CHAT, "chat_template_kwargs": {"tokenize": True}}, "is not an option of a chat template"),
 }
 
@@ -531,6 +532,79 @@ def test_one_row_cannot_be_divided(tmp_path: Path) -> None:
     assert "needs at least two" in fault(tmp_path, jsonl(CHAT), split=0.5)
 
 
+def test_rows_are_held_out_by_number_and_seed(tmp_path: Path) -> None:
+    def held_out(**fields: Any) -> list[int]:
+        rows = load(tmp_path, NUMBERED, split={"enabled": True, **fields})
+        assert sorted(numbers(rows.train) + numbers(rows.eval)) == list(range(100))
+        return numbers(rows.eval)
+
+    assert len(held_out()) == 10
+    assert len(held_out(testSize=0.2)) == 20
+    assert len(held_out(testSize=7)) == 7
+    assert held_out(seed=1) == held_out(seed=1) != held_out(seed=2)
+    assert held_out(testSize=0.1, seed=0) == numbers(load(tmp_path, NUMBERED, split=0.1).eval)
+    assert load(tmp_path, NUMBERED, split={"enabled": False}).eval is None
+    assert "holds out 100 rows, and the data set has 100" in fault(
+        tmp_path, NUMBERED, split={"enabled": True, "testSize": 100}
+    )
+
+
+# Other columns, and tokens
+
+
+@pytest.mark.parametrize("mapping", [{"instruction": "q", "output": "a"}, {"q": "instruction", "a": "output"}])
+def test_columns_are_mapped_in_both_directions(tmp_path: Path, mapping: dict[str, str]) -> None:
+    rows = load(tmp_path, jsonl({"q": "Hallo", "a": "Hello", "instruction": 7}), format="alpaca", columns=mapping)
+    assert [message["content"] for message in rows.train[0]["messages"]] == ["Hallo", "Hello"]
+
+
+def test_a_mapped_column_that_a_row_lacks(tmp_path: Path) -> None:
+    mapping = {"messages": "turns"}
+    data = jsonl({"turns": CHAT["messages"]}, {"other": 1})
+    assert "line 2: messages: is missing" in fault(tmp_path, data, format="chatml", columns=mapping)
+
+
+def test_rows_that_are_tokens(tmp_path: Path) -> None:
+    padded = {"input_ids": [5, 6, 0], "labels": [-100, 6, -100], "attention_mask": [1, 1, 0]}
+    rows = load(tmp_path, jsonl({"input_ids": [1, 2, 3]}, padded))
+    assert (rows.format, rows.chat) == ("pretokenized", False)
+    assert list(rows.train) == [{"input_ids": [1, 2, 3]}, {"input_ids": [5, 6], "labels": [-100, 6]}]
+
+
+def test_rows_that_are_tokens_need_their_format_in_another_one(tmp_path: Path) -> None:
+    data = jsonl(CHAT, {"input_ids": [1, 2]})
+    assert (
+        "line 2: messages: is missing; the row has input_ids; for rows that are tokens, "
+        'set dataset_format={"type": "pretokenized"}'
+    ) in fault(tmp_path, data)
+    assert list(load(tmp_path, jsonl({**CHAT, "input_ids": [1, 2]}), format="pretokenized").train) == [
+        {"input_ids": [1, 2]}
+    ]
+
+
+def test_mapped_rows_keep_their_places(tmp_path: Path) -> None:
+    data = jsonl({"turns": CHAT["messages"]}, {"turns": 1}, {"turns": CHAT["messages"], "score": 2})
+    rows = load(tmp_path, data, format="chatml", columns={"messages": "turns"}, skip_bad=True)
+    assert [rows.train.place(index) for index in range(2)] == ["line 1", "line 3"]
+    assert rows.notes[0].startswith("1 bad row of tickets.jsonl skipped: line 2: messages: must be a list of messages")
+    assert rows.notes[1:] == ("Rows are read as chatml; these fields are ignored: score (in 1 of 2 rows)",)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"input_ids": []}, "input_ids: has no tokens; leave the row out"),
+        ({"input_ids": [1, -1]}, "input_ids: must contain token ids, not -1"),
+        ({"input_ids": [1, 2.5]}, "input_ids: must contain token ids, not 2.5"),
+        ({"input_ids": "hello"}, "input_ids: must be a list of numbers"),
+        ({"input_ids": [1, 2], "labels": [1]}, "labels: has 1 items, but input_ids has 2"),
+        ({"input_ids": [1], "labels": [-3]}, "labels: must be token ids, or -100"),
+    ],
+)
+def test_rows_that_are_not_tokens(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    assert words in fault(tmp_path, jsonl(row))
+
+
 # The hub's library, on a repository that lies in the working directory
 
 
@@ -555,6 +629,33 @@ def test_a_hugging_face_data_set(tmp_path: Path, repository: str) -> None:
     assert (numbers(both.train), numbers(both.eval)) == ([0, 1, 2, 3, 4], [1000, 1001])
     with pytest.raises(DataError, match=r"cannot be loaded.*dev"):
         load_rows(source, split="dev", home=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_validation_split_is_evaluated_on_if_none_is_named(tmp_path: Path, repository: str) -> None:
+    source = HuggingFaceDataset(repository)
+    assert load_rows(source, home=tmp_path, evaluates=True).eval is None  # train and test only
+    (tmp_path / repository / "validation.jsonl").write_bytes(jsonl({"text": "2000"}, {"text": "2001"}))
+    rows = load_rows(source, home=tmp_path, evaluates=True)
+    assert (len(rows.train), numbers(rows.eval)) == (100, [2000, 2001])
+    assert f"Evaluating on the split validation of {repository}" in rows.notes
+    assert numbers(load_rows(source, split="train[:3]", home=tmp_path, evaluates=True).eval) == [2000, 2001]
+    assert load_rows(source, home=tmp_path).eval is None
+    named = load_rows(source, split={"eval": "test"}, home=tmp_path, evaluates=True)
+    assert numbers(named.eval) == [1000, 1001]
+    held_out = load_rows(source, split=0.02, home=tmp_path, evaluates=True)
+    assert (len(held_out.train), len(held_out.eval or ())) == (98, 2)
+    for split in ("validation", "train+validation[:1]"):
+        assert load_rows(HuggingFaceDataset(repository, split=split), home=tmp_path, evaluates=True).eval is None
+    many = jsonl(*({"text": str(number)} for number in range(EVAL_ROWS + 1)))
+    (tmp_path / repository / "validation.jsonl").write_bytes(many)
+    rows = load_rows(source, home=tmp_path, evaluates=True)
+    assert numbers(rows.eval) == list(range(EVAL_ROWS))
+    assert rows.notes[-1] == f"Evaluating on the split validation[:{EVAL_ROWS}] of {repository}"
+    (tmp_path / repository / "train.jsonl").unlink()
+    (tmp_path / repository / "test.jsonl").unlink()
+    rows = load_rows(source, home=tmp_path, evaluates=True)
+    assert (len(rows.train), rows.eval) == (EVAL_ROWS + 1, None)  # the only split is trained on
 
 
 @pytest.mark.slow

@@ -63,6 +63,15 @@ NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_steps": 3}, {"save_steps": 1}),
     ({"eval_steps": 3}, {"eval_steps": 3}),
     ({"max_steps": 60}, {"eval_steps": 12}),
+    ({"max_steps": 60, "eval_steps": 0.1}, {"eval_steps": 6}),
+    ({"max_steps": 25, "eval_steps": {"ratio": 0.1}}, {"eval_steps": 3}),
+    ({"max_steps": 60, "eval_steps": {"ratio": 1}}, {"eval_steps": 60}),
+    ({"max_steps": 60, "save_steps": {"steps": 25}}, {"save_steps": 25}),
+    ({"max_steps": 60, "logging_steps": 0.5}, {"logging_steps": 30}),
+    ({"max_steps": 60, "warmup_steps": {"ratio": 0.5}}, {"warmup_steps": 30}),
+    ({"max_steps": 60, "warmup_steps": {"ratio": 0}}, {"warmup_steps": 0}),
+    ({"max_steps": 60, "warmup_steps": {"steps": 0}}, {"warmup_steps": 0}),
+    ({"max_steps": 3, "eval_steps": 0.01}, {"eval_steps": 1}),
     ({"dry_run": True}, {"total_steps": 10, "save_steps": 2}),
     ({"dry_run": True, "max_steps": 4}, {"total_steps": 4, "save_steps": 1}),
     ({"dry_run": True, "save_steps": 500, "eval_steps": 500}, {"save_steps": 5, "eval_steps": 5}),
@@ -87,6 +96,7 @@ def test_eval_steps_are_none_without_evaluation_rows() -> None:
 
 def test_every_open_field_has_a_default_and_no_other() -> None:
     decided_elsewhere = {"model", "dataset_source", "dataset_format", "dataset_split", "dry_run", "max_steps", "extra"}
+    decided_elsewhere.add("gpu_types")
     fields = {spec.name for spec in attrs.fields(JobConfig)}
     assert set(DEFAULTS) == fields - decided_elsewhere
 

@@ -403,6 +403,20 @@ def test_what_is_learnt_is_said(tokenizers: dict[str, Any], name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"input_ids": [5, 6]}, "Learnt: every token of 1 row."),
+        ({"input_ids": [5, 6], "labels": [-100, 6]}, "Learnt: every token of 1 row, except those with the label -100."),
+    ],
+)
+def test_what_is_learnt_of_tokens(tokenizers: dict[str, Any], row: dict[str, Any], sentence: str) -> None:
+    examples = encode([row], tokenizers["qwen2_5"], answers_only=False, max_length=100)
+    assert examples.learns() == sentence
+    [labels] = examples.labels
+    assert labels.tolist() == row.get("labels", row["input_ids"])
+
+
 # Plain text
 
 

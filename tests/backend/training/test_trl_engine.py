@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from arkor.backend.compute.models import CONVERSION_VERSION
+from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training import trl_engine
 from arkor.backend.training.tokenization import LEGACY_VERSION
@@ -209,6 +210,30 @@ def test_epochs_logging_and_saving(bench: Bench) -> None:
     assert notebook.total_steps == 8
     assert [log["step"] for log in notebook.logs] == [3, 6, 8]
     assert notebook.checkpoints == [5, 8]
+
+
+def test_rows_that_are_tokens_train_like_the_text_that_they_are_of(bench: Bench) -> None:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - collecting tests loads no torch
+
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+    texts = [f"The {word} is here." for word in WORDS] * 4
+    plain = bench.run([{"text": text} for text in texts])
+    bos = [tokenizer.bos_token_id] if tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] else []
+    ids = [bos + tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for text in texts]
+    assert bench.run([{"input_ids": row} for row in ids]).losses == plain.losses
+    last = [{"input_ids": row, "labels": [-100] * (len(row) - 1) + row[-1:]} for row in ids]
+    assert bench.run(last).losses != plain.losses
+    foreign = [{"input_ids": row} for row in [*ids, [1, 999_999]]]
+    with pytest.raises(DataError, match=rf"line {len(foreign)}: the token 999999 is not one of the"):
+        bench.run(foreign)
+    assert bench.run(foreign, on_bad_rows="skip").losses == plain.losses
+    with pytest.raises(RunError, match="tokens, whose `labels` determine"):
+        bench.run(last, train_on_responses_only=True)
+
+
+def test_an_evaluation_that_is_not_enabled(bench: Bench) -> None:
+    assert bench.run(eval_steps=2, dataset_split={"enabled": False}).eval_steps == []
+    assert bench.run(eval_steps=0.5, dataset_split={"enabled": True, "testSize": 4}).eval_steps == [2, 4]
 
 
 def test_eval_steps_hold_out_rows(bench: Bench) -> None:

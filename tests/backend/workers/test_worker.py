@@ -71,7 +71,8 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert [event["evalLoss"] for event in events if "evalLoss" in event] == [2.0 * 0.9**5 * 1.1]
     assert {event["jobId"] for event in events} == {"run-1"}
     last = events[-1]
-    assert last["metrics"] == {"steps": 5, "loss": 2.0 * 0.9**5}
+    loss = 2.0 * 0.9**5
+    assert last["metrics"] == {"steps": 5, "totalSteps": 5, "loss": loss, "finalLoss": loss}
     assert [(a["kind"], a["step"], a["path"]) for a in last["artifacts"]] == [
         ("checkpoint", 2, "checkpoints/2"),
         ("checkpoint", 4, "checkpoints/4"),

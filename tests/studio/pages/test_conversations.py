@@ -88,6 +88,24 @@ def test_what_is_pressed_before_it_is_alive_is_not_lost(studio: Studio, new_tab:
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
+COMPOSED = """(element) => {
+    const fire = (type, rest) => element.dispatchEvent(
+        new KeyboardEvent(type, { key: "Enter", code: "Enter", bubbles: true, cancelable: true, ...rest }));
+    return [{ isComposing: true, keyCode: 13 }, { keyCode: 229 }].map((rest) => fire("keydown", rest) && fire("keyup", rest));
+}"""
+
+
+def test_enter_that_ends_a_composition_sends_nothing(studio_env: Studio, new_tab: Callable[..., Tab]) -> None:
+    page = playground(new_tab(studio_env), "model=org/small-model")
+    prompt = page.get_by_label("Your message")
+    prompt.fill("こんにちは")
+    assert prompt.evaluate(COMPOSED) == [True, True], "the key has its usual effect"
+    expect(prompt).to_have_value("こんにちは")
+    expect(page.locator(".turn")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn").last).to_contain_text("scripted: こんにちは")
+
+
 def test_stop_keeps_what_was_said_and_the_next_question_knows_it(
     chat_studio: Studio, new_tab: Callable[..., Tab]
 ) -> None:
