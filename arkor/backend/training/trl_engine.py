@@ -65,10 +65,10 @@ class TrlEngine:
             device = choose_device(self.precision)
             recorder.preparing(f"Training on {device.description}")
             check_device(run.config, device)
-            rows = load_run_rows(run, recorder)
-            loaded = load_run_model(run, device, recorder)
             saved = _saved_fingerprints(run)
             version = saved["the version of arkor"] if saved else VERSION
+            rows = load_run_rows(run, recorder, version=version)
+            loaded = load_run_model(run, device, recorder)
             train, evaluation = encode_rows(run, rows, loaded, recorder, version)
             hyperparameters = resolve_hyperparameters(run.config, len(train), evaluates=evaluation is not None)
             if saved and version == LEGACY_VERSION:  # which rounded the warm-up up
@@ -113,8 +113,13 @@ _WITHOUT_RESPONSES = {
 }
 
 
-def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED) -> Rows:
-    """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run."""
+def load_run_rows(
+    run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REPORTED, *, version: int = VERSION
+) -> Rows:
+    """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run.
+
+    A run of the first version always held out training rows, and keeps these when it resumes.
+    """
     config = run.config
     recorder.preparing("Reading the data")
     rows = load_rows(
@@ -126,7 +131,7 @@ def load_run_rows(run: Run, recorder: Recorder, max_faults: int = MAX_FAULTS_REP
         allow_private=private_urls_allowed(),
         max_faults=max_faults,
         skip_bad=config.on_bad_rows == "skip",
-        evaluates=bool(config.eval_steps),
+        evaluates=bool(config.eval_steps) and version != LEGACY_VERSION,
         columns=(config.dataset_format or {}).get("columnMapping"),
     )
     for note in rows.notes:

@@ -19,7 +19,7 @@ from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training import trl_engine
 from arkor.backend.training.tokenization import LEGACY_VERSION
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
-from arkor.protocol.datasets import BlobDataset
+from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 from arkor.protocol.jobs import JobConfig
 from arkor.settings import STARTER_MODEL
 from tests.fakes.memory_recorder import MemoryRecorder
@@ -339,6 +339,27 @@ def test_a_run_of_the_first_version_is_resumed(bench: Bench, monkeypatch: pytest
     resumed = bench.run(rows, resume=stopped, **fields)
     assert resumed.finished
     assert bench.run(rows, **fields).losses[-1] != resumed.losses[-1]
+
+
+def test_a_run_of_the_first_version_keeps_the_rows_that_it_held_out(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new run evaluates on the validation split of the hub data set instead."""
+    folder = tmp_path / "acme" / "tickets"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", CHATS), ("validation", CHATS[:3])):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench, "source", lambda _: HuggingFaceDataset("acme/tickets"))
+    fields = {"warmup_steps": 1, "save_steps": 100, "eval_steps": 2}
+    with monkeypatch.context() as first_version:
+        first_version.setattr(trl_engine, "VERSION", LEGACY_VERSION)
+        stopped = bench.run(stop_at=2, **fields)
+    resumed = bench.run(resume=stopped, **fields)
+    assert resumed.finished
+    assert "Tokenizing 22 training rows" in resumed.messages
+    assert "Tokenizing 24 training rows" in bench.run(**fields).messages
 
 
 def test_the_end_of_a_turn_is_an_end_token_of_the_adapter(tmp_path: Path) -> None:
