@@ -355,7 +355,7 @@ def test_a_run_of_the_first_version_keeps_the_rows_that_it_held_out(
     fields = {"warmup_steps": 1, "save_steps": 100, "eval_steps": 2}
     with monkeypatch.context() as first_version:
         first_version.setattr(trl_engine, "VERSION", LEGACY_VERSION)
-        stopped = bench.run(stop_at=2, **fields)
+        stopped = bench.run(stop_at=1, **fields)
     resumed = bench.run(resume=stopped, **fields)
     assert resumed.finished
     assert "Tokenizing 22 training rows" in resumed.messages
