@@ -36,7 +36,7 @@ from arkor.backend.training.trl_engine import (
 )
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
-from tests.fakes.notebook import MemoryRecorder
+from tests.fakes.memory_recorder import MemoryRecorder
 from tests.families.tiny import make_tiny
 
 #: The largest relative difference of losses and gradients.
