@@ -117,7 +117,7 @@ class Bench:
         run, recorder, device = Run("job", config, folder, self.home), MemoryRecorder(folder), choose_device("float32")
         rows = load_run_rows(run, recorder)
         loaded = load_run_model(run, device, recorder)
-        examples = encode_rows(config, rows, loaded, recorder)
+        examples = encode_rows(run, rows, loaded, recorder)
         hyperparameters = resolve_hyperparameters(config, len(examples[0]), evaluates=False)
         trainer = build_trainer(folder, loaded, device, examples, hyperparameters, recorder)
         trainer.notes = recorder.messages
