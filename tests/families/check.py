@@ -36,7 +36,7 @@ from arkor.backend.training.trl_engine import (
 )
 from arkor.protocol.datasets import BlobDataset
 from arkor.protocol.jobs import JobConfig
-from tests.fakes.notebook import MemoryRecorder
+from tests.fakes.memory_recorder import MemoryRecorder
 from tests.families.tiny import make_tiny
 
 #: The largest relative difference of losses and gradients.
@@ -117,7 +117,7 @@ class Bench:
         run, recorder, device = Run("job", config, folder, self.home), MemoryRecorder(folder), choose_device("float32")
         rows = load_run_rows(run, recorder)
         loaded = load_run_model(run, device, recorder)
-        examples = encode_rows(config, rows, loaded, recorder)
+        examples = encode_rows(run, rows, loaded, recorder)
         hyperparameters = resolve_hyperparameters(config, len(examples[0]), evaluates=False)
         trainer = build_trainer(folder, loaded, device, examples, hyperparameters, recorder)
         trainer.notes = recorder.messages

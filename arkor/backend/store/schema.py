@@ -57,7 +57,7 @@ projects = Table(
     Column("id", String(32), primary_key=True),
     Column("org_id", ForeignKey("orgs.id"), nullable=False),
     Column("slug", String(64), nullable=False),
-    Column("name", String(255), nullable=False),
+    Column("name", String(200), nullable=False),
     UniqueConstraint("org_id", "slug"),
 )
 

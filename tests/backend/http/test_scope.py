@@ -152,7 +152,7 @@ def test_no_id_leads_out_of_the_scope(backend_env: Backend, guarded: list[Call],
         if "{" in call.path:
             for part in HOSTILE:
                 answer = send(backend_env, call, backend_env.token, LOCAL, part)
-                assert answer.status in (404, 405), (call, part, answer)
+                assert answer.status in ((400,) if "%00" in part else (404, 405)), (call, part, answer)
                 assert "x-evil" not in answer.headers
                 assert len(answer.json()["error"]) < 300
     assert tree(backend_env.home) == before
@@ -166,7 +166,7 @@ def test_no_slug_leads_out_of_the_scope(backend_env: Backend, name: str) -> None
         with connect(backend_env.url) as line:
             line.sendall(head("GET", f"/v1/jobs?{scope}", Authorization=f"Bearer {backend_env.token}"))
             answer = reply(line)
-        assert answer.status == (403 if name == "orgSlug" else 404), part
+        assert answer.status == (400 if "%00" in part else 403 if name == "orgSlug" else 404), part
         assert len(answer.json()["error"]) < 300
 
 

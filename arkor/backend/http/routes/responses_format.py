@@ -122,7 +122,9 @@ def read_response_request(body: Mapping[str, Any], base_model: str, find_item: F
         messages.add_instructions(body["instructions"])
     messages.add_input(body["input"])
     tools, tool_choice = _tools(body)
-    top_logprobs = body.get("top_logprobs") or None
+    top_logprobs = body.get("top_logprobs")
+    if top_logprobs == 0 and not isinstance(top_logprobs, bool):
+        top_logprobs = None
     request = InferenceRequest(
         messages=messages.found,
         base_model=base_model,
