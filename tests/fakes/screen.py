@@ -12,10 +12,9 @@ import pyte
 
 
 class Screen:
-    """Run a Python script in a terminal of `columns` x `rows` to its end.
+    """Run a Python script in a terminal to its end; `meanwhile(screen)` is called after each chunk.
 
-    `written` is its whole output, `moments` are (seconds, lines on the screen) after each chunk of it. `meanwhile(screen)`
-    is called after each chunk.
+    `written` is its whole output, `moments` are (seconds, lines on the screen) after each chunk.
     """
 
     def __init__(

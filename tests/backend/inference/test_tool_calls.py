@@ -14,8 +14,8 @@ from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Reply, ToolChoice
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
+from tests.backend.chat_templates import MISTRAL, trl_templates
 from tests.backend.inference.test_generator import run
-from tests.fakes.chat_templates import MISTRAL, trl_templates
 from tests.fakes.tiny_model import byte_tokenizer, make_base
 
 pytestmark = pytest.mark.slow  # torch alone takes seconds to import

@@ -18,7 +18,7 @@ from arkor.backend.inference.messages import ToolChoice
 from arkor.backend.inference.prompts import PromptBuilder
 from arkor.backend.training.tokenization import EncodedDataset, encode
 from arkor.protocol.row_formats import Row, read_row
-from tests.fakes.chat_templates import all_templates, tokenizer_with, trl_templates
+from tests.backend.chat_templates import all_templates, tokenizer_with, trl_templates
 from tests.fakes.tiny_model import CHATML as CHATML_TEMPLATE
 
 pytestmark = pytest.mark.slow  # the libraries of the tokenizers take seconds to import
