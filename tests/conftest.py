@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,16 @@ def install_starter(home: Path, starter: Path) -> None:
     """Link that folder to where a backend of `home` looks for it."""
     models_folder(home).mkdir(parents=True, mode=0o700)
     (models_folder(home) / STARTER_MODEL).symlink_to(starter)
+
+
+def install_older_starter(home: Path, starter: Path) -> Path:
+    """Give a home the starter model as version 0.1.0 converted it, with numbers in one piece; return its folder."""
+    from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - for few tests
+
+    folder = models_folder(home) / STARTER_MODEL
+    shutil.copytree(starter, folder)
+    (folder / "conversion.json").unlink()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

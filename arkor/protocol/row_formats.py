@@ -40,7 +40,7 @@ def _chat(record: Mapping[str, Any], messages: list[dict[str, Any]]) -> Row:
     return row | ({"tools": tools} if tools else {}) | ({"chat_template_kwargs": options} if options else {})
 
 
-#: Arguments of `apply_chat_template` that are no options of a template.
+#: Arguments of `apply_chat_template` itself: the others are options of a template.
 _NOT_OPTIONS = {"messages", "conversation", "tools", "tokenize", "chat_template", "add_generation_prompt"}
 _NOT_OPTIONS |= {"continue_final_message", "return_assistant_tokens_mask", "return_dict", "return_tensors"}
 

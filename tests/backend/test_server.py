@@ -52,7 +52,6 @@ def test_how_it_is_found(backend: Backend) -> None:
 
 
 def test_it_leaves_when_told_to(backend: Backend) -> None:
-    requests.get(f"{backend.url}/healthz", timeout=60)  # it handles signals from its first answer on
     backend.process.send_signal(signal.SIGTERM)
     assert backend.process.wait(timeout=60) == 0
     assert not (backend.home / "backend.json").exists()

@@ -28,8 +28,8 @@ from arkor.settings import STARTER_MODEL, arkor_home
 from tests.benchmarks import intents
 
 
-class Nobody(Recorder):
-    """A recorder that writes checkpoints and drops everything else."""
+class CheckpointWriter(Recorder):
+    """Writes checkpoints; ignores everything else."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,7 +61,7 @@ def prepared(data: Path, steps: int) -> RunFolder:
 def bare(folder: RunFolder) -> None:
     """Run the engine only; print the seconds of its steps."""
     run = Run(folder.id, from_wire(JobConfig, folder.read_job()["config"]), folder.path, arkor_home())
-    print(load_engine("trl").train(run, Nobody(folder.path))["seconds"])
+    print(load_engine("trl").train(run, CheckpointWriter(folder.path))["seconds"])
 
 
 def seconds_of_bare(folder: RunFolder) -> float:

@@ -23,6 +23,7 @@ from arkor.client.connect import connect
 from arkor.protocol.jobs import JobStatus
 from arkor.settings import STARTER_MODEL
 from tests.conftest import PROJECT, start_backend, stop_backend
+from tests.environments import install_once, make_venv
 
 BUILD = PROJECT / "build" / "clients"
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -76,21 +77,16 @@ def main() -> int:
 
 def install(name: str) -> None:
     """Make the environment of a client, unless it has these versions."""
-    folder, packages = BUILD / name, list(CLIENTS[name])
-    stamp = folder / "packages.txt"
-    if stamp.exists() and stamp.read_text() == "\n".join(packages):
-        return
-    print(f"Installing {' '.join(packages)} …", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if name == "ai_sdk":
-        (folder / "package.json").write_text("{}")
-        subprocess.run(["npm", "install", "--silent", *packages], cwd=folder, check=True)
-    else:
-        subprocess.run([sys.executable, "-m", "uv", "venv", "--quiet", "--clear", str(folder)], check=True)
-        install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
-        subprocess.run([*install, *packages], check=True)
-    stamp.write_text("\n".join(packages))
+    folder, packages = BUILD / name, CLIENTS[name]
+
+    def install_packages() -> None:
+        if name == "ai_sdk":
+            (folder / "package.json").write_text("{}")
+            subprocess.run(["npm", "install", "--silent", *packages], cwd=folder, check=True)
+        else:
+            make_venv(folder, *packages)
+
+    install_once(folder, packages, install_packages)
 
 
 def deploy(home: Path) -> dict[str, str]:

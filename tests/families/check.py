@@ -61,7 +61,7 @@ def row(number: int) -> dict[str, Any]:
 
 @define
 class Report:
-    """What was found about a family; a difference is relative, a problem is None if there is none."""
+    """The result for a family: its layout, relative differences, and the problems that were found."""
 
     family: str
     layout: str = ""

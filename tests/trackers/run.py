@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from arkor.callbacks.report.trackers import MLFLOW_PACKAGES
+from tests.environments import install_once, make_venv
 
 PROJECT = Path(__file__).parent.parent.parent
 BUILD = PROJECT / "build" / "trackers"
@@ -79,18 +80,9 @@ def main() -> int:
 
 def install(name: str) -> None:
     """Make the environment of a tracker, unless it has these versions."""
-    folder, packages = BUILD / name, list(TRACKERS[name])
-    stamp = folder / "packages.txt"
-    if stamp.exists() and stamp.read_text() == "\n".join(packages):
-        return
-    print(f"Installing {' '.join(packages)} …", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    command = [*uv, "pip", "install", "--quiet", "--python", python, "-r", "pyproject.toml", *FAKES, *packages]
-    subprocess.run(command, cwd=PROJECT, check=True)
-    stamp.write_text("\n".join(packages))
+    folder, packages = BUILD / name, TRACKERS[name]
+    requirements = ("-r", "pyproject.toml", *FAKES, *packages)
+    install_once(folder, packages, lambda: make_venv(folder, *requirements, cwd=PROJECT))
 
 
 def storage_problem(name: str) -> str | None:

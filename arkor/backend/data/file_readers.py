@@ -195,13 +195,7 @@ def _objects(text: str, name: str) -> Iterator[Record]:
     decoder, position, line, counted = json.JSONDecoder(), _skip_space(text, 0), 1, 0
     while position < len(text):
         line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except RecursionError:
-            raise DataError(f"{name}, line {line}: is nested too deeply to be read.") from None
-        except ValueError as error:
-            where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise DataError(f"{name}{where}: the file {_json_problem(error)}.") from None
+        value, position = _decode_value(decoder, text, position, name, line)
         if not isinstance(value, dict):
             raise DataError(f"{name} must be a list of rows, or JSONL with one row per line.")
         yield Record(f"line {line}", value)
@@ -215,13 +209,7 @@ def _array(text: str, position: int, name: str) -> Iterator[Record]:
         raise DataError(f"{name} is an empty list. A data set needs at least one row.")
     while True:
         line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except RecursionError:
-            raise DataError(f"{name}, line {line}: is nested too deeply to be read.") from None
-        except ValueError as error:
-            line = getattr(error, "lineno", line)
-            raise DataError(f"{name}, line {line}: the file {_json_problem(error)}.") from None
+        value, position = _decode_value(decoder, text, position, name, line)
         yield Record(f"line {line}", value)
         position = _skip_space(text, position)
         if text[position : position + 1] == "]":
@@ -232,6 +220,17 @@ def _array(text: str, position: int, name: str) -> Iterator[Record]:
                 f"{name}, line {line}: a comma or the closing ] is missing after a row; is the file complete?"
             )
         position = _skip_space(text, position + 1)
+
+
+def _decode_value(decoder: json.JSONDecoder, text: str, position: int, name: str, line: int) -> tuple[Any, int]:
+    """Decode the value at `position`, in that line; return it and the position of its end."""
+    try:
+        return decoder.raw_decode(text, position)
+    except RecursionError:
+        raise DataError(f"{name}, line {line}: is nested too deeply to be read.") from None
+    except ValueError as error:
+        line = getattr(error, "lineno", line)
+        raise DataError(f"{name}, line {line}: the file {_json_problem(error)}.") from None
 
 
 def _skip_space(text: str, position: int) -> int:

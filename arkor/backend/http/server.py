@@ -64,11 +64,13 @@ def serve(
             )
         own_machine_only = on_loopback and operator_token is None
         app = create_app(home, store, engine, operator_token=operator_token, open_to_own_user=own_machine_only)
-        url = announce(home, listener, owner_token)
-        if greet:
-            print(f"Serving {home} on {url}; Ctrl-C stops it (runs continue)", file=sys.stderr)  # noqa: T201
         middleware = ConcurrencyMiddleware(app, loopback_only=own_machine_only)  # a proxy may use any host name
-        Server(app.state.arkor, middleware, idle).run([listener])
+        server = Server(app.state.arkor, middleware, idle)
+        with server.capture_signals():  # from now on: a signal must not leave the announced address behind
+            url = announce(home, listener, owner_token)
+            if greet:
+                print(f"Serving {home} on {url}; Ctrl-C stops it (runs continue)", file=sys.stderr)  # noqa: T201
+            server.run([listener])
 
 
 class Server(uvicorn.Server):

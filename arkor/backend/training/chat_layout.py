@@ -34,7 +34,7 @@ class LayoutError(ValueError):
 
 
 @frozen
-class Layout:
+class LabelledText:
     """A text in segments, each with whether it is learnt, for `turns` turns of the assistant."""
 
     segments: tuple[tuple[str, bool], ...]
@@ -42,10 +42,10 @@ class Layout:
 
 
 @define
-class ChatLayouts:
-    """The layouts of a chat; `lost` names what the template does not write, and `context` counts turns."""
+class LabelledChat:
+    """The texts of a chat; `lost` names what the template does not write, and `context` counts turns."""
 
-    layouts: list[Layout]
+    texts: list[LabelledText]
     context: int = 0
     lost: set[str] = field(factory=set)
 
@@ -58,18 +58,18 @@ class _Text:
     prompt: str
     spans: list[tuple[int, int]]
 
-    def layout(self) -> Layout:
+    def labelled(self) -> LabelledText:
         segments: list[tuple[str, bool]] = []
         position = 0
         for begin, end in sorted(self.spans):
             segments += [(self.text[position:begin], False), (self.text[begin:end], True)]
             position = end
         segments.append((self.text[position:], False))
-        return Layout(tuple(segment for segment in segments if segment[0]), len(self.spans))
+        return LabelledText(tuple(segment for segment in segments if segment[0]), len(self.spans))
 
 
-def lay_out(row: Row, template: ChatTemplate, *, answers_only: bool) -> ChatLayouts:
-    """Return the layouts of a chat, in the order of its turns. Raise `LayoutError`."""
+def lay_out(row: Row, template: ChatTemplate, *, answers_only: bool) -> LabelledChat:
+    """Return the texts of a chat, in the order of its turns. Raise `LayoutError`."""
     given = row["messages"]
     weights = [message.get("weight", 1) for message in given if message["role"] == "assistant"]
     chat = template.prepare(given, row.get("tools", ()))
@@ -82,10 +82,10 @@ def lay_out(row: Row, template: ChatTemplate, *, answers_only: bool) -> ChatLayo
     if not answers_only:
         whole = texts[-1]
         context = [index for index in indices if index not in learnt]
-        layouts = [Layout(tuple(layouter.without(whole, context)), len(learnt))]
+        labelled = [LabelledText(tuple(layouter.without(whole, context)), len(learnt))]
     else:
-        layouts = [text.layout() for text in texts]
-    return ChatLayouts(layouts, len(indices) - len(learnt), layouter.lost(learnt, texts[-1].text))
+        labelled = [text.labelled() for text in texts]
+    return LabelledChat(labelled, len(indices) - len(learnt), layouter.lost(learnt, texts[-1].text))
 
 
 @define
@@ -215,7 +215,7 @@ class _Layouter:
         for index in context:
             if not self._place(spans, *self._turn(index)):
                 raise LayoutError("a message of weight 0 cannot be located in the text of the chat template")
-        for text, is_context in spans.layout().segments:
+        for text, is_context in spans.labelled().segments:
             yield text, not is_context
 
     def lost(self, learnt: Sequence[int], text: str) -> set[str]:

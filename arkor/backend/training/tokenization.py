@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from arkor.backend.compute.chat_template import ChatTemplate
 from arkor.backend.data.faults import DataError, Faults
 from arkor.backend.data.packed_rows import PackedRows
-from arkor.backend.training.chat_layout import ChatLayouts, Layout, LayoutError, lay_out
+from arkor.backend.training.chat_layout import LabelledChat, LabelledText, LayoutError, lay_out
 from arkor.backend.training.legacy_tokenization import encode_legacy
 from arkor.formatting import one_line
 from arkor.protocol.row_formats import Row
@@ -185,25 +185,25 @@ class _Encoder:
             encoded.rows += len(indices)
             return
         found = [(index, self._lay_out(rows, index)) for index in indices]
-        texts = [layout.segments for _, chat in found if chat for layout in chat.layouts]
-        tokens = iter(escaper.segment_tokens([[text for text, _ in segments] for segments in texts]))
+        segments = [text.segments for _, chat in found if chat for text in chat.texts]
+        tokens = iter(escaper.segment_tokens([[text for text, _ in parts] for parts in segments]))
         for index, chat in found:
             if chat is None:
                 continue
             encoded.rows += 1
-            encoded.turns += sum(layout.turns for layout in chat.layouts)
+            encoded.turns += sum(text.turns for text in chat.texts)
             encoded.context_turns += chat.context
-            encoded.rewritten += len(chat.layouts) > 1
+            encoded.rewritten += len(chat.texts) > 1
             encoded.unwritten.update(chat.lost)
-            encoded.escaped += any(escaper.contains(text) for text, _ in chat.layouts[-1].segments)
-            yield from ((_label(layout, next(tokens)), index + 1) for layout in chat.layouts)
+            encoded.escaped += any(escaper.contains(text) for text, _ in chat.texts[-1].segments)
+            yield from ((_label(text, next(tokens)), index + 1) for text in chat.texts)
 
-    def _lay_out(self, rows: Sequence[Row], index: int) -> ChatLayouts | None:
+    def _lay_out(self, rows: Sequence[Row], index: int) -> LabelledChat | None:
         """Return the texts of a row, or add it to the faults."""
         row = rows[index]
         try:
             if "text" in row:
-                return ChatLayouts([Layout(((plain_text(row["text"], self.template), True),), 0)])
+                return LabelledChat([LabelledText(((plain_text(row["text"], self.template), True),), 0)])
             return lay_out(row, self.template, answers_only=self.answers_only)
         except LayoutError as error:
             fault = f"{error}"
@@ -234,10 +234,10 @@ class _Encoder:
         self.faults.add(rows.place(index) if isinstance(rows, PackedRows) else f"row {index + 1}", fault)
 
 
-def _label(layout: Layout, tokens: list[list[int]]) -> Example:
+def _label(text: LabelledText, tokens: list[list[int]]) -> Example:
     ids: list[int] = []
     labels: list[int] = []
-    for (_, learnt), found in zip(layout.segments, tokens, strict=True):
+    for (_, learnt), found in zip(text.segments, tokens, strict=True):
         ids += found
         labels += found if learnt else [IGNORE_INDEX] * len(found)
     return Example(ids, labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from arkor.backend.compute.models import local_folder, submission_problem
 from arkor.backend.engine.interface import RunError
 from arkor.settings import STARTER_MODEL
 from tests.backend.compute.starter_strings import COUNT, DIGESTS, digest, strings
+from tests.conftest import install_older_starter
 from tests.fakes.tiny_model import make_tiny_model
 
 
@@ -165,14 +165,7 @@ class TestLoading:
 
     def test_an_older_conversion_gets_the_right_tokenizer(self, tmp_path: Path, starter: Path) -> None:
         """Its weights stay as they are, for workers that are reading them; the package is not needed."""
-        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - collecting tests loads no torch
-
-        folder = tmp_path / "models" / STARTER_MODEL
-        shutil.copytree(starter, folder)
-        (folder / "conversion.json").unlink()
-        old = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        old.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as version 0.1.0 wrote it
-        old.save(str(folder / "tokenizer.json"))
+        folder = install_older_starter(tmp_path, starter)
         weights = (folder / "model.safetensors").stat()
         right = models.load_tokenizer(str(starter))("1.\n\n2.").input_ids
         assert models.load_tokenizer(str(folder))("1.\n\n2.").input_ids != right

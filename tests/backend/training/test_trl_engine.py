@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 from arkor.protocol.jobs import JobConfig
 from arkor.settings import STARTER_MODEL
+from tests.conftest import install_older_starter
 from tests.fakes.memory_recorder import MemoryRecorder
 from tests.fakes.tiny_model import ARCHITECTURES, CHATML, make_tiny_model
 
@@ -456,14 +456,7 @@ def test_a_run_of_the_starter_model_resumes_with_the_tokenizer_that_it_began_wit
     tmp_path: Path, starter: Path
 ) -> None:
     """The home gets a newer conversion of the tokenizer while the run is stopped."""
-    from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 - as above
-
-    folder = tmp_path / "models" / STARTER_MODEL
-    shutil.copytree(starter, folder)
-    (folder / "conversion.json").unlink()
-    old = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    old.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as version 0.1.0 wrote it
-    old.save(str(folder / "tokenizer.json"))
+    folder = install_older_starter(tmp_path, starter)
     (folder / "conversion.json").write_text(json.dumps({"version": CONVERSION_VERSION}))
     rows = [{"messages": [*chat(n)["messages"][:-1], {"role": "assistant", "content": f"a\n\n{n}."}]} for n in range(4)]
     bench = Bench(tmp_path, Path(STARTER_MODEL))
