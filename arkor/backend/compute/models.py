@@ -247,6 +247,19 @@ def load_tokenizer(folder: str) -> Any:
     return tokenizer
 
 
+def load_configs(folder: str) -> tuple[Any, Any]:
+    """Load the configuration and the generation settings of a model. Raise `RunError`."""
+    import transformers  # noqa: PLC0415 - slow to import
+
+    with _load_errors_as_run_errors(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        try:
+            generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        except OSError:  # without a file
+            generation_config = transformers.GenerationConfig.from_model_config(config)
+    return config, generation_config
+
+
 def load_model(folder: str, **options: Any) -> Any:
     """Load a language model, or an image-text model as one; `options` go to transformers.
 
