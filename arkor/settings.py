@@ -77,6 +77,18 @@ def serving_idle_seconds() -> float:
     return seconds
 
 
+#: The values of `ARKOR_SERVING_ENGINE`.
+SERVING_ENGINES = ("auto", "transformers", "llama.cpp")
+
+
+def serving_engine() -> str:
+    """`ARKOR_SERVING_ENGINE`: the engine that computes answers, by default the fastest for each."""
+    name = (os.environ.get("ARKOR_SERVING_ENGINE") or "auto").strip()
+    if name not in SERVING_ENGINES:
+        raise InvalidConfig("ARKOR_SERVING_ENGINE", f"must be one of {', '.join(SERVING_ENGINES)}, not {name!r}")
+    return name
+
+
 def _count(name: str, default: int) -> int:
     text = (os.environ.get(name) or "").strip()
     if text and not text.isdecimal():
@@ -95,6 +107,7 @@ max_streams = partial(_count, "ARKOR_MAX_STREAMS", 100)
 
 
 def check_limits() -> None:
-    """Raise `InvalidConfig` for the first limit that is set to anything but a number."""
-    for limit in (serving_idle_seconds, serving_memory_bytes, max_kept_checkpoints, max_queued_runs, max_streams):
-        limit()
+    """Raise `InvalidConfig` for the first limit, or the engine, with an invalid value."""
+    limits = (serving_idle_seconds, serving_memory_bytes, max_kept_checkpoints, max_queued_runs, max_streams)
+    for setting in (*limits, serving_engine):
+        setting()

@@ -46,6 +46,15 @@ def test_seconds_may_have_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
             check_limits()
 
 
+def test_the_engine_must_be_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "auto", "transformers", "llama.cpp"):
+        monkeypatch.setenv("ARKOR_SERVING_ENGINE", value)
+        check_limits()
+    monkeypatch.setenv("ARKOR_SERVING_ENGINE", "llamacpp")
+    with pytest.raises(InvalidConfig, match=r"must be one of auto, transformers, llama\.cpp, not 'llamacpp'"):
+        check_limits()
+
+
 def test_a_backend_names_the_wrong_variable(tmp_path: Path) -> None:
     environment = {**os.environ, "ARKOR_HOME": str(tmp_path / "home"), "ARKOR_MAX_STREAMS": "many"}
     command = [sys.executable, "-m", "arkor.backend"]

@@ -16,6 +16,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from arkor.backend.compute.models import INSTALL_STARTER, submission_problem
+from arkor.backend.inference.llama_cpp.library import PACKAGE as LLAMA_CPP_PACKAGE
+from arkor.backend.inference.llama_cpp.library import installed_version, problem_of_use
 from arkor.backend.runs.event_log import LogCorrupted, read_status
 from arkor.backend.runs.paths import (
     RunFolder,
@@ -28,11 +30,12 @@ from arkor.backend.runs.paths import (
 )
 from arkor.backend.store.run_registry import InvalidRunFolder, read_manifest
 from arkor.backend.store.schema import SCHEMA_VERSION, recovery_advice
+from arkor.errors import InvalidConfig
 from arkor.files import is_locked
 from arkor.formatting import format_bytes
 from arkor.protocol.codec import to_wire
 from arkor.protocol.diagnostics import Diagnostic, ok, problem, warning
-from arkor.settings import STARTER_MODEL, arkor_home
+from arkor.settings import STARTER_MODEL, arkor_home, serving_engine
 
 
 def check_store(home: Path, serving: bool) -> Iterator[Diagnostic]:
@@ -178,6 +181,22 @@ def check_device() -> Iterator[Diagnostic]:
     if device.kind == "cpu" and Path("/proc/driver/nvidia/version").exists():
         sentence = "an NVIDIA driver is installed, but this torch cannot use the GPU"
         yield warning("device", sentence, "install the torch from pytorch.org that matches the driver")
+    yield check_engine(device.kind)
+
+
+def check_engine(device: str) -> Diagnostic:
+    """Report the engine that computes answers."""
+    try:
+        wanted = serving_engine()
+    except InvalidConfig as error:
+        return problem("answers", str(error), "unset ARKOR_SERVING_ENGINE")
+    reason = problem_of_use(wanted, device)
+    if reason is None:
+        name = f"{LLAMA_CPP_PACKAGE} {installed_version()}"
+        return ok("answers", f"computed by llama.cpp ({name}) for the models that it supports, else by transformers")
+    if wanted == "llama.cpp":
+        return problem("answers", f"ARKOR_SERVING_ENGINE is llama.cpp: {reason.problem}", reason.remedy)
+    return ok("answers", f"computed by transformers: {reason}")
 
 
 def main() -> None:

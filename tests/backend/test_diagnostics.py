@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arkor.backend.diagnostics import Diagnostic, check_database, check_starter, check_store
+from arkor.backend.diagnostics import Diagnostic, check_database, check_engine, check_starter, check_store
+from arkor.backend.inference.llama_cpp import library
+from arkor.backend.inference.llama_cpp.library import installed_version, load_library
 from arkor.backend.runs.event_log import LogWriter
 from arkor.backend.runs.paths import create_run, database_file, prepare, run_folder
 from arkor.backend.store.schema import SCHEMA_VERSION
@@ -156,3 +158,26 @@ def test_ten_thousand_runs_are_looked_through_in_seconds(tmp_path: Path) -> None
     findings = json.loads(subprocess.check_output(command, text=True))
     assert time.monotonic() - began < 60
     assert findings[0] == {"subject": "database", "level": "ok", "sentence": "intact, with 10000 runs"}
+
+
+def test_the_engine_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARKOR_SERVING_ENGINE", "transformers")
+    expected = ("ok", "computed by transformers: ARKOR_SERVING_ENGINE selects it")
+    assert (check_engine("cpu").level, check_engine("cpu").sentence) == expected
+    monkeypatch.setenv("ARKOR_SERVING_ENGINE", "llama")
+    assert (check_engine("cpu").level, check_engine("cpu").remedy) == ("problem", "unset ARKOR_SERVING_ENGINE")
+    monkeypatch.delenv("ARKOR_SERVING_ENGINE")
+    assert check_engine("cuda").sentence == "computed by transformers: it uses the GPU"
+    if installed_version() is not None:
+        assert check_engine("cpu").sentence.startswith("computed by llama.cpp (xllamacpp 2026.10.")
+
+
+def test_a_missing_engine_is_a_problem_only_if_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library.cache_clear()
+    monkeypatch.setattr(library, "installed_version", lambda: None)
+    remedy = "Run: pip install 'arkor[llama-cpp]'"
+    assert check_engine("cpu").level == "ok"
+    assert check_engine("cpu").sentence == f"computed by transformers: xllamacpp is not installed. {remedy}"
+    monkeypatch.setenv("ARKOR_SERVING_ENGINE", "llama.cpp")
+    assert (check_engine("cpu").level, check_engine("cpu").remedy) == ("problem", remedy)
+    load_library.cache_clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from arkor.backend.compute.device import choose_device
 from arkor.backend.engine.hyperparameters import resolve_hyperparameters
 from arkor.backend.engine.interface import Run
 from arkor.backend.inference import model_cache
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.messages import CompletionRequest, Delta, Done
 from arkor.backend.training.tokenization import IGNORE_INDEX
 from arkor.backend.training.trl_engine import (
@@ -220,6 +221,7 @@ MESSAGES = [
 
 def check_answers(bench: Bench, adapter: Path) -> str:
     """Compare answers with `generate`: alone, joined in flight, and after others left."""
+    os.environ["ARKOR_SERVING_ENGINE"] = "transformers"
     model_cache.choose_device = lambda: choose_device("float32")  # type: ignore[attr-defined]
     for folder in (None, adapter):
         limits = (24, 5, 16, 9)
@@ -229,7 +231,7 @@ def check_answers(bench: Bench, adapter: Path) -> str:
             CompletionRequest(str(n), str(bench.model), folder and str(folder), m, max_tokens=limit)
             for n, (m, limit) in enumerate(zip(MESSAGES, limits, strict=True))
         ]
-        generator = TorchGenerator(bench.home)
+        generator = ModelGenerator(bench.home)
         alone = [answer(generator, [request])[request.id] for request in requests[:2]]
         if alone != expected[:2]:
             return f"answers alone differ from generate: {alone} {expected[:2]}"
@@ -250,7 +252,7 @@ def plain_answer(bench: Bench, model: Any, messages: Any, limit: int) -> str:
     return str(tokenizer.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True))
 
 
-def answer(generator: TorchGenerator, requests: Sequence[CompletionRequest]) -> dict[str, str]:
+def answer(generator: ModelGenerator, requests: Sequence[CompletionRequest]) -> dict[str, str]:
     """Return the answers to requests that come one after the other."""
     texts = {request.id: "" for request in requests}
     waiting = list(requests)

@@ -1,21 +1,17 @@
-"""Decode several answers with the same weights together, with a shared key-value cache."""
+"""Decode several answers with the same weights together."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from arkor.backend.inference.grammar import allowed_tokens
 from arkor.backend.inference.messages import GenerationError, Reply, TokenLogprob
-from arkor.backend.inference.model_cache import ServedModel
-from arkor.backend.inference.own_cache import OwnCacheDecoder
 from arkor.backend.inference.sampling import apply_penalties, apply_repetition_penalty, log_probabilities, sample
 from arkor.backend.inference.sequence import SequenceState
+from arkor.backend.inference.served_model import ServedModel
 
 #: Tokens of a prompt that are computed at once, between two steps of the other answers.
 PREFILL_TOKENS = 512
@@ -24,24 +20,21 @@ PREFILL_TOKENS = 512
 SCORED_PREFILL_TOKENS = 64
 
 
-class Batch:
+class Batch(ABC):
     """Answers with the same weights, decoded together; a new batch has one, without its prompt.
 
-    Keys and values of the cache are (answers, heads, tokens, head size), padded on the left, so
-    that the last column has the newest token of every answer.
+    What an engine implements is the computation of logits, and the cache of the tokens before.
     """
 
     def __init__(self, weights: ServedModel, adapter: str | None, sequence: SequenceState) -> None:
         self.weights = weights
         self.adapter = adapter
         self.sequences = [sequence]
-        self._pending_prompt = sequence.prompt
-        self._lengths = [0]  # tokens in the cache, by answer
+        sequence.engine = weights.engine
+        self._pending_prompt = [*sequence.prompt, *sequence.tokens]
         self._next: list[int] = []
-        self._accepted_inputs = inspect.signature(weights.model.forward).parameters
-        self._mergeable = is_mergeable(weights.model)
-        self._own = None if self._mergeable else OwnCacheDecoder(weights.model)
-        self._cache = DynamicCache()  # also keeps tokens outside of a sliding window, which the mask hides
+        #: A model of another engine that continues the answer after its prompt.
+        self.successor: ServedModel | None = None
 
     @property
     def is_prefilling(self) -> bool:
@@ -57,50 +50,43 @@ class Batch:
         """Compute a part of the prompt, or one token per answer. Raise `GenerationError`."""
         if self._pending_prompt:
             return self._prefill(self.sequences[0])
-        return self._push(self._forward([[token] for token in self._next])[:, -1])
+        return self._push(self._checked([[token] for token in self._next])[:, -1])
 
     def _prefill(self, sequence: SequenceState) -> list[Reply]:
-        """Compute a part of the prompt; with its end, the first token of the answer."""
+        """Compute a part of the prompt; with its end, the next token of the answer."""
         size = PREFILL_TOKENS if sequence.prompt_logprobs is None else SCORED_PREFILL_TOKENS
-        size = size if self._mergeable else len(self._pending_prompt)
+        size = size if self.can_cut_prompts else len(self._pending_prompt)
         chunk, self._pending_prompt = self._pending_prompt[:size], self._pending_prompt[size:]
-        logits = self._forward([chunk], keep_all=sequence.prompt_logprobs is not None)
+        logits = self._checked([chunk], keep_all=sequence.prompt_logprobs is not None)
         if sequence.prompt_logprobs is not None:
             scored = sequence.prompt[len(sequence.prompt_logprobs) :][: len(chunk)]
             sequence.prompt_logprobs += self._logprobs(logits[0, : len(scored)], scored, sequence)
         if self._pending_prompt:
             return []
-        replies = sequence.start()
+        replies = [] if sequence.tokens else sequence.start()
         if not sequence.finished:
             return [*replies, *self._push(logits[:, -1])]
-        self.sequences.clear()
+        self.remove(lambda _: True)
         return replies
+
+    @property
+    def can_cut_prompts(self) -> bool:
+        """Whether a prompt can be computed in parts."""
+        return True
 
     def can_merge(self, other: Batch) -> bool:
         """Whether the two batches can be decoded as one."""
         return (
             self.weights is other.weights
             and self.adapter == other.adapter
-            and self._mergeable  # the same for the other, which has the same weights
             and not (self.must_run_alone or other.must_run_alone)
             and not (self.is_prefilling or other.is_prefilling)
         )
 
     def merge(self, other: Batch) -> None:
         """Move the answers of another batch into this one."""
-        width = max(*self._lengths, *other._lengths)
-        pairs = zip(self._cache.layers, other._cache.layers, strict=True)
-        self._cache = DynamicCache(
-            [
-                (
-                    torch.cat([_pad_left(mine.keys, width), _pad_left(theirs.keys, width)]),
-                    torch.cat([_pad_left(mine.values, width), _pad_left(theirs.values, width)]),
-                )
-                for mine, theirs in pairs
-            ]
-        )
+        self._merge_cache(other)
         self.sequences += other.sequences
-        self._lengths += other._lengths
         self._next += other._next
 
     def remove(self, is_dropped: Callable[[SequenceState], bool]) -> None:
@@ -110,45 +96,29 @@ class Batch:
             return
         self.sequences = [self.sequences[row] for row in keep]
         self._next = [self._next[row] for row in keep] if self._next else []
-        self._lengths = [self._lengths[row] for row in keep]
-        if keep and self._mergeable:  # an empty batch is dropped with its cache
-            width = max(self._lengths)
-            pairs = [(layer.keys, layer.values) for layer in self._cache.layers]
-            self._cache = DynamicCache(
-                [(_select_rows(keys, keep, width), _select_rows(values, keep, width)) for keys, values in pairs]
-            )
+        self._keep_rows(keep)
 
-    def _forward(self, columns: list[list[int]], *, keep_all: bool = False) -> torch.Tensor:
+    @abstractmethod
+    def _forward(self, columns: list[list[int]], *, keep_all: bool) -> torch.Tensor:
         """Compute tokens, (answers, new); return at least the last logits, (answers, new,
         vocabulary).
         """
-        self.weights.activate(self.adapter)
-        if self._own is not None:
-            return _require_finite(self._own.forward(columns[0], keep_all=keep_all))
-        model, new = self.weights.model, len(columns[0])
-        positions = [list(range(length, length + new)) for length in self._lengths]
-        inputs: dict[str, Any] = {
-            "position_ids": torch.tensor(positions, device=model.device),
-            "attention_mask": self._mask(new),
-            "logits_to_keep": 0 if keep_all else 1,  # 0 keeps all
-        }
-        accepted = {
-            name: value for name, value in inputs.items() if name in self._accepted_inputs and value is not None
-        }
-        tokens = torch.tensor(columns, device=model.device)
-        with torch.inference_mode():
-            cache = {_cache_argument(self._accepted_inputs): self._cache}
-            out = model(input_ids=tokens, use_cache=True, **cache, **accepted)
-        self._lengths = [length + new for length in self._lengths]
-        return _require_finite(out.logits)
 
-    def _mask(self, new: int) -> torch.Tensor | None:
-        """Return the mask, int64 (answers, tokens), or None without padding (faster)."""
-        width = max(self._lengths) + new
-        if width == min(self._lengths) + new:
-            return None
-        rows = [[0] * (width - length - new) + [1] * (length + new) for length in self._lengths]
-        return torch.tensor(rows, device=self.weights.model.device)
+    @abstractmethod
+    def _merge_cache(self, other: Batch) -> None:
+        """Append the rows of another batch's cache."""
+
+    @abstractmethod
+    def _keep_rows(self, rows: Sequence[int]) -> None:
+        """Remove all but those rows from the cache."""
+
+    def _checked(self, columns: list[list[int]], *, keep_all: bool = False) -> torch.Tensor:
+        """Return the logits; raise `GenerationError` if a position has none to choose from."""
+        logits = self._forward(columns, keep_all=keep_all)
+        if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
+            problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
+            raise GenerationError(409, "model_diverged", problem)
+        return logits
 
     def _push(self, logits: torch.Tensor) -> list[Reply]:
         self._next = sample(self._constrained(logits), [sequence.sampling for sequence in self.sequences])
@@ -186,48 +156,3 @@ class Batch:
         if not any(matchers):
             return logits
         return logits.masked_fill(~allowed_tokens(matchers, logits.shape[-1]).to(logits.device), -torch.inf)
-
-
-def _require_finite(logits: torch.Tensor) -> torch.Tensor:
-    """Return the logits; raise `GenerationError` if a position has none to choose from."""
-    if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
-        problem = "The model's output is not a number: its training diverged. Use an earlier checkpoint."
-        raise GenerationError(409, "model_diverged", problem)
-    return logits
-
-
-def _cache_argument(accepted: Container[str]) -> str:
-    """Return the name of the cache in a model's `forward`: "past_key_values" before transformers
-    5.24.
-
-    Raise `GenerationError` for a model with neither: its `**kwargs` would accept the cache and
-    ignore it, as Mamba's do in transformers 5.0, so that each token would be computed without the
-    ones before it.
-    """
-    for name in ("cache", "past_key_values"):
-        if name in accepted:
-            return name
-    problem = "The installed version of transformers cannot generate with this model's architecture."
-    raise GenerationError(400, "unsupported_model", problem, remedy="Run: pip install 'transformers>=5.24'")
-
-
-def is_mergeable(model: Any) -> bool:
-    """Whether caches of the model can be cut and merged: they keep the keys and values of all
-    tokens, and nothing else.
-    """
-    if not any(name in inspect.signature(model.forward).parameters for name in ("cache", "past_key_values")):
-        return False
-    if not model._supports_default_dynamic_cache():
-        return False
-    layers = DynamicCache(config=model.config.get_text_config()).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
-def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Pad keys or values on the left to `width` tokens."""
-    return torch.nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
-
-
-def _select_rows(states: torch.Tensor, rows: Sequence[int], width: int) -> torch.Tensor:
-    """Return the last `width` tokens of some answers."""
-    return states[list(rows), :, states.shape[-2] - width :].contiguous()

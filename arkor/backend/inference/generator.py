@@ -1,7 +1,8 @@
 """Generate several answers concurrently with models in memory.
 
 Answers with the same weights are decoded in one batch, which they join and leave between tokens;
-batches with different weights take turns.
+batches with different weights take turns. An answer that its engine cannot compute, or fails to
+compute, is continued by the reference engine.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from attrs import define, evolve
 from arkor.backend.compute.process_tuning import CpuThreads
 from arkor.backend.inference.batch import Batch
 from arkor.backend.inference.detokenizer import StopStrings, TextStream
+from arkor.backend.inference.engines import REFERENCE, EngineChooser, handed_over, new_batch
 from arkor.backend.inference.grammar import GrammarMatcher
 from arkor.backend.inference.messages import CompletionRequest, Constraint, GenerationError, Reply, TokenLogprob
-from arkor.backend.inference.model_cache import ModelCache, ServedModel
+from arkor.backend.inference.model_cache import ModelCache
 from arkor.backend.inference.sampling import SamplingParams
 from arkor.backend.inference.sequence import SequenceState
+from arkor.backend.inference.served_model import ServedModel
 from arkor.backend.inference.tool_calls.grammar import call_constraint
 from arkor.backend.inference.tool_calls.parser import ToolCallParser
 
@@ -41,22 +43,30 @@ IDLE_POLL_SECONDS = 0.05
 
 @define
 class _PendingRequest:
-    """A completion whose model is being loaded, or whose prompt is being prepared."""
+    """A completion whose model is being loaded, or whose prompt is being prepared.
+
+    `started` is an answer that another engine has begun; `successor` is the model that continues it
+    after the prompt.
+    """
 
     completion: CompletionRequest
+    engine: str
     model: Future[ServedModel]
     sequence: Future[SequenceState] | None = None
+    started: SequenceState | None = None
+    successor: ServedModel | None = None
 
     @property
     def future(self) -> Future[Any]:
         return self.model if self.sequence is None else self.sequence
 
 
-class TorchGenerator:
-    """A `Generator` with torch models, of at most `memory` bytes (see `ModelCache`)."""
+class ModelGenerator:
+    """A `Generator` with models of at most `memory` bytes (see `ModelCache`)."""
 
     def __init__(self, home: Path, memory: int | None = None) -> None:
         self._models = ModelCache(home, memory)
+        self._engines = EngineChooser()
         self._threads = CpuThreads(torch.get_num_threads(), torch.set_num_threads)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._compilers = ThreadPoolExecutor(2, thread_name_prefix="compiler")
@@ -68,7 +78,7 @@ class TorchGenerator:
         return bool(self._waiting or self._batches)
 
     def submit(self, completion: CompletionRequest) -> None:
-        self._waiting.append(_PendingRequest(completion, self._models.get(completion.model)))
+        self._queue(completion, self._engines.choose(completion))
 
     def cancel(self, completion_id: str) -> None:
         self._waiting = [pending for pending in self._waiting if pending.completion.id != completion_id]
@@ -84,8 +94,19 @@ class TorchGenerator:
         with self._threads.measured():
             for batch in [batch for batch in self._batches if not batch.is_prefilling] + prefilling[:1]:
                 replies += self._advance(batch)
+        self._batches = [self._handed_over(batch) for batch in self._batches]
         self._merge()
         return replies
+
+    def _queue(
+        self,
+        completion: CompletionRequest,
+        engine: str,
+        started: SequenceState | None = None,
+        successor: ServedModel | None = None,
+    ) -> None:
+        model = self._models.get(completion.model, engine)
+        self._waiting.append(_PendingRequest(completion, engine, model, started=started, successor=successor))
 
     def _schedule(self) -> list[Reply]:
         """Start the pending completions that are ready; return the errors."""
@@ -95,45 +116,69 @@ class TorchGenerator:
                 sequence = self._prepared_sequence(pending)
                 if sequence is None:
                     continue
-                self._batches.append(Batch(pending.model.result(), pending.completion.adapter, sequence))
+                self._start(pending, sequence)
             except Exception as error:  # noqa: BLE001 - it fails this completion, not the others
-                failures.append(self._failure(error).reply(pending.completion.id))
+                if pending.successor is not None and pending.started is not None:
+                    self._engines.reject_handover(pending.successor, error)
+                    self._batches.append(new_batch(pending.successor, pending.completion.adapter, pending.started))
+                elif pending.engine != REFERENCE and not isinstance(error, GenerationError):
+                    self._engines.reject(pending.completion, error)
+                    self._queue(pending.completion, REFERENCE)
+                else:
+                    failures.append(self._failure(error).reply(pending.completion.id))
             self._waiting.remove(pending)
         return failures
 
     def _prepared_sequence(self, pending: _PendingRequest) -> SequenceState | None:
         """Return the answer if it is prepared and there is capacity; raise its error."""
-        if pending.sequence is None and pending.model.done():
+        if pending.sequence is None and pending.started is None and pending.model.done():
             unconstrained = pending.completion.constraint is None and pending.completion.tool_choice is None
             executor = self._readers if unconstrained else self._compilers
             pending.sequence = executor.submit(_prepare, pending.completion, pending.model.result())
-        in_progress = sum(len(batch.sequences) for batch in self._batches)
-        if pending.sequence is None or in_progress >= MAX_SEQUENCES:
+        if sum(len(batch.sequences) for batch in self._batches) >= MAX_SEQUENCES:
             return None
-        return pending.sequence.result() if pending.sequence.done() else None
+        if pending.started is not None:
+            return pending.started if pending.model.done() else None
+        return pending.sequence.result() if pending.sequence is not None and pending.sequence.done() else None
+
+    def _start(self, pending: _PendingRequest, sequence: SequenceState) -> None:
+        """Add a batch with the answer, or queue it for the engine that reads its prompt faster."""
+        weights, adapter = pending.model.result(), pending.completion.adapter
+        if self._engines.reads_fast(weights, sequence):
+            batch = new_batch(weights, adapter, sequence)
+            batch.successor = pending.successor
+            self._batches.append(batch)
+        else:
+            self._queue(pending.completion, REFERENCE, sequence, successor=weights)
 
     def _advance(self, batch: Batch) -> list[Reply]:
-        ids = [sequence.completion.id for sequence in batch.sequences]
+        sequences = list(batch.sequences)
+        weights = batch.weights
+        weights.set_threads(1 if batch.must_run_alone and weights.threads_change_rounding else self._threads.count)
         try:
-            with self._deterministic(batch):
-                return batch.step()
+            return batch.step()
         except Exception as error:  # noqa: BLE001 - as above
             self._batches.remove(batch)
+            batch.remove(lambda _: True)
+            if weights.engine != REFERENCE and _is_engines_fault(error):
+                self._engines.reject(sequences[0].completion, error, adapter=batch.adapter is not None)
+                for sequence in sequences:
+                    sequence.restart()
+                    self._queue(sequence.completion, REFERENCE, sequence)
+                return []
             failure = self._failure(error)
-            return [failure.reply(id_) for id_ in ids]
+            return [failure.reply(sequence.completion.id) for sequence in sequences]
 
-    @contextmanager
-    def _deterministic(self, batch: Batch) -> Iterator[None]:
-        """Use one thread for an answer with a seed: the number of threads affects rounding."""
-        model = batch.weights.model
-        if not (batch.must_run_alone and model.device.type == "cpu" and model.dtype == torch.float32):
-            yield
-            return
-        torch.set_num_threads(1)
+    def _handed_over(self, batch: Batch) -> Batch:
+        """Return the batch that continues an answer whose prompt is computed, or the same one."""
+        weights, batch.successor = batch.successor, None if not batch.is_prefilling else batch.successor
+        if weights is None or batch.is_prefilling or not batch.sequences:
+            return batch
         try:
-            yield
-        finally:
-            torch.set_num_threads(self._threads.count)
+            return handed_over(batch, weights)
+        except Exception as error:  # noqa: BLE001 - the reference engine continues
+            self._engines.reject_handover(weights, error)
+            return batch
 
     def _merge(self) -> None:
         merged: list[Batch] = []
@@ -155,6 +200,13 @@ class TorchGenerator:
             return GenerationError(503, "out_of_memory", problem)
         problem = f"The answer failed: {type(error).__name__}."
         return GenerationError(500, "internal", problem, remedy="See serving.log for details.")
+
+
+def _is_engines_fault(error: Exception) -> bool:
+    """Whether the reference engine may succeed; it decides whether a model has diverged."""
+    if _is_out_of_memory(error):
+        return False  # the reference engine takes more
+    return not isinstance(error, GenerationError) or error.code == "model_diverged"
 
 
 def _prepare(completion: CompletionRequest, weights: ServedModel) -> SequenceState:

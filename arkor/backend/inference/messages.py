@@ -142,7 +142,8 @@ class CallDelta:
 class Done:
     """An answer is complete; `finish_reason` is `"stop"`, `"length"` or `"tool_calls"`.
 
-    `notes` are sentences on parameters that have no effect on this model.
+    `notes` are sentences on parameters that have no effect on this model; `engine` is the engine
+    that computed the answer.
     """
 
     id: str
@@ -150,6 +151,7 @@ class Done:
     prompt_tokens: int
     completion_tokens: int
     notes: tuple[str, ...] = ()
+    engine: str | None = None
 
 
 @frozen

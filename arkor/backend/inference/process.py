@@ -29,7 +29,7 @@ def load_generator(engine: str, home: Path) -> Generator:
         return ScriptedGenerator()
     limit_onednn_cache()
     module = importlib.import_module("arkor.backend.inference.generator")
-    generator: Generator = module.TorchGenerator(home, serving_memory_bytes() or None)
+    generator: Generator = module.ModelGenerator(home, serving_memory_bytes() or None)
     return generator
 
 

@@ -26,7 +26,7 @@ class SequenceState:
     """An answer in progress, of at most `limit` tokens.
 
     `prompt_logprobs` are those of the prompt's tokens that are computed, None if they are not
-    asked for; `echo` is the prompt's text.
+    asked for; `echo` is the prompt's text. `engine` is the engine that computes it.
     """
 
     completion: CompletionRequest
@@ -42,6 +42,7 @@ class SequenceState:
     prompt_logprobs: list[TokenLogprob] | None = None
     tokens: list[int] = field(factory=list)
     finished: bool = False
+    engine: str | None = None
     _logprobs: list[tuple[int, TokenLogprob]] = field(factory=list)  # not sent; each with its position in the text
     _generated_length: int = 0  # characters, those of a stop string and after it included
     _visible_length: int = 0
@@ -76,8 +77,13 @@ class SequenceState:
             replies.append(self._done("length" if not ended else "tool_calls" if has_calls else "stop"))
         return replies
 
+    def restart(self) -> None:
+        """Prepare to be continued by another engine, which computes the prompt again."""
+        if self.prompt_logprobs is not None and not self.tokens:
+            del self.prompt_logprobs[1:]
+
     def _done(self, reason: str) -> Done:
-        return Done(self.completion.id, reason, len(self.prompt), len(self.tokens), self.notes)
+        return Done(self.completion.id, reason, len(self.prompt), len(self.tokens), self.notes, self.engine)
 
     def _is_finished_by(self, token: int, is_stop: bool) -> bool:
         """Whether the answer ends with that token."""

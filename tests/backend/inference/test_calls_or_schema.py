@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arkor.backend.inference.constraints import WHITESPACE
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.messages import CompletionRequest, Constraint, Delta, Done, Failed, ToolChoice
 from tests.backend.inference.test_generator import run
 from tests.backend.inference.test_tool_calls import BOTH, QUESTION, TEMPLATES
@@ -34,7 +34,7 @@ VERDICT = {
 def test_an_answer_is_a_call_or_fits_the_schema(tmp_path: Path) -> None:
     """As agents with an output type send it: tools that may be called, and a schema for the answer."""
     base = templated_base(tmp_path, "tags")
-    generator = TorchGenerator(tmp_path)
+    generator = ModelGenerator(tmp_path)
     choice = ToolChoice(BOTH, forced=False, name=None, parallel=False)
     answer = Constraint("json", VERDICT, "response_format.json_schema.schema", WHITESPACE)
     for number in range(16):
@@ -58,7 +58,7 @@ def test_an_answer_is_a_call_or_fits_the_schema(tmp_path: Path) -> None:
 
 def test_a_call_that_is_bare_json_cannot_be_combined(tmp_path: Path) -> None:
     base = templated_base(tmp_path, "bare")
-    generator = TorchGenerator(tmp_path)
+    generator = ModelGenerator(tmp_path)
     choice = ToolChoice(BOTH, forced=False, name=None, parallel=False)
     for schema, field in ((VERDICT, "response_format"), ({"type": "strange"}, "response_format")):
         answer = Constraint("json", schema, "response_format", WHITESPACE)

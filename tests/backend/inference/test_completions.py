@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arkor.backend.compute.device import choose_device
+from arkor.backend.compute.gguf import cache
 from arkor.backend.inference import model_cache
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Failed, Reply, TokenLogprob
 from tests.backend.inference.test_generator import run, text_of
 from tests.fakes.tiny_model import CHATML, make_tiny_model
@@ -27,16 +28,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TorchGenerator:
+def generator(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> ModelGenerator:
     monkeypatch.setattr(model_cache, "choose_device", lambda: choose_device("float32"))
-    return TorchGenerator(tmp_path)
+    monkeypatch.setattr(cache, "NUMBER_FORMAT", "f32")
+    return ModelGenerator(tmp_path)
 
 
 def continued(base: str, prompt: Any = PROMPT, name: str = "q", **more: Any) -> CompletionRequest:
     return CompletionRequest(name, base, None, (), prompt=prompt, **more)
 
 
-def answer(generator: TorchGenerator, completion: CompletionRequest) -> list[Reply]:
+def answer(generator: ModelGenerator, completion: CompletionRequest) -> list[Reply]:
     generator.submit(completion)
     return run(generator)[completion.id]
 
@@ -58,7 +60,7 @@ def greedy(base: str, prompt: list[int], count: int, **options: Any) -> list[int
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-def test_a_prompt_is_continued_without_the_chat_template(base: str, generator: TorchGenerator) -> None:
+def test_a_prompt_is_continued_without_the_chat_template(base: str, generator: ModelGenerator) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokens = tokenizer(PROMPT)["input_ids"]
     expected = tokenizer.decode(greedy(base, tokens, 20), skip_special_tokens=True)
@@ -70,14 +72,14 @@ def test_a_prompt_is_continued_without_the_chat_template(base: str, generator: T
         assert done.prompt_tokens == len(tokens)
 
 
-def test_special_tokens_of_a_prompt_keep_their_meaning(base: str, generator: TorchGenerator) -> None:
+def test_special_tokens_of_a_prompt_keep_their_meaning(base: str, generator: ModelGenerator) -> None:
     done = answer(generator, continued(base, "<|im_start|>a<|im_end|>", max_tokens=1))[-1]
     assert isinstance(done, Done)
     assert done.prompt_tokens == 3
 
 
 def test_the_logprobs_of_a_prompt_are_those_of_transformers(
-    base: str, generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch
+    base: str, generator: ModelGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As lm-eval asks for them; the prompt is computed in several parts."""
     monkeypatch.setattr("arkor.backend.inference.batch.SCORED_PREFILL_TOKENS", 5)
@@ -100,14 +102,14 @@ def test_the_logprobs_of_a_prompt_are_those_of_transformers(
     assert last.logprob == max(logprob for _, logprob in last.top)  # equal, not only close
 
 
-def test_an_echo_alone_generates_nothing(base: str, generator: TorchGenerator) -> None:
+def test_an_echo_alone_generates_nothing(base: str, generator: ModelGenerator, engine: str) -> None:
     replies = answer(generator, continued(base, "abc", echo=True, logprobs=0, max_tokens=0))
     assert [bytes(token.data) for token in tokens_of(replies)] == [b"a", b"b", b"c"]
-    assert replies[-1] == Done("q", "length", 3, 0)
+    assert replies[-1] == Done("q", "length", 3, 0, engine=engine)
     assert not generator.busy
 
 
-def test_the_logprobs_of_a_sampled_answer_are_before_sampling(base: str, generator: TorchGenerator) -> None:
+def test_the_logprobs_of_a_sampled_answer_are_before_sampling(base: str, generator: ModelGenerator) -> None:
     """Neither temperature nor penalties nor biases change them, and batching does not either."""
     options: dict[str, Any] = {"temperature": 1.7, "top_p": 0.9, "presence_penalty": 1.0, "logit_bias": ((70, 3.0),)}
     for number in range(3):
@@ -126,7 +128,7 @@ def test_the_logprobs_of_a_sampled_answer_are_before_sampling(base: str, generat
             read.append(token_id)
 
 
-def test_tokens_of_a_stop_string_are_left_out(base: str, generator: TorchGenerator) -> None:
+def test_tokens_of_a_stop_string_are_left_out(base: str, generator: ModelGenerator) -> None:
     letters = AutoTokenizer.from_pretrained(base)("abcdefgh")["input_ids"]
     asked: dict[str, Any] = {"max_tokens": 30, "logprobs": 0, "logit_bias": tuple((one, 100.0) for one in letters)}
     text = text_of(answer(generator, continued(base, temperature=1.0, seed=4, **asked)))
@@ -136,7 +138,7 @@ def test_tokens_of_a_stop_string_are_left_out(base: str, generator: TorchGenerat
     assert "".join(token.text for token in tokens_of(cut)) == text_of(cut)
 
 
-def test_a_stop_token_has_a_logprob_in_a_continued_text_only(base: str, generator: TorchGenerator) -> None:
+def test_a_stop_token_has_a_logprob_in_a_continued_text_only(base: str, generator: ModelGenerator) -> None:
     """OpenAI's chats leave it out, but lm-eval drops the last token of a text."""
     forced = {"logit_bias": ((2, 100.0),), "logprobs": 0}
     replies = answer(generator, continued(base, max_tokens=5, **forced))
@@ -147,7 +149,7 @@ def test_a_stop_token_has_a_logprob_in_a_continued_text_only(base: str, generato
     assert replies[-1].finish_reason == "stop"  # type: ignore[union-attr]
 
 
-def test_penalties_and_biases_change_the_answer(base: str, generator: TorchGenerator) -> None:
+def test_penalties_and_biases_change_the_answer(base: str, generator: ModelGenerator) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     [letter] = tokenizer("z")["input_ids"]
     biased = continued(base, max_tokens=6, logit_bias=((letter, 100.0),))
@@ -181,7 +183,7 @@ def reference_penalized(base: str, prompt: list[int], biased: int, count: int) -
     ],
 )
 def test_what_a_model_cannot_continue(
-    base: str, generator: TorchGenerator, change: dict[str, Any], field: str | None, sentence: str
+    base: str, generator: ModelGenerator, change: dict[str, Any], field: str | None, sentence: str
 ) -> None:
     [failed] = answer(generator, continued(base, **{"max_tokens": 4, **change}))
     assert isinstance(failed, Failed)
@@ -189,7 +191,7 @@ def test_what_a_model_cannot_continue(
     assert sentence in failed.problem
 
 
-def test_an_empty_prompt_begins_with_the_first_token(base: str, generator: TorchGenerator) -> None:
+def test_an_empty_prompt_begins_with_the_first_token(base: str, generator: ModelGenerator) -> None:
     done = answer(generator, continued(base, "", max_tokens=3))[-1]
     assert isinstance(done, Done)
     assert (done.prompt_tokens, done.completion_tokens) == (1, 3)
@@ -220,7 +222,7 @@ EFFORT = CHATML.replace(
 )
 def test_thinking_goes_to_templates_that_have_it(
     tmp_path: Path,
-    generator: TorchGenerator,
+    generator: ModelGenerator,
     template: str,
     asked: dict[str, Any],
     added: int,

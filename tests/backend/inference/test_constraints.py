@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from arkor.backend.inference.constraints import WHITESPACE, parse_constraint
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.messages import CompletionRequest, Constraint, Delta, Done, Failed, Reply
 from arkor.protocol.chat import InferenceRequest
 from tests.backend.inference.test_generator import run
@@ -28,8 +28,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> TorchGenerator:
-    return TorchGenerator(tmp_path_factory.mktemp("home"))
+def generator(tmp_path_factory: pytest.TempPathFactory, engine: str) -> ModelGenerator:
+    return ModelGenerator(tmp_path_factory.mktemp("home"))
 
 
 def structured(**fields: Any) -> Constraint:
@@ -38,7 +38,7 @@ def structured(**fields: Any) -> Constraint:
     return constraint
 
 
-def answers(generator: TorchGenerator, base: str, constraints: list[Constraint], **more: Any) -> list[list[Reply]]:
+def answers(generator: ModelGenerator, base: str, constraints: list[Constraint], **more: Any) -> list[list[Reply]]:
     """Generate all completions concurrently, at temperature 2 by default; return their replies."""
     wish = {"temperature": 2.0, "max_tokens": 600, **more}
     for number, constraint in enumerate(constraints):
@@ -137,7 +137,7 @@ SCHEMAS = st.recursive(
     database=None,
 )
 @given(schemas=st.lists(SCHEMAS, min_size=6, max_size=8))
-def test_answers_match_their_schema(generator: TorchGenerator, base: str, schemas: list[Any]) -> None:
+def test_answers_match_their_schema(generator: ModelGenerator, base: str, schemas: list[Any]) -> None:
     """At temperature 2, with an untrained model; schemas that cannot be enforced are rejected."""
     constraints = [Constraint("json", schema, "schema", WHITESPACE) for schema in schemas]
     for schema, replies in zip(schemas, answers(generator, base, constraints), strict=True):
@@ -185,7 +185,7 @@ def test_nearly_all_answers_were_complete() -> None:
 )
 @pytest.mark.parametrize("temperature", [0.0, 2.0, 100.0])
 def test_every_kind_of_constraint_is_enforced(
-    generator: TorchGenerator, base: str, constraint: dict[str, Any], pattern: str, temperature: float
+    generator: ModelGenerator, base: str, constraint: dict[str, Any], pattern: str, temperature: float
 ) -> None:
     for replies in answers(generator, base, [structured(**constraint)] * 4, temperature=temperature):
         text = whole(replies)
@@ -193,7 +193,7 @@ def test_every_kind_of_constraint_is_enforced(
         assert re.fullmatch(pattern, text), text
 
 
-def test_an_object_without_a_schema_parses(generator: TorchGenerator, base: str) -> None:
+def test_an_object_without_a_schema_parses(generator: ModelGenerator, base: str) -> None:
     """An untrained model may not reach the end; complete answers are objects."""
     found = [
         whole(replies) for replies in answers(generator, base, [structured(json_object=True)] * 8, temperature=50.0)
@@ -205,7 +205,7 @@ def test_an_object_without_a_schema_parses(generator: TorchGenerator, base: str)
 TWO = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"enum": ["x"]}}, "required": ["a", "b"]}
 
 
-def test_whitespace_modifiers(generator: TorchGenerator, base: str) -> None:
+def test_whitespace_modifiers(generator: ModelGenerator, base: str) -> None:
     closed = {"disable_additional_properties": True}
     for modifiers, pattern in (
         ({"disable_any_whitespace": True}, r'\{"a":1,"b":"x"\}'),
@@ -221,9 +221,9 @@ def test_whitespace_modifiers(generator: TorchGenerator, base: str) -> None:
             assert re.fullmatch(pattern, text), text
 
 
-def test_max_tokens_cuts_a_constrained_answer(generator: TorchGenerator, base: str) -> None:
+def test_max_tokens_cuts_a_constrained_answer(generator: ModelGenerator, base: str, engine: str) -> None:
     [replies] = answers(generator, base, [structured(regex="a{50}")], max_tokens=7)
-    assert replies[-1] == Done("0", "length", replies[-1].prompt_tokens, 7)  # type: ignore[union-attr]
+    assert replies[-1] == Done("0", "length", replies[-1].prompt_tokens, 7, engine=engine)  # type: ignore[union-attr]
 
 
 # Explosive grammars
@@ -264,7 +264,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", [*EXPLOSIVE, *HARMLESS])
 def test_explosive_grammars_are_rejected_without_affecting_other_answers(
-    generator: TorchGenerator, base: str, name: str
+    generator: ModelGenerator, base: str, name: str
 ) -> None:
     generator.submit(
         CompletionRequest("other", base, None, QUESTION, max_tokens=2000, constraint=structured(regex="a{1500}"))
@@ -303,7 +303,7 @@ def json_object(*texts: str, role: str = "system") -> Constraint:
     return constraint
 
 
-def test_a_json_object_follows_the_schema_in_a_system_message(generator: TorchGenerator, base: str) -> None:
+def test_a_json_object_follows_the_schema_in_a_system_message(generator: ModelGenerator, base: str) -> None:
     """As pydantic-ai's `PromptedOutput` sends it: a small model would repeat the schema."""
     example = {"type": "object", "properties": {"foo": {"type": "array"}}}
     closed = {**TWO, "additionalProperties": False}
@@ -341,7 +341,7 @@ def test_what_is_no_schema_of_the_answer(text: str, role: str) -> None:
     assert (constraint.value, constraint.prompted) == ({"type": "object"}, False)
 
 
-def test_a_schema_that_cannot_be_compiled_is_dropped(generator: TorchGenerator, base: str) -> None:
+def test_a_schema_that_cannot_be_compiled_is_dropped(generator: ModelGenerator, base: str) -> None:
     impossible = {"type": "object", "properties": {"a": {"type": "string", "minLength": 5, "maxLength": 2}}}
     constraint = json_object(json.dumps({**impossible, "required": ["a"]}))
     assert constraint.prompted

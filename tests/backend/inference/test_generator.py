@@ -21,11 +21,12 @@ from transformers import (
 )
 
 from arkor.backend.compute.device import choose_device
+from arkor.backend.compute.gguf import cache
 from arkor.backend.inference import model_cache
-from arkor.backend.inference.batch import _cache_argument
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Failed, GenerationError, Reply
 from arkor.backend.inference.model_cache import ModelCache
+from arkor.backend.inference.reference.batch import _cache_argument
 from arkor.settings import STARTER_MODEL
 from tests.conftest import install_starter
 from tests.fakes.tiny_model import byte_tokenizer, make_adapter, make_base
@@ -44,8 +45,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def generator(tmp_path: Path) -> TorchGenerator:
-    return TorchGenerator(tmp_path)
+def generator(tmp_path: Path, engine: str) -> ModelGenerator:
+    return ModelGenerator(tmp_path)
 
 
 def ask(
@@ -55,7 +56,7 @@ def ask(
     return CompletionRequest(name, folders["base"], folders[adapter] if adapter else None, messages, **more)
 
 
-def run(generator: TorchGenerator, seconds: float = 60) -> dict[str, list[Reply]]:
+def run(generator: ModelGenerator, seconds: float = 60) -> dict[str, list[Reply]]:
     """Run the generator until it is idle; return the replies by id."""
     replies: dict[str, list[Reply]] = {}
     deadline = time.monotonic() + seconds
@@ -88,6 +89,7 @@ def reference(base: str, adapter: str | None, messages: Any, tokens: int) -> str
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator in fp32: in bf16 the padding of a batch may decide between equal logits."""
     monkeypatch.setattr(model_cache, "choose_device", lambda: choose_device("float32"))
+    monkeypatch.setattr(cache, "NUMBER_FORMAT", "f32")
 
 
 # Equality with transformers
@@ -96,7 +98,7 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fp32")
 @pytest.mark.parametrize("adapter", [None, "one", "two"])
 def test_greedy_answers_equal_transformers(
-    folders: dict[str, str], generator: TorchGenerator, adapter: str | None
+    folders: dict[str, str], generator: ModelGenerator, adapter: str | None
 ) -> None:
     expected = reference(folders["base"], folders[adapter] if adapter else None, QUESTION, 40)
     generator.submit(ask(folders, adapter=adapter, max_tokens=40))
@@ -104,7 +106,7 @@ def test_greedy_answers_equal_transformers(
 
 
 @pytest.mark.usefixtures("fp32")
-def test_batching_does_not_change_answers(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_batching_does_not_change_answers(folders: dict[str, str], generator: ModelGenerator) -> None:
     """Answers differ in length and weights, and join and leave at different times."""
     payload = {
         f"{adapter} {number}": ask(
@@ -150,7 +152,7 @@ def test_a_model_whose_forward_takes_no_cache_is_refused() -> None:
 
 @pytest.mark.usefixtures("fp32")
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_can_be_batched(tmp_path: Path, generator: TorchGenerator, name: str) -> None:
+def test_every_architecture_can_be_batched(tmp_path: Path, generator: ModelGenerator, name: str) -> None:
     base = make_base(tmp_path / "base", config=ARCHITECTURES[name])
     texts = ["a", "a long enough question to fill the window", "bc"]
     for text in texts:
@@ -164,7 +166,7 @@ def test_every_architecture_can_be_batched(tmp_path: Path, generator: TorchGener
 
 @pytest.mark.usefixtures("fp32")
 def test_a_long_prompt_is_computed_in_parts(
-    tmp_path: Path, generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
+    tmp_path: Path, generator: ModelGenerator, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
 ) -> None:
     monkeypatch.setattr("arkor.backend.inference.batch.PREFILL_TOKENS", 16)
     expected = reference(folders["base"], None, [{"role": "user", "content": "word " * 20}], 20)
@@ -173,7 +175,7 @@ def test_a_long_prompt_is_computed_in_parts(
 
 
 @pytest.mark.usefixtures("fp32")
-def test_the_generation_config_is_applied(tmp_path: Path, generator: TorchGenerator) -> None:
+def test_the_generation_config_is_applied(tmp_path: Path, generator: ModelGenerator) -> None:
     base = make_base(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     model.generation_config.repetition_penalty = 1.5
@@ -187,14 +189,14 @@ def test_the_generation_config_is_applied(tmp_path: Path, generator: TorchGenera
 # Length, usage, sampling
 
 
-def test_usage_and_max_tokens(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_usage_and_max_tokens(folders: dict[str, str], generator: ModelGenerator, engine: str) -> None:
     generator.submit(ask(folders, max_tokens=7))
     done = run(generator)["q"][-1]
     prompt = byte_tokenizer().apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    assert done == Done("q", "length", len(prompt.encode()) - len("</s>") + 1, 7)
+    assert done == Done("q", "length", len(prompt.encode()) - len("</s>") + 1, 7, engine=engine)
 
 
-def test_the_answer_ends_with_the_turn(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_the_answer_ends_with_the_turn(folders: dict[str, str], generator: ModelGenerator) -> None:
     for number in range(12):
         generator.submit(ask(folders, str(number), temperature=50.0, max_tokens=400))
     ends = [replies[-1] for replies in run(generator).values()]
@@ -204,7 +206,7 @@ def test_the_answer_ends_with_the_turn(folders: dict[str, str], generator: Torch
     assert any(end.completion_tokens < 400 for end in stopped)
 
 
-def test_the_context_limits_the_answer(tmp_path: Path, generator: TorchGenerator) -> None:
+def test_the_context_limits_the_answer(tmp_path: Path, generator: ModelGenerator) -> None:
     base = {"base": make_base(tmp_path / "base", context=64)}
     generator.submit(ask(base, text="a" * 40))
     done = run(generator)["q"][-1]
@@ -212,7 +214,7 @@ def test_the_context_limits_the_answer(tmp_path: Path, generator: TorchGenerator
     assert done.prompt_tokens + done.completion_tokens == 64
 
 
-def test_a_prompt_that_is_too_long_is_reported_with_both_counts(tmp_path: Path, generator: TorchGenerator) -> None:
+def test_a_prompt_that_is_too_long_is_reported_with_both_counts(tmp_path: Path, generator: ModelGenerator) -> None:
     base = {"base": make_base(tmp_path / "base", context=64)}
     generator.submit(ask(base, text="a" * 100))
     [failed] = run(generator)["q"]
@@ -226,7 +228,7 @@ def test_a_prompt_that_is_too_long_is_reported_with_both_counts(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("fp32")
-def test_a_stop_string_ends_an_answer_across_tokens(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_a_stop_string_ends_an_answer_across_tokens(folders: dict[str, str], generator: ModelGenerator) -> None:
     whole = reference(folders["base"], None, QUESTION, 60)
     stop = whole[20:24]
     assert len(stop) == 4
@@ -244,7 +246,7 @@ def test_a_seed_determines_the_text_despite_batching(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, temperature: float
 ) -> None:
     monkeypatch.setattr(model_cache, "choose_device", lambda: choose_device(precision))
-    generator = TorchGenerator(tmp_path)
+    generator = ModelGenerator(tmp_path)
     wish = {"temperature": temperature, "top_p": 0.95, "max_tokens": 60}
     output = set()
     for company in range(4):
@@ -258,7 +260,7 @@ def test_a_seed_determines_the_text_despite_batching(
     assert (text_of(run(generator)["q"]) in output) == (temperature == 0)
 
 
-def test_without_a_seed_answers_differ(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_without_a_seed_answers_differ(folders: dict[str, str], generator: ModelGenerator) -> None:
     for number in range(2):
         generator.submit(ask(folders, str(number), temperature=1.5, max_tokens=40))
     replies = run(generator)
@@ -268,7 +270,7 @@ def test_without_a_seed_answers_differ(folders: dict[str, str], generator: Torch
 # Errors
 
 
-def test_a_diverged_adapter_is_an_error(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_a_diverged_adapter_is_an_error(folders: dict[str, str], generator: ModelGenerator) -> None:
     generator.submit(ask(folders, adapter="nan"))
     generator.submit(ask(folders, "other", max_tokens=3))
     replies = run(generator)
@@ -281,7 +283,7 @@ def test_a_diverged_adapter_is_an_error(folders: dict[str, str], generator: Torc
 @pytest.mark.usefixtures("fp32")
 @pytest.mark.parametrize("damage", ["cut", "pickle", "gone", "other model"])
 def test_a_damaged_adapter_is_an_error_and_the_base_stays_intact(
-    tmp_path: Path, folders: dict[str, str], generator: TorchGenerator, damage: str
+    tmp_path: Path, folders: dict[str, str], generator: ModelGenerator, damage: str
 ) -> None:
     broken = Path(shutil.copytree(folders["one"], tmp_path / "broken"))
     tensors = broken / "adapter_model.safetensors"
@@ -308,7 +310,7 @@ def make_adapter_of(folder: Path, config: Any) -> str:
     return make_adapter(folder / "adapter", make_base(folder / "base", config=config))
 
 
-def test_a_missing_model_is_an_error(tmp_path: Path, generator: TorchGenerator) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path, generator: ModelGenerator) -> None:
     generator.submit(CompletionRequest("q", str(tmp_path / "nowhere"), None, QUESTION))
     [failed] = run(generator)["q"]
     assert isinstance(failed, Failed)
@@ -316,7 +318,7 @@ def test_a_missing_model_is_an_error(tmp_path: Path, generator: TorchGenerator) 
     assert "nowhere" in failed.sentence
 
 
-def test_messages_that_the_template_rejects_are_an_error(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_messages_that_the_template_rejects_are_an_error(folders: dict[str, str], generator: ModelGenerator) -> None:
     messages = ({"role": "assistant", "content": "first"},)
     generator.submit(CompletionRequest("q", folders["base"], None, messages))
     [failed] = run(generator)["q"]
@@ -326,9 +328,11 @@ def test_messages_that_the_template_rejects_are_an_error(folders: dict[str, str]
 
 
 def test_out_of_memory_fails_one_answer_only(
-    folders: dict[str, str], generator: TorchGenerator, capfd: pytest.CaptureFixture[str]
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The allocation exceeds the memory of every machine."""
+    monkeypatch.setenv("ARKOR_SERVING_ENGINE", "transformers")
+    generator = ModelGenerator(tmp_path)
     model = generator._models.get(folders["base"]).result().model
     hook = model.register_forward_pre_hook(lambda *_: torch.empty(2**50))
     generator.submit(ask(folders, max_tokens=3))
@@ -344,7 +348,7 @@ def test_out_of_memory_fails_one_answer_only(
 # Cancelling, memory
 
 
-def test_cancelling_an_answer_does_not_affect_others(folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_cancelling_an_answer_does_not_affect_others(folders: dict[str, str], generator: ModelGenerator) -> None:
     for name in ("stays", "goes", "goes too"):
         generator.submit(ask(folders, name, max_tokens=20))
     first = {reply.id for _ in range(100) if generator.busy for reply in generator.step()[:1]}
@@ -360,9 +364,10 @@ def test_cancelling_an_answer_does_not_affect_others(folders: dict[str, str], ge
 
 
 def test_adapters_are_evicted(
-    tmp_path: Path, folders: dict[str, str], generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folders: dict[str, str], generator: ModelGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr("arkor.backend.inference.reference.model.MAX_ADAPTERS", 2)
+    monkeypatch.setattr("arkor.backend.inference.llama_cpp.model.MAX_ADAPTERS", 2)
     copies = [
         str(shutil.copytree(folders[name], tmp_path / f"{name}-{n}")) for n in range(3) for name in ("one", "two")
     ]
@@ -374,7 +379,7 @@ def test_adapters_are_evicted(
     assert output[0] != output[1]
 
 
-def test_a_replaced_adapter_is_reloaded(tmp_path: Path, folders: dict[str, str], generator: TorchGenerator) -> None:
+def test_a_replaced_adapter_is_reloaded(tmp_path: Path, folders: dict[str, str], generator: ModelGenerator) -> None:
     folder = tmp_path / "adapter"
     output = []
     for name in ("one", "two"):
@@ -400,7 +405,7 @@ def test_unused_base_models_are_evicted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fp32")
-def test_the_starter_model_equals_transformers(tmp_path: Path, generator: TorchGenerator, starter: Path) -> None:
+def test_the_starter_model_equals_transformers(tmp_path: Path, generator: ModelGenerator, starter: Path) -> None:
     install_starter(tmp_path, starter)
     messages = ({"role": "user", "content": "What is the capital of France?"},)
     generator.submit(CompletionRequest("q", STARTER_MODEL, None, messages, max_tokens=20))

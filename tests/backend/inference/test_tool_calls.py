@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arkor.backend.compute.tool_call_format import DEFAULT_FORMAT, ToolCallFormat, detect_format, write_in_words
-from arkor.backend.inference.generator import TorchGenerator
+from arkor.backend.inference.generator import ModelGenerator
 from arkor.backend.inference.grammar import GrammarCompiler
 from arkor.backend.inference.messages import CallDelta, CompletionRequest, Delta, Done, Reply, ToolChoice
 from arkor.backend.inference.tool_calls.grammar import call_constraint
@@ -205,7 +205,7 @@ def test_calls_are_parsed_however_the_text_is_split(name: str, arguments: list[A
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def bases(tmp_path_factory: pytest.TempPathFactory, engine: str) -> dict[str, str]:
     """An untrained model for every template, and for one whose calls start with a single letter."""
     root = tmp_path_factory.mktemp("bases")
     found = {"plain": make_base(root / "plain", context=2048)}
@@ -217,7 +217,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def answered(base: str, home: Path, **more: Any) -> list[Reply]:
-    generator = TorchGenerator(home)
+    generator = ModelGenerator(home)
     generator.submit(CompletionRequest("q", base, None, QUESTION, **{"max_tokens": 700, **more}))
     return run(generator)["q"]
 

@@ -225,9 +225,14 @@ class Generation:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The notes on parameters without effect, as the field `metadata` of a response."""
-        notes = dict.fromkeys(note for choice in self.choices if choice.done for note in choice.done.notes)
-        return {"notes": " ".join(notes)} if notes else {}
+        """The engine, and the notes on parameters without effect: the field `metadata` of a
+        response.
+        """
+        ends = [choice.done for choice in self.choices if choice.done]
+        engines = dict.fromkeys(done.engine for done in ends if done.engine)
+        notes = dict.fromkeys(note for done in ends for note in done.notes)
+        texts = {"engine": ", ".join(engines), "notes": " ".join(notes)}
+        return {name: text for name, text in texts.items() if text}
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -1,0 +1,1 @@
+"""Answers computed by transformers, the reference for every other engine."""
