@@ -185,9 +185,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def real(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Served]:
     """A serving process of the real engine, which takes seconds to import what it needs."""
-    one = serve(tmp_path_factory.mktemp("real"), "trl", OMP_NUM_THREADS="1", ARKOR_SERVING_ENGINE="transformers")
+    one = serve(tmp_path_factory.mktemp("real"), "trl", OMP_NUM_THREADS="1", ARKOR_SERVING_ENGINE=engine)
     with one.process:
         yield one
         one.process.kill()

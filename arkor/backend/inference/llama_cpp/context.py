@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import struct
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int8, c_int32, c_uint8, c_void_p
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from attrs import define, field
 
@@ -17,6 +19,12 @@ from arkor.backend.inference.llama_cpp.library import FP16, FP32, EngineUnavaila
 
 #: A context has room for a multiple of this number of tokens in each sequence.
 GRANULARITY = 256
+
+#: Memory in bytes that must be left for the computation when a context is created.
+MEMORY_MARGIN = 64 * 2**20
+
+#: Tokens that llama.cpp computes at once.
+COMPUTED_TOKENS = 512
 
 #: Sequences that are kept after their answers have ended; after concurrent answers, more are.
 MAX_KEPT = 2
@@ -38,6 +46,13 @@ class NativeModel:
         vocabulary = self.library.llama_model_get_vocab(self.pointer)
         self.vocabulary: int = self.library.llama_vocab_n_tokens(vocabulary)
         self.bytes: int = self.library.llama_model_size(self.pointer)
+
+    @property
+    def bytes_of_a_token(self) -> int:
+        """The size of the keys and values of a token in 16 bits."""
+        library = self.library
+        width = library.llama_model_n_embd(self.pointer) * library.llama_model_n_head_kv(self.pointer)
+        return int(4 * library.llama_model_n_layer(self.pointer) * width // library.llama_model_n_head(self.pointer))
 
     def load_adapter(self, file: Path) -> int:
         """Load an adapter into memory; return its pointer, which is valid as long as the model."""
@@ -210,6 +225,7 @@ class Context:
     def _resize(self, sequences: int, tokens: int) -> None:
         """Create a context of that size and move the sequences to it."""
         library = self._library
+        self._require_memory(sequences, tokens)
         params = library.llama_context_default_params()
         params.n_ctx, params.n_seq_max = sequences * tokens, sequences
         if self._fp32:
@@ -228,6 +244,17 @@ class Context:
         self._free()
         self._pointer, self._capacity = pointer, (sequences, tokens)
         self.set_threads(self._threads)
+
+    def _require_memory(self, sequences: int, tokens: int) -> None:
+        """Raise `MemoryError` if a context may not fit: llama.cpp would end the process."""
+        used = sequences * tokens * self._model.bytes_of_a_token * (2 if self._fp32 else 1) + MEMORY_MARGIN
+        reserved = COMPUTED_TOKENS * 4 * (self._model.vocabulary + tokens)  # logits and a mask, mostly unused
+        try:
+            mmap.mmap(-1, used + reserved).close()
+        except (OSError, ValueError) as error:
+            raise MemoryError(f"{sequences} sequences of {tokens} tokens") from error
+        if psutil.virtual_memory().available < used:
+            raise MemoryError(f"{sequences} sequences of {tokens} tokens")
 
     def _check_size(self, pointer: int, sequences: int, tokens: int) -> None:
         library = self._library
