@@ -417,6 +417,33 @@ def test_what_is_learnt_of_tokens(tokenizers: dict[str, Any], row: dict[str, Any
     assert labels.tolist() == row.get("labels", row["input_ids"])
 
 
+def test_rows_without_labels_are_not_called_too_long(tokenizers: dict[str, Any]) -> None:
+    row = {"input_ids": [5, 6, 7, 8]}
+    late, no_labels = [-100, -100, -100, 8], [-100] * 4
+    only_first = [5, -100, -100, -100]  # no position predicts the first token
+    rows = [row, row | {"labels": late}, row | {"labels": no_labels}, row | {"labels": only_first}]
+    examples = encode(rows, tokenizers["qwen2_5"], answers_only=False, max_length=3)
+    assert list(examples.notes("training", 3)) == [
+        "4 of 4 training rows are longer than 3 tokens (max_length) and are cut",
+        "2 of 4 training rows are left out: none of their tokens is learnt",
+        "1 of 4 training rows are left out: their answers start after max_length",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"input_ids": [5, 6], "labels": [-100, -100]}, "no token after the first has a label other than -100"),
+        ({"input_ids": [5, 6], "labels": [5, -100]}, "no token after the first has a label other than -100"),
+        ({"input_ids": [5]}, "each has a single token"),
+        ({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, -100, 8]}, "increase max_length"),
+    ],
+)
+def test_rows_of_which_nothing_is_learnt(tokenizers: dict[str, Any], row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        encode([row], tokenizers["qwen2_5"], answers_only=False, max_length=3)
+
+
 # Plain text
 
 
