@@ -30,8 +30,10 @@ IGNORE_INDEX = -100
 #: The number of rows that are tokenized at once.
 CHUNK_ROWS = 256
 
-#: Which tokens and labels a row has; a run keeps the version with which it began.
-VERSION, LEGACY_VERSION = 2, 1
+#: Which rows a run has, and their tokens and labels; a run keeps the version with which it began.
+#: The legacy version has other tokens and labels; up to `HOLD_OUT_VERSION`, a run without a split
+#: for evaluation always holds training rows out.
+VERSION, HOLD_OUT_VERSION, LEGACY_VERSION = 3, 2, 1
 
 
 @frozen
