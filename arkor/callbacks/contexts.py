@@ -90,9 +90,10 @@ class ControlledContext:
     _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
 
     def cancel(self) -> bool:
-        """Ask the backend to stop the run. Return False if it had ended already.
+        """Ask the backend to stop the run. Return False if it refuses since the run has ended.
 
-        `wait()` returns when the run has stopped. Raise `CloudApiError` if the backend refuses.
+        The managed cloud may accept the call all the same. `wait()` returns when the run has
+        stopped. Raise `CloudApiError` if the backend refuses for another reason.
         """
         try:
             self._control.cancel()
