@@ -12,7 +12,7 @@ from arkor.client.api import CloudApiClient
 from arkor.client.chat_response import ChatResponse
 from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
-from arkor.protocol.chat_types import Messages, ResponseFormat, StructuredOutputs, Tools
+from arkor.protocol.chat_types import Constraint, Format, Messages, Tools
 from arkor.protocol.jobs import TrainingJob
 from arkor.results.training_result import TrainingResult
 
@@ -42,8 +42,8 @@ class Infer:
         stream: bool = True,
         tools: Tools | None = None,
         tool_choice: Any = None,
-        response_format: ResponseFormat | Mapping[str, Any] | type | None = None,
-        structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None,
+        response_format: Format | type | None = None,
+        structured_outputs: Constraint | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         parallel_tool_calls: bool | None = None,

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import requests
@@ -34,7 +34,7 @@ from arkor.display.run_progress import RunProgress
 from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
 from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
-from arkor.protocol.chat_types import Messages
+from arkor.protocol.chat_types import ChatOptions, Messages
 from arkor.protocol.datasets import DatasetSource, FileDataset
 from arkor.protocol.jobs import JobConfig, LoraConfig, TrainingJob
 from arkor.protocol.step_counts import StepCount
@@ -44,6 +44,9 @@ from arkor.results.training_result import TrainingResult
 from arkor.settings import dry_run_from_env
 from arkor.trainer.config_builder import absolute_path, build_config, did_you_mean
 from arkor.trainer.dispatcher import CallbackErrors, Dispatcher
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # Python 3.10 does not have it; type checkers do
 
 
 @frozen
@@ -274,7 +277,7 @@ class Trainer:
         messages: str | Messages,
         *,
         adapter: Literal["final", "base"] | int = "final",
-        **options: Any,
+        **options: Unpack[ChatOptions],
     ) -> ChatResponse:
         """Send messages to the run's final adapter, its base model, or the checkpoint of a step.
 
