@@ -30,6 +30,7 @@ Opener = Callable[[str | None], requests.Response]
 _CHUNK_BYTES = 64 * 1024
 #: Inbox sizes above and below which reading pauses and resumes; the overhead of a frame.
 _HIGH_WATER_BYTES, _LOW_WATER_BYTES, _FRAME_OVERHEAD_BYTES = 1024 * 1024, 256 * 1024, 128
+_BATCH_BYTES = 64 * 1024
 _MAX_RETRY_AFTER = 86_400.0  # seconds; the policy's cap is usually far below
 _DEFAULT_SILENCE_SECONDS = 60.0
 _MISSED_PINGS = 3
@@ -57,10 +58,10 @@ class Received(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The frames of a block, and the bytes of memory that they take."""
+    """Frames that arrived together, and the bytes that they count for."""
 
     items: list[Received]
-    size: int
+    size: float
 
 
 class StreamConnection:
@@ -71,6 +72,8 @@ class StreamConnection:
         self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         # Both only grow; the reader's thread writes the first, the caller's thread the second.
         self._bytes_in = self._bytes_out = 0.0
+        self._batch: list[Received] = []  # decoded, but not delivered
+        self._bytes_delivered = 0.0
         self._has_capacity = threading.Event()
         self._paused = False
         self._cancel_scope = CancelScope()
@@ -129,22 +132,31 @@ class StreamConnection:
         if media_type.split(";")[0].strip().lower() != "text/event-stream":
             received = f"status {response.status_code} with {media_type or 'no content type'}"
             raise StreamFault(f"expected an event stream, but received {received}")
-        for block in frame_blocks(self._chunks(response)):
-            items: list[Received] = []
-            size = 0
-            try:
+        receiver = getattr(getattr(response.raw, "_original_response", None), "receiver", None)
+        if receiver is not None:
+            receiver.before_receive = self._deliver
+        batch_bytes = 0 if receiver is None else _BATCH_BYTES
+        try:
+            for block in frame_blocks(self._chunks(response)):
                 for frame in parse_block(block):
                     if frame.retry is not None:
                         self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
                     if frame.event == "ping":
-                        self._keep_alive.ping(self._bytes_in + size)
+                        self._keep_alive.ping(self._bytes_in)
                         continue
-                    size += len(frame.data) + _FRAME_OVERHEAD_BYTES
-                    items.append(_decode(frame))
-            finally:  # also the frames before a faulty one
-                if items:
-                    self._bytes_in += size
-                    self._inbox.put(Batch(items, size))
+                    self._bytes_in += len(frame.data) + _FRAME_OVERHEAD_BYTES
+                    self._batch.append(_decode(frame))
+                if self._bytes_in - self._bytes_delivered > batch_bytes:
+                    self._deliver()
+        finally:  # also the frames before a faulty one
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand the decoded frames to the caller: before the thread waits, or if they are many."""
+        if self._batch:
+            self._inbox.put(Batch(self._batch, self._bytes_in - self._bytes_delivered))
+            self._batch = []
+            self._bytes_delivered = self._bytes_in
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         read, keep_alive = _low_latency_reader(response), self._keep_alive
