@@ -48,7 +48,7 @@ class StreamEnd:
 END = StreamEnd()
 
 
-class Received(NamedTuple):
+class Received(msgspec.Struct, gc=False):
     """A frame; without an `event` it is skipped; `progress` is False if it was malformed."""
 
     event: Event | StreamEnd | None
@@ -133,9 +133,10 @@ class StreamConnection:
             received = f"status {response.status_code} with {media_type or 'no content type'}"
             raise StreamFault(f"expected an event stream, but received {received}")
         receiver = getattr(getattr(response.raw, "_original_response", None), "receiver", None)
-        if receiver is not None:
+        batch_bytes = 0
+        if receiver is not None:  # a response of `protocol/transport.py`
             receiver.before_receive = self._deliver
-        batch_bytes = 0 if receiver is None else _BATCH_BYTES
+            batch_bytes = _BATCH_BYTES
         try:
             for block in frame_blocks(self._chunks(response)):
                 for frame in parse_block(block):
@@ -169,6 +170,7 @@ class StreamConnection:
 
     def _wait_for_capacity(self) -> None:
         """Pause reading, and thereby the server, until the caller catches up, or raise."""
+        self._deliver()
         self._keep_alive.stop()
         self._paused = True
         while self._bytes_in - self._bytes_out > _LOW_WATER_BYTES:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from sseclient import SSEClient
 
 from arkor.client.http.errors import CHECK_ADDRESS
@@ -33,7 +34,7 @@ class FrameTooLarge(ArkorError):
     """A server-sent frame is longer than the limit."""
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, gc=False):
     """One frame: `id` is None if not set, `retry` is a string of digits (milliseconds)."""
 
     id: str | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from contextlib import closing
@@ -200,6 +201,20 @@ def test_an_abort_within_a_block_of_frames_loses_and_repeats_nothing() -> None:
         assert (steps, stream.cursor) == ([1, 2, 3], "3")
         assert steps_until_end(stream) == [4, 5, 6, 7, 8]
         assert server.requests[1]["last-event-id"] == "3"
+
+
+def test_an_event_is_delivered_before_the_end_of_its_http_chunk() -> None:
+    """Frames are delivered in batches, but never kept while the connection is silent."""
+    released, event = threading.Event(), log_frame(1)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def step(connection: socket.socket, _: dict[str, str]) -> None:
+        connection.sendall(head + b"%x\r\n%s" % (len(event), event))
+        released.wait(30)
+
+    with ScriptedServer(step) as server, closing(open_stream(server).events(Deadline.after(None, 10))) as events:
+        assert next(events).step == 1  # type: ignore[union-attr]
+        released.set()
 
 
 def test_non_finite_numbers_are_kept() -> None:
