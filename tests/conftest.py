@@ -98,14 +98,18 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def stop_backend(home: Path) -> None:
-    """Kill every process that works on `home`: its server first, so that nothing new is started."""
+    """Kill every process that works on `home`, until a look at all processes finds none."""
     for fork in _forked.pop(home, []):
         fork.kill()
-    for _ in range(2):
-        for process in sorted(psutil.process_iter(["pid", "cmdline"]), key=lambda process: process.pid):
-            if str(home) in (process.info["cmdline"] or []) and process.pid != os.getpid():
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+    while remaining := [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(home) in (process.info["cmdline"] or []) and process.pid != os.getpid()
+    ]:
+        for process in remaining:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.01)
 
 
 @frozen

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, fields_dict, frozen
 
-from arkor.client.api import CloudApiClient
-from arkor.client.chat_response import ChatResponse
 from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
-from arkor.protocol.chat_types import Messages, ResponseFormat, StructuredOutputs, Tools
+from arkor.protocol.chat_types import Constraint, Format, Messages, Tools
 from arkor.protocol.jobs import TrainingJob
-from arkor.results.training_result import TrainingResult
+
+if TYPE_CHECKING:  # modules that load requests
+    from arkor.client.api import CloudApiClient
+    from arkor.client.chat_response import ChatResponse
+    from arkor.results.training_result import TrainingResult
 
 #: The keywords of `infer` that are fields of the request.
 _REQUEST_FIELDS = frozenset(fields_dict(InferenceRequest))
@@ -42,8 +44,8 @@ class Infer:
         stream: bool = True,
         tools: Tools | None = None,
         tool_choice: Any = None,
-        response_format: ResponseFormat | Mapping[str, Any] | type | None = None,
-        structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None,
+        response_format: Format | type | None = None,
+        structured_outputs: Constraint | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         parallel_tool_calls: bool | None = None,
@@ -90,9 +92,10 @@ class ControlledContext:
     _control: RunControl = field(factory=RunControl, repr=False, eq=False, kw_only=True)
 
     def cancel(self) -> bool:
-        """Ask the backend to stop the run. Return False if it had ended already.
+        """Ask the backend to stop the run. Return False if it refuses since the run has ended.
 
-        `wait()` returns when the run has stopped. Raise `CloudApiError` if the backend refuses.
+        The managed cloud may accept the call all the same. `wait()` returns when the run has
+        stopped. Raise `CloudApiError` if the backend refuses for another reason.
         """
         try:
             self._control.cancel()

@@ -69,8 +69,7 @@ class EarlyStopping:
     def on_started(self, ctx: StartedContext) -> None:
         """Reset the state for this run."""
         self._begin(ctx.job.id)
-        config = ctx.job.config
-        if self.on == "eval_loss" and config.eval_steps is None and config.dataset_split is None:
+        if self.on == "eval_loss" and not ctx.job.config.evaluates:
             logger.warning("EarlyStopping watches eval_loss, but the run is not configured to evaluate: set eval_steps")
 
     def on_log(self, ctx: TrainingLogContext) -> None:

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from arkor.errors import InvalidConfig
 from arkor.formatting import quote
+from arkor.protocol.chat_types import Constraint, Format, Messages, Tools
 from arkor.protocol.codec import from_wire
 from arkor.protocol.model_target import Adapter as Adapter  # noqa: PLC0414 - re-exported
 from arkor.protocol.validation import Integer, encodable, is_encodable, is_finite, text
@@ -47,7 +48,7 @@ class InferenceRequest:
     thinking mode; for others, the `metadata` of the response has a note.
     """
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Messages
     adapter: Adapter | None = field(default=None, converter=_adapter)
     base_model: str | None = None
     temperature: float | None = None
@@ -56,11 +57,11 @@ class InferenceRequest:
     stop: str | Sequence[str] | None = None
     seed: int | None = None
     stream: bool = True
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    response_format: Mapping[str, Any] | type | None = None
-    structured_outputs: Mapping[str, Any] | None = None
+    response_format: Format | type | None = None
+    structured_outputs: Constraint | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[str, float] | None = None

@@ -1,10 +1,11 @@
 """The types of messages, tools and formats, for editors and type checkers.
 
-They are plain dicts, in the form of OpenAI's chat completions. Plain mappings are accepted, too.
+They are plain dicts, in the form of OpenAI's chat completions.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -102,6 +103,33 @@ class StructuredOutputs(TypedDict, total=False):
     whitespace_pattern: str
 
 
-#: The types of the arguments of a chat completion.
+#: The types of the fields of a chat completion. Plain mappings are accepted, too.
 Messages = Sequence[ChatMessage] | Sequence[Mapping[str, Any]]
 Tools = Sequence[Tool] | Sequence[Mapping[str, Any]]
+Format = ResponseFormat | Mapping[str, Any]
+Constraint = StructuredOutputs | Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """The keywords of `infer`, as `Trainer.chat` passes them on."""
+
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    stream: bool
+    tools: Tools | None
+    tool_choice: Any
+    response_format: Format | type | None
+    structured_outputs: Constraint | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    parallel_tool_calls: bool | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[str, float] | None
+    n: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    enable_thinking: bool | None
+    reasoning_effort: str | None
+    abort_signal: threading.Event | None

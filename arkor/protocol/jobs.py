@@ -117,6 +117,14 @@ class JobConfig:
     dry_run: bool | None = _setting(boolean, "a few rows and steps through every stage")
     extra: Mapping[str, Any] = field(factory=dict)
 
+    @property
+    def evaluates(self) -> bool:
+        """True if the configuration asks for evaluations, False also if it disables them."""
+        split = self.dataset_split
+        if isinstance(split, Mapping) and split.keys() & {"eval", "enabled"}:
+            return split.get("enabled") is not False
+        return self.eval_steps is not None or isinstance(split, (int, float))
+
     def to_cloud_wire(self) -> dict[str, Any]:
         """Return the JSON of a checked configuration in the form of the managed cloud."""
         body: dict[str, Any] = to_wire(self)

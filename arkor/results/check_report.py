@@ -113,10 +113,12 @@ def _lengths(lengths: Any, rows: str) -> Iterator[str]:
     if not lengths.cut and not lengths.left_out:
         yield f"No row is longer than max_length ({lengths.max_length})."
         return
-    lost = f"{lengths.lost} of {lengths.counted} tokens that count" if lengths.lost else "no tokens that count"
-    yield f"{lengths.cut} rows are longer than max_length ({lengths.max_length}) and are cut, which loses {lost}."
+    if lengths.cut:
+        lost = f"{lengths.lost} of {lengths.counted} tokens that count" if lengths.lost else "no tokens that count"
+        yield f"{lengths.cut} rows are longer than max_length ({lengths.max_length}) and are cut, which loses {lost}."
     if lengths.left_out:
-        yield f"{lengths.left_out} {rows} rows are left out: none of their tokens within max_length count."
+        within = " within max_length" if lengths.cut else ""
+        yield f"{lengths.left_out} {rows} rows are left out: none of their tokens{within} count."
 
 
 def _duplicates(check: Any) -> list[str]:

@@ -13,10 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, Problem
+from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, Problem
 from arkor.formatting import format_bytes, format_duration, format_loss, parse_timestamp, seconds_between
 from arkor.protocol.events import now
-from arkor.protocol.jobs import TrainingJob
+from arkor.protocol.jobs import JobConfig, TrainingJob
+from arkor.protocol.step_counts import StepCountValidator, steps_of
 from arkor.settings import VERSION
 
 #: The labels of the forms' fields, by their Python names.
@@ -127,6 +128,25 @@ def total_steps(job: TrainingJob) -> int | None:
     return getattr(job.config, "max_steps", None) if job.total_steps is None else job.total_steps
 
 
+def evaluation_note(job: TrainingJob) -> str:
+    """Return a sentence for a run without an evaluation: when the first one is, if any."""
+    config, total = job.config, total_steps(job)
+    if not isinstance(config, JobConfig) or not config.evaluates:
+        disables = isinstance(config, JobConfig) and config.eval_steps is not None
+        reason = ": its dataset_split is not enabled." if disables else "; set eval_steps for some."
+        return f"This run has no evaluations{reason}"
+    if not isinstance(total, int) or config.dry_run or config.eval_steps is None:
+        return "No evaluations yet."
+    try:
+        StepCountValidator(1)("eval_steps", config.eval_steps)
+    except InvalidConfig:  # written by a backend that has other forms
+        return "No evaluations yet."
+    first = steps_of(config.eval_steps, total)
+    if first > total:
+        return f"This run has no evaluations: the first would be at step {first}."
+    return f"The first evaluation is at step {first}."
+
+
 def python_name(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
@@ -144,4 +164,4 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.globals.update(version=VERSION)
 _ENVIRONMENT.filters.update(loss=loss, model=model_of, sentence=sentence, size=format_bytes)
-_ENVIRONMENT.filters.update(took=format_elapsed, total=total_steps, when=format_time)
+_ENVIRONMENT.filters.update(evaluations=evaluation_note, took=format_elapsed, total=total_steps, when=format_time)

@@ -12,10 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from arkor.client.auth.credentials import AnonymousCredentials, write_credentials
 from arkor.client.connect import connect
 from tests.backend.http.routes.test_job_list import fill
 from tests.cli.conftest import ARKOR, Run, WriteEntry
 from tests.conftest import Backend, start_backend
+from tests.fakes.http_server import Answer, HttpServer, Request
+from tests.fakes.run_server import JOB, PROJECT
 from tests.fakes.screen import Screen
 
 pytestmark = pytest.mark.slow  # every test starts processes of its own
@@ -177,3 +180,23 @@ def test_cancel(run: Run, run_anew: Run, running: str) -> None:
     again = run("cancel", running)
     assert again.returncode == 1
     assert "has already ended: cancelled" in again.stderr
+
+
+@pytest.mark.parametrize("accepted", [Answer(200, {"job": JOB}), Answer(202), Answer(204, b"")])
+def test_a_cancel_that_the_cloud_accepts_after_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, accepted: Answer
+) -> None:
+    ended = {**JOB, "status": "completed"}
+    bodies = {"/v1/projects": {"projects": [PROJECT], "project": PROJECT}, "/v1/jobs": {"jobs": [ended]}}
+
+    def answer(request: Request) -> Answer:
+        return accepted if request.path.endswith("/cancel") else Answer(200, bodies.get(request.path, {"job": ended}))
+
+    with HttpServer(answer) as server:
+        monkeypatch.setenv("ARKOR_CLOUD_API_URL", server.url)
+        write_credentials(AnonymousCredentials("t", "a", server.url, "o"))
+        done = run("cancel", "j")
+    assert done.returncode == 1
+    assert "j has already ended: completed." in done.stderr
+    assert "is being cancelled" not in done.stdout
+    assert [request.path for request in server.requests if request.path.endswith("/cancel")] == ["/v1/jobs/j/cancel"]

@@ -39,6 +39,15 @@ def test_the_report_has_every_section() -> None:
     assert "60 steps of 1.7 s, 1:42 in all, with 1.4 GB of memory." in report
 
 
+def test_rows_that_are_left_out_without_a_cut() -> None:
+    lengths = {**LENGTHS, "maxLength": 100, "leftOut": 2, "bins": []}
+    report = str(from_wire(Check, {**FOUND, "lengths": lengths}))
+    assert "2 training rows are left out: none of their tokens count." in report
+    assert "are cut" not in report
+    cut = str(from_wire(Check, {**FOUND, "lengths": {**lengths, "maxLength": 64, "cut": 1}}))
+    assert "2 training rows are left out: none of their tokens within max_length count." in cut
+
+
 def test_problems_come_first_and_the_rest_is_counted() -> None:
     check = Check(problems=("line 2: text: is empty", "line 9: text: is empty"), problem_count=5)
     assert not check.ok

@@ -33,6 +33,26 @@ def test_the_documentation_has_the_type_of_each_setting() -> None:
             assert f"`{kind}`" in rows[spec.name], spec.name
 
 
+@pytest.mark.parametrize(
+    ("fields", "evaluates"),
+    [
+        ({}, False),
+        ({"dataset_split": "train[:200]"}, False),
+        ({"dataset_split": {"train": "train[:200]"}}, False),
+        ({"dataset_split": {"enabled": False}, "eval_steps": 5}, False),
+        ({"eval_steps": {"ratio": 1}}, True),
+        ({"dataset_split": "train[:200]", "eval_steps": 0.1}, True),
+        ({"dataset_split": 0.1}, True),
+        ({"dataset_split": {"eval": "test"}}, True),
+        ({"dataset_split": {"enabled": True}}, True),
+    ],
+)
+def test_whether_a_configuration_asks_for_evaluations(fields: dict[str, Any], evaluates: bool) -> None:
+    config = JobConfig("m", {"type": "huggingface", "name": "a/b"}, **fields)
+    config.check()
+    assert config.evaluates is evaluates
+
+
 def test_the_adapter_has_the_rules_of_its_settings() -> None:
     assert LORA_SETTINGS.keys() == attrs.fields_dict(LoraConfig).keys()
     assert LoraConfig(16, 32.0, max_length=64).settings() == {

@@ -33,7 +33,9 @@ from arkor import (
     create_trainer,
 )
 from arkor.callbacks import FinishedContext
+from arkor.callbacks.contexts import Infer
 from arkor.client.connect import connect
+from arkor.protocol.chat_types import ChatOptions
 from tests.conftest import Backend
 
 
@@ -567,6 +569,10 @@ def test_a_token_never_shows() -> None:
     trainer = make(dataset={"type": "blob", "url": "https://example.com/rows.jsonl", "token": "s3cret"})
     assert "s3cret" not in repr(trainer)
     assert "s3cret" not in repr(trainer._config)
+
+
+def test_chat_has_the_options_of_infer() -> None:
+    assert list(ChatOptions.__annotations__) == list(inspect.signature(Infer.__call__).parameters)[2:]
 
 
 def test_the_docstring_describes_each_setting_as_declared() -> None:

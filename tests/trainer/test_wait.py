@@ -344,6 +344,20 @@ def test_an_end_without_a_terminal_event_asks_how_the_run_stands(tmp_path: Path)
         assert trainer.wait(timeout=20).job.status == "cancelled"
 
 
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_a_cancel_that_is_accepted_after_the_end(tmp_path: Path, status: int) -> None:
+    """The managed cloud answers like this; `wait()` still returns how the run ended."""
+    accepted: list[bool] = []
+    with RunServer(send(log_frame(1), completed(2))) as server:
+        server.job = {**server.job, "status": "completed"}
+        server.special["POST /v1/jobs/j/cancel"] = answer(status, b"" if status == 204 else b"{}")
+        trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: accepted.append(ctx.cancel())})
+        assert trainer.wait(timeout=20).job.status == "completed"
+        trainer.cancel()
+    assert accepted == [True]
+    assert server.calls.count("POST /v1/jobs/j/cancel") == 2
+
+
 # The framing of HTTP
 
 

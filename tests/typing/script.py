@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import assert_type
 
@@ -14,7 +15,9 @@ from arkor import (
     ChatMessage,
     ChatResponse,
     CheckpointContext,
+    CloudApiClient,
     FileDataset,
+    InferenceRequest,
     LoraConfig,
     ResponseFormat,
     StartedJob,
@@ -29,6 +32,11 @@ from arkor import (
     run_trainer,
 )
 from arkor.callbacks import EarlyStopping, Evaluate
+
+
+class Answer:
+    label: str
+
 
 ROWS = {"type": "file", "path": "rows.jsonl"}
 
@@ -54,6 +62,34 @@ wrong_key: ChatMessage = {"role": "user", "contents": "Hello"}  # type: ignore[t
 def on_typed(checkpoint: CheckpointContext) -> None:
     assert_type(checkpoint.infer(messages, tools=tools, response_format=named), ChatResponse)
     checkpoint.infer(messages, structured_outputs=choice)
+    assert_type(trainer.chat(messages, tools=tools, response_format=named, structured_outputs=choice), ChatResponse)
+    request = InferenceRequest(
+        messages, checkpoint.adapter, tools=tools, response_format=named, structured_outputs=choice
+    )
+    assert_type(CloudApiClient("https://backend.example").chat(request), ChatResponse)
+    trainer.chat(messages, max_token=8)  # type: ignore[call-arg]
+    trainer.chat(messages, temperature="0")  # type: ignore[arg-type]
+    checkpoint.infer(messages, tools="find")  # type: ignore[arg-type]
+    checkpoint.infer([1, 2])  # type: ignore[arg-type]
+
+
+def on_plain(
+    checkpoint: CheckpointContext, role: str, history: list[dict[str, Any]], texts: list[dict[str, str]]
+) -> None:
+    """Dicts without these types are accepted everywhere, as literals and as variables."""
+    answer = checkpoint.infer(history, tools=history, response_format=history[0], structured_outputs=history[0])
+    history.append(answer.message)
+    checkpoint.infer(texts)
+    checkpoint.infer([*texts, {"role": role, "content": "Hello"}], stop=["x"])
+    checkpoint.infer([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}, *history])
+    trainer.chat(history, adapter="base", tools=history, response_format={"type": "json_object"})
+    trainer.chat([{"role": role, "content": "Hello"}], structured_outputs={"choice": ["yes", "no"]})
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    found = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    checkpoint.infer("Hello", response_format=schema, tools=[found], tool_choice=found)
+    checkpoint.infer("Hello", tools=[{"type": "function", "function": {"name": "find"}}], response_format=Answer)
+    InferenceRequest(history, base_model="m", tools=history, response_format=schema)
+    InferenceRequest([{"role": role, "content": "Hello"}], base_model="m", structured_outputs={"regex": "a+"})
 
 
 def on_checkpoint(checkpoint: CheckpointContext) -> str:

@@ -59,7 +59,9 @@ def array_schema(schema: Schema) -> Schema:
 
 
 def any_of(*schemas: Schema) -> Schema:
-    return {"anyOf": [*schemas]}
+    """Return a schema that accepts what one of these accepts."""
+    different = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number]]
+    return {"anyOf": different} if len(different) > 1 else different[0]
 
 
 @cache
@@ -97,6 +99,8 @@ def type_schema(hint: Any) -> Schema:
         return any_of(*map(type_schema, arguments))
     if isinstance(origin, type):
         return {"type": "object"} if issubclass(origin, Mapping) else array_schema(type_schema(arguments[0]))
+    if typing.is_typeddict(hint):
+        return {"type": "object"}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {"enum": [member.value for member in hint]}
     return hint if isinstance(hint, type) and attrs.has(hint) else {}

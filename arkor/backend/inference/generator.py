@@ -258,7 +258,9 @@ def _prompt(completion: CompletionRequest, weights: ServedModel) -> tuple[list[i
     if completion.prompt is not None:
         return weights.prompts.continued_tokens(completion.prompt, completion.max_tokens), ()
     variables, notes = weights.prompts.template_variables(completion)
-    return weights.prompts.tokens(completion.messages, completion.tool_choice, variables), notes
+    constrained = completion.constraint is not None
+    tokens = weights.prompts.tokens(completion.messages, completion.tool_choice, variables, constrained=constrained)
+    return tokens, notes
 
 
 def _sampling(completion: CompletionRequest, weights: ServedModel, rng: random.Random) -> SamplingParams:

@@ -14,6 +14,7 @@ from typing import Any
 from arkor.backend.compute.chat_template import ChatTemplate
 from arkor.backend.compute.tool_call_format import ToolCallFormat
 from arkor.backend.inference.messages import CompletionRequest, GenerationError, ToolChoice
+from arkor.backend.training.chat_layout import answer_lead
 from arkor.formatting import one_line
 
 #: A prompt is tokenized in full only if its first N characters per token of the context do not fill
@@ -106,10 +107,14 @@ class PromptBuilder:
         messages: Sequence[Mapping[str, Any]],
         tool_choice: ToolChoice | None,
         variables: Mapping[str, Any] | None = None,
+        *,
+        constrained: bool = False,
     ) -> list[int]:
         """Return a prompt, including the opening of a forced call. Raise `GenerationError`.
 
-        `variables` are those of `template_variables()`.
+        `variables` are those of `template_variables()`. An answer that is `constrained` cannot
+        begin with the marks that the template writes before every answer, such as an empty block of
+        thoughts, so they are in the prompt.
         """
         escaper = self._template.escaper
         try:
@@ -117,18 +122,25 @@ class PromptBuilder:
                 chat = self._template.prepare(messages, tool_choice.tools, tool_choice.callable)
             else:
                 chat = self._template.prepare(messages)
-            text = self._template.render(
-                escaper.escape(chat.messages), escaper.escape_in(chat.tools), options=variables
-            )
+            escaped, listed = escaper.escape(chat.messages), escaper.escape_in(chat.tools)
+            text = self._template.render(escaped, listed, options=variables)
+            forced = tool_choice is not None and tool_choice.forced
+            if forced or (constrained and not tool_choice):
+                text += self._opening(forced, answer_lead(self._template, escaped, listed, variables))
         except Exception as error:  # a template may raise anything
             problem = f"The chat template of this model rejects these messages: {one_line(str(error), 300)}"
             raise GenerationError(400, "template_refused", problem) from error
-        if tool_choice and tool_choice.forced:
-            text += self.call_format.lead + self.call_format.opening
         tokens = self._encode_checked(text, self._encode)
         if self._context is not None and len(tokens) >= self._context:
             raise self._too_long(str(len(tokens)))
         return tokens
+
+    def _opening(self, forced: bool, lead: str) -> str:
+        """Return the beginning of a constrained answer; `lead` are the marks before every answer."""
+        if not forced:
+            return lead.rstrip(" ")  # a token has the space with what follows
+        writes_lead = bool(self.call_format.lead) or not self.call_format.native
+        return (lead if writes_lead else "") + self.call_format.opening
 
     def _encode_checked(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         """Tokenize a prompt that fits into the context; stop early if it is far too long."""

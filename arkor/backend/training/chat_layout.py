@@ -88,6 +88,21 @@ def lay_out(row: Row, template: ChatTemplate, *, answers_only: bool) -> Labelled
     return LabelledChat(labelled, len(indices) - len(learnt), layouter.lost(learnt, texts[-1].text))
 
 
+def answer_lead(template: ChatTemplate, messages: Sequence[Message], tools: Any, options: Any = None) -> str:
+    """Return the marks that are learnt before the text of an answer to these messages, without reasoning.
+
+    An example is the end of an empty block of thoughts. Empty if the template refuses an answer.
+    """
+    answered = [*map(dict, messages), {"role": "assistant", "content": MARK}]
+    try:
+        prompt, answer = _Layouter(template, answered, tools, options)._turn(len(messages))
+        continues = prompt == template.render(messages, tools, options=options)
+    except Exception:  # noqa: BLE001 - a template may raise anything
+        return ""
+    lead, mark, _ = answer.partition(MARK)
+    return lead if mark and continues else ""
+
+
 @define
 class _Layouter:
     """Renders the turns of one chat."""

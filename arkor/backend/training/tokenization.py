@@ -30,8 +30,10 @@ IGNORE_INDEX = -100
 #: The number of rows that are tokenized at once.
 CHUNK_ROWS = 256
 
-#: Which tokens and labels a row has; a run keeps the version with which it began.
-VERSION, LEGACY_VERSION = 2, 1
+#: Which rows a run has, and their tokens and labels; a run keeps the version with which it began.
+#: The legacy version has other tokens and labels; up to `HOLD_OUT_VERSION`, a run without a split
+#: for evaluation always holds training rows out.
+VERSION, HOLD_OUT_VERSION, LEGACY_VERSION = 3, 2, 1
 
 
 @frozen
@@ -48,11 +50,12 @@ class EncodedDataset:
 
     A row has several texts if its chat template rewrites earlier turns; `row_numbers` has the row
     of each text, from 1. `cut` texts were cut at `max_length` and `left_out` texts have no label
-    before it; `escaped` rows spell a special token in a message. `lengths` has the tokens of every
-    text before the cut. Of `labelled_tokens`, `lost_tokens` are after the cut. `turns` of the
-    assistant are learnt, `context_turns` are not (weight 0). `unwritten` counts the rows of which
-    the chat template does not write a part; `labelled` rows were tokens with labels already;
-    `skipped` are notes about bad rows of all splits.
+    before it; `unlabelled` of these have none after it either. `escaped` rows spell a special token
+    in a message. `lengths` has the tokens of every text before the cut. Of `labelled_tokens`,
+    `lost_tokens` are after the cut. `turns` of the assistant are learnt, `context_turns` are not
+    (weight 0). `unwritten` counts the rows of which the chat template does not write a part;
+    `labelled` rows were tokens with labels already; `skipped` are notes about bad rows of all
+    splits.
     """
 
     input_ids: list[Any] = field(factory=list)
@@ -63,6 +66,7 @@ class EncodedDataset:
     rewritten: int = 0
     cut: int = 0
     left_out: int = 0
+    unlabelled: int = 0
     escaped: int = 0
     lengths: array[int] = field(factory=lambda: array("I"))
     labelled_tokens: int = 0
@@ -86,10 +90,13 @@ class EncodedDataset:
         self.cut += len(example.input_ids) > max_length
         self.lengths.append(len(example.input_ids))
         self.row_numbers.append(number)
-        self.labelled_tokens += sum(label != IGNORE_INDEX for label in example.labels[1:])
-        self.lost_tokens += sum(label != IGNORE_INDEX for label in example.labels[max_length:])
-        if all(label == IGNORE_INDEX for label in labels[1:]):
+        counted = sum(label != IGNORE_INDEX for label in example.labels[1:])  # nothing predicts the first
+        lost = sum(label != IGNORE_INDEX for label in example.labels[max_length:])
+        self.labelled_tokens += counted
+        self.lost_tokens += lost
+        if counted == lost:
             self.left_out += 1
+            self.unlabelled += not counted
             return
         self._kept.append(number)
         self.input_ids.append(numpy.array(example.input_ids[:max_length], dtype=numpy.int32))
@@ -105,8 +112,10 @@ class EncodedDataset:
         yield from self.layout_notes(split)
         if self.cut:
             yield f"{self.cut} of {total} {split} {unit} are longer than {max_length} tokens (max_length) and are cut"
-        if self.left_out:
-            yield f"{self.left_out} of {total} {split} {unit} are left out: their answers start after max_length"
+        if self.unlabelled:
+            yield f"{self.unlabelled} of {total} {split} {unit} are left out: none of their tokens is learnt"
+        if late := self.left_out - self.unlabelled:
+            yield f"{late} of {total} {split} {unit} are left out: their answers start after max_length"
 
     def layout_notes(self, split: str) -> Iterator[str]:
         """Yield the notes that do not concern the length of the rows."""
@@ -161,8 +170,19 @@ def encode(
     if faults is None and encoder.faults.count:
         raise encoder.faults.error()
     if not len(encoded) and not encoder.faults.count:
-        raise DataError(f"No row has a labelled token among its first {max_length} tokens; increase max_length.")
+        raise _nothing_learnt(encoded, max_length)
     return encoded
+
+
+def _nothing_learnt(encoded: EncodedDataset, max_length: int) -> DataError:
+    if encoded.unlabelled == encoded.left_out:
+        return DataError(
+            f"Nothing can be learnt from the rows: no token after the first has a label other than {IGNORE_INDEX}. "
+            "Label the tokens of the answers with their ids."
+            if encoded.labelled
+            else "Nothing can be learnt from the rows: each has a single token."
+        )
+    return DataError(f"No row has a labelled token among its first {max_length} tokens; increase max_length.")
 
 
 @frozen

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ from arkor.backend.engine.hyperparameters import (
     setting_or_default,
 )
 from arkor.backend.engine.interface import Recorder, Run, RunError
-from arkor.backend.training.tokenization import LEGACY_VERSION, VERSION, EncodedDataset, encode
+from arkor.backend.training.tokenization import HOLD_OUT_VERSION, LEGACY_VERSION, VERSION, EncodedDataset, encode
 from arkor.protocol.jobs import JobConfig
 from arkor.settings import STARTER_MODEL
 
@@ -118,7 +118,7 @@ def load_run_rows(
 ) -> Rows:
     """Read the rows; hold out evaluation rows for `eval_steps`; cut them for a dry run.
 
-    A run of the first version always held out training rows, and keeps these when it resumes.
+    A run of an earlier version always held out training rows, and keeps these when it resumes.
     """
     config = run.config
     recorder.preparing("Reading the data")
@@ -131,7 +131,7 @@ def load_run_rows(
         allow_private=private_urls_allowed(),
         max_faults=max_faults,
         skip_bad=config.on_bad_rows == "skip",
-        evaluates=bool(config.eval_steps) and version != LEGACY_VERSION,
+        evaluates=config.evaluates and bool(config.eval_steps) and version > HOLD_OUT_VERSION,
         columns=(config.dataset_format or {}).get("columnMapping"),
     )
     for note in rows.notes:
@@ -142,10 +142,10 @@ def load_run_rows(
             remedy="Leave it out, or write the rows as messages.",
         )
     if config.eval_steps and rows.eval is None:
-        if isinstance(config.dataset_split, Mapping) and config.dataset_split.get("enabled") is False:
-            recorder.preparing("The run does not evaluate: dataset_split is not enabled")
-        else:
+        if config.evaluates:
             rows = rows.hold_out(EVAL_SHARE, max_rows=EVAL_ROWS)
+        else:
+            recorder.preparing("The run does not evaluate: dataset_split is not enabled")
     return rows.head(DRY_RUN_ROWS, DRY_RUN_EVAL_ROWS) if config.dry_run else rows
 
 

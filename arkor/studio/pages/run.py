@@ -36,7 +36,10 @@ def checkpoints(request: Request) -> Response:
 
 def cancel(request: Request) -> Response:
     """`POST /actions/runs/:id/cancel`: cancel the run; what it has saved is kept."""
-    client_of(request).cancel_job(request.path_params["id"])
+    job = _job(request)
+    client_of(request).cancel_job(job.id)  # of a run that has ended, the managed cloud may accept this
+    if has_ended(job):
+        return toast(f"The run has already ended: {job.status}.")
     return toast("The run is being cancelled. What it has saved is kept.", kind="done")
 
 

@@ -41,13 +41,6 @@ class RunPage {
     return this.page.querySelector(`[data-fact="${name}"]`);
   }
 
-  firstEvaluation() {
-    const steps = Number(this.page.dataset.evaluates); // below 1: a share of the run
-    if (!steps) return "This run has no evaluations; set eval_steps for some.";
-    const first = steps < 1 ? Math.ceil(steps * this.total) : steps;
-    return first ? `The first evaluation is at step ${first}.` : "No evaluations yet.";
-  }
-
   buildCharts() {
     const smoothing = Number(this.find("smoothing").value);
     this.group = new Group();
@@ -55,7 +48,7 @@ class RunPage {
     const line = (label, series, column, plain = false) => ({ label, series, column, plain });
     const charts = [
       new Chart(this.group, "Loss", [line("loss", 1, loss), line("eval loss", 2, evalLoss, true)], { smoothing, none: "No steps yet." }),
-      new Chart(this.group, "Eval loss", [line("eval loss", 2, evalLoss)], { lowest: true, none: this.firstEvaluation() }),
+      new Chart(this.group, "Eval loss", [line("eval loss", 2, evalLoss)], { lowest: true, none: this.page.dataset.evaluations }),
       new Chart(this.group, "Learning rate", [line("learning rate", 3, learningRate)], { format: (value) => (value ? value.toExponential(2).replace("e+", "e") : "0"), none: "No values yet." }),
       new Chart(this.group, "Speed", [line("speed", 5, speed)], { smoothing, format: (value) => `${rate(value)} ${this.unit ?? "steps"}/s`, none: "Shown from the second step on.", fromZero: true }),
     ];

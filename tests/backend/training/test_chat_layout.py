@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arkor.backend.data.faults import DataError
-from arkor.backend.inference.messages import ToolChoice
+from arkor.backend.inference.messages import CallDelta, ToolChoice
 from arkor.backend.inference.prompts import PromptBuilder
+from arkor.backend.inference.tool_calls.parser import ToolCallParser
 from arkor.backend.training.tokenization import EncodedDataset, encode
 from arkor.protocol.row_formats import Row, read_row
 from tests.backend.chat_templates import all_templates, tokenizer_with, trl_templates
@@ -339,6 +340,48 @@ def test_a_prompt_is_the_one_of_inference(tokenizers: dict[str, Any], name: str)
         assert tokenizers[name].decode(prompt).endswith(FAMILIES[name].prompt) or tools
 
 
+@pytest.mark.parametrize("variables", [None, {"enable_thinking": False}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_forced_call_continues_the_text_of_training(
+    tokenizers: dict[str, Any], name: str, variables: dict[str, Any] | None
+) -> None:
+    """Also in words, where the template begins an answer with a mark, such as the end of an empty thought."""
+    if name not in tokenizers:
+        pytest.skip("this version of TRL does not ship it")
+    tokenizer, row = tokenizers[name], with_tools("sun")
+    if variables:
+        row |= {"chat_template_kwargs": variables}
+    prompts = PromptBuilder(tokenizer, None)
+    forced = ToolChoice((TOOL,), forced=True, name="weather", parallel=False)
+    trained = "".join(part for part, _ in texts(tokenizer, encoded(tokenizer, row))[0])
+    prompt = tokenizer.decode(prompts.tokens(row["messages"][:1], forced, variables))
+    assert trained.startswith(prompt)
+    parser = ToolCallParser("a", prompts.call_format, True)
+    found = [part for part in parser.push(trained.removeprefix(prompt)) if isinstance(part, CallDelta)]
+    assert found[0].name == "weather"
+    assert json.loads("".join(part.arguments for part in found)) == {"city": "Oslo"}
+
+
+@pytest.mark.parametrize("variables", [None, {"enable_thinking": False}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_constrained_answer_continues_the_text_of_training(
+    tokenizers: dict[str, Any], name: str, variables: dict[str, Any] | None
+) -> None:
+    """A grammar has no place for the marks that begin an answer."""
+    if name not in tokenizers:
+        pytest.skip("this version of TRL does not ship it")
+    tokenizer, row = tokenizers[name], {"messages": [user(), answer('{"fruit": "apple"}')]}
+    if variables:
+        row |= {"chat_template_kwargs": variables}
+    trained = "".join(part for part, _ in texts(tokenizer, encoded(tokenizer, row))[0])
+    prompts = PromptBuilder(tokenizer, None)
+    prompt = tokenizer.decode(prompts.tokens(row["messages"][:1], None, variables, constrained=True))
+    assert trained.startswith(prompt)
+    assert trained.removeprefix(prompt).lstrip(" ").startswith('{"fruit": "apple"}')
+    free = prompts.tokens(row["messages"][:1], None, variables)
+    assert tokenizer.decode(free).endswith(FAMILIES[name].prompt) or variables
+
+
 WORDS = st.text(alphabet="abcdefgh é", min_size=1, max_size=8).map(lambda text: f"x{text}y")
 TURN = st.tuples(WORDS, WORDS, st.sampled_from([0, 1]))
 
@@ -415,6 +458,33 @@ def test_what_is_learnt_of_tokens(tokenizers: dict[str, Any], row: dict[str, Any
     assert examples.learns() == sentence
     [labels] = examples.labels
     assert labels.tolist() == row.get("labels", row["input_ids"])
+
+
+def test_rows_without_labels_are_not_called_too_long(tokenizers: dict[str, Any]) -> None:
+    row = {"input_ids": [5, 6, 7, 8]}
+    late, no_labels = [-100, -100, -100, 8], [-100] * 4
+    only_first = [5, -100, -100, -100]  # no position predicts the first token
+    rows = [row, row | {"labels": late}, row | {"labels": no_labels}, row | {"labels": only_first}]
+    examples = encode(rows, tokenizers["qwen2_5"], answers_only=False, max_length=3)
+    assert list(examples.notes("training", 3)) == [
+        "4 of 4 training rows are longer than 3 tokens (max_length) and are cut",
+        "2 of 4 training rows are left out: none of their tokens is learnt",
+        "1 of 4 training rows are left out: their answers start after max_length",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"input_ids": [5, 6], "labels": [-100, -100]}, "no token after the first has a label other than -100"),
+        ({"input_ids": [5, 6], "labels": [5, -100]}, "no token after the first has a label other than -100"),
+        ({"input_ids": [5]}, "each has a single token"),
+        ({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, -100, 8]}, "increase max_length"),
+    ],
+)
+def test_rows_of_which_nothing_is_learnt(tokenizers: dict[str, Any], row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        encode([row], tokenizers["qwen2_5"], answers_only=False, max_length=3)
 
 
 # Plain text

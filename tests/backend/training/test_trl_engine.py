@@ -16,7 +16,7 @@ from arkor.backend.compute.models import CONVERSION_VERSION
 from arkor.backend.data.file_readers import DataError
 from arkor.backend.engine.interface import Run, RunError
 from arkor.backend.training import trl_engine
-from arkor.backend.training.tokenization import LEGACY_VERSION
+from arkor.backend.training.tokenization import HOLD_OUT_VERSION, LEGACY_VERSION
 from arkor.backend.training.trl_engine import TrlEngine, recompute_argument
 from arkor.protocol.datasets import BlobDataset, HuggingFaceDataset
 from arkor.protocol.jobs import JobConfig
@@ -89,6 +89,19 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, llama: Path) -> Bench:
     return Bench(tmp_path, llama)
+
+
+@pytest.fixture
+def hub_bench(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Runs on a hub data set with a validation split."""
+    folder = tmp_path / "acme" / "tickets"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", CHATS), ("validation", CHATS[:3])):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench, "source", lambda _: HuggingFaceDataset("acme/tickets"))
+    return bench
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +249,14 @@ def test_an_evaluation_that_is_not_enabled(bench: Bench) -> None:
     assert bench.run(eval_steps=0.5, dataset_split={"enabled": True, "testSize": 4}).eval_steps == [2, 4]
 
 
+def test_an_evaluation_that_is_not_enabled_leaves_the_validation_split_alone(hub_bench: Bench) -> None:
+    notebook = hub_bench.run(eval_steps=2, dataset_split={"enabled": False})
+    assert notebook.eval_steps == []
+    assert "The run does not evaluate: dataset_split is not enabled" in notebook.messages
+    assert "Tokenizing 24 training rows" in notebook.messages
+    assert hub_bench.run(eval_steps=2).eval_steps == [2, 4]
+
+
 def test_eval_steps_hold_out_rows(bench: Bench) -> None:
     notebook = bench.run(eval_steps=2)
     assert notebook.eval_steps == [2, 4]
@@ -341,25 +362,19 @@ def test_a_run_of_the_first_version_is_resumed(bench: Bench, monkeypatch: pytest
     assert bench.run(rows, **fields).losses[-1] != resumed.losses[-1]
 
 
-def test_a_run_of_the_first_version_keeps_the_rows_that_it_held_out(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", [LEGACY_VERSION, HOLD_OUT_VERSION])
+def test_a_run_of_an_older_version_keeps_the_rows_that_it_held_out(
+    hub_bench: Bench, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     """A new run evaluates on the validation split of the hub data set instead."""
-    folder = tmp_path / "acme" / "tickets"
-    folder.mkdir(parents=True)
-    for split, rows in (("train", CHATS), ("validation", CHATS[:3])):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(bench, "source", lambda _: HuggingFaceDataset("acme/tickets"))
     fields = {"warmup_steps": 1, "save_steps": 100, "eval_steps": 2}
-    with monkeypatch.context() as first_version:
-        first_version.setattr(trl_engine, "VERSION", LEGACY_VERSION)
-        stopped = bench.run(stop_at=1, **fields)
-    resumed = bench.run(resume=stopped, **fields)
+    with monkeypatch.context() as older_version:
+        older_version.setattr(trl_engine, "VERSION", version)
+        stopped = hub_bench.run(stop_at=1, **fields)
+    resumed = hub_bench.run(resume=stopped, **fields)
     assert resumed.finished
     assert "Tokenizing 22 training rows" in resumed.messages
-    assert "Tokenizing 24 training rows" in bench.run(**fields).messages
+    assert "Tokenizing 24 training rows" in hub_bench.run(**fields).messages
 
 
 def test_the_end_of_a_turn_is_an_end_token_of_the_adapter(tmp_path: Path) -> None:
