@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.engines [ROUNDS]
 
-Uses the starter model and an adapter of rank 16, over HTTP, with weights of 16 bits in llama.cpp
-and the fastest number format of this machine in transformers. Takes about a minute a round on two
-cores; prints medians, and the medians of the rounds' ratios.
+Uses the starter model and an adapter of rank 16, with weights of 16 bits in llama.cpp and the
+fastest number format of this machine in transformers. arkor's engines are asked through the pipe of
+their process, llama.cpp's server over HTTP. Takes about a minute a round on two cores; prints
+medians, and the medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
+from uuid import uuid4
 
 import requests
-from attrs import define
+from attrs import asdict, define
 
-from arkor import LoraConfig, Trainer
-from arkor.backend.compute.models import load_configs, load_tokenizer, local_folder
-from arkor.backend.runs.paths import models_folder, run_folder
+from arkor.backend.compute.child_process import encode_line
+from arkor.backend.compute.models import load_configs, load_model, load_tokenizer, local_folder
+from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Reply, reply_from_json
+from arkor.backend.runs.paths import models_folder
 from arkor.settings import STARTER_MODEL
-from tests.benchmarks.inference import QUESTION, STREAMS, TOKENS, Served, Table, Timing
-from tests.conftest import start_backend
+from tests.benchmarks.inference import QUESTION, STREAMS, TOKENS, Table, Timing
 
 #: About 1,000 tokens.
 LONG_QUESTION = "Report {}. " + "The keeper wrote down the weather, the ships and the hours of the lamp. " * 58
@@ -58,16 +61,35 @@ class Peer:
         return Timing(first - began, last - first, count)
 
 
-@define
 class Ours:
-    """A backend with a base model and an adapter."""
+    """A serving process with a base model and an adapter."""
 
-    served: Served
-    job: str
+    def __init__(self, process: subprocess.Popen[bytes], adapter: Path) -> None:
+        self._process = process
+        self._adapter = str(adapter)
+        self._replies: dict[str, SimpleQueue[Reply]] = {}
+        threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, question: str, *, adapter: bool) -> Timing:
-        adapted = {"baseModel": None, "adapter": {"kind": "final", "jobId": self.job}}
-        return self.served.ask(question, **(adapted if adapter else {}))
+        name = uuid4().hex
+        replies = self._replies[name] = SimpleQueue()
+        messages = ({"role": "user", "content": question},)
+        asked = CompletionRequest(name, STARTER_MODEL, self._adapter if adapter else None, messages, max_tokens=TOKENS)
+        began, first, last = time.perf_counter(), 0.0, 0.0
+        assert self._process.stdin is not None
+        self._process.stdin.write(encode_line({"completion": asdict(asked)}))
+        self._process.stdin.flush()
+        while isinstance(reply := replies.get(), Delta):
+            last = time.perf_counter()
+            first = first or last
+        assert isinstance(reply, Done), reply
+        return Timing(first - began, last - first, reply.completion_tokens)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            reply = reply_from_json(json.loads(line))
+            self._replies[reply.id].put(reply)
 
 
 def at_once(ask: Callable[..., Timing], number: int, *, adapter: bool) -> float:
@@ -98,40 +120,32 @@ def play(table: Table, who: str, ask: Callable[..., Timing], number: int) -> Non
 
 
 @contextmanager
-def backend(home: Path, engine: str) -> Iterator[Served]:
-    os.environ["ARKOR_SERVING_ENGINE"] = engine
-    started = start_backend(home, "--engine", "trl", anew=True)
-    try:
-        yield Served(started.url, started.token, STARTER_MODEL)
-    finally:
-        started.process.terminate()
-        started.process.wait()
+def serving(home: Path, adapter: Path, engine: str) -> Iterator[Ours]:
+    command = [sys.executable, "-m", "arkor.backend.inference.process", "--home", str(home), "--engine", "trl"]
+    environment = {**os.environ, "ARKOR_SERVING_ENGINE": engine}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes) as process:
+        yield Ours(process, adapter)
+        process.kill()
 
 
-def train(served: Served, folder: Path) -> str:
-    """Train one step; return the run's id. The identity for the backend is kept in the folder."""
-    folder.mkdir()
-    os.environ["ARKOR_HOME"] = str(folder)
-    data = folder / "rows.jsonl"
-    row = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good morning."}]}
-    data.write_text("\n".join(json.dumps(row) for _ in range(4)))
-    os.environ["ARKOR_TOKEN"] = served.token
-    trainer = Trainer(
-        "speed", STARTER_MODEL, {"type": "file", "path": str(data)}, lora=LoraConfig(16, 16), max_steps=1,
-        base_url=served.url, progress=False, project_dir=str(folder),
-    )  # fmt: skip
-    return trainer.wait().raise_for_status().job.id
+def make_adapter(model: str, folder: Path) -> Path:
+    """Save an adapter of rank 16 on all linear layers, which changes nothing."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - imports torch
+
+    get_peft_model(load_model(model), LoraConfig(r=16, target_modules="all-linear")).save_pretrained(folder)
+    return folder
 
 
 @contextmanager
-def peer(home: Path, job: str) -> Iterator[Peer]:
+def peer(home: Path, lora: Path) -> Iterator[Peer]:
     from arkor.backend.compute.gguf.adapter import write_adapter  # noqa: PLC0415 - imports torch
     from arkor.backend.compute.gguf.cache import converted_base  # noqa: PLC0415 - as above
 
     folder = local_folder(STARTER_MODEL, home, print)
     config, tokenizer = load_configs(folder)[0], load_tokenizer(folder)
     adapter = models_folder(home) / "adapter.gguf"
-    write_adapter(run_folder(home, job).final, adapter, config)
+    write_adapter(lora, adapter, config)
     base = converted_base(Path(folder), home, config, tokenizer)
     command = [sys.executable, "-m", "tests.benchmarks.llama_server", str(base), str(adapter)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -155,14 +169,14 @@ def show(table: Table, rounds: int) -> None:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        home, table = Path(folder) / "home", Table()
-        fast = stack.enter_context(backend(home, "auto"))
-        job = train(fast, Path(folder) / "fast")
-        other = Path(folder) / "other"
-        reference = stack.enter_context(backend(other, "transformers"))
-        same = train(reference, Path(folder) / "reference")
-        llama = stack.enter_context(peer(home, job))
-        asks = {"reference": Ours(reference, same).ask, "arkor": Ours(fast, job).ask, "peer": llama.ask}
+        home, table = Path(folder), Table()
+        adapter = make_adapter(local_folder(STARTER_MODEL, home, print), home / "adapter")
+        llama = stack.enter_context(peer(home, adapter))
+        asks = {
+            "reference": stack.enter_context(serving(home, adapter, "transformers")).ask,
+            "arkor": stack.enter_context(serving(home, adapter, "auto")).ask,
+            "peer": llama.ask,
+        }
         for ask in asks.values():  # converts and loads what is needed
             ask("Hello", adapter=False)
             ask("Hello", adapter=True)
