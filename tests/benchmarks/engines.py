@@ -34,6 +34,8 @@ from arkor.backend.runs.paths import models_folder
 from arkor.settings import STARTER_MODEL
 from tests.benchmarks.inference import QUESTION, STREAMS, TOKENS, Table, Timing
 
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+
 #: About 1,000 tokens.
 LONG_QUESTION = "Report {}. " + "The keeper wrote down the weather, the ships and the hours of the lamp. " * 58
 
@@ -117,14 +119,15 @@ def play(table: Table, who: str, ask: Callable[..., Timing], number: int) -> Non
         table.note(f"{who}: first token, {kind}", 1 / timing.first)
         table.note(f"{who}: {STREAMS} at once, {kind}", at_once(ask, number, adapter=adapter))
     table.note(f"{who}: first token of 1,000, base", 1 / ask(LONG_QUESTION.format(number), adapter=False).first)
+    found = {name: round(values[-1], 2) for name, values in table.figures.items() if name.startswith(f"{who}:")}
+    print(found, flush=True)
 
 
 @contextmanager
 def serving(home: Path, adapter: Path, engine: str) -> Iterator[Ours]:
     command = [sys.executable, "-m", "arkor.backend.inference.process", "--home", str(home), "--engine", "trl"]
     environment = {**os.environ, "ARKOR_SERVING_ENGINE": engine}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes) as process:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **PIPES) as process:
         yield Ours(process, adapter)
         process.kill()
 
@@ -148,7 +151,7 @@ def peer(home: Path, lora: Path) -> Iterator[Peer]:
     write_adapter(lora, adapter, config)
     base = converted_base(Path(folder), home, config, tokenizer)
     command = [sys.executable, "-m", "tests.benchmarks.llama_server", str(base), str(adapter)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True, **PIPES)
     try:
         assert process.stdout is not None
         yield Peer(next(line.strip() for line in process.stdout if line.startswith("http")), tokenizer)

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, as a peer for benchmarks; prints its address and serves until it is killed.
+"""llama.cpp's own server, as a peer for benchmarks; prints its address and serves until stdin ends.
 
     python -m tests.benchmarks.llama_server BASE [ADAPTER]
 
@@ -8,7 +8,6 @@ Both are GGUF files. The adapter is loaded and applied by requests that ask for 
 from __future__ import annotations
 
 import sys
-import time
 
 import xllamacpp
 
@@ -21,7 +20,7 @@ def main() -> None:
     params.lora_init_without_apply = True
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
-    time.sleep(10**6)
+    sys.stdin.read()
 
 
 if __name__ == "__main__":
