@@ -19,6 +19,8 @@ LAYOUTS = {
     "gpt_oss": "flat",
     "llama4_text": "flat",
     "qwen3_vl": "flat",
+    "falcon": "flat",  # its linear layers are of a class of its own
+    "glm_moe_dsa": "flat",  # with compressed and indexed keys
     "bloom": "padded",
     "falcon_h1": "padded",
     "qwen3_5_text": "padded",
