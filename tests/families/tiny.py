@@ -81,6 +81,9 @@ IMAGE_TEXT_MODELS = (
     "idefics3 kimi_k25 lfm2_vl llava_next llava_onevision mistral4 paligemma"
 ).split()
 
+#: Positions of images in three dimensions, for a head of 8 numbers.
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+
 #: Family → settings that its shape needs, by dotted path.
 SHAPES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -93,10 +96,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text_config.layer_types": ["sliding_attention", "full_attention"] * 3,
     },
     "gemma3n_text": {"num_hidden_layers": 5, "num_kv_shared_layers": 0},
-    **dict.fromkeys(
-        ("glm4v", "glm46v"),
-        {"text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
-    ),
+    "glm4v": {"text_config.rope_parameters": MROPE},
+    "glm46v": {"text_config.rope_parameters": MROPE},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "inkling2_loop_text": {"unpadded_vocab_size": 260},
     "inkling2_text": {"unpadded_vocab_size": 260},

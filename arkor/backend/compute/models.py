@@ -256,6 +256,10 @@ def load_model(folder: str, **options: Any) -> Any:
 
     with _load_errors_as_run_errors(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "rescale_every", 0):
+            # In evaluation, RWKV divides the weights of its later layers, but not what an adapter adds to them.
+            config.rescale_every = 0
+            options["config"] = config
         return _auto_class(type(config)).from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, **options
         )
