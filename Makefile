@@ -111,6 +111,7 @@ bench: setup ## Fine-tune on real bank messages beside plain TRL; streams and an
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.stream
+	$(BIN)/python -m tests.benchmarks.imports
 	$(BIN)/python -m tests.benchmarks.inference
 
 bench-lifecycle: setup ## Measure what deaths, long logs and checkpoints cost a run; takes about four minutes

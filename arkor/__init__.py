@@ -25,7 +25,7 @@ _EXPORTS = {
     "client.chat_response": "ChatResponse",
     "client.connect": "connect",
     "client.project_state": "ProjectState read_state state_path write_state",
-    "client.streaming.event_stream": "ReconnectPolicy",
+    "client.streaming.reconnect_policy": "ReconnectPolicy",
     "errors": "ArkorError BackendUnavailable CloudApiError CredentialsError InvalidConfig "
     "ProjectStateMismatch StreamLost TrainerAborted TrainingFailed",
     "protocol.chat": "InferenceRequest",

@@ -21,7 +21,7 @@ from arkor.client.auth.credentials import (
 from arkor.client.chat_response import ChatResponse
 from arkor.client.connect import connect
 from arkor.client.project_state import ProjectState, read_state, state_path, write_state
-from arkor.client.streaming.event_stream import ReconnectPolicy
+from arkor.client.streaming.reconnect_policy import ReconnectPolicy
 from arkor.errors import (
     ArkorError,
     BackendUnavailable,

@@ -19,8 +19,10 @@ _BLOCK = re.compile(r"(<!-- help: (?P<command>[\w -]+) -->\n```text\n).*?(^```$)
 
 def commands(group: click.Group = arkor, prefix: str = "") -> Iterator[str]:
     """Yield the name of every command, including subcommands: `"jobs"`, …, `"endpoints keys create"`."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
         yield prefix + name
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
 
@@ -30,7 +32,10 @@ def help_of(names: str) -> str:
     width = {"terminal_width": 100, "max_content_width": 100}
     context = click.Context(arkor, info_name="arkor", **width, **arkor.context_settings)
     for name in names.removeprefix("arkor").split():
-        context = click.Context(context.command.commands[name], info_name=name, parent=context, **width)
+        command = context.command.get_command(context, name)
+        if command is None:
+            raise KeyError(name)
+        context = click.Context(command, info_name=name, parent=context, **width)
     return context.get_help().rstrip() + "\n"
 
 

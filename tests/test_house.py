@@ -139,6 +139,28 @@ def test_importing_arkor_is_light() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+#: What the first call to a backend needs, and only that; the last ones are a fifth of a second together.
+NEEDED_BY_CALLS = (
+    *(
+        "arkor.client.api",
+        "arkor.client.streaming.connection",
+        "arkor.display",
+        "arkor.charts",
+        "arkor.results.history",
+    ),
+    *("msgspec", "sseclient", "concurrent", "rich", "http.client", "ssl", "asyncio", "tenacity", "urllib3", "requests"),
+)
+
+
+@pytest.mark.parametrize(
+    "script", ["from arkor import Trainer", 'import arkor; arkor.Trainer("n", "m", arkor.HuggingFaceDataset("d"))']
+)
+def test_defining_a_run_loads_nothing_that_calls_a_backend(script: str) -> None:
+    names = HEAVY + NEEDED_BY_CALLS
+    code = f"import sys; {script}; print([name for name in {names!r} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 def seconds_to_import(names: str) -> float:
     """Return the CPU time of an import, the least of five attempts."""
     code = f"import time; began = time.process_time(); {names}; print(time.process_time() - began)"

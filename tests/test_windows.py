@@ -63,7 +63,13 @@ print(trainer.wait().job.status, len(seen))
 
 def test_the_command_line_signs_in_and_lists(tmp_path: Path) -> None:
     with RunServer() as server:
-        code = "from arkor.cli.main import main; sys.argv = ['arkor', '--help']; main()"
+        code = """
+import click
+from arkor.cli.main import COMMANDS, arkor, main
+assert all(arkor.get_command(click.Context(arkor), name) for name in COMMANDS)
+sys.argv = ['arkor', '--help']
+main()
+"""
         done = run(code, tmp_path, ARKOR_CLOUD_API_URL=server.url, ARKOR_TOKEN="secret-token")
     assert done.returncode == 0, done.stderr
     assert "endpoints" in done.stdout

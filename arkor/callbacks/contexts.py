@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, fields_dict, frozen
 
-from arkor.client.api import CloudApiClient
-from arkor.client.chat_response import ChatResponse
 from arkor.errors import ArkorError, CloudApiError
 from arkor.protocol.chat import Adapter, InferenceRequest
 from arkor.protocol.chat_types import Constraint, Format, Messages, Tools
 from arkor.protocol.jobs import TrainingJob
-from arkor.results.training_result import TrainingResult
+
+if TYPE_CHECKING:  # modules that load requests
+    from arkor.client.api import CloudApiClient
+    from arkor.client.chat_response import ChatResponse
+    from arkor.results.training_result import TrainingResult
 
 #: The keywords of `infer` that are fields of the request.
 _REQUEST_FIELDS = frozenset(fields_dict(InferenceRequest))

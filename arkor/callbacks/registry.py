@@ -44,7 +44,11 @@ class CallbackRegistry:
         return bool(self._by_name[name])
 
     def call(self, name: str, context: Any) -> None:
-        self.each(name, lambda function: function(context))
+        functions = self._by_name[name]
+        if len(functions) == 1:  # the usual case, for each log of a run
+            functions[0](context)
+        else:
+            self.each(name, lambda function: function(context))
 
     def each(self, name: str, call: Callable[[Callable[[Any], Any]], Any]) -> None:
         """Pass each callback to `call`, even if one raises; then raise the first exception."""

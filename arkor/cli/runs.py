@@ -17,7 +17,8 @@ from arkor.client.api import CloudApiClient
 from arkor.client.connect import connect
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.connection import StreamEnd
-from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
+from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.reconnect_policy import ReconnectPolicy
 from arkor.errors import CloudApiError
 from arkor.formatting import one_line, parse_timestamp
 from arkor.protocol.codec import dumps

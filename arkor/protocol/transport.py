@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from http.client import HTTPResponse
+from io import BufferedReader, RawIOBase
 from typing import Any
 
 from requests import PreparedRequest
@@ -16,6 +18,8 @@ from urllib3.util.connection import allowed_gai_family
 
 #: A backend that sends this header creates one job per `Idempotency-Key`.
 IDEMPOTENCY_HEADER = "X-Arkor-Idempotency-Key"
+
+_BUFFER_BYTES = 64 * 1024
 
 
 class HeaderAuth(AuthBase):
@@ -61,12 +65,46 @@ class GuardedAdapter(HTTPAdapter):
         return manager
 
 
+class Receiver(RawIOBase):
+    """The bytes of a connection; `before_receive()` is called each time the buffer is empty."""
+
+    def __init__(self, source: RawIOBase) -> None:
+        self._source = source
+        self.before_receive: Callable[[], None] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.before_receive is not None:
+            self.before_receive()
+        return self._source.readinto(buffer)
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def close(self) -> None:
+        super().close()
+        self._source.close()
+
+
+class _Response(HTTPResponse):
+    """A response with a buffer of 64 KiB instead of 8 KiB; `receiver` fills it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.receiver = Receiver(self.fp.detach())  # nothing has been read yet
+        self.fp = BufferedReader(self.receiver, _BUFFER_BYTES)
+
+
 def _pool_classes(
     on_connect: Callable[[socket.socket, Any], None], on_reuse: Callable[[socket.socket], None] | None
 ) -> dict[str, Any]:
     """Return urllib3's connection pools by URL scheme, with the hooks in their connections."""
 
     class Connection(HTTPConnection):
+        response_class = _Response
+
         def _new_conn(self) -> socket.socket:
             try:
                 return _open_socket(self, on_connect)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
@@ -18,10 +18,9 @@ from arkor.protocol.estimates import Estimate, outcome_of
 from arkor.protocol.jobs import JobStatus, TrainingJob
 from arkor.results.history import History
 from arkor.results.training_result import TrainingResult
+from arkor.trainer.watch_options import CallbackErrors
 
 logger = logging.getLogger("arkor")
-
-CallbackErrors = Literal["reconnect", "raise", "log"]
 
 
 class Dispatcher:

@@ -1,52 +1,44 @@
 """The trainer: configure a run, start it, and wait for it while callbacks react to its events.
 
-`wait()` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`, on
-the caller's thread. The training itself happens in the backend.
+`watcher.py` takes events from `client/streaming/event_stream.py` and passes them to `dispatcher.py`,
+on the thread that called `wait()`. The training itself happens in the backend.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
-import requests
 from attrs import frozen
 
 from arkor.callbacks.contexts import Infer
-from arkor.callbacks.registry import CallbackRegistry
-from arkor.client.api import CloudApiClient
 from arkor.client.auth.credentials import Credentials
-from arkor.client.chat_response import ChatResponse
-from arkor.client.connect import connect
 from arkor.client.http.deadline import Deadline
-from arkor.client.http.urls import checked_url
-from arkor.client.streaming.connection import StreamEnd, StreamFault
-from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
-from arkor.display import progress_for, run_progress_of, status_for
-from arkor.display.run_progress import RunProgress
-from arkor.errors import ArkorError, BackendUnavailable, CloudApiError, InvalidConfig, TrainerAborted
+from arkor.client.streaming.reconnect_policy import ReconnectPolicy
+from arkor.errors import ArkorError, InvalidConfig
 from arkor.formatting import quote
 from arkor.protocol.chat import Adapter
 from arkor.protocol.chat_types import ChatOptions, Messages
-from arkor.protocol.datasets import DatasetSource, FileDataset
+from arkor.protocol.datasets import DatasetSource
 from arkor.protocol.jobs import JobConfig, LoraConfig, TrainingJob
 from arkor.protocol.step_counts import StepCount
 from arkor.protocol.validation import is_finite, text
-from arkor.results.check import Check
-from arkor.results.training_result import TrainingResult
-from arkor.settings import dry_run_from_env
-from arkor.trainer.config_builder import absolute_path, build_config, did_you_mean
-from arkor.trainer.dispatcher import CallbackErrors, Dispatcher
+from arkor.trainer.config_builder import build_config, did_you_mean
+from arkor.trainer.watch_options import CallbackErrors, WatchOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # Python 3.10 does not have it; type checkers do
+
+    from arkor.client.chat_response import ChatResponse
+    from arkor.results.check import Check
+    from arkor.results.training_result import TrainingResult
+    from arkor.trainer.watcher import Watcher
 
 
 @frozen
@@ -150,11 +142,11 @@ class Trainer:
         project_dir: str | Path | None = None,
     ) -> None:
         text("name", name)
-        watcher = _Watcher(
+        options = WatchOptions(
             callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
         )
         config = build_config(
-            model, dataset, lora, watcher.base_folder,
+            model, dataset, lora, options.base_folder,
             max_steps=max_steps, num_train_epochs=num_train_epochs, learning_rate=learning_rate, batch_size=batch_size,
             optim=optim, lr_scheduler_type=lr_scheduler_type, weight_decay=weight_decay, warmup_steps=warmup_steps,
             logging_steps=logging_steps, save_steps=save_steps, eval_steps=eval_steps, dry_run=dry_run,
@@ -162,7 +154,7 @@ class Trainer:
             train_on_responses_only=train_on_responses_only, dataset_format=dataset_format, dataset_split=dataset_split,
             on_bad_rows=on_bad_rows,
         )  # fmt: skip
-        self._initialize(name, watcher, config=config)
+        self._initialize(name, options, config=config)
 
     @classmethod
     @did_you_mean
@@ -187,25 +179,27 @@ class Trainer:
         """
         text("job_id", job_id)
         text("since", "start" if since is None else since)
-        watcher = _Watcher(
+        options = WatchOptions(
             callbacks, callback_errors, abort_signal, progress, reconnect, backend=(base_url, credentials, project_dir)
         )
-        watcher.from_now = since == "now"
-        watcher.stream.cursor = None if since in ("start", "now", None) else since
+        options.from_now = since == "now"
+        options.cursor = None if since in ("start", "now", None) else since
         trainer = cls.__new__(cls)
-        trainer._initialize(job_id, watcher, attached_to=job_id)
+        trainer._initialize(job_id, options, attached_to=job_id)
         return trainer
 
     def _initialize(
-        self, name: str, watcher: _Watcher, *, config: JobConfig | None = None, attached_to: str | None = None
+        self, name: str, options: WatchOptions, *, config: JobConfig | None = None, attached_to: str | None = None
     ) -> None:
         """Set the state of a new trainer, which has a `config` or is `attached_to` a run."""
         self.name = name
-        self._watcher = watcher
+        self._options = options
         self._config = config
         self._attached_to = attached_to
         self._idempotency_key = uuid.uuid4().hex
         self._job: TrainingJob | None = None
+        self._watcher: Watcher | None = None
+        self._connecting = threading.Lock()
         self._starting = threading.Lock()
         self._waiting = threading.Lock()
 
@@ -223,7 +217,7 @@ class Trainer:
     @property
     def last_event_id(self) -> str | None:
         """The id of the last dispatched event, for `attach(since=…)` in another process."""
-        return self._watcher.stream.cursor
+        return self._options.cursor if self._watcher is None else self._watcher.stream.cursor
 
     def start(self) -> StartedJob:
         """Submit the run and return its id. Dispatch no events.
@@ -252,15 +246,16 @@ class Trainer:
         if not self._waiting.acquire(blocking=False):
             raise ArkorError("wait() of this trainer is already running; call it from one thread at a time")
         try:
-            if self._watcher.result is not None:
+            if self._watcher is not None and self._watcher.result is not None:
                 return self._watcher.result
-            deadline = Deadline.after(self._watcher.abort_signal, timeout)
+            deadline = Deadline.after(self._options.abort_signal, timeout)
             if self._job is None:
                 self._start_within(deadline)
             deadline.raise_if_expired()
-            return self._watcher.watch(self._started_job(), deadline)
+            return self._connected().watch(self._started_job(), deadline)
         finally:
-            self._watcher.disconnect()
+            if self._watcher is not None:
+                self._watcher.disconnect()
             self._waiting.release()
 
     def cancel(self) -> None:
@@ -270,7 +265,7 @@ class Trainer:
         refuses: with 409 if the run has already ended, except where the cloud accepts that.
         """
         if self.job_id is not None:
-            self._watcher.client().cancel_job(self.job_id)
+            self._connected().client().cancel_job(self.job_id)
 
     def chat(
         self,
@@ -289,7 +284,7 @@ class Trainer:
             raise InvalidConfig("adapter", problem)
         if self.job_id is None:
             raise ArkorError("the run has not been started; call start() or wait() first")
-        job, client = self._started_job(), self._watcher.client()
+        job, client = self._started_job(), self._connected().client()
         if adapter == "base":
             return Infer(client, None, job.config.model)(messages, **options)
         chosen = Adapter("final", job.id) if adapter == "final" else Adapter("checkpoint", job.id, adapter)
@@ -304,11 +299,7 @@ class Trainer:
         """
         if self._config is None:
             raise ArkorError("check() needs a configuration; this trainer is attached to a run that was submitted")
-        watcher = self._watcher
-        client = watcher.client()
-        with status_for(watcher.progress) as report:
-            config = self._uploadable_config(self._config, client)
-            return client.check(config, say=report, abort_signal=watcher.abort_signal)
+        return self._connected().check(self._config)
 
     def _started_job(self) -> TrainingJob:
         self.start()
@@ -324,122 +315,19 @@ class Trainer:
         deadline.call(self.start)
 
     def _submit(self) -> TrainingJob:
-        client = self._watcher.client()
+        watcher = self._connected()
         if self._config is None:
-            return client.get_job(self._attached_to or "")
-        config = self._uploadable_config(self._config, client)
-        return client.create_job(self.name, config, idempotency_key=self._idempotency_key)
+            return watcher.client().get_job(self._attached_to or "")
+        return watcher.submit(self.name, self._config, self._idempotency_key)
 
-    def _uploadable_config(self, config: JobConfig, client: CloudApiClient) -> JobConfig:
-        """Return the configuration to send, after uploading a dataset file."""
-        if dry_run_from_env():
-            config = attrs.evolve(config, dry_run=True)
-        if isinstance(config.dataset_source, FileDataset):
-            config = attrs.evolve(config, dataset_source=client.upload_dataset(config.dataset_source.path))
-        return config
+    def _connected(self) -> Watcher:
+        """Return the connection to the backend, which is created on first use."""
+        with self._connecting:
+            if self._watcher is None:
+                from arkor.trainer.watcher import Watcher  # noqa: PLC0415 - loads requests and tenacity
 
-
-class _Watcher:
-    """The connection of a trainer to its run: client, event stream, display and dispatcher."""
-
-    def __init__(
-        self,
-        callbacks: Any,
-        callback_errors: CallbackErrors,
-        abort_signal: threading.Event | None,
-        progress: bool | Literal["auto"],
-        reconnect: ReconnectPolicy | None,
-        *,
-        backend: tuple[str | None, Credentials | None, str | Path | None],
-    ) -> None:
-        base_url, credentials, project_dir = backend
-        if callback_errors not in ("reconnect", "raise", "log"):
-            raise InvalidConfig("callback_errors", f'must be "reconnect", "raise" or "log", not {callback_errors!r}')
-        if abort_signal is not None and (inspect.isclass(abort_signal) or not hasattr(abort_signal, "is_set")):
-            raise InvalidConfig("abort_signal", f"must be a threading.Event(), not {quote(abort_signal)}")
-        if reconnect is not None and not isinstance(reconnect, ReconnectPolicy):
-            raise InvalidConfig("reconnect", f"must be a ReconnectPolicy, not {type(reconnect).__name__}")
-        if progress not in ("auto", True, False):
-            raise InvalidConfig("progress", f'must be "auto", True or False, not {progress!r}')
-        if base_url is not None:
-            checked_url(base_url)
-        if credentials is not None and not isinstance(credentials, Credentials):
-            kind = type(credentials).__name__  # the value may be a token, which must not be shown
-            problem = f'must be TokenCredentials("…", "https://…") or another credentials object, not {kind}'
-            raise InvalidConfig("credentials", problem)
-        if not isinstance(project_dir, (str, Path, type(None))):
-            raise InvalidConfig("project_dir", f"must be a folder's path, not {quote(project_dir)}")
-        self.base_folder = Path(absolute_path("project_dir", str(project_dir or "."), Path.cwd()))
-        self.abort_signal = abort_signal
-        self.progress = progress
-        self.from_now = False
-        self.stream = EventStream(self._open_stream, reconnect or ReconnectPolicy())
-        self._registry = CallbackRegistry(callbacks)
-        self._callback_errors = callback_errors
-        self._backend = backend
-        self._client: CloudApiClient | None = None
-        self._dispatcher: Dispatcher | None = None
-        self._run_progress = RunProgress()
-
-    @property
-    def result(self) -> TrainingResult | None:
-        return self._dispatcher.result if self._dispatcher else None
-
-    def client(self) -> CloudApiClient:
-        if self._client is None:
-            self._client = connect(*self._backend)
-        return self._client
-
-    def disconnect(self) -> None:
-        if self._client is not None:
-            self._client.close()
-
-    def watch(self, job: TrainingJob, deadline: Deadline) -> TrainingResult:
-        """Dispatch the events of the run until it ends; raise what `Trainer.wait` raises."""
-        if self._dispatcher is None:
-            self._dispatcher = Dispatcher(job, self._registry, self._callback_errors, self.client, self.abort_signal)
-            self._run_progress = run_progress_of(job)
-        dispatcher = self._dispatcher
-        try:
-            result = self._follow(dispatcher, deadline)
-        except BaseException as error:
-            dispatcher.conclude(error)
-            raise
-        dispatcher.conclude()
-        return dispatcher.result or result
-
-    def _follow(self, dispatcher: Dispatcher, deadline: Deadline) -> TrainingResult:
-        dispatcher.stop_reason = None
-        events = self.stream.events(deadline)
-        display = progress_for(self.progress, dispatcher.job, self._run_progress, dispatcher.history)
-        with closing(events), display as progress:
-            while dispatcher.result is None:
-                event = next(events)
-                if isinstance(event, StreamEnd):
-                    fault = self._finish(dispatcher, deadline)
-                else:
-                    progress.on_event(event)
-                    with progress.paused():
-                        failure = dispatcher.dispatch(event)
-                    fault = StreamFault(failure) if failure else None
-                if dispatcher.stop_reason is not None and dispatcher.result is None:
-                    raise TrainerAborted(f"{dispatcher.stop_reason}; {deadline.timeout_note}")
-                if fault is not None:
-                    self.stream.reconnect(fault)
-        return dispatcher.result
-
-    def _finish(self, dispatcher: Dispatcher, deadline: Deadline) -> ArkorError | None:
-        """Fetch the run's final state after a stream without one; return an error to retry."""
-        try:
-            dispatcher.finish(deadline.call(lambda: self.client().get_job(dispatcher.job.id)))
-        except (BackendUnavailable, CloudApiError) as error:
-            return error
-        return None
-
-    def _open_stream(self, cursor: str | None) -> requests.Response:
-        assert self._dispatcher is not None  # noqa: S101 - watch() has set it
-        from_now = self.from_now and cursor is None
-        return self.client().open_event_stream(self._dispatcher.job.id, last_event_id=cursor, from_now=from_now)
+                self._watcher = Watcher(self._options)
+            return self._watcher
 
 
 #: The name of `Trainer` in the TypeScript SDK.

@@ -10,9 +10,6 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from typing import Any
-
-from arkor.protocol.transport import GuardedAdapter
 
 _thread_scope = threading.local()
 
@@ -89,13 +86,3 @@ def raise_if_cancelled() -> None:
 def sleep(seconds: float) -> None:
     """Sleep; raise `Cancelled` as soon as the scope of this thread is cancelled."""
     (current_scope() or CancelScope()).sleep(seconds)
-
-
-def cancellable_adapter() -> GuardedAdapter:
-    """Return a requests adapter whose connections, also through proxies, are cancellable."""
-
-    def register(sock: socket.socket, _: Any = None) -> None:
-        if scope := current_scope():
-            scope.register(sock)
-
-    return GuardedAdapter(register, register)

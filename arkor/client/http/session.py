@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -9,10 +10,11 @@ from urllib.parse import urljoin
 
 import requests
 
-from arkor.client.http.cancellation import cancellable_adapter
+from arkor.client.http.cancellation import current_scope
 from arkor.client.http.errors import without_token
 from arkor.client.http.urls import is_loopback_url, split_url, without_secrets
 from arkor.errors import CloudApiError
+from arkor.protocol.transport import GuardedAdapter
 from arkor.settings import VERSION, ca_bundle_from_env
 
 
@@ -40,7 +42,7 @@ class CredentialSafeSession(Session):
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.max_redirects = 5
         for scheme in ("http://", "https://"):
-            self.mount(scheme, cancellable_adapter())
+            self.mount(scheme, _cancellable_adapter())
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Raise `CloudApiError` for a redirect to another origin: it must not get the token."""
@@ -59,6 +61,16 @@ class CredentialSafeSession(Session):
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Keep the header: the origin stays the same."""
+
+
+def _cancellable_adapter() -> GuardedAdapter:
+    """Return a requests adapter whose connections, also through proxies, are cancellable."""
+
+    def register(sock: socket.socket, _: Any = None) -> None:
+        if scope := current_scope():
+            scope.register(sock)
+
+    return GuardedAdapter(register, register)
 
 
 def close_connection(response: requests.Response) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-import requests
-
 from arkor.errors import InvalidConfig
 from arkor.protocol.validation import is_loopback
 
@@ -23,6 +21,8 @@ def checked_url(base_url: str) -> str:
 
 def _is_requestable(url: str) -> bool:
     """Return whether requests accepts the host and the path."""
+    import requests  # noqa: PLC0415 - takes longer to import than a script that only defines a run
+
     try:
         requests.models.PreparedRequest().prepare_url(url, None)
     except (requests.RequestException, UnicodeError):

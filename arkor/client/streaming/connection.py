@@ -10,29 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-import msgspec.json
+import msgspec
 import requests
-from attrs import define
 from urllib3.exceptions import HTTPError
 
 from arkor.client.http.cancellation import Cancelled, CancelScope
 from arkor.client.http.deadline import CANCEL_GRACE_SECONDS
-from arkor.client.streaming.sse import Frame, frames
+from arkor.client.streaming.sse import Frame, frame_blocks, parse_block
 from arkor.errors import ArkorError
-from arkor.protocol.events import Event, MalformedEvent, decode_event
+from arkor.protocol.events import Event, TrainingLog, decode_event
 
 logger = logging.getLogger("arkor")
 
 #: Opens the stream after a cursor (None: from the start); raises `CloudApiError`.
 Opener = Callable[[str | None], requests.Response]
 
-_fast_json = msgspec.json.Decoder().decode
-
 _CHUNK_BYTES = 64 * 1024
 #: Inbox sizes above and below which reading pauses and resumes; the overhead of a frame.
 _HIGH_WATER_BYTES, _LOW_WATER_BYTES, _FRAME_OVERHEAD_BYTES = 1024 * 1024, 256 * 1024, 128
+_BATCH_BYTES = 64 * 1024
 _MAX_RETRY_AFTER = 86_400.0  # seconds; the policy's cap is usually far below
 _DEFAULT_SILENCE_SECONDS = 60.0
 _MISSED_PINGS = 3
@@ -50,8 +48,7 @@ class StreamEnd:
 END = StreamEnd()
 
 
-@define(eq=False)
-class Received:
+class Received(msgspec.Struct, gc=False):
     """A frame; without an `event` it is skipped; `progress` is False if it was malformed."""
 
     event: Event | StreamEnd | None
@@ -60,14 +57,23 @@ class Received:
     progress: bool = True
 
 
+class Batch(NamedTuple):
+    """Frames that arrived together, and the bytes that they count for."""
+
+    items: list[Received]
+    size: float
+
+
 class StreamConnection:
     """One event stream. `retry_seconds` is the reconnect delay that the server asked for."""
 
     def __init__(self, opener: Opener, cursor: str | None) -> None:
         self.retry_seconds: float | None = None
-        self._inbox: queue.SimpleQueue[Received | BaseException] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         # Both only grow; the reader's thread writes the first, the caller's thread the second.
         self._bytes_in = self._bytes_out = 0.0
+        self._batch: list[Received] = []  # decoded, but not delivered
+        self._bytes_delivered = 0.0
         self._has_capacity = threading.Event()
         self._paused = False
         self._cancel_scope = CancelScope()
@@ -85,24 +91,24 @@ class StreamConnection:
         self._has_capacity.set()
         self._thread.join(CANCEL_GRACE_SECONDS)
 
-    def receive(self, seconds: float = 0.0) -> Received | None:
-        """Return the next frame, None if it does not arrive in time.
+    def receive(self, seconds: float = 0.0) -> list[Received] | None:
+        """Return the next frames, None if none arrives in time.
 
         Raise EOFError at the end, the error that ended the connection, or `StreamFault` after too
         long a silence.
         """
         try:
-            item = self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
+            batch = self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
         except queue.Empty:
             if seconds:  # without a wait, the reader may not have run yet
                 self._keep_alive.raise_if_silent()
             return None
-        if isinstance(item, BaseException):
-            raise item
-        self._bytes_out += len(item.data) + _FRAME_OVERHEAD_BYTES
+        if isinstance(batch, BaseException):
+            raise batch
+        self._bytes_out += batch.size
         if self._paused and self._bytes_in - self._bytes_out < _LOW_WATER_BYTES:
             self._has_capacity.set()
-        return item
+        return batch.items
 
     # On the reader's thread
 
@@ -126,14 +132,32 @@ class StreamConnection:
         if media_type.split(";")[0].strip().lower() != "text/event-stream":
             received = f"status {response.status_code} with {media_type or 'no content type'}"
             raise StreamFault(f"expected an event stream, but received {received}")
-        for frame in frames(self._chunks(response)):
-            if frame.retry is not None:
-                self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
-            if frame.event == "ping":
-                self._keep_alive.ping(self._bytes_in)
-                continue
-            self._bytes_in += len(frame.data) + _FRAME_OVERHEAD_BYTES
-            self._inbox.put(_decode(frame))
+        receiver = getattr(getattr(response.raw, "_original_response", None), "receiver", None)
+        batch_bytes = 0
+        if receiver is not None:  # a response of `protocol/transport.py`
+            receiver.before_receive = self._deliver
+            batch_bytes = _BATCH_BYTES
+        try:
+            for block in frame_blocks(self._chunks(response)):
+                for frame in parse_block(block):
+                    if frame.retry is not None:
+                        self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
+                    if frame.event == "ping":
+                        self._keep_alive.ping(self._bytes_in)
+                        continue
+                    self._bytes_in += len(frame.data) + _FRAME_OVERHEAD_BYTES
+                    self._batch.append(_decode(frame))
+                if self._bytes_in - self._bytes_delivered > batch_bytes:
+                    self._deliver()
+        finally:  # also the frames before a faulty one
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand the decoded frames to the caller: before the thread waits, or if they are many."""
+        if self._batch:
+            self._inbox.put(Batch(self._batch, self._bytes_in - self._bytes_delivered))
+            self._batch = []
+            self._bytes_delivered = self._bytes_in
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         read, keep_alive = _low_latency_reader(response), self._keep_alive
@@ -146,6 +170,7 @@ class StreamConnection:
 
     def _wait_for_capacity(self) -> None:
         """Pause reading, and thereby the server, until the caller catches up, or raise."""
+        self._deliver()
         self._keep_alive.stop()
         self._paused = True
         while self._bytes_in - self._bytes_out > _LOW_WATER_BYTES:
@@ -198,15 +223,30 @@ def _low_latency_reader(response: requests.Response) -> Callable[[], bytes]:
     return lambda: plain.read1(_CHUNK_BYTES)
 
 
+class _LogData(msgspec.Struct, rename="camel", gc=False):
+    """The JSON of a `training.log` in its usual form; `decode_event` accepts others."""
+
+    type: Literal["training.log"]
+    job_id: str
+    timestamp: str
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    epoch: float | None = None
+    samples_per_second: float | None = None
+    non_finite: None = None
+
+
+_decode_log = msgspec.json.Decoder(_LogData).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
 def _decode(frame: Frame) -> Received:
     if frame.event == "end":
         return Received(END, frame.id, frame.data)
     try:
-        data = _json(frame.data)
-        if not isinstance(data, dict):
-            raise MalformedEvent(f"expected an object, not {type(data).__name__}")
-        data.setdefault("type", frame.event)
-        event = decode_event(data)
+        event = _event(frame)
     except (ValueError, RecursionError) as error:
         logger.debug("skipped a malformed frame: %s", error)
         return Received(None, frame.id, frame.data, progress=False)
@@ -215,9 +255,27 @@ def _decode(frame: Frame) -> Received:
     return Received(event, frame.id, frame.data)
 
 
+def _event(frame: Frame) -> Event | None:
+    """Decode the event of a frame as `decode_event` does, logs of the usual form three times as fast."""
+    if frame.event == "training.log":
+        try:
+            log = _decode_log(frame.data)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return TrainingLog(
+                log.job_id, log.timestamp, log.step,
+                log.loss, log.eval_loss, log.learning_rate, log.epoch, log.samples_per_second,
+            )  # fmt: skip
+    data = _json(frame.data)
+    if isinstance(data, dict):
+        data.setdefault("type", frame.event)
+    return decode_event(data)
+
+
 def _json(text: str) -> Any:
     """Parse with msgspec, five times as fast as `json.loads`; that parses NaN and Infinity."""
     try:
-        return _fast_json(text)
+        return _decode_any(text)
     except ValueError:
         return json.loads(text)

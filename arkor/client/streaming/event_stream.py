@@ -8,59 +8,30 @@ may replay too much. Event ids are opaque and distinct; each one seen takes eigh
 from __future__ import annotations
 
 import logging
-import random
+import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 from tenacity import RetryCallState, RetryError, stop_after_attempt, stop_never
 
 from arkor.client.http.deadline import Deadline
 from arkor.client.streaming.connection import Opener, Received, StreamConnection, StreamEnd, StreamFault
-from arkor.errors import BackendUnavailable, CloudApiError, InvalidConfig, StreamLost
+from arkor.client.streaming.reconnect_policy import MIN_RETRY_AFTER, ReconnectPolicy
+from arkor.errors import BackendUnavailable, CloudApiError, StreamLost
 from arkor.protocol.events import Event
 from arkor.protocol.retry import retrying
 
 logger = logging.getLogger("arkor")
-
-#: Seconds to wait at least when a server asks for an immediate retry.
-_MIN_RETRY_AFTER = 0.1
 
 _FINAL_STATUSES = frozenset({401, 403, 410, 426})
 
 #: A number of at most 18 digits fits into eight bytes and is kept unchanged, so that rising ids
 #: need no sorting. Other ids are kept as their hash.
 _MAX_DIGITS = 18
-
-
-@frozen
-class ReconnectPolicy:
-    """Delays in seconds; `max_attempts` failures in a row are tolerated (None: any number)."""
-
-    initial_delay: float = 1.0
-    max_delay: float = 60.0
-    max_attempts: int | None = None
-
-    def __attrs_post_init__(self) -> None:
-        for name in ("initial_delay", "max_delay"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
-                raise InvalidConfig(f"reconnect.{name}", f"must be seconds between 0 and 86400, not {value!r}")
-        attempts = self.max_attempts
-        if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 0):
-            raise InvalidConfig("reconnect.max_attempts", f"must be a whole number or None, not {attempts!r}")
-
-    def delay(self, failures: int, base: float | None = None) -> float:
-        """Return the seconds to wait after `failures` (≥ 1): doubling, ±25 %, up to `max_delay`.
-
-        `base` is the first delay if the server asked for one (`retry:`).
-        """
-        base = self.initial_delay if base is None else max(base, _MIN_RETRY_AFTER)
-        exponential = min(base * 2.0 ** min(failures - 1, 64), self.max_delay)
-        return min(exponential * random.uniform(0.75, 1.25), self.max_delay)  # noqa: S311 - jitter, not a secret
 
 
 class ReplayGuard:
@@ -70,6 +41,7 @@ class ReplayGuard:
         self._earlier = array("q")  # sorted
         self._current = array("q")
         self._ascending = True  # whether `_current` is sorted
+        self._highest = -math.inf  # of all keys; a higher one is new
         self._last: tuple[str | None, str] | None = None
 
     def connected(self) -> None:
@@ -86,19 +58,27 @@ class ReplayGuard:
         Within one connection, a repeated id is a replay only if the data is the same as well, as
         far as it is known: a new event must not get lost because a server used an id twice.
         """
-        number = event_id and len(event_id) <= _MAX_DIGITS and event_id.isascii() and event_id.isdigit()
-        key = int(event_id) if event_id and number else hash(event_id or data)
-        if self._earlier and _contains(self._earlier, key):
-            return True
-        if self._current and key <= self._current[-1]:
-            if key == self._current[-1]:
-                return self._last == (event_id, data)
-            if self._ascending and event_id and _contains(self._current, key):
+        key = _key(event_id, data)
+        if key <= self._highest:
+            if self._earlier and _contains(self._earlier, key):
                 return True
-            self._ascending = False
+            if self._current and key <= self._current[-1]:
+                if key == self._current[-1]:
+                    return self._last == (event_id, data)
+                if self._ascending and event_id and _contains(self._current, key):
+                    return True
+                self._ascending = False
+        else:
+            self._highest = key
         self._current.append(key)
         self._last = (event_id, data)
         return False
+
+
+def _key(event_id: str | None, data: str) -> int:
+    if event_id and len(event_id) <= _MAX_DIGITS and event_id.isdecimal() and event_id.isascii():
+        return int(event_id)
+    return hash(event_id or data)
 
 
 def _contains(keys: Sequence[int], key: int) -> bool:
@@ -152,7 +132,7 @@ class EventStream:
         """Return the `retry_after` of an error, up to the policy's cap, or the policy's delay."""
         retry_after = getattr(error, "retry_after", None)
         if retry_after:
-            return float(min(max(retry_after, _MIN_RETRY_AFTER), self.policy.max_delay))
+            return float(min(max(retry_after, MIN_RETRY_AFTER), self.policy.max_delay))
         return self.policy.delay(failures, self._base_delay)
 
     def _one_connection(self, deadline: Deadline, failures: RetryCallState) -> Iterator[Any]:
@@ -186,7 +166,7 @@ class EventStream:
 def _received(connection: StreamConnection, deadline: Deadline) -> Iterator[Received]:
     with suppress(EOFError):
         while True:
-            yield connection.receive() or deadline.poll(connection.receive)
+            yield from connection.receive() or deadline.poll(connection.receive)
 
 
 def _log_reconnect(error: BaseException, seconds: float) -> None:

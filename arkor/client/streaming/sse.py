@@ -1,16 +1,18 @@
 """Parse server-sent events: chunks of bytes into whole frames.
 
-The chunks are normalized before sseclient-py parses them, because it deviates from the WHATWG HTML
-standard (section "Server-sent events") for incomplete frames, mixed line ends, a byte-order mark,
-invalid UTF-8, ids with NUL, and frames of only an id.
+A regular expression parses plain frames, of one line each for id, event and data in this order,
+which is all that backends normally send. sseclient-py parses the others, after corrections, because
+it deviates from the WHATWG HTML standard (section "Server-sent events") for incomplete frames, mixed
+line ends, a byte-order mark, invalid UTF-8, ids with NUL, and frames of only an id.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
+import msgspec
 from sseclient import SSEClient
 
 from arkor.client.http.errors import CHECK_ADDRESS
@@ -22,6 +24,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 _MAX_FRAME_WORK = 2**32
 
 _BOM = b"\xef\xbb\xbf"
+_match_plain = re.compile(r"(?:id: ([^\n\0]*)\n)?(?:event: ([^\n]+)\n)?data: ([^\n]*)").fullmatch
 _DATA = re.compile(rb"^data(?::|$)", re.MULTILINE)
 _ID_OR_RETRY = re.compile(rb"^(?:id|retry)(?::.*)?$", re.MULTILINE)
 _INVALID_FIELDS = re.compile(rb"^(?:id:.*\x00.*|retry(?!: ?[0-9]+$).*)\n?", re.MULTILINE)
@@ -31,30 +34,40 @@ class FrameTooLarge(ArkorError):
     """A server-sent frame is longer than the limit."""
 
 
-class Frame(Protocol):
+class Frame(msgspec.Struct, gc=False):
     """One frame: `id` is None if not set, `retry` is a string of digits (milliseconds)."""
 
     id: str | None
     event: str
     data: str
-    retry: str | None
+    retry: str | None = None
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
     """Yield the whole frames of a stream, each as soon as its last byte has arrived."""
-    parsed: Any = _Parser(_normalize_frames(_split_blocks(_normalize_newlines(_strip_bom(chunks))))).events()
-    return iter(parsed)
+    for block in frame_blocks(chunks):
+        yield from parse_block(block)
 
 
-class _Parser(SSEClient):
-    """Takes whole frames, so it does not search for their ends again."""
+def frame_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Regroup the chunks of a stream into blocks of one or more whole frames."""
+    return _split_blocks(_normalize_newlines(_strip_bom(chunks)))
 
-    def __init__(self, whole: Iterator[bytes]) -> None:
-        super().__init__(whole)
-        self._whole = whole
 
-    def _read(self) -> Iterator[bytes]:
-        return self._whole
+def parse_block(block: bytes) -> Iterator[Frame]:
+    """Yield the frames of a block; raise `FrameTooLarge` at the first one that is too large."""
+    may_be_plain = len(block) <= MAX_FRAME_BYTES
+    for text in block[:-2].decode("utf-8", "replace").split("\n\n"):  # as in the standard
+        if may_be_plain and (match := _match_plain(text)):
+            event_id, event, data = match.groups()
+            yield Frame(event_id, event or "message", data)
+        elif frame := _normalize_frame(text.encode()):
+            yield from _parse_with_sseclient(frame)
+
+
+def _parse_with_sseclient(frame: bytes) -> Iterator[Frame]:
+    events: Any = SSEClient(iter([frame])).events()
+    return (Frame(event.id, event.event, event.data, event.retry) for event in events)
 
 
 def _strip_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -97,21 +110,9 @@ def _split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
             raise _too_large(pending)
 
 
-def _normalize_frames(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split blocks into frames that sseclient-py parses as the standard does."""
-    for block in blocks:
-        try:
-            block.decode()
-        except UnicodeDecodeError:  # replaced by U+FFFD, as in the standard
-            block = block.decode("utf-8", "replace").encode()  # noqa: PLW2901
-        # Nearly all frames of a backend are plain, so this check is a fast path.
-        is_plain = _fits_limit(block) and b"\x00" not in block and b"retry" not in block
-        for frame in block[:-2].split(b"\n\n"):
-            yield (frame if is_plain and b"\ndata:" in frame else _normalize_frame(frame)) + b"\n\n"
-
-
 def _normalize_frame(frame: bytes) -> bytes:
-    if not _fits_limit(frame):
+    """Correct a frame so that sseclient-py parses it as the standard does; b"" without content."""
+    if len(frame) > MAX_FRAME_BYTES or len(frame) * (frame.count(b"\n") + 1) > _MAX_FRAME_WORK:
         raise _too_large(frame)
     if b"\x00" in frame or b"retry" in frame:
         frame = _INVALID_FIELDS.sub(b"", frame)
@@ -120,11 +121,6 @@ def _normalize_frame(frame: bytes) -> bytes:
     # A frame without data still sets the cursor and the delay; sseclient-py would drop it.
     rest = _ID_OR_RETRY.findall(frame)
     return b"\n".join([*rest, b"data"]) if rest else b""
-
-
-def _fits_limit(block: bytes) -> bool:
-    """Return whether no frame of the block can be too large."""
-    return len(block) <= MAX_FRAME_BYTES and len(block) * (block.count(b"\n") + 1) <= _MAX_FRAME_WORK
 
 
 def _too_large(frame: bytes | bytearray) -> FrameTooLarge:

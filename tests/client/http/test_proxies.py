@@ -16,7 +16,8 @@ from arkor.client.auth.oauth import request_token
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
+from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.reconnect_policy import ReconnectPolicy
 from arkor.errors import ArkorError, BackendUnavailable, TrainerAborted
 from arkor.protocol.events import TrainingLog
 from arkor.protocol.jobs import Scope

@@ -7,22 +7,26 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from contextlib import closing
+from typing import Any
 
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from arkor.client.http.auth import Auth
 from arkor.client.http.client import HttpClient
 from arkor.client.http.deadline import Deadline
-from arkor.client.streaming.connection import StreamEnd, StreamFault, _json
-from arkor.client.streaming.event_stream import EventStream, ReconnectPolicy
+from arkor.client.streaming.connection import StreamEnd, StreamFault, _decode, _json
+from arkor.client.streaming.event_stream import EventStream
+from arkor.client.streaming.reconnect_policy import ReconnectPolicy
+from arkor.client.streaming.sse import Frame
 from arkor.errors import CloudApiError, StreamLost, TrainerAborted
-from arkor.protocol.events import TrainingLog
+from arkor.protocol.events import TrainingLog, decode_event
 from tests.fakes.sse_server import END_FRAME, PING_FRAME, ScriptedServer, answer, frame, hang_up, log_frame, send
 
 FAST = ReconnectPolicy(initial_delay=0.001, max_delay=0.01)
@@ -149,6 +153,69 @@ TREES = st.recursive(LEAVES, lambda trees: st.lists(trees) | st.dictionaries(st.
 def test_json_is_parsed_like_the_standard_library(tree: object, escaped: bool) -> None:
     text = json.dumps(tree, ensure_ascii=escaped)
     assert repr(_json(text)) == repr(json.loads(text))
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.just("3")
+LOGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["training.log", "training.failed", "future", None, 3]),
+        "jobId": st.text(st.characters(), max_size=3) | st.none() | st.just(7),
+        "timestamp": st.text(max_size=3) | st.none(),
+        "step": st.integers(-1, 2**70) | NUMBERS,
+        **dict.fromkeys(["loss", "evalLoss", "learningRate", "epoch", "samplesPerSecond"], NUMBERS),
+        "nonFinite": st.none()
+        | st.dictionaries(st.sampled_from(["loss", "epoch"]), st.sampled_from(["nan", "-inf", "no"])),
+        "later": TREES,
+    },
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(LOGS, st.booleans(), st.sampled_from(["training.log", "training.failed", "future"]))
+@example(
+    {"type": "training.log", "jobId": "j", "timestamp": "t", "step": 3, "loss": 1, "evalLoss": 0.5},
+    False,
+    "training.log",
+)
+@example({"type": "training.log", "jobId": "j", "timestamp": "t", "step": 3.0, "loss": 10**400}, False, "training.log")
+def test_logs_are_decoded_like_other_events(log: dict[str, Any], escaped: bool, kind: str) -> None:
+    text = json.dumps(log, ensure_ascii=escaped)
+    found = _decode(Frame("7", kind, text))
+    try:
+        expected = decode_event({"type": kind, **json.loads(text)})
+    except ValueError:
+        assert (found.event, found.progress) == (None, False)
+    else:
+        assert (repr(found.event), found.progress) == (repr(expected), True)
+
+
+def test_an_abort_within_a_block_of_frames_loses_and_repeats_nothing() -> None:
+    abort, everything = threading.Event(), [log_frame(n) for n in range(1, 9)]
+    with ScriptedServer(send(b"".join(everything)), send(*everything[2:], END_FRAME)) as server:
+        stream, steps = open_stream(server), []
+        with pytest.raises(TrainerAborted), closing(stream.events(Deadline.after(abort, None))) as events:
+            for event in events:
+                steps.append(event.step)  # type: ignore[union-attr]
+                if len(steps) == 3:
+                    abort.set()
+        assert (steps, stream.cursor) == ([1, 2, 3], "3")
+        assert steps_until_end(stream) == [4, 5, 6, 7, 8]
+        assert server.requests[1]["last-event-id"] == "3"
+
+
+def test_an_event_is_delivered_before_the_end_of_its_http_chunk() -> None:
+    """Frames are delivered in batches, but never kept while the connection is silent."""
+    released, event = threading.Event(), log_frame(1)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def step(connection: socket.socket, _: dict[str, str]) -> None:
+        connection.sendall(head + b"%x\r\n%s" % (len(event), event))
+        released.wait(30)
+
+    with ScriptedServer(step) as server, closing(open_stream(server).events(Deadline.after(None, 10))) as events:
+        assert next(events).step == 1  # type: ignore[union-attr]
+        released.set()
 
 
 def test_non_finite_numbers_are_kept() -> None:

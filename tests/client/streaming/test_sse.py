@@ -14,7 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from arkor.backend.runs import sse
-from arkor.client.streaming.sse import MAX_FRAME_BYTES, FrameTooLarge, frames
+from arkor.client.streaming.sse import (
+    MAX_FRAME_BYTES,
+    FrameTooLarge,
+    _normalize_frame,
+    _parse_with_sseclient,
+    frames,
+    parse_block,
+)
 from arkor.protocol import events as ev
 from arkor.protocol.codec import dumps
 
@@ -177,6 +184,48 @@ CUTS = st.lists(st.integers(0, 2**16), max_size=8)
 @example(b"\xef\xbb\xbfdata: \xe2\x82\xac\r\n\r\n", [1, 2, 10, 11, 13, 14])
 def test_any_bytes_in_any_split_are_parsed_by_the_standard(stream: bytes, cuts: list[int]) -> None:
     assert parse(*pieces(stream, cuts)) == reference(stream)
+
+
+PLAIN_LINES = [
+    b"id: 7",
+    b"id: 8",
+    b"event: training.log",
+    b"event: end",
+    b"data: {}",
+    b"data: x",
+    b"data:  y ",
+    b"data: ",
+]
+PLAIN_SOUP = st.lists(
+    st.lists(
+        st.sampled_from([*PLAIN_LINES, *WORDS, *LETTERS, b": c", b"id: \0", b"\xff", b"\xef\xbb\xbf"]), max_size=4
+    ),
+    max_size=6,
+).map(lambda found: b"".join(b"\n".join(lines) + b"\n\n" for lines in found))
+
+
+def with_sseclient(block: bytes) -> Parsed:
+    """Return the frames of a block, all parsed by sseclient-py."""
+    texts = block[:-2].decode("utf-8", "replace").split("\n\n")
+    found = [frame for text in texts for frame in _parse_with_sseclient(_normalize_frame(text.encode()))]
+    return [(frame.event, frame.data, frame.id, frame.retry) for frame in found]
+
+
+@settings(max_examples=500, deadline=None)
+@given(PLAIN_SOUP)
+@example(b"id: 1\nevent: a\ndata: b\n\nevent: a\ndata: b\n\ndata: b\n\nid: \ndata: \n\nid: 1\ndata: b\ndata: c\n\n")
+def test_plain_frames_are_parsed_as_by_sseclient(block: bytes) -> None:
+    if block:
+        assert [(frame.event, frame.data, frame.id, frame.retry) for frame in parse_block(block)] == with_sseclient(
+            block
+        )
+
+
+def test_frames_before_one_that_is_too_large_are_yielded() -> None:
+    found = frames([b"data: a\n\ndata: " + b"x" * MAX_FRAME_BYTES + b"\n\n"])
+    assert next(found).data == "a"
+    with pytest.raises(FrameTooLarge):
+        next(found)
 
 
 # The stream of our backend
