@@ -277,7 +277,7 @@ def check(family: str, folder: Path, *, steps: int = 200) -> Report:
         with silence_libraries():
             bench = Bench(folder, family)
     except Exception as error:  # noqa: BLE001 - it is the report
-        report.error = f"cannot be made: {type(error).__name__}: {str(error)[:200]}"
+        report.error = f"cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return report
     report.error = " ".join(filter(None, (_problem_in(stage, report, bench, steps) for stage in stages)))
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ LAYOUTS = {
     "gpt_oss": "flat",
     "llama4_text": "flat",
     "qwen3_vl": "flat",
+    "falcon": "flat",  # its linear layers are of a class of its own
+    "glm_moe_dsa": "flat",  # with compressed and indexed keys
     "bloom": "padded",
     "falcon_h1": "padded",
     "qwen3_5_text": "padded",
@@ -48,6 +51,24 @@ def test_a_resumed_run_is_equal_bit_for_bit(tmp_path: Path, family: str) -> None
     assert stopped.losses + resumed.losses == whole.losses
     file = Path("final", "adapter_model.safetensors")
     assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()
+
+
+def test_an_adapter_of_rwkv_has_the_same_effect_in_answers_as_in_training(tmp_path: Path) -> None:
+    """In evaluation, the model divides the weights of some layers, but not those of an adapter."""
+    import torch  # noqa: PLC0415 - as above
+
+    from tests.families.check import Bench, randomize_adapter  # noqa: PLC0415 - as above
+
+    bench = Bench(tmp_path, "rwkv")
+    config = json.loads((bench.model / "config.json").read_text())
+    (bench.model / "config.json").write_text(json.dumps(config | {"rescale_every": 1}))
+    trainer = bench.trainer()
+    randomize_adapter(trainer.model)
+    ids = torch.tensor([trainer.train_dataset[1]["input_ids"]])
+    with torch.no_grad():
+        trained = trainer.model.train()(input_ids=ids).logits
+        answered = trainer.model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(answered, trained, rtol=1e-4, atol=1e-4)
 
 
 def trained_names(bench: Any, **fields: Any) -> set[str]:

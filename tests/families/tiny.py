@@ -76,12 +76,16 @@ NO_CHAT_MODELS = frozenset(
 )
 
 #: Image-text models without a class for causal language modelling.
-IMAGE_TEXT_MODELS = ("qwen3_vl", "qwen3_vl_moe", "qwen2_vl", "qwen2_5_vl", "mistral3", "llava", "internvl", "smolvlm")
+IMAGE_TEXT_MODELS = (
+    "qwen3_vl qwen3_vl_moe qwen2_vl qwen2_5_vl mistral3 llava internvl smolvlm aya_vision cohere2_vision glm4v glm46v "
+    "idefics3 kimi_k25 lfm2_vl llava_next llava_onevision mistral4 paligemma"
+).split()
+
+#: Positions of images in three dimensions, for a head of 8 numbers.
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 
 #: Family → settings that its shape needs, by dotted path.
 SHAPES: dict[str, dict[str, Any]] = {
-    "dots3_note": {"text_config.num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -92,9 +96,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text_config.layer_types": ["sliding_attention", "full_attention"] * 3,
     },
     "gemma3n_text": {"num_hidden_layers": 5, "num_kv_shared_layers": 0},
+    "glm4v": {"text_config.rope_parameters": MROPE},
+    "glm46v": {"text_config.rope_parameters": MROPE},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "inkling2_loop_text": {"unpadded_vocab_size": 260},
     "inkling2_text": {"unpadded_vocab_size": 260},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
@@ -141,8 +148,9 @@ def _parts(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
 def _settings(config_class: Any, small: Mapping[str, Any]) -> dict[str, Any]:
     names = {spec.name for spec in dataclasses.fields(config_class)}
     settings = {name: value for name, value in {**small, **NO_DROPOUT}.items() if name in names}
-    if "kv_lora_rank" in names:  # it is derived from the parts of a head
+    if "kv_lora_rank" in names:  # the size of a head is derived from its parts, and each head has keys of its own
         settings.pop("head_dim", None)
+        settings.update({"num_key_value_heads": 4} if "num_key_value_heads" in names else {})
     for name, (part, selection) in _parts(config_class).items():
         is_text = "text" in name or "decoder" in name
         settings[name] = {**_settings(part, SMALL if is_text else SMALL_TOWER), **selection}

@@ -269,6 +269,10 @@ def load_model(folder: str, **options: Any) -> Any:
 
     with _load_errors_as_run_errors(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "rescale_every", 0):
+            # In evaluation, RWKV divides the weights of its later layers, but not what an adapter adds to them.
+            config.rescale_every = 0
+            options["config"] = config
         return _auto_class(type(config)).from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, **options
         )
@@ -308,13 +312,23 @@ _LOAD_ADVICE = {
 }
 
 
+#: How transformers says that a model needs another package.
+_MISSING_PACKAGE = re.compile(r"requires the (?P<name>[\w.-]+) library but it was not found")
+
+
+def _load_problem(text: str) -> tuple[str, str | None]:
+    """Return the problem and the remedy for a library's error message."""
+    if missing := _MISSING_PACKAGE.search(text):
+        name = missing["name"]
+        return f"requires the package {name} where the backend runs", f"Run pip install {name} there."
+    unknown = (f"cannot be loaded: {shorten(text, 300)}", None)
+    return next((advice for marker, advice in _LOAD_ADVICE.items() if marker.lower() in text.lower()), unknown)
+
+
 @contextmanager
 def _load_errors_as_run_errors(folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a dozen libraries take part in loading, each with its own exceptions
-        text = one_line(str(error))
-        unknown = (f"cannot be loaded: {shorten(text, 300)}", None)
-        matches = (advice for marker, advice in _LOAD_ADVICE.items() if marker.lower() in text.lower())
-        problem, remedy = next(matches, unknown)
+        problem, remedy = _load_problem(one_line(str(error)))
         raise RunError(f"The model {folder} {problem}.", remedy=remedy) from error

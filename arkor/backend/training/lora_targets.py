@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from arkor.backend.engine.interface import RunError
@@ -26,6 +26,9 @@ _ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|shared_expert_gate|wg)(\.|$)")
 
 #: A part of a name that marks the experts of a mixture.
 _EXPERTS = re.compile(r"(^|\.)\w*experts?(\.|$)")
+
+#: The largest relative difference of two products in 16 bits that is due to rounding.
+ROUNDING = 0.02
 
 #: Tokens of the text that is used to find the layers that a text passes through.
 _TEXT_TOKENS = 8
@@ -149,17 +152,32 @@ def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield `nn.Linear` (also quantized) and GPT-2's transposed `Conv1D` layers with their names.
 
     Left out: the output layer of a state-space block (with a `conv1d` in the same block), whose
-    kernels read the weight directly and would bypass an adapter; and classes of a model with a
-    computation of their own, such as routers and grouped layers.
+    kernels read the weight directly and would bypass an adapter; and layers with another
+    computation, such as routers and grouped layers.
     """
     for name, module in model.named_modules():
         block, _, last = name.rpartition(".")
         fused = last == "out_proj" and hasattr(model.get_submodule(block), "conv1d")
-        own = (
-            type(module).__module__.startswith("transformers.models.") and type(module).forward is not nn.Linear.forward
-        )
-        if isinstance(module, (nn.Linear, Conv1D)) and not fused and not own:
+        if isinstance(module, (nn.Linear, Conv1D)) and not fused and _computes_product(module):
             yield name, module
+
+
+def _computes_product(module: Any) -> bool:
+    """Whether a layer multiplies by its weight; a model's own class of linear layers may do something else."""
+    own = type(module).__module__.startswith("transformers.models.") and isinstance(module, nn.Linear)
+    if not own or type(module).forward is nn.Linear.forward:
+        return True
+    weight = module.weight
+    example = torch.linspace(-1, 1, module.in_features, dtype=weight.dtype, device=weight.device)[None]
+    with torch.no_grad():
+        expected = nn.functional.linear(example, weight, module.bias)
+        try:
+            found = module(example)
+        except Exception:  # noqa: BLE001 - it may expect inputs of another shape
+            return False
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= ROUNDING * expected.abs().max())
 
 
 def _called_layers(model: Any) -> set[str]:

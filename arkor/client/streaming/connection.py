@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.client import HTTPException
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from arkor.client.http.cancellation import Cancelled, CancelScope
 from arkor.client.http.deadline import CANCEL_GRACE_SECONDS
-from arkor.client.streaming.sse import Frame, frame_blocks, parse_block
+from arkor.client.streaming.sse import Frame, FrameParser
 from arkor.errors import ArkorError
 from arkor.protocol.events import Event, TrainingLog, decode_event
 
@@ -72,8 +72,9 @@ class StreamConnection:
         self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         # Both only grow; the reader's thread writes the first, the caller's thread the second.
         self._bytes_in = self._bytes_out = 0.0
-        self._batch: list[Received] = []  # decoded, but not delivered
-        self._bytes_delivered = 0.0
+        self._parser = FrameParser()
+        self._chunks: list[bytes] = []  # received, but not parsed
+        self._chunks_bytes = 0
         self._has_capacity = threading.Event()
         self._paused = False
         self._cancel_scope = CancelScope()
@@ -138,35 +139,43 @@ class StreamConnection:
             receiver.before_receive = self._deliver
             batch_bytes = _BATCH_BYTES
         try:
-            for block in frame_blocks(self._chunks(response)):
-                for frame in parse_block(block):
-                    if frame.retry is not None:
-                        self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
-                    if frame.event == "ping":
-                        self._keep_alive.ping(self._bytes_in)
-                        continue
-                    self._bytes_in += len(frame.data) + _FRAME_OVERHEAD_BYTES
-                    self._batch.append(_decode(frame))
-                if self._bytes_in - self._bytes_delivered > batch_bytes:
-                    self._deliver()
-        finally:  # also the frames before a faulty one
+            self._receive_chunks(_low_latency_reader(response), batch_bytes)
+        finally:
             self._deliver()
 
-    def _deliver(self) -> None:
-        """Hand the decoded frames to the caller: before the thread waits, or if they are many."""
-        if self._batch:
-            self._inbox.put(Batch(self._batch, self._bytes_in - self._bytes_delivered))
-            self._batch = []
-            self._bytes_delivered = self._bytes_in
-
-    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        read, keep_alive = _low_latency_reader(response), self._keep_alive
+    def _receive_chunks(self, read: Callable[[], bytes], batch_bytes: int) -> None:
+        """Receive to the end, and deliver at the latest after `batch_bytes`."""
+        keep_alive = self._keep_alive
         keep_alive.last_received_at = time.monotonic()
         while chunk := read():
             keep_alive.last_received_at = time.monotonic()
-            yield chunk
+            self._chunks.append(chunk)
+            self._chunks_bytes += len(chunk)
+            if self._chunks_bytes > batch_bytes:
+                self._deliver()
             if self._bytes_in - self._bytes_out > _HIGH_WATER_BYTES:
                 self._wait_for_capacity()
+
+    def _deliver(self) -> None:
+        """Parse what has arrived for the caller: before the thread waits for more, or if it is much."""
+        if not self._chunks:
+            return
+        data, bytes_before = b"".join(self._chunks), self._bytes_in
+        self._chunks.clear()
+        self._chunks_bytes = 0
+        batch: list[Received] = []
+        try:
+            for frame in self._parser.feed(data):
+                if frame.retry is not None:
+                    self.retry_seconds = min(float(frame.retry[:400]) / 1000, _MAX_RETRY_AFTER)
+                if frame.event == "ping":
+                    self._keep_alive.ping(self._bytes_in)
+                    continue
+                self._bytes_in += len(frame.data) + _FRAME_OVERHEAD_BYTES
+                batch.append(_decode(frame))
+        finally:  # also the frames before a faulty one
+            if batch:
+                self._inbox.put(Batch(batch, self._bytes_in - bytes_before))
 
     def _wait_for_capacity(self) -> None:
         """Pause reading, and thereby the server, until the caller catches up, or raise."""

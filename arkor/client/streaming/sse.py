@@ -45,17 +45,61 @@ class Frame(msgspec.Struct, gc=False):
 
 def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
     """Yield the whole frames of a stream, each as soon as its last byte has arrived."""
-    for block in frame_blocks(chunks):
-        yield from parse_block(block)
+    parser = FrameParser()
+    for chunk in chunks:
+        yield from parser.feed(chunk)
 
 
-def frame_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Regroup the chunks of a stream into blocks of one or more whole frames."""
-    return _split_blocks(_normalize_newlines(_strip_bom(chunks)))
+class FrameParser:
+    """Parses the bytes of one stream, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._start: bytes | None = b""  # None after the first bytes, which may be a byte-order mark
+        self._skip_lf = False  # the last piece ended between CR and LF, perhaps
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the frames that end in `data`; raise `FrameTooLarge` at the first one that is too large."""
+        block = self._split(self._normalize_newlines(data if self._start is None else self._strip_bom(data)))
+        if block:
+            yield from parse_block(block)
+        if len(self._pending) > MAX_FRAME_BYTES:
+            raise _too_large(self._pending)
+
+    def _strip_bom(self, data: bytes) -> bytes:
+        start = (self._start or b"") + data
+        if len(start) < len(_BOM) and _BOM.startswith(start):
+            self._start = start
+            return b""
+        self._start = None
+        return start.removeprefix(_BOM)
+
+    def _normalize_newlines(self, data: bytes) -> bytes:
+        """Replace CRLF and CR by LF."""
+        if self._skip_lf and data:
+            data, self._skip_lf = data.removeprefix(b"\n"), False
+        if b"\r" in data:
+            self._skip_lf = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+    def _split(self, data: bytes) -> bytes:
+        """Return the whole frames of what has arrived, and keep the rest."""
+        pending = self._pending
+        if not pending and data.endswith(b"\n\n"):
+            return data
+        searched = max(0, len(pending) - 1)
+        pending += data
+        end = pending.rfind(b"\n\n", searched) + 2
+        if end == 1:
+            return b""
+        block = bytes(pending[:end])
+        del pending[:end]
+        return block
 
 
 def parse_block(block: bytes) -> Iterator[Frame]:
-    """Yield the frames of a block; raise `FrameTooLarge` at the first one that is too large."""
+    """Yield the frames of a block of whole frames; raise `FrameTooLarge`."""
     may_be_plain = len(block) <= MAX_FRAME_BYTES
     for text in block[:-2].decode("utf-8", "replace").split("\n\n"):  # as in the standard
         if may_be_plain and (match := _match_plain(text)):
@@ -68,46 +112,6 @@ def parse_block(block: bytes) -> Iterator[Frame]:
 def _parse_with_sseclient(frame: bytes) -> Iterator[Frame]:
     events: Any = SSEClient(iter([frame])).events()
     return (Frame(event.id, event.event, event.data, event.retry) for event in events)
-
-
-def _strip_bom(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    start, rest = b"", iter(chunks)
-    for chunk in rest:
-        start += chunk
-        if len(start) >= len(_BOM) or not _BOM.startswith(start):
-            yield start.removeprefix(_BOM)
-            break
-    yield from rest
-
-
-def _normalize_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Replace CRLF and CR by LF, also if a chunk ends between CR and LF."""
-    skip_lf = False
-    for chunk in chunks:
-        if skip_lf and chunk:
-            chunk, skip_lf = chunk.removeprefix(b"\n"), False  # noqa: PLW2901
-        if b"\r" in chunk:
-            skip_lf = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901
-        yield chunk
-
-
-def _split_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Regroup chunks into blocks of one or more whole frames."""
-    pending = bytearray()
-    for chunk in chunks:
-        if not pending and chunk.endswith(b"\n\n"):
-            yield chunk
-            continue
-        searched = max(0, len(pending) - 1)
-        pending += chunk
-        end = pending.rfind(b"\n\n", searched) + 2
-        if end > 1:
-            block = bytes(pending[:end])
-            del pending[:end]
-            yield block
-        if len(pending) > MAX_FRAME_BYTES:
-            raise _too_large(pending)
 
 
 def _normalize_frame(frame: bytes) -> bytes:

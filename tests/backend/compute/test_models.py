@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -124,6 +125,13 @@ class TestLoading:
         folder = make_tiny_model(tmp_path / "model")
         (folder / "config.json").write_text('{"model_type": "from_the_future"}')
         with pytest.raises(RunError, match="newer than the installed transformers"):
+            models.load_model(str(folder))
+
+    @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+    def test_a_model_that_needs_another_package_names_it(self, tmp_path: Path) -> None:
+        folder = make_tiny_model(tmp_path / "model")
+        (folder / "config.json").write_text('{"model_type": "gemma3n"}')
+        with pytest.raises(RunError, match=r"requires the package timm where the backend runs\. Run pip install timm"):
             models.load_model(str(folder))
 
     def test_a_missing_hub_id_is_refused(self, tmp_path: Path) -> None:
