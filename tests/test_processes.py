@@ -65,8 +65,8 @@ def run_cell(client: BlockingKernelClient, code: str, interrupt: Any = None) -> 
             continue
         if message["msg_type"] == "stream":
             text += message["content"]["text"]
-            if interrupt and "waiting" in text:
-                time.sleep(0.3)
+            if interrupt and "step 1" in text:
+                time.sleep(0.3)  # so that the callback has returned, and the cell waits for the next event
                 interrupt, interrupt_now = None, interrupt
                 interrupt_now()
         elif message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
@@ -96,7 +96,7 @@ trainer = Trainer.attach("j", base_url={server.url!r}, credentials=identity, pro
                 began.append(time.monotonic())
                 manager.interrupt_kernel()
 
-            reply = run_cell(client, "print('waiting', flush=True)\ntrainer.wait()", interrupt)
+            reply = run_cell(client, "trainer.wait()", interrupt)
             assert time.monotonic() - began[0] < 60  # it does not hang
             assert reply["ename"] == "KeyboardInterrupt"
             assert "step 1" in reply["text"]
