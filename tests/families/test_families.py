@@ -12,14 +12,10 @@ pytestmark = pytest.mark.slow
 
 #: Family → the layout of its batches.
 LAYOUTS = {
-    "llama": "flat",
     "gemma3": "flat",  # with a vision tower and sliding windows
     "gemma4": "flat",  # the same, with layers that share keys, like E4B
-    "gpt2": "flat",  # absolute positions
     "qwen3_moe": "flat",
     "gpt_oss": "flat",
-    "llama4_text": "flat",
-    "qwen3_vl": "flat",
     "falcon": "flat",  # its linear layers are of a class of its own
     "glm_moe_dsa": "flat",  # with compressed and indexed keys
     "bloom": "padded",

@@ -169,7 +169,7 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     with RunServer(*steps) as server, no_leaks(port_of(server)):
         trainer = server.watch(tmp_path, callbacks={"on_log": lambda ctx: seen.append(ctx.step)})
         with pytest.raises(TimeoutError, match="the run itself continues"):
-            trainer.wait(timeout=0.2)
+            trainer.wait(timeout=3)  # the first event arrives well within it
         held.set()
         assert trainer.wait().job.status == "completed"
         assert seen == [1, 2]

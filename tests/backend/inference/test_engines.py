@@ -157,18 +157,28 @@ def test_a_model_that_ends_processes_goes_to_the_reference(
 ) -> None:
     """Two processes are killed while llama.cpp loads the model; a success in between counts anew."""
     script = f"""
-import os, sys
+import os, sys, traceback
 from pathlib import Path
 from arkor.backend.inference.llama_cpp.loading import load_llama_model
 from arkor.backend.inference.llama_cpp.model import LlamaModel
-if sys.argv[1] == "dies":
-    LlamaModel.warm_up = lambda self: os._exit(9)
-load_llama_model("any", {base!r}, Path({str(tmp_path)!r}))
+
+def load(dies):
+    if dies:
+        LlamaModel.warm_up = lambda self: os._exit(9)
+    try:
+        load_llama_model("any", {base!r}, Path({str(tmp_path)!r}))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+for how in ("dies", "works", "dies", "dies", "dies"):
+    if (child := os.fork()) == 0:
+        load(how == "dies")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    codes = [
-        subprocess.run([sys.executable, "-c", script, how], check=False).returncode
-        for how in ("dies", "works", "dies", "dies", "dies")
-    ]
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    codes = list(map(int, done.stdout.split()))
     assert codes == [9, 0, 9, 9, 1]
     cached = next((models_folder(tmp_path) / "gguf").glob("*.crashes"))
     assert "has ended 2 processes" in capfd.readouterr().err

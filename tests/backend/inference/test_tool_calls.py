@@ -205,7 +205,7 @@ def test_calls_are_parsed_however_the_text_is_split(name: str, arguments: list[A
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory, engine: str) -> dict[str, str]:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An untrained model for every template, and for one whose calls start with a single letter."""
     root = tmp_path_factory.mktemp("bases")
     found = {"plain": make_base(root / "plain", context=2048)}
@@ -247,6 +247,7 @@ def test_forced_calls_match_their_schema(bases: dict[str, str], tmp_path: Path, 
             assert arguments.get("b", 2) in (2, 3)
 
 
+@pytest.mark.usefixtures("engine")
 def test_optional_calls_of_a_model(bases: dict[str, str], tmp_path: Path) -> None:
     """At a temperature at which all tokens are equally likely."""
     tool_choice = ToolChoice((NOW,), forced=False, name=None, parallel=False)
@@ -266,6 +267,7 @@ def test_optional_calls_of_a_model(bases: dict[str, str], tmp_path: Path) -> Non
     assert "tool_calls" in seen
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_template_without_tools_can_choose(bases: dict[str, str], tmp_path: Path) -> None:
     """The tools are described in words, and an untrained model answers with text."""
     replies = answered(bases["plain"], tmp_path, tool_choice=FREE, max_tokens=5)
