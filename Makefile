@@ -19,7 +19,7 @@ CONSTRAINTS := $(VENV)/constraints.txt
 INSTALL     := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS)
 COMPILE     := env -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-header --no-annotate
 
-SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 PYTEST       ?=
 
 # The demo keeps to itself: its project is demo/, its runs and models are below this folder and not in ~/.arkor.
@@ -63,7 +63,7 @@ demo: $(DEMO_READY) ## Fine-tune a small model on support tickets, from nothing,
 	@echo "  . $(BIN)/activate && export ARKOR_HOME=\"$(DEMO_HOME)\""
 	@echo "  arkor jobs"
 
-test: setup ## Check style and types, run every test, four files at a time
+test: setup ## Check style and types, run every test, three files at a time
 	@$(MAKE) --no-print-directory --jobs 2 lint every-test
 
 every-test:

@@ -138,6 +138,7 @@ bearer = "{caller.token}"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some 3,000 calls
 def test_nothing_is_answered_that_is_not_described(
     slow_backend: Backend, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
