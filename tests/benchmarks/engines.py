@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -32,7 +33,7 @@ from arkor.backend.compute.models import load_configs, load_model, load_tokenize
 from arkor.backend.inference.messages import CompletionRequest, Delta, Done, Reply, reply_from_json
 from arkor.backend.runs.paths import models_folder
 from arkor.settings import STARTER_MODEL
-from tests.benchmarks.inference import QUESTION, STREAMS, TOKENS, Table, Timing
+from tests.benchmarks.inference import QUESTION, STREAMS, TOKENS, Table, Timing, concurrent_rate
 
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
@@ -96,18 +97,8 @@ class Ours:
 
 def at_once(ask: Callable[..., Timing], number: int, *, adapter: bool) -> float:
     """Return the tokens per second of concurrent answers, including the prompts."""
-    timings: list[Timing] = []
-
-    def one(index: int) -> None:
-        timings.append(ask(QUESTION.format(f"{number}-{index}"), adapter=adapter))
-
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(STREAMS)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(timing.tokens for timing in timings) / (time.perf_counter() - began)
+    questions = [QUESTION.format(f"{number}-{index}") for index in range(STREAMS)]
+    return concurrent_rate([partial(ask, question, adapter=adapter) for question in questions])
 
 
 def play(table: Table, who: str, ask: Callable[..., Timing], number: int) -> None:

@@ -17,7 +17,7 @@ from statistics import median
 from tests.conftest import PROJECT
 
 BASELINE = "import requests"
-#: What is measured → the arguments of Python, and the goal as a multiple of the baseline.
+#: Name of a command → its arguments for Python, and its goal as a multiple of the baseline.
 COMMANDS: dict[str, tuple[list[str], float | None]] = {
     BASELINE: (["-c", BASELINE], None),
     "from arkor import Trainer": (["-c", "from arkor import Trainer"], 1.8),
